@@ -1,0 +1,106 @@
+//! From a question to a [`Permit`]: the only value that lets a request through.
+
+use crate::gates::Checked;
+use crate::reason::Reason;
+use crate::{same_bytes, sha256};
+
+/// The control plane's last word on a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Spent and written down: forward it.
+    Allow,
+    /// No, and why.
+    Deny(Reason),
+}
+
+/// An answer as it came over the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Echo<'a> {
+    /// The token's hash, repeated from the question.
+    pub token_hash: &'a [u8],
+    /// SHA-256 of the question's bytes.
+    pub question_digest: &'a [u8],
+    /// The last word.
+    pub verdict: Verdict,
+}
+
+/// A checked request that waits for the answer to one question.
+#[derive(Clone, Debug)]
+pub struct Pending {
+    checked: Checked,
+    question_digest: [u8; 32],
+}
+
+impl Pending {
+    /// Remembers the question, as its exact bytes go out.
+    #[must_use]
+    pub fn new(checked: Checked, question: &[u8]) -> Self {
+        Self {
+            checked,
+            question_digest: sha256(question),
+        }
+    }
+
+    /// The request that waits.
+    #[must_use]
+    pub fn checked(&self) -> &Checked {
+        &self.checked
+    }
+
+    /// Whether an answer is to this question. Ask this before obeying one that
+    /// is not the last word, such as a hold.
+    #[must_use]
+    pub fn is_answered_by(&self, token_hash: &[u8], question_digest: &[u8]) -> bool {
+        same_bytes(token_hash, &self.checked.token_hash())
+            && same_bytes(question_digest, &self.question_digest)
+    }
+
+    /// Takes the last word. It is consumed either way, so that one question
+    /// never gives two permits.
+    ///
+    /// # Errors
+    /// The control plane's reason; `internal_error` for an answer to another question.
+    pub fn settle(self, echo: Echo<'_>) -> Result<Permit, Refused> {
+        if !self.is_answered_by(echo.token_hash, echo.question_digest) {
+            return Err(self.refused(Reason::InternalError));
+        }
+        match echo.verdict {
+            Verdict::Allow => Ok(Permit {
+                checked: self.checked,
+            }),
+            Verdict::Deny(reason) => Err(self.refused(reason)),
+        }
+    }
+
+    fn refused(self, reason: Reason) -> Refused {
+        Refused {
+            reason,
+            checked: Box::new(self.checked),
+        }
+    }
+}
+
+/// Leave to forward one request, once. Nothing else makes one than
+/// [`Pending::settle`], and it can't be copied.
+#[derive(Debug)]
+pub struct Permit {
+    checked: Checked,
+}
+
+impl Permit {
+    /// What may be forwarded.
+    #[must_use]
+    pub fn checked(&self) -> &Checked {
+        &self.checked
+    }
+}
+
+/// The last word was no.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("refused: {reason}")]
+pub struct Refused {
+    /// Why.
+    pub reason: Reason,
+    /// The request that is refused.
+    pub checked: Box<Checked>,
+}

@@ -1,0 +1,409 @@
+//! The gates at the edge: one list, in one order, from bytes to [`Checked`].
+
+use crate::key::{PublicKey, Verifier};
+use crate::limits::Limits;
+use crate::proof::UnverifiedProof;
+use crate::reason::Reason;
+use crate::token::{self, Claims, UnverifiedToken};
+use crate::url::{Origin, Target};
+use crate::{b64, same_bytes};
+
+/// Who checks a token's signature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenCheck {
+    /// The edge does, and the control plane matches its record as well.
+    #[default]
+    Edge,
+    /// The control plane alone does, by matching SHA-256 of the exact bytes
+    /// with what it issued.
+    Record,
+}
+
+/// What the edge is told by configuration. [`EdgeConfig::new`] has the defaults.
+#[derive(Clone, Debug)]
+pub struct EdgeConfig {
+    /// The one issuer whose tokens count.
+    pub issuer: String,
+    /// The protected resource identifier that `aud` has to name.
+    pub resource: String,
+    /// Scheme and authority that clients use. Never taken from a header.
+    pub origin: Origin,
+    /// The issuer's keys by `kid`. Of two with one `kid` the first counts.
+    pub keys: Vec<(String, PublicKey)>,
+    /// Who checks a token's signature.
+    pub token_check: TokenCheck,
+    /// Sizes and depths.
+    pub limits: Limits,
+    /// How far a proof's `iat` may lie from now; 300 s.
+    pub proof_window_s: u64,
+    /// How far a token's `iat` and `nbf` may lie in the future; 10 s.
+    pub token_skew_s: u64,
+    /// The longest that a token may live; 300 s.
+    pub token_lifetime_max_s: u64,
+    /// Demand, of every request, a client certificate whose one URI SAN is the
+    /// agent's SPIFFE ID; false.
+    pub require_peer: bool,
+}
+
+impl EdgeConfig {
+    /// The defaults, with no keys yet.
+    #[must_use]
+    pub fn new(issuer: impl Into<String>, resource: impl Into<String>, origin: Origin) -> Self {
+        Self {
+            issuer: issuer.into(),
+            resource: resource.into(),
+            origin,
+            keys: Vec::new(),
+            token_check: TokenCheck::Edge,
+            limits: Limits::default(),
+            proof_window_s: 300,
+            token_skew_s: 10,
+            token_lifetime_max_s: 300,
+            require_peer: false,
+        }
+    }
+}
+
+/// The client certificate of the connection, from TLS and never from a header.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerCertificate<'a> {
+    /// SHA-256 of its DER form.
+    pub sha256: [u8; 32],
+    /// All its URI SANs.
+    pub uri_sans: &'a [String],
+}
+
+/// The request as the host shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// The whole header map, pseudo headers included, names in lower case.
+    pub headers: &'a [(Vec<u8>, Vec<u8>)],
+    /// The client certificate, if there is one.
+    pub peer: Option<PeerCertificate<'a>>,
+}
+
+/// A request that passed every gate but the control plane's. Made here alone.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    token: String,
+    token_hash: [u8; 32],
+    proof: String,
+    proof_jti: String,
+    claims: Claims,
+    method: &'static str,
+    authority: String,
+    path: String,
+}
+
+impl Checked {
+    /// The token's exact text.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// SHA-256 of the token's exact bytes.
+    #[must_use]
+    pub fn token_hash(&self) -> [u8; 32] {
+        self.token_hash
+    }
+
+    /// The proof's exact text.
+    #[must_use]
+    pub fn proof(&self) -> &str {
+        &self.proof
+    }
+
+    /// The proof's `jti`.
+    #[must_use]
+    pub fn proof_jti(&self) -> &str {
+        &self.proof_jti
+    }
+
+    /// The token's `jti`.
+    #[must_use]
+    pub fn jti(&self) -> &str {
+        &self.claims.jti
+    }
+
+    /// The agent's SPIFFE ID, from `client_id`.
+    #[must_use]
+    pub fn agent(&self) -> &str {
+        &self.claims.client_id
+    }
+
+    /// The subject whom the agent acts for, if it is not the agent itself.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        Some(self.claims.sub.as_str()).filter(|sub| *sub != self.claims.client_id)
+    }
+
+    /// All that the token says.
+    #[must_use]
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// The request's method.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.method
+    }
+
+    /// The authority that clients use, normalised.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Path and query as the request has them, which is what is forwarded. The
+    /// path is in normal form; the query may spell the action's in another way
+    /// that [`crate::url`] holds to be the same.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+/// Whom a refusal is about, when both signatures were verified here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    /// The token's `jti`.
+    pub jti: String,
+    /// The agent's SPIFFE ID.
+    pub agent: String,
+    /// SHA-256 of the token's exact bytes.
+    pub token_hash: [u8; 32],
+}
+
+/// A gate said no. Nothing has been spent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("refused: {reason}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// Set when both signatures were verified; otherwise it is only counted.
+    pub authenticated: Option<Authenticated>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            authenticated: None,
+        }
+    }
+}
+
+/// Runs the gates: cheap ones before expensive ones, and nothing is spent.
+/// Revocations and spending come after, at the control plane.
+///
+/// # Errors
+/// The first gate that says no.
+pub fn check<V: Verifier>(
+    request: &RequestView<'_>,
+    config: &EdgeConfig,
+    now_ms: u64,
+    verifier: &V,
+) -> Result<Checked, Refusal> {
+    let limits = &config.limits;
+    // From the whole header map: one `authorization`, one `dpop`.
+    let credentials = credentials(request.headers)?;
+    // Sizes.
+    header_block_fits(request.headers, limits)?;
+    // The token parses; `typ`, `alg`, `kid`.
+    let token = UnverifiedToken::parse(credentials.token.as_bytes(), limits)?;
+    // Its signature, unless the record is asked.
+    let token = match config.token_check {
+        TokenCheck::Edge => token.verify(&config.keys, verifier)?,
+        TokenCheck::Record => token.leave_to_record(),
+    };
+    // `iss`, `aud`, `iat`, `nbf`, `exp`.
+    token.check(&token::Expected {
+        issuer: &config.issuer,
+        resource: &config.resource,
+        now_ms,
+        skew_s: config.token_skew_s,
+        lifetime_max_s: config.token_lifetime_max_s,
+    })?;
+    // The proof parses; `typ`, `alg`, a public `jwk`.
+    let proof = UnverifiedProof::parse(credentials.proof.as_bytes(), limits)?;
+    // Its thumbprint equals `cnf.jkt`.
+    proof.bound_to(&token.claims().jkt)?;
+    // `htm`, `htu`, against the request as it will be forwarded.
+    let line = RequestLine::read(request.headers, &config.origin)?;
+    proof.made_for(line.method, &line.target)?;
+    // The `iat` window. Nonces are off at the edge: a token is used once anyway.
+    proof.fresh(now_ms, config.proof_window_s)?;
+    // `ath`.
+    proof.covers_token(&token.hash())?;
+    // The proof's signature.
+    let proof = proof.verify(verifier)?;
+    let authenticated = token.signature_checked().then(|| Authenticated {
+        jti: token.claims().jti.clone(),
+        agent: token.claims().client_id.clone(),
+        token_hash: token.hash(),
+    });
+    let refused = |reason| Refusal {
+        reason,
+        authenticated: authenticated.clone(),
+    };
+    // The peer's certificate, when the token or the config asks.
+    peer_fits(request.peer, token.claims(), config).map_err(refused)?;
+    // The action covers the request.
+    let action = &token.claims().action;
+    if !action.covers(line.method, &line.target) {
+        return Err(refused(Reason::ActionMismatch));
+    }
+    Ok(Checked {
+        token_hash: token.hash(),
+        claims: token.claims().clone(),
+        token: credentials.token.to_owned(),
+        proof: credentials.proof.to_owned(),
+        proof_jti: proof.jti().to_owned(),
+        method: action.method(),
+        authority: config.origin.authority().to_owned(),
+        path: line.path.to_owned(),
+    })
+}
+
+struct Credentials<'a> {
+    token: &'a str,
+    proof: &'a str,
+}
+
+/// Exactly one `authorization` (scheme `DPoP` in any case, one space, one
+/// token68, so no comma) and exactly one `dpop`.
+///
+/// No `authorization` at all is `missing_credentials`, whatever `dpop` there
+/// is: the client has not tried to authenticate. Everything else is
+/// `malformed_credentials`: Bearer and every other scheme too, since a bound
+/// token must not be taken as a bearer token (RFC 9449, section 7.2).
+fn credentials(headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Credentials<'_>, Reason> {
+    let authorization = match only(headers, "authorization") {
+        Count::None => return Err(Reason::MissingCredentials),
+        Count::One(value) => value,
+        Count::Many => return Err(Reason::MalformedCredentials),
+    };
+    let proof = only(headers, "dpop").one();
+    let split = std::str::from_utf8(authorization)
+        .ok()
+        .and_then(|text| text.split_once(' '));
+    match (split, proof.map(std::str::from_utf8)) {
+        (Some((scheme, token)), Some(Ok(proof)))
+            if scheme.eq_ignore_ascii_case("DPoP") && is_token68(token) && !proof.is_empty() =>
+        {
+            Ok(Credentials { token, proof })
+        }
+        _ => Err(Reason::MalformedCredentials),
+    }
+}
+
+/// RFC 9110, section 11.2.
+fn is_token68(text: &str) -> bool {
+    let body = text.trim_end_matches('=');
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+    !body.is_empty() && body.bytes().all(allowed)
+}
+
+fn header_block_fits(headers: &[(Vec<u8>, Vec<u8>)], limits: &Limits) -> Result<(), Reason> {
+    let size = headers
+        .iter()
+        .flat_map(|(name, value)| [name.len(), value.len()])
+        .fold(0_usize, usize::saturating_add);
+    if size > limits.header_block {
+        return Err(Reason::TooLarge);
+    }
+    Ok(())
+}
+
+struct RequestLine<'a> {
+    method: &'static str,
+    target: Target,
+    path: &'a str,
+}
+
+impl<'a> RequestLine<'a> {
+    /// Method and URL. A request that no proof can be made for gets the
+    /// proof's reason: a method that no action names, an authority that is not
+    /// the configured one, a path that is not in normal form.
+    fn read(headers: &'a [(Vec<u8>, Vec<u8>)], origin: &Origin) -> Result<Self, Reason> {
+        let method = only(headers, ":method")
+            .one()
+            .and_then(|method| std::str::from_utf8(method).ok())
+            .and_then(crate::action::known_method)
+            .ok_or(Reason::ProofMethod)?;
+        let authority = only(headers, ":authority").one();
+        let host_agrees = match only(headers, "host") {
+            Count::None => true,
+            Count::One(host) => origin.is_authority(host),
+            Count::Many => false,
+        };
+        if !authority.is_some_and(|a| origin.is_authority(a)) || !host_agrees {
+            return Err(Reason::ProofTarget);
+        }
+        let path = only(headers, ":path").one().ok_or(Reason::ProofTarget)?;
+        let path = std::str::from_utf8(path).map_err(|_| Reason::ProofTarget)?;
+        let target = Target::request(origin, path.as_bytes()).map_err(|_| Reason::ProofTarget)?;
+        Ok(Self {
+            method,
+            target,
+            path,
+        })
+    }
+}
+
+/// The certificate that the token is bound to (RFC 8705, section 3), and the
+/// agent's own where the config demands one. More than one URI SAN is no
+/// X.509-SVID.
+fn peer_fits(
+    peer: Option<PeerCertificate<'_>>,
+    claims: &Claims,
+    config: &EdgeConfig,
+) -> Result<(), Reason> {
+    if claims.x5t_s256.is_none() && !config.require_peer {
+        return Ok(());
+    }
+    let peer = peer.ok_or(Reason::CertificateMissing)?;
+    if let Some(x5t) = &claims.x5t_s256 {
+        let same = b64::decode32(x5t).is_some_and(|x5t| same_bytes(&x5t, &peer.sha256));
+        if !same {
+            return Err(Reason::CertificateMismatch);
+        }
+    }
+    if config.require_peer {
+        match peer.uri_sans {
+            [san] if *san == claims.client_id => {}
+            _ => return Err(Reason::CertificateMismatch),
+        }
+    }
+    Ok(())
+}
+
+/// How often a header is there.
+enum Count<'a> {
+    None,
+    One(&'a [u8]),
+    Many,
+}
+
+impl<'a> Count<'a> {
+    fn one(self) -> Option<&'a [u8]> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::None | Self::Many => None,
+        }
+    }
+}
+
+fn only<'a>(headers: &'a [(Vec<u8>, Vec<u8>)], name: &str) -> Count<'a> {
+    let mut found = headers
+        .iter()
+        .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
+    match (found.next(), found.next()) {
+        (None, _) => Count::None,
+        (Some((_, value)), None) => Count::One(value),
+        (Some(_), Some(_)) => Count::Many,
+    }
+}

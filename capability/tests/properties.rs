@@ -1,0 +1,230 @@
+//! No parser panics, and what is printed is read back.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests fail loudly"
+)]
+
+mod common;
+
+use capability::gates::{self, EdgeConfig, RequestView};
+use capability::key::{PublicKey, ecdsa_der};
+use capability::proof::{Expected, UnverifiedProof};
+use capability::token::{self, Claims, UnverifiedToken};
+use capability::url::{Origin, Target};
+use capability::{Limits, Portable, Reason, b64, jcs, json, proof, sha256};
+use common::{AGENT, ISSUER, NOW_S, ORIGIN, Signing};
+use proptest::prelude::*;
+use serde_json::Value;
+
+/// Any JSON value that the strict parser takes.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (-(1_i64 << 53) + 1..1 << 53).prop_map(Value::from),
+        any::<f64>()
+            .prop_filter("finite", |f| f.is_finite() && f.fract() != 0.0)
+            .prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(any::<String>(), inner, 0..4)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+/// Text that looks enough like the real thing to get past the first check.
+fn url_like() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "(https?://)?[a-zA-Z0-9.:@\\[\\]-]{0,12}(/[a-z.%;*0-9A-F/\\\\]{0,12})?([?#][a-z%&=0-9]{0,8})?",
+        "/[a-z.%~0-9A-F/;]{0,16}(\\?[a-z=%0-9A-F]{0,8})?",
+    ]
+}
+
+fn claims() -> impl Strategy<Value = Claims> {
+    let name = "[a-zA-Z0-9:/._-]{1,20}";
+    let names = proptest::collection::vec(name, 0..4);
+    (
+        names.clone(),
+        names,
+        name,
+        any::<[u8; 32]>(),
+        proptest::option::of(any::<[u8; 32]>()),
+        proptest::option::of(0..1_u64 << 53),
+        "/[a-z0-9~]{0,8}(\\?[a-z=&]{0,8})?",
+        0..1_u64 << 53,
+    )
+        .prop_map(|(aud, others, id, jkt, x5t, nbf_s, path, exp_s)| Claims {
+            aud,
+            sub: if others.is_empty() {
+                AGENT.to_owned()
+            } else {
+                id.clone()
+            },
+            chain: if others.is_empty() {
+                Vec::new()
+            } else {
+                std::iter::once(AGENT.to_owned()).chain(others).collect()
+            },
+            jti: id,
+            nbf_s,
+            exp_s,
+            x5t_s256: x5t.map(|digest| b64::encode(&digest)),
+            action: capability::action::HttpAction::new("PUT", &format!("{ORIGIN}{path}")).unwrap(),
+            ..common::claims(&b64::encode(&jkt))
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn json_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in "[\\[\\]{}\",:0-9eE.\\\\u-]{0,40}") {
+        for bytes in [bytes.as_slice(), text.as_bytes()] {
+            if let Ok(value) = json::parse(bytes, &Limits::default()) {
+                prop_assert_eq!(json::parse(value.to_string().as_bytes(), &Limits::default()), Ok(value));
+            }
+        }
+    }
+
+    #[test]
+    fn the_canonical_form_is_read_back_and_stays(value in any_json()) {
+        let text = jcs::to_string(&value);
+        let back = json::parse(text.as_bytes(), &Limits::CEILING).unwrap();
+        prop_assert_eq!(&jcs::to_string(&back), &text);
+        prop_assert_eq!(back, value);
+    }
+
+    #[test]
+    fn urls_never_panic_and_normal_forms_stay(text in url_like()) {
+        let origin = Origin::parse(ORIGIN).unwrap();
+        let _ = origin.is_authority(text.as_bytes());
+        let _ = Target::htu(&text);
+        if let Ok(target) = Target::location(&text) {
+            let normal = target.to_string();
+            prop_assert!(target.is_htu(&normal));
+            prop_assert_eq!(Target::location(&normal), Ok(target));
+        }
+    }
+
+    /// F45: a path never turns into an authority, and what is compared is what came.
+    #[test]
+    fn path_in_is_path_compared(text in url_like(), prefix in "//?[a-z.]{0,8}") {
+        let origin = Origin::parse(ORIGIN).unwrap();
+        for text in [text.clone(), format!("{prefix}{text}")] {
+            if let Ok(target) = Target::request(&origin, text.as_bytes()) {
+                prop_assert_eq!(target.origin(), &origin);
+                prop_assert_eq!(target.path(), text.split('?').next().unwrap());
+                let absolute = format!("{ORIGIN}{text}");
+                prop_assert_eq!(Target::location(&absolute), Ok(target));
+            }
+        }
+    }
+
+    #[test]
+    fn keys_never_panic(jwk in any_json(), raw in any::<[u8; 32]>(), other in any::<[u8; 32]>()) {
+        let _ = PublicKey::from_jwk(&jwk);
+        let keys = [PublicKey::p256(raw, other), PublicKey::ed25519(raw)];
+        for key in keys.into_iter().flatten() {
+            prop_assert_eq!(PublicKey::from_jwk(&key.to_jwk()), Ok(key.clone()));
+            prop_assert_eq!(b64::decode(&key.thumbprint()).unwrap().len(), 32);
+        }
+    }
+
+    #[test]
+    fn der_signatures_keep_their_numbers(signature in proptest::collection::vec(any::<u8>(), 0..70)) {
+        let der = ecdsa_der(&signature);
+        prop_assert_eq!(der.is_some(), signature.len() == 64);
+    }
+
+    #[test]
+    fn tokens_and_proofs_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..60),
+        header in any_json(),
+        payload in any_json(),
+        signature in any::<[u8; 8]>(),
+    ) {
+        let segment = |v: &Value| b64::encode(v.to_string().as_bytes());
+        let text = format!("{}.{}.{}", segment(&header), segment(&payload), b64::encode(&signature));
+        for bytes in [bytes.as_slice(), text.as_bytes()] {
+            let token = UnverifiedToken::parse(bytes, &Limits::default()).err();
+            prop_assert!(matches!(token, Some(Reason::TokenMalformed | Reason::TooLarge)));
+            let proof = UnverifiedProof::parse(bytes, &Limits::default()).err();
+            prop_assert!(matches!(proof, Some(Reason::ProofMalformed | Reason::TooLarge)));
+        }
+    }
+
+    #[test]
+    fn a_token_says_what_was_put_in(claims in claims()) {
+        let key = Signing::p256("issuer");
+        let text = token::signing_input("k", key.algorithm(), &claims) + ".AAAA";
+        let token = UnverifiedToken::parse(text.as_bytes(), &Limits::default()).unwrap();
+        let token = token.leave_to_record();
+        prop_assert_eq!(token.claims(), &claims);
+        prop_assert_eq!(token.hash(), sha256(text.as_bytes()));
+        prop_assert!(!token.signature_checked());
+    }
+
+    #[test]
+    fn the_gates_never_panic(
+        names in proptest::collection::vec(prop_oneof![
+            Just("authorization".to_owned()), Just("dpop".to_owned()), Just(":path".to_owned()),
+            Just(":method".to_owned()), Just(":authority".to_owned()), "[a-z-]{1,8}",
+        ], 0..8),
+        values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 8),
+        scheme in any::<bool>(),
+    ) {
+        let headers: Vec<_> = names.into_iter().zip(values).map(|(name, mut value)| {
+            if scheme && name == "authorization" {
+                value = [b"DPoP ", b64::encode(&value).as_bytes()].concat();
+            }
+            (name.into_bytes(), value)
+        }).collect();
+        let config = EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap());
+        let request = RequestView { headers: &headers, peer: None };
+        let refusal = gates::check(&request, &config, NOW_S * 1000, &Portable).unwrap_err();
+        prop_assert_eq!(refusal.authenticated, None);
+    }
+}
+
+proptest! {
+    // Signing and checking are slow without optimisation.
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    #[test]
+    fn a_proof_says_what_was_put_in(jti in "[ -~]{1,40}", age_s in 0..60_u64, path in "/[a-z0-9~]{0,8}", old in any::<bool>()) {
+        let key = if old { Signing::p256("agent") } else { Signing::ed25519("agent") };
+        let target = Target::location(&format!("{ORIGIN}{path}")).unwrap();
+        let claims = proof::ProofClaims {
+            htu: target.to_string(),
+            iat_s: NOW_S - age_s,
+            jti: jti.clone(),
+            ..common::proof_claims("token")
+        };
+        let text = key.seal(&proof::signing_input(&key.public().to_jwk(), key.algorithm(), &claims));
+        let jkt = key.public().thumbprint();
+        let expected = Expected {
+            method: "GET", target: &target, now_ms: NOW_S * 1000, window_s: 60,
+            ath: Some(sha256(b"token")), jkt: Some(&jkt), nonce: None,
+        };
+        let parsed = UnverifiedProof::parse(text.as_bytes(), &Limits::default()).unwrap();
+        let verified = parsed.check(&expected, &Portable).unwrap();
+        prop_assert_eq!(verified.jti(), &jti);
+        prop_assert_eq!(verified.jkt(), &jkt);
+        prop_assert_eq!(verified.key(), &key.public());
+        prop_assert_eq!(verified.iat_s(), NOW_S - age_s);
+
+        // Any flipped bit is a refusal.
+        let mut bytes = text.into_bytes();
+        let at = usize::from(sha256(jti.as_bytes())[0]) * bytes.len() / 256;
+        bytes[at] ^= 1;
+        let flipped = UnverifiedProof::parse(&bytes, &Limits::default())
+            .and_then(|proof| proof.check(&expected, &Portable));
+        prop_assert!(flipped.is_err());
+    }
+}
