@@ -1,0 +1,178 @@
+//! Canonical JSON (RFC 8785, JCS) for lines: one value has one encoding.
+//!
+//! Numbers are integers only, within what an IEEE double holds exactly, so that
+//! JCS's number rules (section 3.2.2.3) come down to plain digits.
+
+use serde_json::{Map, Value};
+
+/// The largest integer that every JSON reader takes exactly: 2^53 − 1.
+pub const LARGEST_INTEGER: u64 = (1 << 53) - 1;
+
+/// A value that lines do not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CanonicalError {
+    /// A fraction, or an integer beyond ±(2^53 − 1).
+    #[error("lines hold integers within ±(2^53 − 1) only")]
+    Number,
+    /// serde_json could not write a string.
+    #[error("a string cannot be encoded")]
+    String,
+    /// Not JSON, or nested deeper than serde_json reads.
+    #[error("not valid JSON")]
+    Syntax,
+    /// JSON, but not in canonical form: spaces, key order, escapes or a duplicate key.
+    #[error("not in canonical form")]
+    NotCanonical,
+}
+
+/// Encodes a value in its canonical form.
+///
+/// # Errors
+/// [`CanonicalError::Number`] for a number that is no safe integer.
+pub fn encode(value: &Value) -> Result<Vec<u8>, CanonicalError> {
+    let mut out = Vec::new();
+    write(value, &mut out)?;
+    Ok(out)
+}
+
+/// Parses bytes that must be the canonical form of what they say: they are
+/// encoded again and compared, which also finds duplicate keys.
+///
+/// # Errors
+/// [`CanonicalError::Syntax`] and [`CanonicalError::NotCanonical`].
+pub fn decode(bytes: &[u8]) -> Result<Value, CanonicalError> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|_| CanonicalError::Syntax)?;
+    if encode(&value)? == bytes {
+        Ok(value)
+    } else {
+        Err(CanonicalError::NotCanonical)
+    }
+}
+
+fn write(value: &Value, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::Number(number) => {
+            let magnitude = match (number.as_u64(), number.as_i64()) {
+                (Some(n), _) => n,
+                (None, Some(n)) => n.unsigned_abs(),
+                (None, None) => return Err(CanonicalError::Number),
+            };
+            if magnitude > LARGEST_INTEGER {
+                return Err(CanonicalError::Number);
+            }
+            out.extend_from_slice(number.to_string().as_bytes());
+        }
+        Value::String(text) => string(text, out)?,
+        Value::Array(items) => {
+            out.push(b'[');
+            for (at, item) in items.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                write(item, out)?;
+            }
+            out.push(b']');
+        }
+        Value::Object(members) => object(members, out)?,
+    }
+    Ok(())
+}
+
+fn object(members: &Map<String, Value>, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+    let mut sorted: Vec<(&String, &Value)> = members.iter().collect();
+    // RFC 8785, section 3.2.3: by UTF-16 code units, which differs from UTF-8's
+    // order beyond the basic plane.
+    sorted.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+    out.push(b'{');
+    for (at, (key, value)) in sorted.into_iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        string(key, out)?;
+        out.push(b':');
+        write(value, out)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+// serde_json escapes as ECMAScript's JSON.stringify does, which is what JCS asks for.
+fn string(text: &str, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+    serde_json::to_writer(out, text).map_err(|_| CanonicalError::String)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn text(value: &Value) -> String {
+        String::from_utf8(encode(value).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn keys_sort_by_utf16_and_strings_escape_minimally() {
+        // RFC 8785, section 3.2.3, its own sample order.
+        let value =
+            json!({"\u{20ac}":1,"\r":2,"\u{fb33}":3,"1":4,"\u{1f600}":5,"\u{80}":6,"\u{f6}":7});
+        let keys = "{\"\\r\":2,\"1\":4,\"\u{80}\":6,\"\u{f6}\":7,\"\u{20ac}\":1,\"\u{1f600}\":5,\"\u{fb33}\":3}";
+        assert_eq!(text(&value), keys);
+        assert_eq!(
+            text(&json!("\u{8}\t\n\u{c}\r\"\\\u{1}\u{1f}/\u{7f}")),
+            "\"\\b\\t\\n\\f\\r\\\"\\\\\\u0001\\u001f/\u{7f}\""
+        );
+    }
+
+    #[test]
+    fn numbers_are_safe_integers() {
+        assert_eq!(
+            text(&json!([0, -1, LARGEST_INTEGER])),
+            "[0,-1,9007199254740991]"
+        );
+        for bad in [
+            json!(1.5),
+            json!(LARGEST_INTEGER + 1),
+            json!(-9_007_199_254_740_992_i64),
+            json!(1e300),
+        ] {
+            assert_eq!(encode(&bad), Err(CanonicalError::Number), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_the_canonical_form_decodes() {
+        assert!(decode(br#"{"a":1,"b":[]}"#).is_ok());
+        for bad in [
+            &br#"{"b":[],"a":1}"#[..],
+            br#"{"a": 1}"#,
+            br#"{"a":1,"a":1}"#,
+            br#"{"a":"\u0061"}"#,
+            br#"{"a":1} "#,
+        ] {
+            assert_eq!(
+                decode(bad),
+                Err(CanonicalError::NotCanonical),
+                "{}",
+                String::from_utf8_lossy(bad)
+            );
+        }
+        assert_eq!(decode(b"{\"a\":\"\xff\"}"), Err(CanonicalError::Syntax));
+        assert_eq!(decode(br#"{"a":1}{}"#), Err(CanonicalError::Syntax));
+        for bad in [&br#"{"a":1.0}"#[..], br#"{"a":-0}"#, br#"{"a":1e3}"#] {
+            assert_eq!(decode(bad), Err(CanonicalError::Number));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn strings_survive(key in ".*", value in ".*") {
+            let bytes = encode(&json!({ key: value })).unwrap();
+            prop_assert_eq!(encode(&decode(&bytes).unwrap()).unwrap(), bytes);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! One entry as a line of canonical JSON.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    canonical::{self, CanonicalError},
+    chain::Hash,
+    evidence::{AttachmentRef, MAX_ATTACHMENTS},
+};
+
+/// The longest line in bytes, without its newline.
+pub const MAX_LINE: usize = 4096;
+
+/// One entry. Its encoding has exactly these members, by their short names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// `i`: its place in the log, from 0 on.
+    pub index: u64,
+    /// `t`: the ledger's time in milliseconds since the Unix epoch; never falls.
+    pub time_ms: u64,
+    /// `prev`: the leaf hash of the line before; zeros for the first.
+    pub prev: Hash,
+    /// `epoch`: which start of the writer appended it, from 1 on.
+    pub epoch: u64,
+    /// `kind`: what happened.
+    pub kind: String,
+    /// `body`: the facts, an object.
+    pub body: Value,
+    /// `att`: what stands beside the line, in the group's order.
+    pub attachments: Vec<AttachmentRef>,
+}
+
+/// Bytes that are no line, or a line that cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// Longer than [`MAX_LINE`].
+    #[error("a line is at most {MAX_LINE} bytes")]
+    TooLong,
+    /// Not canonical JSON.
+    #[error(transparent)]
+    Canonical(#[from] CanonicalError),
+    /// A member is missing, unknown, or of the wrong type.
+    #[error("member {0} is missing or wrong")]
+    Member(&'static str),
+}
+
+impl Line {
+    /// The canonical line, without a newline.
+    ///
+    /// # Errors
+    /// When it is longer than [`MAX_LINE`], or the body holds a number that lines don't.
+    pub fn encode(&self) -> Result<Vec<u8>, LineError> {
+        let bytes = canonical::encode(&json!({
+            "i": self.index,
+            "t": self.time_ms,
+            "prev": hex::encode(self.prev),
+            "epoch": self.epoch,
+            "kind": self.kind,
+            "body": self.body,
+            "att": self.attachments,
+        }))?;
+        // What cannot be read back must not be written: nesting, member names.
+        if bytes.len() > MAX_LINE {
+            Err(LineError::TooLong)
+        } else {
+            Self::decode(&bytes).map(|_| bytes)
+        }
+    }
+
+    /// Reads a line; only the canonical form is one.
+    ///
+    /// # Errors
+    /// A [`LineError`] that says what is wrong.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LineError> {
+        if bytes.len() > MAX_LINE {
+            return Err(LineError::TooLong);
+        }
+        let Value::Object(mut members) = canonical::decode(bytes)? else {
+            return Err(LineError::Member("line"));
+        };
+        let line = Self {
+            index: integer(&mut members, "i")?,
+            time_ms: integer(&mut members, "t")?,
+            prev: hash(&mut members, "prev")?,
+            epoch: integer(&mut members, "epoch")?,
+            kind: match members.remove("kind") {
+                Some(Value::String(kind)) if !kind.is_empty() => kind,
+                _ => return Err(LineError::Member("kind")),
+            },
+            body: match members.remove("body") {
+                Some(body @ Value::Object(_)) => body,
+                _ => return Err(LineError::Member("body")),
+            },
+            attachments: attachments(members.remove("att"))?,
+        };
+        if members.is_empty() {
+            Ok(line)
+        } else {
+            Err(LineError::Member("line"))
+        }
+    }
+
+    /// Bytes of attachments that follow the group's lines for this one.
+    #[must_use]
+    pub fn attached_len(&self) -> u64 {
+        self.attachments
+            .iter()
+            .fold(0, |sum, a| a.len.saturating_add(sum))
+    }
+}
+
+fn integer(members: &mut Map<String, Value>, name: &'static str) -> Result<u64, LineError> {
+    members
+        .remove(name)
+        .and_then(|v| v.as_u64())
+        .ok_or(LineError::Member(name))
+}
+
+fn hash(members: &mut Map<String, Value>, name: &'static str) -> Result<Hash, LineError> {
+    let Some(Value::String(text)) = members.remove(name) else {
+        return Err(LineError::Member(name));
+    };
+    let mut hash = [0; 32];
+    hex::decode_to_slice(&text, &mut hash).map_err(|_| LineError::Member(name))?;
+    // hex reads upper case as well; only one spelling is a line.
+    if hex::encode(hash) == text {
+        Ok(hash)
+    } else {
+        Err(LineError::Member(name))
+    }
+}
+
+fn attachments(value: Option<Value>) -> Result<Vec<AttachmentRef>, LineError> {
+    let wrong = LineError::Member("att");
+    let refs: Vec<AttachmentRef> =
+        serde_json::from_value(value.ok_or(wrong)?).map_err(|_| wrong)?;
+    let good = refs.len() <= MAX_ATTACHMENTS && refs.iter().all(AttachmentRef::is_well_formed);
+    if good { Ok(refs) } else { Err(wrong) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Line {
+        Line {
+            index: 7,
+            time_ms: 1_700_000_000_000,
+            prev: [0xab; 32],
+            epoch: 2,
+            kind: "allow".into(),
+            body: json!({"z": 1, "a": "\u{1F600}\n"}),
+            attachments: vec![AttachmentRef::new("proof", &[1; 32], b"x.y.z")],
+        }
+    }
+
+    #[test]
+    fn a_line_reads_back() {
+        let bytes = line().encode().unwrap();
+        assert!(bytes.starts_with(br#"{"att":[{"len":37,"name":"proof","sha256":""#));
+        assert_eq!(Line::decode(&bytes).unwrap(), line());
+    }
+
+    #[test]
+    fn other_members_and_types_are_refused() {
+        let good = String::from_utf8(line().encode().unwrap()).unwrap();
+        for (from, to, what) in [
+            ("\"i\":7", "\"i\":-7", "i"),
+            ("\"i\":7", "\"i\":\"7\"", "i"),
+            ("\"i\":7,", "", "i"),
+            ("\"kind\":\"allow\"", "\"kind\":\"\"", "kind"),
+            ("\"prev\":\"ab", "\"prev\":\"AB", "prev"),
+            ("\"prev\":\"ab", "\"prev\":\"", "prev"),
+            ("\"t\":1700000000000", "\"t\":1700000000000,\"u\":1", "line"),
+            ("\"len\":37", "\"len\":31", "att"),
+            ("\"len\":37", "\"extra\":1,\"len\":37", "att"),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good, "{from}");
+            assert_eq!(
+                Line::decode(bad.as_bytes()),
+                Err(LineError::Member(what)),
+                "{from} -> {to}"
+            );
+        }
+        assert_eq!(
+            Line::decode(&good.as_bytes()[1..]),
+            Err(LineError::Canonical(CanonicalError::Syntax))
+        );
+    }
+
+    #[test]
+    fn a_line_ends_at_its_limit() {
+        let mut line = line();
+        let spare = MAX_LINE - line.encode().unwrap().len();
+        line.kind = format!("{}{}", line.kind, "k".repeat(spare));
+        assert_eq!(line.encode().unwrap().len(), MAX_LINE);
+        line.kind.push('k');
+        assert_eq!(line.encode(), Err(LineError::TooLong));
+    }
+}

@@ -1,0 +1,240 @@
+//! Following a journal: entry after entry, also while it is being written.
+//!
+//! Read-only, with `std::fs`. What has been written in part only is not there
+//! yet; what was whole once stays.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chain::Hash,
+    group::{Group, GroupError, HEADER_LEN, Header, is_unfinished},
+    line::Line,
+    segment,
+};
+
+/// One entry as it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The line's bytes, without the newline: canonical JSON, so UTF-8.
+    pub text: String,
+    /// What they say.
+    pub line: Line,
+    /// The line's leaf hash.
+    pub leaf: Hash,
+    /// The evidence beside the line, without its salt, in the line's order.
+    pub evidence: Vec<Vec<u8>>,
+}
+
+/// Why reading stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file system refused.
+    #[error("cannot read {path}: {error}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        error: io::Error,
+    },
+    /// What was read is no journal, or a damaged one: verify it for more.
+    #[error("the journal is damaged at entry {index}: {what}")]
+    Damaged {
+        /// The first entry that cannot be read.
+        index: u64,
+        /// What was found.
+        what: String,
+    },
+}
+
+/// The segments of a directory, in order.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn segments(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if let Some(number) = entry.file_name().to_str().and_then(segment::number_of) {
+            found.push((number, entry.path()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// A place between two groups, which may be kept and come back to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The index of the next entry.
+    pub next: u64,
+    /// The leaf hash of the one before it.
+    pub head: Hash,
+    segment: u64,
+    offset: u64,
+}
+
+/// Reads a journal from a position on.
+#[derive(Debug)]
+pub struct Reader {
+    dir: PathBuf,
+    position: Position,
+    // The position's segment, while it is open.
+    file: Option<File>,
+}
+
+impl Reader {
+    /// Starts before the first entry of the journal in `dir`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self::at(dir, Position::default())
+    }
+
+    /// Goes on where another reader of the same journal was.
+    #[must_use]
+    pub fn at(dir: &Path, position: Position) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            position,
+            file: None,
+        }
+    }
+
+    /// Where the next entry is expected.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The entries of the next whole group; `None` when there is none yet.
+    ///
+    /// # Errors
+    /// A [`ReadError`]; the position stays.
+    pub fn next_group(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
+        let mut reopened = false;
+        loop {
+            // Looked for before reading: once the next segment is there, this one is final.
+            let next_exists = self.path(self.position.segment.saturating_add(1)).exists();
+            if self.file.is_none() {
+                match File::open(self.path(self.position.segment)) {
+                    Ok(file) => {
+                        self.file = Some(file);
+                        reopened = true;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && !next_exists => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(self.io(error)),
+                }
+            }
+            if let Some(bytes) = self.read_group()? {
+                return self.take(&bytes).map(Some);
+            }
+            // Recovery puts the last segment anew in place, and what was open is
+            // then the old file: every end is looked at again in what is there now.
+            self.file = None;
+            if !next_exists {
+                return Ok(None);
+            }
+            if reopened {
+                self.position.segment = self.position.segment.saturating_add(1);
+                self.position.offset = 0;
+                reopened = false;
+            }
+        }
+    }
+
+    fn path(&self, segment: u64) -> PathBuf {
+        self.dir.join(segment::file_name(segment))
+    }
+
+    fn io(&self, error: io::Error) -> ReadError {
+        ReadError::Io {
+            path: self.path(self.position.segment),
+            error,
+        }
+    }
+
+    fn damaged(&self, what: impl ToString) -> ReadError {
+        ReadError::Damaged {
+            index: self.position.next,
+            what: what.to_string(),
+        }
+    }
+
+    /// The bytes of the group at the position, if a whole one stands there.
+    fn read_group(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
+        let head = self.read_at(HEADER_LEN)?;
+        let total = match Header::decode(&head) {
+            Ok(header) => header.total_len,
+            Err(error) => return self.unfinished_or(error),
+        };
+        let bytes = self.read_at(usize::try_from(total).unwrap_or(usize::MAX))?;
+        match Group::decode(&bytes) {
+            Ok(_) => Ok(Some(bytes)),
+            Err(error) => self.unfinished_or(error),
+        }
+    }
+
+    fn unfinished_or(&mut self, error: GroupError) -> Result<Option<Vec<u8>>, ReadError> {
+        // Read once more: a group that became whole in between is none of both.
+        let rest = self.read_at(usize::MAX)?;
+        match Group::decode(&rest) {
+            Ok(group) => Ok(rest.get(..group.len()).map(<[u8]>::to_vec)),
+            Err(_) if is_unfinished(&rest) => Ok(None),
+            Err(_) => Err(self.damaged(error)),
+        }
+    }
+
+    fn read_at(&mut self, len: usize) -> Result<Vec<u8>, ReadError> {
+        let offset = self.position.offset;
+        let Some(file) = self.file.as_mut() else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = Vec::new();
+        let limit = u64::try_from(len).unwrap_or(u64::MAX);
+        let read = file
+            .seek(SeekFrom::Start(offset))
+            .and_then(|_| file.take(limit).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Ok(bytes),
+            Err(error) => Err(self.io(error)),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<Vec<Entry>, ReadError> {
+        let group = Group::decode(bytes).map_err(|error| self.damaged(error))?;
+        let mut entries = Vec::with_capacity(group.entries.len());
+        let (mut next, mut head) = (self.position.next, self.position.head);
+        for entry in group.entries {
+            if entry.line.index != next || entry.line.prev != head {
+                return Err(self.damaged("an entry that does not continue the one before"));
+            }
+            next = next.saturating_add(1);
+            head = entry.leaf;
+            let salt = crate::evidence::SALT_LEN;
+            entries.push(Entry {
+                text: String::from_utf8_lossy(entry.bytes).into_owned(),
+                line: entry.line,
+                leaf: entry.leaf,
+                evidence: entry
+                    .attached
+                    .iter()
+                    .map(|a| a.get(salt..).unwrap_or_default().to_vec())
+                    .collect(),
+            });
+        }
+        (self.position.next, self.position.head) = (next, head);
+        self.position.offset = self
+            .position
+            .offset
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        Ok(entries)
+    }
+}

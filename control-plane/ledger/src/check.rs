@@ -1,0 +1,261 @@
+//! Whether a command may still happen, against the state as it will be when it
+//! is written. Callers evaluated at an older version; what can have changed
+//! since is checked again here, in the ledger's one thread.
+
+use crate::{
+    event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
+    model::{
+        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, FirstUse, Hash, Limits, Millis, NOTE_KINDS,
+        PolicyFacts, Refused, RequestFacts, TokenRecord,
+    },
+    state::{Outstanding, State},
+};
+
+/// Sizes in lines stay within what every JSON reader takes exactly.
+const LARGEST_INTEGER: u64 = (1 << 53) - 1;
+
+/// A command that may be committed: its entry, what goes beside the line, and
+/// the id of the approval that the answer shows.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) entry: Entry,
+    pub(crate) attachments: Vec<Evidence>,
+    pub(crate) approval: Option<String>,
+}
+
+impl Draft {
+    fn plain(event: Event) -> Self {
+        Self { entry: Entry::Event(event), attachments: Vec::new(), approval: None }
+    }
+
+    fn with(event: Event, attachments: Vec<Evidence>) -> Self {
+        Self { entry: Entry::Event(event), attachments, approval: None }
+    }
+}
+
+impl State {
+    /// Checks one command at ledger time `now`.
+    ///
+    /// # Errors
+    /// A [`Refused`] that says what is stale; the state is as it was.
+    pub(crate) fn check(&self, command: Command, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
+        match command {
+            Command::Issue { token, evidence_id, evidence_expires_ms, policy, attachments } => {
+                self.check_issue(&token, &evidence_id, now, limits)?;
+                let evidence = EvidenceUse { id: evidence_id, expires_ms: evidence_expires_ms };
+                Ok(Draft::with(Event::Issue { token, evidence, policy }, attachments))
+            }
+            Command::ExchangeRefused { agent, reason, error, action, policy } => {
+                Ok(Draft::plain(Event::ExchangeRefused { agent, reason, error, action, policy }))
+            }
+            Command::Discover { agent } => self.check_discover(agent, limits),
+            Command::Allow { token_hash, attempt, request, policy, approval, attachments } => {
+                let token = self.spendable(&token_hash, &attempt, now)?;
+                let approval = match approval {
+                    Some((id, digest)) => Some(self.usable(id, digest, now)?),
+                    None => None,
+                };
+                let id = approval.as_ref().map(|used| used.id.clone());
+                let event = Event::Allow { token, attempt, request, policy, approval };
+                Ok(Draft { entry: Entry::Event(event), attachments, approval: id })
+            }
+            Command::Deny { token_hash, attempt, reason, request, policy, attachments } => {
+                let token = self.spendable(&token_hash, &attempt, now)?;
+                Ok(Draft::with(Event::Deny { token, attempt, reason, request, policy }, attachments))
+            }
+            Command::Hold { token_hash, attempt, request, policy, approval, attachments } => {
+                let token = self.holdable(&token_hash, &attempt, now, limits)?;
+                self.check_hold(HoldParts { token, attempt, request, policy, approval, attachments }, now, limits)
+            }
+            Command::Lapse { token_hash, attempt, why } => {
+                let token = self.outstanding(&token_hash)?;
+                if token.held_by.as_deref() != Some(attempt.as_str()) {
+                    return Err(Refused::HeldElsewhere);
+                }
+                let token = Subject::from(&token.record);
+                Ok(Draft::plain(Event::Lapse { token, attempt, why: why.to_owned() }))
+            }
+            Command::DecideApproval { id, digest, approve, by, usable_ms } => {
+                self.check_decision(id, digest, approve, by, now, usable_ms)
+            }
+            Command::ExpireApprovals => self.check_expiry(now),
+            Command::Outcome { attempt, status, response_bytes, details } => {
+                let spent = self.attempt(&attempt).and_then(|hash| self.spent(hash));
+                if spent.is_some_and(|record| record.outcome != FirstUse::Unknown) {
+                    return Err(Refused::AttemptKnown);
+                }
+                let response_bytes = response_bytes.min(LARGEST_INTEGER);
+                Ok(Draft::plain(Event::Outcome { attempt, status, response_bytes, details }))
+            }
+            Command::Note { kind, body } => {
+                if !NOTE_KINDS.contains(&kind) {
+                    return Err(Refused::Limit("kinds of notes"));
+                }
+                let entry = Entry::Note { kind: kind.to_owned(), body };
+                Ok(Draft { entry, attachments: Vec::new(), approval: None })
+            }
+        }
+    }
+
+    fn outstanding(&self, hash: &Hash) -> Result<&Outstanding, Refused> {
+        self.token(hash).ok_or_else(|| Refused::NotOutstanding(self.spent(hash).cloned()))
+    }
+
+    fn check_issue(&self, token: &TokenRecord, evidence: &Hash, now: Millis, limits: &Limits) -> Result<(), Refused> {
+        if token.expires_ms <= now {
+            return Err(Refused::TokenExpired);
+        }
+        if self.token(&token.token_hash).is_some() || self.spent(&token.token_hash).is_some() {
+            return Err(Refused::AttemptKnown);
+        }
+        if self.counts(&token.agent).outstanding >= limits.outstanding_per_agent {
+            return Err(Refused::Limit("outstanding tokens per agent"));
+        }
+        let (known, keys) = self.evidence_keys(evidence, &token.jkt);
+        if !known && keys >= limits.keys_per_evidence {
+            return Err(Refused::Limit("keys per piece of evidence"));
+        }
+        Ok(())
+    }
+
+    fn check_discover(&self, agent: String, limits: &Limits) -> Result<Draft, Refused> {
+        if self.discovered().contains_key(&agent) {
+            return Err(Refused::AttemptKnown);
+        }
+        if self.discovered().len() >= limits.discovered {
+            return Err(Refused::Limit("discovered agents"));
+        }
+        Ok(Draft::plain(Event::Discover { agent }))
+    }
+
+    /// A token that this attempt may spend: issued and unexpired, or held by it.
+    /// A held one was checked when it was held, and may have ended since.
+    fn spendable(&self, hash: &Hash, attempt: &str, now: Millis) -> Result<Subject, Refused> {
+        let token = self.outstanding(hash)?;
+        match token.held_by.as_deref() {
+            Some(holder) if holder == attempt => {}
+            Some(_) => return Err(Refused::HeldElsewhere),
+            None => self.fresh(token, attempt, now)?,
+        }
+        Ok(Subject::from(&token.record))
+    }
+
+    fn fresh(&self, token: &Outstanding, attempt: &str, now: Millis) -> Result<(), Refused> {
+        if token.record.expires_ms <= now {
+            return Err(Refused::TokenExpired);
+        }
+        if self.attempt(attempt).is_some() {
+            return Err(Refused::AttemptKnown);
+        }
+        Ok(())
+    }
+
+    fn holdable(&self, hash: &Hash, attempt: &str, now: Millis, limits: &Limits) -> Result<Subject, Refused> {
+        let token = self.outstanding(hash)?;
+        match token.held_by.as_deref() {
+            Some(holder) if holder == attempt => return Err(Refused::AttemptKnown),
+            Some(_) => return Err(Refused::HeldElsewhere),
+            None => self.fresh(token, attempt, now)?,
+        }
+        if self.counts(&token.record.agent).held >= limits.held_per_agent {
+            return Err(Refused::Limit("held requests per agent"));
+        }
+        if self.held() >= limits.held_total {
+            return Err(Refused::Limit("held requests"));
+        }
+        Ok(Subject::from(&token.record))
+    }
+
+    fn check_hold(&self, hold: HoldParts, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
+        let HoldParts { token, attempt, request, policy, approval, attachments } = hold;
+        let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
+        let mut found = None;
+        for other in self.open_with(&approval.digest).filter(equal) {
+            match other.state {
+                ApprovalState::Pending => found = Some(other.id.clone()),
+                // Approved after the caller looked: asking a human again would be a second notice.
+                ApprovalState::Approved if other.policy_version == approval.policy_version => {
+                    return Err(Refused::ApprovalState(Some(ApprovalState::Approved)));
+                }
+                _ => {}
+            }
+        }
+        let (id, opened) = match found {
+            Some(id) => (id, None),
+            None => {
+                if self.open_approvals() >= limits.approvals_open {
+                    return Err(Refused::Limit("open approvals"));
+                }
+                if let Some(known) = self.approval(&approval.id) {
+                    return Err(Refused::ApprovalState(Some(known.state)));
+                }
+                let clean = Approval {
+                    state: ApprovalState::Pending,
+                    created_ms: now,
+                    decided_by: None,
+                    decided_ms: None,
+                    ..approval
+                };
+                (clean.id.clone(), Some(clean))
+            }
+        };
+        let event = Event::Hold { token, attempt, request, policy, approval: id.clone(), opened };
+        Ok(Draft { entry: Entry::Event(event), attachments, approval: Some(id) })
+    }
+
+    /// The approval that an allow names: approved, unused, in time, for this digest.
+    fn usable(&self, id: String, digest: Hash, now: Millis) -> Result<ApprovalUse, Refused> {
+        self.approval_in(&id, &digest, ApprovalState::Approved, now)?;
+        Ok(ApprovalUse { id, digest })
+    }
+
+    fn approval_in(&self, id: &str, digest: &Hash, state: ApprovalState, now: Millis) -> Result<(), Refused> {
+        let approval = self.approval(id).ok_or(Refused::ApprovalState(None))?;
+        if approval.state != state {
+            return Err(Refused::ApprovalState(Some(approval.state)));
+        }
+        if approval.expires_ms <= now {
+            return Err(Refused::ApprovalState(Some(ApprovalState::Expired)));
+        }
+        if approval.digest != *digest {
+            return Err(Refused::ApprovalDigest);
+        }
+        Ok(())
+    }
+
+    fn check_decision(
+        &self,
+        id: String,
+        digest: Hash,
+        approve: bool,
+        by: String,
+        now: Millis,
+        usable_ms: Millis,
+    ) -> Result<Draft, Refused> {
+        self.approval_in(&id, &digest, ApprovalState::Pending, now)?;
+        let (decision, expires_ms) =
+            if approve { (Answer::Approved, now.saturating_add(usable_ms)) } else { (Answer::Denied, now) };
+        let event = Event::Approval { id: id.clone(), digest, decision, by, expires_ms };
+        Ok(Draft { entry: Entry::Event(event), attachments: Vec::new(), approval: Some(id) })
+    }
+
+    fn check_expiry(&self, now: Millis) -> Result<Draft, Refused> {
+        let over = |a: &&Approval| {
+            matches!(a.state, ApprovalState::Pending | ApprovalState::Approved) && a.expires_ms <= now
+        };
+        let ids: Vec<String> = self.approvals().filter(over).take(EXPIRED_PER_ENTRY).map(|a| a.id.clone()).collect();
+        if ids.is_empty() {
+            return Err(Refused::ApprovalState(None));
+        }
+        Ok(Draft::plain(Event::ApprovalsExpired { ids }))
+    }
+}
+
+struct HoldParts {
+    token: Subject,
+    attempt: String,
+    request: RequestFacts,
+    policy: PolicyFacts,
+    approval: Approval,
+    attachments: Vec<Evidence>,
+}

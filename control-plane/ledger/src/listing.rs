@@ -1,0 +1,252 @@
+//! Listings for pages: what can be thrown away and rebuilt.
+//!
+//! A thread of its own copies durable entries from the journal into sled. No
+//! decision reads it, none waits for it, and it may fail or be damaged: then it
+//! is set aside and built anew, and if that fails too there are no listings.
+
+use std::{
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use audit::reader::{Position, ReadError, Reader};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::event::Entry;
+
+/// Entries that are listed; older ones are in the journal only.
+const LISTED: u64 = 100_000;
+// Longer than an index's eight bytes, and behind all of them.
+const POSITION: &[u8] = b"\xff_position";
+const CACHE: u64 = 16 * 1024 * 1024;
+
+/// One entry in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedEntry {
+    /// Its index.
+    pub index: u64,
+    /// Its time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Its kind.
+    pub kind: String,
+    /// The agent that it is about.
+    pub agent: Option<String>,
+}
+
+/// Whether listings can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListingsState {
+    /// No directory was given.
+    Off,
+    /// They are being opened.
+    Opening,
+    /// They can be read, and follow the journal.
+    Ready,
+    /// They failed; everything else goes on.
+    Failed,
+}
+
+enum Held {
+    Off,
+    Opening,
+    Ready(sled::Db),
+    Failed,
+}
+
+/// A handle on the projection.
+pub(crate) struct Listings {
+    held: Arc<RwLock<Held>>,
+}
+
+/// What went wrong with the projection; never with the journal's writer.
+#[derive(Debug, thiserror::Error)]
+enum ListingError {
+    #[error(transparent)]
+    Sled(#[from] sled::Error),
+    #[error(transparent)]
+    Journal(#[from] ReadError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Value(#[from] serde_json::Error),
+    #[error("it is ahead of the journal")]
+    Ahead,
+    #[error("it panicked")]
+    Panicked,
+}
+
+impl Listings {
+    /// Starts the thread. It ends when the ledger does.
+    pub(crate) fn start(dir: Option<PathBuf>, journal: &Path, followed: watch::Receiver<u64>) -> Self {
+        let Some(dir) = dir else { return Self { held: Arc::new(RwLock::new(Held::Off)) } };
+        let held = Arc::new(RwLock::new(Held::Opening));
+        let projection = Projection { dir, journal: journal.to_owned(), held: Arc::clone(&held), followed };
+        let started = std::thread::Builder::new().name("listings".into()).spawn(move || projection.run());
+        if let Err(error) = started {
+            tracing::warn!(%error, "listings are unavailable");
+            set(&held, Held::Failed);
+        }
+        Self { held }
+    }
+
+    pub(crate) fn state(&self) -> ListingsState {
+        match *self.held.read().unwrap_or_else(PoisonError::into_inner) {
+            Held::Off => ListingsState::Off,
+            Held::Opening => ListingsState::Opening,
+            Held::Ready(_) => ListingsState::Ready,
+            Held::Failed => ListingsState::Failed,
+        }
+    }
+
+    pub(crate) fn read(&self, before: Option<u64>, limit: usize) -> Vec<ListedEntry> {
+        let db = match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+            Held::Ready(db) => db.clone(),
+            _ => return Vec::new(),
+        };
+        let read = guarded(|| {
+            let end = before.unwrap_or(u64::MAX).to_be_bytes();
+            let newest_first = db.range(..end).rev().take(limit);
+            newest_first.map(|pair| Ok(serde_json::from_slice(&pair?.1)?)).collect()
+        });
+        read.unwrap_or_else(|error| {
+            tracing::warn!(%error, "listings are unavailable");
+            set(&self.held, Held::Failed);
+            Vec::new()
+        })
+    }
+}
+
+fn set(held: &RwLock<Held>, to: Held) {
+    *held.write().unwrap_or_else(PoisonError::into_inner) = to;
+}
+
+/// Runs what touches sled: a damaged one panics. Where panics abort, the mark
+/// that `Projection::open` leaves does the same at the next start.
+fn guarded<T>(what: impl FnOnce() -> Result<T, ListingError>) -> Result<T, ListingError> {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or(Err(ListingError::Panicked))
+}
+
+struct Projection {
+    dir: PathBuf,
+    journal: PathBuf,
+    held: Arc<RwLock<Held>>,
+    followed: watch::Receiver<u64>,
+}
+
+impl Projection {
+    fn run(mut self) {
+        for _ in 0..2 {
+            match guarded(|| self.follow()) {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, dir = %self.dir.display(), "listings failed; setting them aside and building them anew");
+                    set(&self.held, Held::Opening);
+                    if let Err(error) = self.set_aside() {
+                        tracing::warn!(%error, "the damaged listings cannot be set aside");
+                    }
+                }
+            }
+        }
+        tracing::warn!("listings are unavailable; decisions go on");
+        set(&self.held, Held::Failed);
+    }
+
+    /// Opens and follows the journal until the ledger ends.
+    fn follow(&mut self) -> Result<(), ListingError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let (db, position) = self.open()?;
+        if position.next > *self.followed.borrow() {
+            return Err(ListingError::Ahead);
+        }
+        let mut reader = Reader::at(&self.journal, position);
+        loop {
+            let durable = *self.followed.borrow_and_update();
+            // Groups are published whole, so that one with a durable entry is all durable.
+            while reader.position().next < durable {
+                let Some(entries) = reader.next_group()? else { break };
+                store(&db, &entries, &reader.position())?;
+            }
+            if matches!(*self.held.read().unwrap_or_else(PoisonError::into_inner), Held::Opening) {
+                set(&self.held, Held::Ready(db.clone()));
+            }
+            if runtime.block_on(self.followed.changed()).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.dir.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    fn open(&self) -> Result<(sled::Db, Position), ListingError> {
+        let mark = self.beside(".opening");
+        if mark.exists() {
+            // The last opening did not get to its end: whatever it did, not again.
+            self.set_aside()?;
+        }
+        if let Some(parent) = self.dir.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&mark, b"")?;
+        let db = self.open_sled()?;
+        let position = match db.get(POSITION)? {
+            Some(bytes) => serde_json::from_slice(&bytes)?,
+            None => Position::default(),
+        };
+        for pair in db.iter().rev().take(64) {
+            pair?;
+        }
+        fs::remove_file(&mark)?;
+        Ok((db, position))
+    }
+
+    fn open_sled(&self) -> Result<sled::Db, ListingError> {
+        let config = sled::Config::new().path(&self.dir).cache_capacity(CACHE);
+        // A ledger that was just closed in this process lets go of its lock a little later.
+        for _ in 0..20 {
+            match config.open() {
+                Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(100)),
+                other => return Ok(other?),
+            }
+        }
+        Ok(config.open()?)
+    }
+
+    fn set_aside(&self) -> io::Result<()> {
+        let (aside, mark) = (self.beside(".broken"), self.beside(".opening"));
+        if aside.is_dir() {
+            fs::remove_dir_all(&aside)?;
+        }
+        if self.dir.exists() {
+            fs::rename(&self.dir, &aside)?;
+        }
+        if mark.exists() { fs::remove_file(mark) } else { Ok(()) }
+    }
+}
+
+fn store(db: &sled::Db, entries: &[audit::reader::Entry], position: &Position) -> Result<(), ListingError> {
+    let mut batch = sled::Batch::default();
+    for entry in entries {
+        let line = &entry.line;
+        let listed = ListedEntry {
+            index: line.index,
+            time_ms: line.time_ms,
+            kind: line.kind.clone(),
+            agent: Entry::agent_of(&line.body).map(str::to_owned),
+        };
+        batch.insert(&line.index.to_be_bytes(), serde_json::to_vec(&listed)?);
+        if let Some(old) = line.index.checked_sub(LISTED) {
+            batch.remove(&old.to_be_bytes());
+        }
+    }
+    batch.insert(POSITION, serde_json::to_vec(position)?);
+    db.apply_batch(batch)?;
+    Ok(())
+}

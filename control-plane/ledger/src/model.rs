@@ -1,0 +1,426 @@
+//! What the ledger keeps and the commands that change it.
+//!
+//! Callers verify and evaluate; a [`Command`] says what they found. The ledger
+//! rechecks what can have changed since, and either commits or refuses with a
+//! [`Refused`]. Nothing here reads a clock: the ledger's thread passes time in.
+
+use serde::{Deserialize, Serialize};
+
+/// SHA-256, shown as lower-case hex in lines.
+pub type Hash = [u8; 32];
+
+/// A [`Hash`] as lower-case hex, for serde.
+pub(crate) mod hash_hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(hash: &super::Hash, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex::encode(hash))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<super::Hash, D::Error> {
+        let text = String::deserialize(from)?;
+        let mut hash = [0; 32];
+        hex::decode_to_slice(text, &mut hash).map_err(D::Error::custom)?;
+        Ok(hash)
+    }
+}
+
+/// Milliseconds since the Unix epoch, as the ledger's own clock has them.
+pub type Millis = u64;
+
+/// A user, who is issuer and subject everywhere: `sub` alone is not unique.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// The `iss` of the user's token.
+    pub issuer: String,
+    /// Its `sub`.
+    pub subject: String,
+}
+
+/// One method on one absolute URL, as the capability names it (`http_request`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionRecord {
+    /// The type of the `authorization_details` element.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The method, upper case.
+    pub method: String,
+    /// The normalised absolute URL, with its query.
+    pub location: String,
+}
+
+/// Bytes kept beside a line; the line holds SHA-256(salt ‖ bytes) only. At most
+/// [`audit::MAX_EVIDENCE`] bytes, and at most [`audit::MAX_ATTACHMENTS`] a line.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// What it is: `token`, `proof`, …
+    pub name: &'static str,
+    /// The bytes themselves.
+    pub bytes: Vec<u8>,
+}
+
+/// A token that has been issued and not yet spent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// SHA-256 of the token's exact bytes: the key.
+    #[serde(with = "hash_hex")]
+    pub token_hash: Hash,
+    /// Its `jti`.
+    pub jti: String,
+    /// The agent's SPIFFE ID.
+    pub agent: String,
+    /// The user it acts for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// The `act` chain, outermost first; empty when the agent acts itself.
+    pub chain: Vec<String>,
+    /// Thumbprint of the key it is bound to.
+    pub jkt: String,
+    /// The one action.
+    pub action: ActionRecord,
+    /// The task that the action belongs to.
+    pub txn: String,
+    /// When it ends.
+    pub expires_ms: Millis,
+}
+
+/// Where a token stands. A lapsed or spent one is not outstanding any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenState {
+    /// Issued and unspent.
+    Issued,
+    /// Shown once; its request waits for a human.
+    Held,
+}
+
+/// An approval's life: `Pending → Approved → Consumed`, or it ends otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalState {
+    /// Nobody has decided.
+    Pending,
+    /// A human said yes; not used yet.
+    Approved,
+    /// A human said no.
+    Denied,
+    /// Its time ran out, before or after a yes.
+    Expired,
+    /// Used, once.
+    Consumed,
+}
+
+/// One request that waits, or waited, for a human.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// `apr_` and 128 random bits, base64url. Not a bearer grant.
+    pub id: String,
+    /// The action digest: what exactly is approved.
+    #[serde(with = "hash_hex")]
+    pub digest: Hash,
+    /// The agent's SPIFFE ID.
+    pub agent: String,
+    /// The user it acts for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// The `act` chain.
+    pub chain: Vec<String>,
+    /// The one action.
+    pub action: ActionRecord,
+    /// The ids of the rules that want a human.
+    pub rules: Vec<String>,
+    /// What those rules say of why (`@reason`), in their order.
+    pub reasons: Vec<String>,
+    /// Who may decide (`@approvers`), in the rules' order.
+    pub approvers: Vec<String>,
+    /// The policy's version when it was asked for.
+    pub policy_version: String,
+    /// Where it stands.
+    pub state: ApprovalState,
+    /// When it was asked for.
+    pub created_ms: Millis,
+    /// When it ends: while pending, the pending deadline; once approved, the use deadline.
+    pub expires_ms: Millis,
+    /// Who decided, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    /// When it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_ms: Option<Millis>,
+}
+
+/// What became of the use that spent a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpentRecord {
+    /// The spent token's `jti`.
+    pub jti: String,
+    /// The token's own end; the record is kept until then.
+    pub expires_ms: Millis,
+    /// The request that spent it.
+    pub request_id: String,
+    /// `Forwarded` once an outcome came; `Unknown` until then.
+    pub outcome: FirstUse,
+}
+
+/// The outcome of a token's one use, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstUse {
+    /// Allowed; no outcome has come yet.
+    Unknown,
+    /// The upstream answered with this status.
+    Forwarded(u16),
+    /// The use was refused, and refusing spent it.
+    Refused,
+    /// It was held and lapsed.
+    Lapsed,
+}
+
+/// A request as the decider saw it; every field goes into the line, cut to the
+/// line's limit where it must be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestFacts {
+    /// Method as received.
+    pub method: String,
+    /// Authority as received.
+    pub authority: String,
+    /// Origin-form path with query.
+    pub path: String,
+    /// Envoy's own request id.
+    pub request_id: String,
+    /// The proxy's SPIFFE ID, from its certificate.
+    pub proxy: String,
+    /// The peer's address as the proxy saw it.
+    pub source: String,
+    /// SHA-256 of the serialised question, hex.
+    pub question: String,
+}
+
+/// What policy said, for the line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFacts {
+    /// The policy set's version: SHA-256 of its text, hex.
+    pub version: String,
+    /// The ids of the policies that decided.
+    pub determining: Vec<String>,
+}
+
+impl std::fmt::Debug for Evidence {
+    // Evidence holds tokens: its length may be shown, its bytes never.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Evidence({}, {} bytes)", self.name, self.bytes.len())
+    }
+}
+
+/// One change, proposed by a caller that has verified everything it can.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// A capability was minted. Refused when the agent has too many outstanding
+    /// or the piece of evidence was shown under too many keys.
+    Issue {
+        /// The token.
+        token: TokenRecord,
+        /// SHA-256 of the SVID's header and payload: the evidence presented.
+        evidence_id: Hash,
+        /// When that evidence ends.
+        evidence_expires_ms: Millis,
+        /// What policy said.
+        policy: PolicyFacts,
+        /// The agent's DPoP proof of the exchange.
+        attachments: Vec<Evidence>,
+    },
+    /// An exchange was refused after the caller was authenticated.
+    ExchangeRefused {
+        /// The agent's SPIFFE ID.
+        agent: String,
+        /// A reason of the closed list.
+        reason: String,
+        /// The OAuth error code that the client got.
+        error: String,
+        /// The action, when it could be read.
+        action: Option<ActionRecord>,
+        /// What policy said, when it was asked.
+        policy: Option<PolicyFacts>,
+    },
+    /// An agent that the registry does not know showed valid evidence. One that
+    /// is remembered already is refused with [`Refused::AttemptKnown`].
+    Discover {
+        /// The agent's SPIFFE ID.
+        agent: String,
+    },
+    /// The request may pass: spends the token, and consumes the approval if one is named.
+    Allow {
+        /// The token, outstanding: issued, or held by this same attempt.
+        token_hash: Hash,
+        /// The attempt: the question's id, prefix ‖ counter, unique.
+        attempt: String,
+        /// The request.
+        request: RequestFacts,
+        /// What policy said.
+        policy: PolicyFacts,
+        /// The approval that lifts the rules, approved and unused, with its digest.
+        approval: Option<(String, Hash)>,
+        /// Token and proof.
+        attachments: Vec<Evidence>,
+    },
+    /// The request may not pass: spends the token.
+    Deny {
+        /// The token, outstanding.
+        token_hash: Hash,
+        /// The attempt.
+        attempt: String,
+        /// A reason of the closed list.
+        reason: String,
+        /// The request.
+        request: RequestFacts,
+        /// What policy said.
+        policy: PolicyFacts,
+        /// Token and proof.
+        attachments: Vec<Evidence>,
+    },
+    /// The request waits for a human: the token goes to held, and the approval
+    /// is opened, or joined when an equal one (same digest, same rules) is pending.
+    /// Refused with [`Refused::ApprovalState`]`(Some(Approved))` when an equal one of
+    /// the same policy version was approved meanwhile: evaluate again.
+    Hold {
+        /// The token, issued and unexpired.
+        token_hash: Hash,
+        /// The attempt.
+        attempt: String,
+        /// The request.
+        request: RequestFacts,
+        /// What policy said.
+        policy: PolicyFacts,
+        /// Opened when no pending one has its digest.
+        approval: Approval,
+        /// Token and proof.
+        attachments: Vec<Evidence>,
+    },
+    /// A held token lapses; its approval stays open.
+    Lapse {
+        /// The token, held.
+        token_hash: Hash,
+        /// The attempt that holds it.
+        attempt: String,
+        /// `timeout`, `withdrawn`, `approval_denied`, `approval_expired`, `policy` or `stream_lost`.
+        why: &'static str,
+    },
+    /// A human decided.
+    DecideApproval {
+        /// The approval, pending.
+        id: String,
+        /// The digest that the human was shown.
+        digest: Hash,
+        /// Yes or no.
+        approve: bool,
+        /// Who.
+        by: String,
+        /// How long a yes may be used.
+        usable_ms: Millis,
+    },
+    /// Pending or approved approvals whose time is over end, at most
+    /// [`EXPIRED_PER_ENTRY`] of them in one entry. Refused with
+    /// [`Refused::ApprovalState`]`(None)` when there is none, so that nothing is written.
+    ExpireApprovals,
+    /// An allowed request ended. A second outcome of one attempt is refused with
+    /// [`Refused::AttemptKnown`] as long as the first is remembered.
+    Outcome {
+        /// The attempt that allowed it.
+        attempt: String,
+        /// Upstream status; 0 when none was seen.
+        status: u16,
+        /// Size of the response's body.
+        response_bytes: u64,
+        /// The proxy's own word for how it ended.
+        details: String,
+    },
+    /// Something worth a line that changes no state here: `edge_denial`,
+    /// `edge_counts`, `gap`, `config`, `proxy`, `login`, `question_refused`, ….
+    Note {
+        /// The line's kind; one of [`NOTE_KINDS`].
+        kind: &'static str,
+        /// Its body.
+        body: serde_json::Value,
+    },
+}
+
+/// The kinds that [`Command::Note`] may carry.
+pub const NOTE_KINDS: &[&str] = &[
+    "config", "edge_counts", "edge_denial", "exchange_counts", "gap", "login", "proxy", "question_refused", "shutdown",
+];
+
+/// How many approvals one [`Command::ExpireApprovals`] ends.
+pub const EXPIRED_PER_ENTRY: usize = 64;
+
+/// A commit that is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The entry's index.
+    pub index: u64,
+    /// The ledger's time of it.
+    pub time_ms: Millis,
+    /// The approval that was opened or joined (hold), decided, or consumed.
+    pub approval: Option<Approval>,
+}
+
+/// Why a command was not committed. Nothing was spent by it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No such outstanding token; what is known of its first use.
+    #[error("the token is not outstanding")]
+    NotOutstanding(Option<SpentRecord>),
+    /// The token ended before the commit.
+    #[error("the token expired")]
+    TokenExpired,
+    /// The token is held by another attempt.
+    #[error("the token is held by another request")]
+    HeldElsewhere,
+    /// The attempt was committed before.
+    #[error("this attempt has been decided already")]
+    AttemptKnown,
+    /// A named limit is reached, or a note is of no known kind or no canonical form.
+    #[error("limit reached: {0}")]
+    Limit(&'static str),
+    /// No such approval, or not in the state that the command needs.
+    #[error("the approval is {0:?}")]
+    ApprovalState(Option<ApprovalState>),
+    /// The digest is not the approval's.
+    #[error("the approval covers another action")]
+    ApprovalDigest,
+    /// The entry would be longer than a line may be.
+    #[error("the entry would be larger than a line may be")]
+    TooLarge,
+    /// The queue is full or the ledger is stopping. Nothing was written.
+    #[error("the ledger does not take this now")]
+    Unavailable,
+}
+
+/// Named limits. The defaults are the design's.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Outstanding tokens per agent.
+    pub outstanding_per_agent: usize,
+    /// Held requests per agent, and in all.
+    pub held_per_agent: usize,
+    /// Held requests in all.
+    pub held_total: usize,
+    /// DPoP keys per piece of evidence.
+    pub keys_per_evidence: usize,
+    /// Discovered agents that are remembered.
+    pub discovered: usize,
+    /// Approvals that are pending or approved, in all.
+    pub approvals_open: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            outstanding_per_agent: 1024,
+            held_per_agent: 16,
+            held_total: 1024,
+            keys_per_evidence: 16,
+            discovered: 4096,
+            approvals_open: 4096,
+        }
+    }
+}

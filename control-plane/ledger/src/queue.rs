@@ -1,0 +1,109 @@
+//! The bounded queue in front of the ledger's thread.
+
+use std::{
+    collections::VecDeque,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+use crate::model::{Command, Committed, Evidence, Refused};
+
+/// A command with the place where its caller waits.
+pub(crate) struct Job {
+    pub(crate) command: Command,
+    pub(crate) answer: oneshot::Sender<Result<Committed, Refused>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    jobs: VecDeque<(usize, Job)>,
+    bytes: usize,
+    stopping: bool,
+}
+
+/// Bounded by entries and bytes; what does not fit is refused, never waited for.
+pub(crate) struct Queue {
+    inner: Mutex<Inner>,
+    filled: Condvar,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Queue {
+    pub(crate) fn new(entries: usize, bytes: usize) -> Self {
+        Self { inner: Mutex::default(), filled: Condvar::new(), entries, bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // No code that can panic runs under this lock.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a command.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the queue is full or closed.
+    pub(crate) fn push(&self, command: Command) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
+        let cost = cost(&command);
+        let (answer, receiver) = oneshot::channel();
+        let mut inner = self.lock();
+        if inner.stopping || inner.jobs.len() >= self.entries || inner.bytes.saturating_add(cost) > self.bytes {
+            return Err(Refused::Unavailable);
+        }
+        inner.bytes = inner.bytes.saturating_add(cost);
+        inner.jobs.push_back((cost, Job { command, answer }));
+        drop(inner);
+        self.filled.notify_one();
+        Ok(receiver)
+    }
+
+    /// Waits for work and takes at most `most` of it. `None` once closed and empty.
+    pub(crate) fn take(&self, most: usize) -> Option<Vec<Job>> {
+        let mut inner = self.lock();
+        while inner.jobs.is_empty() {
+            if inner.stopping {
+                return None;
+            }
+            inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        let count = inner.jobs.len().min(most);
+        let mut taken = Vec::with_capacity(count);
+        for (cost, job) in inner.jobs.drain(..count) {
+            taken.push((cost, job));
+        }
+        inner.bytes = inner.bytes.saturating_sub(taken.iter().map(|(cost, _)| cost).sum());
+        Some(taken.into_iter().map(|(_, job)| job).collect())
+    }
+
+    /// Takes nothing more; what is queued is still done.
+    pub(crate) fn close(&self) {
+        self.lock().stopping = true;
+        self.filled.notify_all();
+    }
+
+    /// Closes and drops what is queued, so that its callers learn that nothing was written.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        for (_, job) in self.lock().jobs.drain(..) {
+            let _ = job.answer.send(Err(Refused::Unavailable));
+        }
+    }
+}
+
+/// Roughly what a command takes in memory: a line, and what stands beside it.
+fn cost(command: &Command) -> usize {
+    let evidence = |list: &[Evidence]| list.iter().map(|e| e.bytes.len()).sum::<usize>();
+    let (strings, beside) = match command {
+        Command::Issue { token, attachments, .. } => (token.action.location.len(), evidence(attachments)),
+        Command::Allow { request, attachments, .. } | Command::Deny { request, attachments, .. } => {
+            (request.path.len(), evidence(attachments))
+        }
+        Command::Hold { request, approval, attachments, .. } => {
+            (request.path.len().saturating_add(approval.action.location.len()), evidence(attachments))
+        }
+        Command::ExchangeRefused { action, .. } => (action.as_ref().map_or(0, |a| a.location.len()), 0),
+        _ => (0, 0),
+    };
+    audit::MAX_LINE.saturating_add(strings).saturating_add(beside)
+}
