@@ -1,1 +1,32 @@
-//! See the crate's description; filled in by the first slices.
+//! Envoy's configuration over ADS, made from one [`Settings`].
+//!
+//! A listener, its routes, their clusters, and the filter by ECDS with its
+//! module inline. What the settings can't say can't be configured: no retry,
+//! no rewrite, no mirror, no second filter, and no way round the first one.
+
+mod access_log;
+mod ads;
+mod cluster;
+mod listener;
+mod registry;
+mod routes;
+mod session;
+mod settings;
+mod snapshot;
+
+pub use access_log::REASON_FILTER_STATE;
+pub use ads::{Ads, AdsService};
+pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus};
+pub use settings::{
+    AccessLog, Listener, Module, Route, Settings, SettingsError, default_stream_idle_ms,
+};
+pub use snapshot::{Kind, Resources, Snapshot};
+
+/// The cluster that leads to the control plane: static, in the bootstrap.
+pub const CONTROL_PLANE_CLUSTER: &str = "writ_control_plane";
+/// The name of the one filter in front of the router, and of its ECDS resource.
+pub const FILTER_NAME: &str = "writ.filter";
+/// The name of the one listener.
+pub const LISTENER_NAME: &str = "writ.edge";
+/// The name of the one route table.
+pub const ROUTES_NAME: &str = "writ.routes";

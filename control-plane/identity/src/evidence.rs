@@ -1,0 +1,139 @@
+//! JWT-SVIDs as evidence of who asks (JWT-SVID.md).
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use sha2::{Digest, Sha256};
+use spiffe::{BundleSource, JwtBundle, JwtSvid, JwtSvidError, JwtVerificationErrorKind as Kind};
+
+use crate::{Millis, SpiffeId};
+
+/// The longest JWT-SVID that is looked at, in bytes.
+pub const MAX_JWT_SVID_BYTES: usize = 8 * 1024;
+
+/// What a verified JWT-SVID says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtEvidence {
+    /// Whose it is.
+    pub agent: SpiffeId,
+    /// Until when it may be presented, in milliseconds since the Unix epoch.
+    pub expires_ms: Millis,
+    /// SHA-256 over the signed bytes, `HEADER.PAYLOAD`. The signature is left
+    /// out because ECDSA lets anybody make a second valid one.
+    pub evidence_id: [u8; 32],
+}
+
+/// Why a JWT-SVID proves nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvidenceError {
+    /// It is larger than [`MAX_JWT_SVID_BYTES`].
+    #[error("the jwt-svid is larger than 8 KiB")]
+    TooLarge,
+    /// It is not a JWT-SVID: form, header, claims or algorithm.
+    #[error("the jwt-svid is malformed: {0}")]
+    Malformed(String),
+    /// Its subject is not a workload's SPIFFE ID.
+    #[error("the jwt-svid's subject is not a workload's spiffe id")]
+    Subject,
+    /// Its audience is not exactly the one wanted.
+    #[error("the jwt-svid's audience is not exactly {wanted}")]
+    Audience {
+        /// The only audience that is accepted.
+        wanted: String,
+    },
+    /// It has expired.
+    #[error("the jwt-svid has expired")]
+    Expired,
+    /// It is not valid yet.
+    #[error("the jwt-svid is not valid yet")]
+    NotYetValid,
+    /// No key of its subject's trust domain made the signature.
+    #[error("the jwt-svid is not signed by its trust domain")]
+    Signature,
+    /// The trust bundles can't be read just now.
+    #[error("the workload api's trust bundles are not available: {0}")]
+    Unavailable(String),
+}
+
+/// Verifies a JWT-SVID against trust bundles.
+pub(crate) fn verify<B>(
+    bundles: &B,
+    token: &str,
+    audience: &str,
+    now: Millis,
+) -> Result<JwtEvidence, EvidenceError>
+where
+    B: BundleSource<Item = JwtBundle>,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    if token.len() > MAX_JWT_SVID_BYTES {
+        return Err(EvidenceError::TooLarge);
+    }
+    let wrong_audience = || EvidenceError::Audience {
+        wanted: audience.to_owned(),
+    };
+    let svid = JwtSvid::parse_and_validate(token, bundles, &[audience])
+        .map_err(|error| classify(error, &wrong_audience))?;
+    // A token that another audience accepts as well could come from there.
+    if svid.audience() != [audience] {
+        return Err(wrong_audience());
+    }
+    let agent =
+        SpiffeId::parse(&svid.spiffe_id().to_string()).map_err(|_| EvidenceError::Subject)?;
+    if !agent.is_workload() {
+        return Err(EvidenceError::Subject);
+    }
+    let expires_ms = u64::try_from(svid.claims().exp())
+        .ok()
+        .and_then(|seconds| seconds.checked_mul(1000))
+        .ok_or(EvidenceError::Expired)?;
+    if now >= expires_ms {
+        return Err(EvidenceError::Expired);
+    }
+    let (signed, _) = token
+        .rsplit_once('.')
+        .ok_or_else(|| EvidenceError::Malformed("three parts are needed".to_owned()))?;
+    not_from_the_future(signed, now)?;
+    Ok(JwtEvidence {
+        agent,
+        expires_ms,
+        evidence_id: Sha256::digest(signed).into(),
+    })
+}
+
+/// The verification above reads the system's clock; `nbf` must hold by the
+/// caller's as well.
+fn not_from_the_future(signed: &str, now: Millis) -> Result<(), EvidenceError> {
+    let malformed = || EvidenceError::Malformed("the claims can't be read".to_owned());
+    let payload = signed
+        .split_once('.')
+        .and_then(|(_, payload)| Base64UrlUnpadded::decode_vec(payload).ok())
+        .ok_or_else(malformed)?;
+    let claims: serde_json::Value = serde_json::from_slice(&payload).map_err(|_| malformed())?;
+    match claims.get("nbf") {
+        None => Ok(()),
+        Some(nbf) => match nbf.as_f64() {
+            Some(nbf) if nbf * 1000.0 <= now as f64 => Ok(()),
+            Some(_) => Err(EvidenceError::NotYetValid),
+            None => Err(malformed()),
+        },
+    }
+}
+
+fn classify(error: JwtSvidError, wrong_audience: &dyn Fn() -> EvidenceError) -> EvidenceError {
+    match error {
+        JwtSvidError::InvalidSubject(_) => EvidenceError::Subject,
+        JwtSvidError::InvalidAudience(..) => wrong_audience(),
+        JwtSvidError::BundleNotFound(_) | JwtSvidError::AuthorityNotFound(_) => {
+            EvidenceError::Signature
+        }
+        JwtSvidError::BundleSourceError(source) => EvidenceError::Unavailable(source.to_string()),
+        JwtSvidError::InvalidToken(ref verification) => match verification.kind() {
+            Kind::Expired => EvidenceError::Expired,
+            Kind::NotYetValid => EvidenceError::NotYetValid,
+            Kind::AudienceMismatch => wrong_audience(),
+            Kind::InvalidSignature => EvidenceError::Signature,
+            _ => EvidenceError::Malformed(error.to_string()),
+        },
+        other => EvidenceError::Malformed(other.to_string()),
+    }
+}

@@ -1,0 +1,353 @@
+//! Connections whose peer is a SPIFFE ID.
+//!
+//! A proxy is what its certificate says, never what it says of itself. The
+//! listener's own certificate and the trust bundle are read anew at every
+//! handshake, so that rotation needs no restart.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use spiffe::X509Context;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+pub use crate::svid::SvidError;
+use crate::{Source, SourceError, SpiffeId, svid::leaf_identity};
+
+/// A handshake that takes longer is dropped.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at one time; further connections wait in the kernel's backlog.
+const MAX_HANDSHAKES: usize = 64;
+/// After a failed accept (usually: too many open files).
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Who is at the other end; every request on the connection has it as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What the peer's certificate says.
+    pub id: SpiffeId,
+    /// Where it connected from.
+    pub remote: SocketAddr,
+}
+
+/// Which identities may connect.
+pub type Allowed = Arc<dyn Fn(&SpiffeId) -> bool + Send + Sync>;
+
+/// Accepted connections, for tonic's `serve_with_incoming`. Dropping it stops
+/// accepting.
+pub type Incoming = ReceiverStream<io::Result<MtlsStream>>;
+
+/// Why a connection was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+enum Refused {
+    #[error("our own identity is not available: {0}")]
+    Source(#[from] SourceError),
+    #[error("our own certificate or trust bundle can't be used: {0}")]
+    Own(String),
+    #[error("the handshake failed: {0}")]
+    Handshake(io::Error),
+    #[error("the handshake took longer than 10 s")]
+    Timeout,
+    #[error("the peer sent no certificate")]
+    NoCertificate,
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    #[error("{0} is of another trust domain")]
+    Foreign(SpiffeId),
+    #[error("{0} is not among the proxies that may connect")]
+    Unknown(SpiffeId),
+}
+
+/// Why a plaintext listener isn't opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaintextError {
+    /// Plaintext leaves the machine.
+    #[error("{0} is not a loopback address: plaintext is for development on one machine")]
+    NotLoopback(SocketAddr),
+    /// The listener has no address.
+    #[error("the listener's address can't be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Accepts mutually authenticated TLS connections from `allowed` identities of
+/// our own trust domain. Must be called within a tokio runtime.
+pub fn serve_incoming(listener: TcpListener, source: Source, allowed: Allowed) -> Incoming {
+    let acceptor = Arc::new(Acceptor {
+        provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+        source,
+        allowed,
+        current: Mutex::new(None),
+    });
+    accept(listener, move |stream, remote| {
+        let acceptor = Arc::clone(&acceptor);
+        async move {
+            match acceptor.handshake(stream, remote).await {
+                Ok(stream) => Some(stream),
+                Err(refused) => {
+                    tracing::warn!(%remote, reason = %refused, "a connection was refused");
+                    None
+                }
+            }
+        }
+    })
+}
+
+/// Accepts unauthenticated connections on loopback, all as the one `peer`. For
+/// development, by an explicit flag only.
+///
+/// # Errors
+/// When the listener is not on a loopback address.
+pub fn plaintext_incoming(
+    listener: TcpListener,
+    peer: SpiffeId,
+) -> Result<Incoming, PlaintextError> {
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        return Err(PlaintextError::NotLoopback(address));
+    }
+    tracing::warn!(%address, %peer, "PLAINTEXT: anybody on this machine can be this proxy");
+    Ok(accept(listener, move |stream, remote| {
+        let peer = Peer {
+            id: peer.clone(),
+            remote,
+        };
+        async move {
+            Some(MtlsStream {
+                peer,
+                transport: Transport::Plain(stream),
+            })
+        }
+    }))
+}
+
+fn accept<F, R>(listener: TcpListener, handshake: F) -> Incoming
+where
+    F: Fn(TcpStream, SocketAddr) -> R + Send + 'static,
+    R: Future<Output = Option<MtlsStream>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(1);
+    let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = sender.closed() => return,
+            };
+            let (stream, remote) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, %remote, "TCP_NODELAY could not be set");
+            }
+            let handshake = handshake(stream, remote);
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                if let Some(stream) = handshake.await {
+                    // Fails only when the server is gone, and then so is this.
+                    let _ = sender.send(Ok(stream)).await;
+                }
+                drop(slot);
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+struct Acceptor {
+    provider: Arc<CryptoProvider>,
+    source: Source,
+    allowed: Allowed,
+    /// The configuration of the context that it was made from.
+    current: Mutex<Option<Current>>,
+}
+
+#[derive(Clone)]
+struct Current {
+    context: Arc<X509Context>,
+    config: Arc<ServerConfig>,
+    own: SpiffeId,
+}
+
+impl Acceptor {
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        remote: SocketAddr,
+    ) -> Result<MtlsStream, Refused> {
+        let current = self.current()?;
+        let handshake = TlsAcceptor::from(current.config).accept(stream);
+        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+            .await
+            .map_err(|_| Refused::Timeout)?
+            .map_err(Refused::Handshake)?;
+        let (_, connection) = stream.get_ref();
+        let leaf = connection
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or(Refused::NoCertificate)?;
+        let id = leaf_identity(leaf)?;
+        if id.trust_domain() != current.own.trust_domain() {
+            return Err(Refused::Foreign(id));
+        }
+        if !(self.allowed)(&id) {
+            return Err(Refused::Unknown(id));
+        }
+        tracing::info!(peer = %id, %remote, "connected");
+        Ok(MtlsStream {
+            peer: Peer { id, remote },
+            transport: Transport::Tls(Box::new(stream)),
+        })
+    }
+
+    /// The TLS configuration of our present identity, made anew when it has changed.
+    fn current(&self) -> Result<Current, Refused> {
+        let context = self.source.context()?;
+        let mut slot = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = slot.as_ref()
+            && Arc::ptr_eq(&current.context, &context)
+        {
+            return Ok(current.clone());
+        }
+        let own = self.source.own_id()?;
+        let config = self.config(&context, &own)?;
+        let current = Current {
+            context,
+            config: Arc::new(config),
+            own,
+        };
+        *slot = Some(current.clone());
+        Ok(current)
+    }
+
+    fn config(&self, context: &X509Context, own: &SpiffeId) -> Result<ServerConfig, Refused> {
+        let unusable = |error: &dyn std::error::Error| Refused::Own(error.to_string());
+        let svid = self.source.svid()?;
+        // Only our own trust domain's authorities: a foreign one could else
+        // sign a name of ours.
+        let bundle = context
+            .bundle_set()
+            .get(svid.spiffe_id().trust_domain())
+            .ok_or_else(|| Refused::Own(format!("no bundle for {}", own.trust_domain())))?;
+        let mut roots = RootCertStore::empty();
+        for authority in bundle.authorities() {
+            roots
+                .add(CertificateDer::from(authority.as_bytes().to_vec()))
+                .map_err(|error| unusable(&error))?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            Arc::new(roots),
+            Arc::clone(&self.provider),
+        )
+        .build()
+        .map_err(|error| unusable(&error))?;
+        let chain = svid
+            .cert_chain()
+            .iter()
+            .map(|certificate| CertificateDer::from(certificate.as_bytes().to_vec()))
+            .collect();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
+            svid.private_key().as_bytes().to_vec(),
+        ));
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| unusable(&error))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|error| unusable(&error))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would skip the check against today's bundle.
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+}
+
+/// One accepted connection.
+pub struct MtlsStream {
+    peer: Peer,
+    transport: Transport,
+}
+
+enum Transport {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+}
+
+impl MtlsStream {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+impl Connected for MtlsStream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for MtlsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for MtlsStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The Workload API's Unix socket, and who is at its other end.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+};
+use tonic::transport::server::Connected;
+
+use crate::{Caller, TrustDomainError};
+
+/// Any local process may connect: attestation decides what it gets.
+const SOCKET_MODE: u32 = 0o666;
+/// After a failed accept (usually: too many open files).
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+pub(crate) struct Listener(UnixListener);
+
+/// Binds the socket. A stale one is removed only when nobody answers on it.
+pub(crate) fn bind(path: &Path) -> Result<Listener, TrustDomainError> {
+    let failed = |source| TrustDomainError::file(path, source);
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(TrustDomainError::NotASocket {
+                socket: path.into(),
+            });
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)?;
+            }
+            // A full backlog or a missing permission is somebody, too.
+            _ => {
+                return Err(TrustDomainError::SocketInUse {
+                    socket: path.into(),
+                });
+            }
+        },
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(failed)?;
+    Ok(Listener(listener))
+}
+
+/// Takes the socket away on the way out; what fails here harms nobody.
+pub(crate) fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, socket = %path.display(), "the workload api's socket was left behind");
+    }
+}
+
+impl Listener {
+    /// The connections, each with its caller. Never ends.
+    pub(crate) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
+        stream::unfold(self.0, |listener| async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => match Caller::of(&stream) {
+                        Ok(caller) => return Some((Ok(Connection { stream, caller }), listener)),
+                        Err(error) => {
+                            tracing::warn!(%error, "a caller without peer credentials was refused");
+                        }
+                    },
+                    Err(error) => {
+                        tracing::warn!(%error, "the workload api could not accept a connection");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// One connection with its caller.
+pub(crate) struct Connection {
+    stream: UnixStream,
+    caller: Caller,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,241 @@
+//! LDS: one listener with the filter by ECDS and the router; and the filter itself.
+
+use envoy_types::{
+    pb::{
+        envoy::{
+            config::{
+                common::mutation_rules::v3::{
+                    HeaderMutation,
+                    header_mutation::{Action, RemoveOnMatch},
+                },
+                core::v3::{
+                    AggregatedConfigSource, ApiVersion, AsyncDataSource, ConfigSource, DataSource,
+                    ExtensionConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
+                    HttpProtocolOptions, TypedExtensionConfig, async_data_source,
+                    config_source::ConfigSourceSpecifier, data_source,
+                    http_protocol_options::HeadersWithUnderscoresAction,
+                },
+                listener::v3::{Filter, FilterChain, Listener, filter},
+            },
+            extensions::{
+                filters::{
+                    http::{router::v3::Router, wasm::v3::Wasm},
+                    network::http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter, Rds,
+                        http_connection_manager::{
+                            CodecType, ForwardClientCertDetails, InternalAddressConfig,
+                            PathWithEscapedSlashesAction, RouteSpecifier,
+                        },
+                        http_filter,
+                    },
+                },
+                http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
+                wasm::v3::{FailurePolicy, PluginConfig, VmConfig, plugin_config},
+            },
+            r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        },
+        google::protobuf::{BoolValue, Duration, StringValue, UInt32Value},
+    },
+    util::pack_any,
+};
+use prost::Name;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError, access_log, cluster,
+};
+
+/// What one connection may buffer before back-pressure, in bytes.
+const BUFFER_BYTES: u32 = 128 * 1024;
+const MAX_HEADERS: u32 = 100;
+const MAX_CONCURRENT_STREAMS: u32 = 100;
+/// HTTP/2 windows: small enough that held uploads fill no memory.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const HEADERS_TIMEOUT_MS: u64 = 10_000;
+const CONNECTION_IDLE_MS: u64 = 300_000;
+/// What a request may take to arrive, besides the hold.
+const REQUEST_MARGIN_MS: u64 = 60_000;
+/// Headers that the proxy and the filter set; what a client sends of them is
+/// gone before anything looks at it.
+const STRIPPED_PREFIXES: [&str; 2] = ["x-envoy-", "x-writ-"];
+
+pub(crate) fn build(settings: &Settings) -> Result<Listener, SettingsError> {
+    let manager = connection_manager(settings)?;
+    Ok(Listener {
+        name: LISTENER_NAME.to_owned(),
+        address: Some(cluster::socket(
+            &settings.listener.address.to_string(),
+            settings.listener.port,
+        )),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "envoy.filters.network.http_connection_manager".to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(pack_any(manager))),
+            }],
+            ..Default::default()
+        }],
+        per_connection_buffer_limit_bytes: number(BUFFER_BYTES),
+        ..Default::default()
+    })
+}
+
+fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, SettingsError> {
+    Ok(HttpConnectionManager {
+        codec_type: CodecType::Auto.into(),
+        stat_prefix: "writ".to_owned(),
+        http_filters: vec![guard(), router()],
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            config_source: ads(),
+            route_config_name: ROUTES_NAME.to_owned(),
+        })),
+
+        // What is compared must be what is forwarded.
+        normalize_path: truth(true),
+        merge_slashes: true,
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::RejectRequest.into(),
+        common_http_protocol_options: Some(HttpProtocolOptions {
+            headers_with_underscores_action: HeadersWithUnderscoresAction::RejectRequest.into(),
+            max_headers_count: number(MAX_HEADERS),
+            idle_timeout: milliseconds(CONNECTION_IDLE_MS),
+            ..Default::default()
+        }),
+        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http2_protocol_options: Some(Http2ProtocolOptions {
+            max_concurrent_streams: number(MAX_CONCURRENT_STREAMS),
+            initial_stream_window_size: number(STREAM_WINDOW_BYTES),
+            initial_connection_window_size: number(CONNECTION_WINDOW_BYTES),
+            ..Default::default()
+        }),
+        max_request_headers_kb: number(settings.max_request_headers_kib),
+
+        // Nobody is internal, loopback neither: Envoy obeys retry, timeout
+        // and hedge headers of internal clients.
+        use_remote_address: truth(true),
+        internal_address_config: Some(InternalAddressConfig::default()),
+        early_header_mutation_extensions: vec![strip_headers()],
+        forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
+        generate_request_id: truth(true),
+        preserve_external_request_id: false,
+        always_set_request_id_in_response: true,
+        server_name: "writ".to_owned(),
+
+        stream_idle_timeout: milliseconds(settings.stream_idle_ms),
+        request_headers_timeout: milliseconds(HEADERS_TIMEOUT_MS),
+        request_timeout: milliseconds(settings.hold_ms + REQUEST_MARGIN_MS),
+        access_log: access_log::build(&settings.access_log)?,
+        ..Default::default()
+    })
+}
+
+fn strip_headers() -> TypedExtensionConfig {
+    let mutations = STRIPPED_PREFIXES
+        .iter()
+        .map(|prefix| HeaderMutation {
+            action: Some(Action::RemoveOnMatch(RemoveOnMatch {
+                key_matcher: Some(StringMatcher {
+                    ignore_case: true,
+                    match_pattern: Some(MatchPattern::Prefix((*prefix).to_owned())),
+                }),
+            })),
+        })
+        .collect();
+    TypedExtensionConfig {
+        name: "envoy.http.early_header_mutation.header_mutation".to_owned(),
+        typed_config: Some(pack_any(EarlyMutation { mutations })),
+    }
+}
+
+/// The filter's place. There is no default: without the filter nothing is served.
+fn guard() -> HttpFilter {
+    HttpFilter {
+        name: FILTER_NAME.to_owned(),
+        config_type: Some(http_filter::ConfigType::ConfigDiscovery(
+            ExtensionConfigSource {
+                config_source: ads(),
+                default_config: None,
+                apply_default_config_without_warming: false,
+                type_urls: vec![Wasm::type_url()],
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+fn router() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(Router {
+            suppress_envoy_headers: true,
+            ..Default::default()
+        }))),
+        ..Default::default()
+    }
+}
+
+/// ECDS: the filter with its module inline. `code.remote` lets requests
+/// through while it fetches.
+pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
+    let configuration = settings.plugin_config.to_string();
+    // VMs with one id and one code share their fate when one crashes, and
+    // their shared data: another module or configuration is another VM.
+    let mut identity = Sha256::new();
+    identity.update(settings.module.sha256());
+    identity.update(&configuration);
+    let vm_id = format!("writ-{}", hex::encode(identity.finalize()));
+    let stop_iteration = settings.allow_on_headers_stop_iteration;
+    let plugin = PluginConfig {
+        name: FILTER_NAME.to_owned(),
+        root_id: FILTER_NAME.to_owned(),
+        configuration: Some(pack_any(StringValue {
+            value: configuration,
+        })),
+        failure_policy: FailurePolicy::FailReload.into(),
+        allow_on_headers_stop_iteration: stop_iteration.then_some(BoolValue { value: true }),
+        vm: Some(plugin_config::Vm::VmConfig(VmConfig {
+            vm_id,
+            runtime: "envoy.wasm.runtime.v8".to_owned(),
+            code: Some(AsyncDataSource {
+                specifier: Some(async_data_source::Specifier::Local(DataSource {
+                    specifier: Some(data_source::Specifier::InlineBytes(
+                        settings.module.bytes().to_vec(),
+                    )),
+                    ..Default::default()
+                })),
+            }),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    TypedExtensionConfig {
+        name: FILTER_NAME.to_owned(),
+        typed_config: Some(pack_any(Wasm {
+            config: Some(plugin),
+        })),
+    }
+}
+
+fn ads() -> Option<ConfigSource> {
+    Some(ConfigSource {
+        // Zero waits for ever: the listener opens with its filter or not at all.
+        initial_fetch_timeout: milliseconds(0),
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..Default::default()
+    })
+}
+
+fn truth(value: bool) -> Option<BoolValue> {
+    Some(BoolValue { value })
+}
+
+fn number(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+fn milliseconds(value: u64) -> Option<Duration> {
+    Some(Duration {
+        seconds: i64::try_from(value / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(value % 1000).unwrap_or_default() * 1_000_000,
+    })
+}

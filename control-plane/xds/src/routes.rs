@@ -1,0 +1,97 @@
+//! RDS: path prefix to cluster, and nothing else.
+
+use envoy_types::pb::{
+    envoy::config::route::v3::{
+        Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
+        route_action::ClusterSpecifier, route_match::PathSpecifier,
+    },
+    google::protobuf::Duration,
+};
+
+use crate::{ROUTES_NAME, Route, Settings, cluster};
+
+pub(crate) fn build(settings: &Settings) -> RouteConfiguration {
+    let mut routes: Vec<&Route> = settings.routes.iter().collect();
+    // Envoy takes the first match; the longest prefix is meant.
+    routes.sort_by(|a, b| {
+        (b.path_prefix.len(), &b.path_prefix).cmp(&(a.path_prefix.len(), &a.path_prefix))
+    });
+    RouteConfiguration {
+        name: ROUTES_NAME.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: "writ.origin".to_owned(),
+            domains: domains(&settings.authority),
+            routes: routes.into_iter().map(route).collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn route(route: &Route) -> EnvoyRoute {
+    let path = if route.path_prefix.ends_with('/') {
+        PathSpecifier::Prefix(route.path_prefix.clone())
+    } else {
+        PathSpecifier::PathSeparatedPrefix(route.path_prefix.clone())
+    };
+    EnvoyRoute {
+        name: route.name.clone(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(path),
+            ..Default::default()
+        }),
+        action: Some(route::Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(route))),
+            // No deadline for the whole answer: streams of events may be
+            // long. The stream's idle timeout still holds.
+            timeout: Some(Duration {
+                seconds: 0,
+                nanos: 0,
+            }),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+/// The authority as clients write it: a default port may be there or not.
+fn domains(authority: &str) -> Vec<String> {
+    let mut domains = vec![authority.to_owned()];
+    let bare = [":80", ":443"]
+        .into_iter()
+        .find_map(|port| authority.strip_suffix(port));
+    match bare {
+        Some(bare) => domains.push(bare.to_owned()),
+        None if !has_port(authority) => {
+            domains.push(format!("{authority}:80"));
+            domains.push(format!("{authority}:443"));
+        }
+        None => {}
+    }
+    domains
+}
+
+fn has_port(authority: &str) -> bool {
+    // The colons of an IPv6 address are inside its brackets.
+    let after_address = authority
+        .rsplit_once(']')
+        .map_or(authority, |(_, rest)| rest);
+    after_address.contains(':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_ports_are_optional_and_others_are_not() {
+        assert_eq!(domains("a.example:8400"), ["a.example:8400"]);
+        assert_eq!(domains("a.example:443"), ["a.example:443", "a.example"]);
+        assert_eq!(
+            domains("a.example"),
+            ["a.example", "a.example:80", "a.example:443"]
+        );
+        assert_eq!(domains("[::1]:8400"), ["[::1]:8400"]);
+        assert_eq!(domains("[::1]"), ["[::1]", "[::1]:80", "[::1]:443"]);
+    }
+}
