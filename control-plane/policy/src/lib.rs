@@ -1,1 +1,162 @@
-//! See the crate's description; filled in by the first slices.
+//! Cedar: load, check, decide.
+//!
+//! Two questions are asked of one policy set: may this capability be issued
+//! (exchange), and may this request go through now (request). A rule that wants
+//! a human is a `forbid` with `@approvers` that its own id in
+//! `context.approvals` lifts; it is left aside at the exchange, since holds
+//! happen at the edge.
+//!
+//! Cedar skips a policy that errors, a `forbid` included. Here any diagnostic
+//! denies.
+
+mod load;
+mod model;
+
+pub use load::{Approver, LoadError, Source};
+pub use model::SCHEMA;
+
+use cedar_policy::{Authorizer, Decision, Effect, PolicyId, Schema};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is being asked, and about what.
+#[derive(Clone, Debug)]
+pub struct Question<'a> {
+    /// The agent's SPIFFE ID.
+    pub agent: &'a str,
+    /// The user it acts for, issuer and subject.
+    pub user: Option<(&'a str, &'a str)>,
+    /// The method.
+    pub method: &'a str,
+    /// The normalised absolute URL with its query: the resource's id.
+    pub location: &'a str,
+    /// Its `scheme://authority`.
+    pub origin: &'a str,
+    /// Its path, without query.
+    pub path: &'a str,
+    /// Its query, without `?`; empty when there is none.
+    pub query: &'a str,
+    /// Now, in seconds since the Unix epoch.
+    pub time_s: u64,
+}
+
+/// A rule that wants a human before it lets the request pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// The rule's id.
+    pub rule: String,
+    /// Who may decide: names or groups, in the annotation's order.
+    pub approvers: Vec<String>,
+    /// What `@reason` says; empty when it says nothing.
+    pub reason: String,
+    /// How long the approval may stay pending, in seconds, when `@ttl` sets it.
+    pub ttl_s: Option<u64>,
+}
+
+/// What policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may. The ids of the permits that decided.
+    Allow(Vec<String>),
+    /// It may not. The ids of the forbids that decided; empty when nothing permits it.
+    Deny(Vec<String>),
+    /// It may once a human has said yes to each of these.
+    Hold(Vec<Demand>),
+    /// A policy could not be evaluated: deny. The text is for the operator, not for the agent.
+    Error(Vec<String>),
+}
+
+/// A loaded, validated policy set.
+#[derive(Debug)]
+pub struct Policies {
+    all: cedar_policy::PolicySet,
+    /// Without the rules that want a human: what the exchange asks.
+    without_holds: cedar_policy::PolicySet,
+    demands: BTreeMap<PolicyId, Demand>,
+    schema: Schema,
+    version: String,
+}
+
+impl Policies {
+    /// Parses and validates `sources`; every problem is reported at once.
+    ///
+    /// # Errors
+    /// Parse errors, validation errors (strict mode), duplicate rule ids, and
+    /// `@approvers` that name nobody in `approvers`.
+    pub fn load(sources: &[Source], approvers: &[Approver]) -> Result<Self, Vec<LoadError>> {
+        load::load(sources, approvers)
+    }
+
+    /// SHA-256 of the policy texts, hex: what the log calls the version.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// May this capability be issued? Never [`Verdict::Hold`].
+    #[must_use]
+    pub fn may_issue(&self, question: &Question<'_>) -> Verdict {
+        match self.ask(&self.without_holds, "exchange", question, &BTreeSet::new()) {
+            Ok((Decision::Allow, ids)) => Verdict::Allow(names(&ids)),
+            Ok((Decision::Deny, ids)) => Verdict::Deny(names(&ids)),
+            Err(problems) => Verdict::Error(problems),
+        }
+    }
+
+    /// May this request go through now? `approved` are the ids of rules whose
+    /// approvers, quorum, time and digest have been checked by code.
+    #[must_use]
+    pub fn may_pass(&self, question: &Question<'_>, approved: &BTreeSet<String>) -> Verdict {
+        let ids = match self.ask(&self.all, "request", question, approved) {
+            Ok((Decision::Allow, ids)) => return Verdict::Allow(names(&ids)),
+            Ok((Decision::Deny, ids)) => ids,
+            Err(problems) => return Verdict::Error(problems),
+        };
+        let demands: Option<Vec<Demand>> =
+            ids.iter().map(|id| self.demands.get(id).cloned()).collect();
+        let Some(demands) = demands.filter(|found| !found.is_empty()) else {
+            return Verdict::Deny(names(&ids));
+        };
+        // Held only when lifting exactly these rules would allow it cleanly.
+        let mut lifted = approved.clone();
+        lifted.extend(demands.iter().map(|demand| demand.rule.clone()));
+        match self.ask(&self.all, "request", question, &lifted) {
+            Ok((Decision::Allow, _)) => Verdict::Hold(demands),
+            Ok((Decision::Deny, _)) => Verdict::Deny(names(&ids)),
+            Err(problems) => Verdict::Error(problems),
+        }
+    }
+
+    fn ask(
+        &self,
+        set: &cedar_policy::PolicySet,
+        phase: &str,
+        question: &Question<'_>,
+        approved: &BTreeSet<String>,
+    ) -> Result<(Decision, Vec<PolicyId>), Vec<String>> {
+        let (request, entities) = model::request(&self.schema, phase, question, approved)?;
+        let response = Authorizer::new().is_authorized(&request, set, &entities);
+        let problems: Vec<String> = response
+            .diagnostics()
+            .errors()
+            .map(ToString::to_string)
+            .collect();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut ids: Vec<PolicyId> = response.diagnostics().reason().cloned().collect();
+        ids.sort();
+        Ok((response.decision(), ids))
+    }
+}
+
+fn names(ids: &[PolicyId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+/// Whether this policy wants a human: a `forbid` with `@approvers`.
+fn wants_human(policy: &cedar_policy::Policy) -> bool {
+    policy.effect() == Effect::Forbid && policy.annotation("approvers").is_some()
+}
+
+#[cfg(test)]
+mod tests;

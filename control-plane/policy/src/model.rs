@@ -1,0 +1,111 @@
+//! The request model that policies see.
+
+use crate::Question;
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
+    Schema,
+};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::str::FromStr;
+
+/// The schema that every policy is validated against, in Cedar's own syntax.
+pub const SCHEMA: &str = r#"
+namespace Writ {
+  // The caller. Its id is the SPIFFE ID.
+  entity Agent = { "trust_domain": String, "path": String };
+  // What is acted on. Its id is the normalised absolute URL.
+  entity Resource = { "origin": String, "path": String, "query": String };
+  type Request = {
+    "phase": String,            // "exchange" or "request"
+    "time_s": Long,             // seconds since the Unix epoch
+    "method": String,
+    "path": String,
+    "query": String,
+    "user"?: { "issuer": String, "subject": String },
+    "approvals": Set<String>    // ids of rules that a human has lifted
+  };
+  action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
+    principal: [Agent],
+    resource: [Resource],
+    context: Request
+  };
+}
+"#;
+
+/// Entity ids come from agents: they are built by typed constructors, never by
+/// pasting into Cedar text.
+fn uid(kind: &str, id: &str) -> Result<EntityUid, Vec<String>> {
+    let kind = EntityTypeName::from_str(kind).map_err(|error| vec![error.to_string()])?;
+    Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
+}
+
+fn text(value: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(value.to_owned())
+}
+
+pub(crate) fn request(
+    schema: &Schema,
+    phase: &str,
+    question: &Question<'_>,
+    approved: &BTreeSet<String>,
+) -> Result<(Request, Entities), Vec<String>> {
+    fn say(error: impl ToString) -> Vec<String> {
+        vec![error.to_string()]
+    }
+    let principal = uid("Writ::Agent", question.agent)?;
+    let action = uid("Writ::Action", question.method)?;
+    let resource = uid("Writ::Resource", question.location)?;
+
+    let spiffe = question
+        .agent
+        .strip_prefix("spiffe://")
+        .unwrap_or(question.agent);
+    let (trust_domain, path) = match spiffe.split_once('/') {
+        Some((domain, _)) => (domain, spiffe.strip_prefix(domain).unwrap_or_default()),
+        None => (spiffe, ""),
+    };
+    let agent = Entity::new(
+        principal.clone(),
+        HashMap::from([
+            ("trust_domain".to_owned(), text(trust_domain)),
+            ("path".to_owned(), text(path)),
+        ]),
+        HashSet::new(),
+    )
+    .map_err(say)?;
+    let target = Entity::new(
+        resource.clone(),
+        HashMap::from([
+            ("origin".to_owned(), text(question.origin)),
+            ("path".to_owned(), text(question.path)),
+            ("query".to_owned(), text(question.query)),
+        ]),
+        HashSet::new(),
+    )
+    .map_err(say)?;
+
+    let time_s = i64::try_from(question.time_s).map_err(say)?;
+    let mut context = vec![
+        ("phase".to_owned(), text(phase)),
+        ("time_s".to_owned(), RestrictedExpression::new_long(time_s)),
+        ("method".to_owned(), text(question.method)),
+        ("path".to_owned(), text(question.path)),
+        ("query".to_owned(), text(question.query)),
+        (
+            "approvals".to_owned(),
+            RestrictedExpression::new_set(approved.iter().map(|id| text(id))),
+        ),
+    ];
+    if let Some((issuer, subject)) = question.user {
+        let user = RestrictedExpression::new_record([
+            ("issuer".to_owned(), text(issuer)),
+            ("subject".to_owned(), text(subject)),
+        ])
+        .map_err(say)?;
+        context.push(("user".to_owned(), user));
+    }
+    let context = Context::from_pairs(context).map_err(say)?;
+    let request = Request::new(principal, action, resource, context, Some(schema)).map_err(say)?;
+    let entities = Entities::from_entities([agent, target], Some(schema)).map_err(say)?;
+    Ok((request, entities))
+}

@@ -1,0 +1,188 @@
+use super::*;
+
+fn load(text: &str) -> Result<Policies, Vec<LoadError>> {
+    Policies::load(
+        &[Source {
+            name: "test.cedar".into(),
+            text: text.into(),
+        }],
+        &[Approver {
+            name: "operator".into(),
+            groups: vec!["platform".into()],
+        }],
+    )
+}
+
+fn ask(method: &'static str, path: &'static str) -> Question<'static> {
+    Question {
+        agent: "spiffe://writ.example/agent/demo",
+        user: None,
+        method,
+        location: path,
+        origin: "http://127.0.0.1:8400",
+        path,
+        query: "",
+        time_s: 1_800_000_000,
+    }
+}
+
+const STARTER: &str = r#"
+@id("read")
+permit(principal == Writ::Agent::"spiffe://writ.example/agent/demo", action == Writ::Action::"GET", resource)
+when { resource.path like "/files/*" };
+
+@id("ask-first") @approvers("platform") @reason("restricted") @ttl("15m")
+forbid(principal, action, resource)
+when { resource.path like "/files/restricted/*" }
+unless { context.approvals.contains("ask-first") };
+
+@id("never")
+forbid(principal, action, resource) when { resource.path like "/files/restricted/never/*" };
+"#;
+
+#[test]
+fn decides_by_table() {
+    let policies = load(STARTER).unwrap();
+    let none = BTreeSet::new();
+    let asked = BTreeSet::from(["ask-first".to_owned()]);
+    let hold = || {
+        Verdict::Hold(vec![Demand {
+            rule: "ask-first".into(),
+            approvers: vec!["platform".into()],
+            reason: "restricted".into(),
+            ttl_s: Some(900),
+        }])
+    };
+    let allow = || Verdict::Allow(vec!["read".into()]);
+    let table = [
+        ("GET", "/files/a", &none, allow()),
+        ("GET", "/elsewhere", &none, Verdict::Deny(vec![])),
+        ("POST", "/files/a", &none, Verdict::Deny(vec![])),
+        ("GET", "/files/restricted/a", &none, hold()),
+        ("GET", "/files/restricted/a", &asked, allow()),
+        // Nothing permits POST, so a human's yes would not help: no hold.
+        (
+            "POST",
+            "/files/restricted/a",
+            &none,
+            Verdict::Deny(vec!["ask-first".into()]),
+        ),
+        (
+            "GET",
+            "/files/restricted/never/a",
+            &none,
+            Verdict::Deny(vec!["ask-first".into(), "never".into()]),
+        ),
+        (
+            "GET",
+            "/files/restricted/never/a",
+            &asked,
+            Verdict::Deny(vec!["never".into()]),
+        ),
+    ];
+    for (method, path, approved, expected) in table {
+        assert_eq!(
+            policies.may_pass(&ask(method, path), approved),
+            expected,
+            "{method} {path} {approved:?}"
+        );
+    }
+    // At the exchange the rule that wants a human is left aside; the other is not.
+    assert_eq!(
+        policies.may_issue(&ask("GET", "/files/restricted/a")),
+        allow()
+    );
+    assert_eq!(
+        policies.may_issue(&ask("GET", "/files/restricted/never/a")),
+        Verdict::Deny(vec!["never".into()])
+    );
+    assert!(
+        matches!(
+            policies.may_issue(&ask("BREW", "/files/a")),
+            Verdict::Error(_)
+        ),
+        "an unknown action denies"
+    );
+}
+
+#[test]
+fn a_forbid_that_errors_denies() {
+    // `time_s + max` overflows: Cedar would skip the forbid and allow.
+    let policies = load(
+        r#"permit(principal, action, resource);
+           forbid(principal, action, resource) when { context.time_s * 9223372036854775807 > 0 };"#,
+    )
+    .unwrap();
+    assert!(matches!(
+        policies.may_issue(&ask("GET", "/x")),
+        Verdict::Error(_)
+    ));
+    assert!(matches!(
+        policies.may_pass(&ask("GET", "/x"), &BTreeSet::new()),
+        Verdict::Error(_)
+    ));
+}
+
+#[test]
+fn ids_from_agents_stay_ids() {
+    let policies = load(STARTER).unwrap();
+    let mut question = ask("GET", "/files/a");
+    question.agent = "x\"}; permit(principal, action, resource); //";
+    assert_eq!(policies.may_issue(&question), Verdict::Deny(vec![]));
+}
+
+#[test]
+fn load_errors_name_file_line_and_remedy() {
+    let table = [
+        (
+            "permit(principal, action, resource)\nwhen { nonsense",
+            "test.cedar:2",
+            "unexpected",
+        ),
+        (
+            "permit(principal, action, resource) when { resource.colour == \"red\" };",
+            "test.cedar",
+            "colour",
+        ),
+        (
+            "@id(\"a\") permit(principal, action, resource); @id(\"a\") forbid(principal, action, resource);",
+            "test.cedar",
+            "own @id",
+        ),
+        (
+            "@approvers(\"nobody\") forbid(principal, action, resource);",
+            "test.cedar",
+            "no [[approver]]",
+        ),
+        (
+            "@approvers(\"\") forbid(principal, action, resource);",
+            "test.cedar",
+            "names nobody",
+        ),
+        (
+            "@approvers(\"platform\") @quorum(\"2\") forbid(principal, action, resource);",
+            "test.cedar",
+            "@quorum",
+        ),
+        (
+            "@approvers(\"platform\") @ttl(\"25h\") forbid(principal, action, resource);",
+            "test.cedar",
+            "24h at most",
+        ),
+        (
+            "permit(principal == ?principal, action, resource);",
+            "test.cedar",
+            "templates",
+        ),
+    ];
+    for (text, place, message) in table {
+        let errors = load(text).expect_err(text);
+        let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(
+            shown
+                .iter()
+                .any(|line| line.starts_with(place) && line.contains(message)),
+            "{text}: {shown:?}"
+        );
+    }
+}
