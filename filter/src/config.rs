@@ -1,0 +1,413 @@
+//! The plugin's configuration: strict JSON, written by the control plane and
+//! read once. All errors are found at once; any error refuses the whole, and
+//! the host keeps what it had.
+
+use crate::host::Upstream;
+use crate::verify::Crypto;
+use capability::gates::{EdgeConfig, TokenCheck};
+use capability::key::PublicKey;
+use capability::url::{Origin, Target};
+use capability::{Limits, json};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+
+/// A configuration is at most this long; bytes.
+pub const SIZE_MAX: usize = 256 * 1024;
+/// The configuration's version that this filter reads.
+const VERSION: u64 = 1;
+const NAME_MAX: usize = 256;
+
+/// What a filter works by.
+pub struct Settings {
+    /// What the gates check.
+    pub edge: EdgeConfig,
+    /// Who checks ES256.
+    pub crypto: Crypto,
+    /// Where the control plane is.
+    pub upstream: Upstream,
+    /// How long a question may go without an answer; milliseconds.
+    pub decision_deadline_ms: u64,
+    /// How long a request may be held; milliseconds.
+    pub hold_ms: u64,
+    /// Questions without an answer, per worker.
+    pub questions: usize,
+    /// Refusals that wait to be sent, per worker.
+    pub denials: usize,
+    routes: Vec<Route>,
+}
+
+struct Route {
+    name: String,
+    path_prefix: String,
+}
+
+impl Settings {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Every fault that was found, one line each.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
+        let value =
+            json::parse_object(bytes, &Limits::CEILING).map_err(|error| vec![error.to_string()])?;
+        let mut faults = Faults::default();
+        let settings = Self::read(&Members::new("", &value), &mut faults);
+        match settings {
+            Some(settings) if faults.0.is_empty() => Ok(settings),
+            _ => Err(faults.0),
+        }
+    }
+
+    fn read(members: &Members<'_>, faults: &mut Faults) -> Option<Self> {
+        members.only(
+            &[
+                "version",
+                "issuer",
+                "resource",
+                "origin",
+                "keys",
+                "token_check",
+                "crypto",
+                "cluster",
+                "decision_deadline_ms",
+                "hold_ms",
+                "limits",
+                "routes",
+            ],
+            faults,
+        );
+        // Each part is read before any is missed, so that all faults are told.
+        let version = members.number("version", None, (VERSION, VERSION), faults);
+        let issuer = members
+            .text("issuer", faults)
+            .filter(|text| faults.url("issuer", text));
+        let resource = members
+            .text("resource", faults)
+            .filter(|text| faults.url("resource", text));
+        let origin = members.text("origin", faults).and_then(|text| {
+            Origin::parse(text)
+                .map_err(|error| faults.add(format!("origin: {error}")))
+                .ok()
+        });
+        let keys = keys(members, faults);
+        let token_check = members.choice(
+            "token_check",
+            &[("edge", TokenCheck::Edge), ("record", TokenCheck::Record)],
+            faults,
+        );
+        let crypto = members.choice(
+            "crypto",
+            &[("host", Crypto::Host), ("portable", Crypto::Portable)],
+            faults,
+        );
+        let upstream = members.text("cluster", faults).and_then(|name| {
+            let upstream = Upstream::cluster(name);
+            if upstream.is_none() {
+                faults.add(format!(
+                    "cluster: must be 1 to {} letters, digits or any of _-.:|",
+                    Upstream::NAME_MAX
+                ));
+            }
+            upstream
+        });
+        let decision_deadline_ms =
+            members.number("decision_deadline_ms", Some(2_000), (1, 10_000), faults);
+        let hold_ms = members.number("hold_ms", Some(25_000), (0, 55_000), faults);
+        let routes = routes(members, faults);
+        let none = Map::new();
+        let numbers = members
+            .object("limits", "limits.", faults)
+            .unwrap_or_else(|| Members::new("limits.", &none));
+        let numbers = Numbers::read(&numbers, faults);
+        version?;
+        let numbers = numbers?;
+        let mut edge = EdgeConfig::new(issuer?, resource?, origin?);
+        edge.keys = keys?;
+        edge.token_check = token_check?;
+        edge.limits = numbers.limits;
+        edge.proof_window_s = numbers.proof_window_s;
+        edge.token_skew_s = numbers.token_skew_s;
+        edge.token_lifetime_max_s = numbers.token_lifetime_max_s;
+        Some(Self {
+            edge,
+            crypto: crypto?,
+            upstream: upstream?,
+            decision_deadline_ms: decision_deadline_ms?,
+            hold_ms: hold_ms?,
+            questions: numbers.questions,
+            denials: numbers.denials,
+            routes: routes?,
+        })
+    }
+
+    /// The name of the route with the longest prefix of this path; empty when
+    /// none matches.
+    pub fn route(&self, path: &str) -> &str {
+        let matching = self
+            .routes
+            .iter()
+            .filter(|route| path.starts_with(&route.path_prefix));
+        matching
+            .max_by_key(|route| route.path_prefix.len())
+            .map_or("", |route| &route.name)
+    }
+}
+
+/// The numbers under `limits`, each with its default and its bounds.
+struct Numbers {
+    limits: Limits,
+    proof_window_s: u64,
+    token_skew_s: u64,
+    token_lifetime_max_s: u64,
+    questions: usize,
+    denials: usize,
+}
+
+impl Numbers {
+    fn read(members: &Members<'_>, faults: &mut Faults) -> Option<Self> {
+        members.only(
+            &[
+                "header_block",
+                "token",
+                "proof",
+                "json_depth",
+                "json_members",
+                "proof_window_s",
+                "token_skew_s",
+                "token_lifetime_max_s",
+                "questions_in_flight",
+                "denials_buffered",
+            ],
+            faults,
+        );
+        let (default, ceiling) = (Limits::default(), Limits::CEILING);
+        let header_block = members.size(
+            "header_block",
+            default.header_block,
+            ceiling.header_block,
+            faults,
+        );
+        let token = members.size("token", default.token, ceiling.token, faults);
+        let proof = members.size("proof", default.proof, ceiling.proof, faults);
+        let json_depth = members.size("json_depth", default.json_depth, ceiling.json_depth, faults);
+        let json_members = members.size(
+            "json_members",
+            default.json_members,
+            ceiling.json_members,
+            faults,
+        );
+        let proof_window_s = members.number("proof_window_s", Some(300), (1, 300), faults);
+        let token_skew_s = members.number("token_skew_s", Some(10), (0, 10), faults);
+        let token_lifetime_max_s =
+            members.number("token_lifetime_max_s", Some(300), (1, 300), faults);
+        let questions = members.size("questions_in_flight", 4_096, 65_536, faults);
+        let denials = members.size("denials_buffered", 1_024, 65_536, faults);
+        Some(Self {
+            limits: Limits {
+                header_block: header_block?,
+                token: token?,
+                proof: proof?,
+                json_depth: json_depth?,
+                json_members: json_members?,
+            },
+            proof_window_s: proof_window_s?,
+            token_skew_s: token_skew_s?,
+            token_lifetime_max_s: token_lifetime_max_s?,
+            questions: questions?,
+            denials: denials?,
+        })
+    }
+}
+
+fn keys(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<(String, PublicKey)>> {
+    let list = members.list("keys", true, faults)?;
+    if list.is_empty() {
+        faults.add("keys: must name at least one key, or no token can be checked".to_owned());
+    }
+    let mut seen = BTreeSet::new();
+    let mut keys = Vec::new();
+    for (at, jwk) in list.iter().enumerate() {
+        let kid = jwk
+            .get("kid")
+            .and_then(Value::as_str)
+            .filter(|kid| !kid.is_empty() && kid.len() <= NAME_MAX);
+        match (kid, PublicKey::from_jwk(jwk)) {
+            (None, _) => faults.add(format!(
+                "keys[{at}].kid: must be a string of 1 to {NAME_MAX} bytes"
+            )),
+            (Some(_), Err(error)) => faults.add(format!("keys[{at}]: {error}")),
+            (Some(kid), Ok(_)) if !seen.insert(kid) => {
+                faults.add(format!("keys[{at}].kid: the same as an earlier key's"));
+            }
+            (Some(kid), Ok(key)) => keys.push((kid.to_owned(), key)),
+        }
+    }
+    Some(keys)
+}
+
+fn routes(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<Route>> {
+    let mut routes = Vec::new();
+    for (at, route) in members.list("routes", false, faults)?.iter().enumerate() {
+        let Some(route) = route.as_object() else {
+            faults.add(format!("routes[{at}]: must be an object"));
+            continue;
+        };
+        let label = format!("routes[{at}].");
+        let route = Members::new(&label, route);
+        route.only(&["name", "path_prefix"], faults);
+        let (name, prefix) = (
+            route.text("name", faults),
+            route.text("path_prefix", faults),
+        );
+        if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
+            faults.add(format!("{label}path_prefix: must begin with /"));
+        }
+        if let (Some(name), Some(prefix)) = (name, prefix) {
+            routes.push(Route {
+                name: name.to_owned(),
+                path_prefix: prefix.to_owned(),
+            });
+        }
+    }
+    Some(routes)
+}
+
+/// What is wrong, one line each.
+#[derive(Default)]
+struct Faults(Vec<String>);
+
+impl Faults {
+    fn add(&mut self, line: String) {
+        self.0.push(line);
+    }
+
+    /// True for an absolute http or https URL.
+    fn url(&mut self, name: &str, text: &str) -> bool {
+        match Target::location(text) {
+            Ok(_) => true,
+            Err(error) => {
+                self.add(format!("{name}: {error}"));
+                false
+            }
+        }
+    }
+}
+
+/// An object's members, and its name in front of theirs.
+struct Members<'a> {
+    label: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Members<'a> {
+    fn new(label: &'a str, map: &'a Map<String, Value>) -> Self {
+        Self { label, map }
+    }
+
+    /// A misspelt member must not pass for a default.
+    fn only(&self, known: &[&str], faults: &mut Faults) {
+        for name in self
+            .map
+            .keys()
+            .filter(|name| !known.contains(&name.as_str()))
+        {
+            faults.add(format!(
+                "{}{}: not a known member",
+                self.label,
+                name.escape_default()
+            ));
+        }
+    }
+
+    fn text(&self, name: &str, faults: &mut Faults) -> Option<&'a str> {
+        let text = self
+            .map
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
+        if text.is_none() {
+            faults.add(format!(
+                "{}{name}: must be a string of 1 to {NAME_MAX} bytes",
+                self.label
+            ));
+        }
+        text
+    }
+
+    /// A number from `least` to `most`; without a default it must be there.
+    fn number(
+        &self,
+        name: &str,
+        default: Option<u64>,
+        (least, most): (u64, u64),
+        faults: &mut Faults,
+    ) -> Option<u64> {
+        let number = match (self.map.get(name), default) {
+            (None, Some(default)) => return Some(default),
+            (value, _) => value
+                .and_then(json::integer)
+                .filter(|number| (least..=most).contains(number)),
+        };
+        if number.is_none() {
+            faults.add(format!(
+                "{}{name}: must be a whole number from {least} to {most}",
+                self.label
+            ));
+        }
+        number
+    }
+
+    /// A limit: from 1 to its ceiling.
+    fn size(
+        &self,
+        name: &str,
+        default: usize,
+        ceiling: usize,
+        faults: &mut Faults,
+    ) -> Option<usize> {
+        let (default, ceiling) = (u64::try_from(default).ok()?, u64::try_from(ceiling).ok()?);
+        self.number(name, Some(default), (1, ceiling), faults)
+            .and_then(|number| usize::try_from(number).ok())
+    }
+
+    /// One of these words; the first when the member is absent.
+    fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)], faults: &mut Faults) -> Option<T> {
+        let Some(value) = self.map.get(name) else {
+            return choices.first().map(|(_, choice)| *choice);
+        };
+        let chosen = choices
+            .iter()
+            .find(|(word, _)| value.as_str() == Some(word))
+            .map(|(_, choice)| *choice);
+        if chosen.is_none() {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            faults.add(format!(
+                "{}{name}: must be one of: {}",
+                self.label,
+                words.join(", ")
+            ));
+        }
+        chosen
+    }
+
+    fn list(&self, name: &str, required: bool, faults: &mut Faults) -> Option<&'a [Value]> {
+        match self.map.get(name) {
+            None if !required => Some(&[]),
+            value => {
+                let list = value.and_then(Value::as_array);
+                if list.is_none() {
+                    faults.add(format!("{}{name}: must be a list", self.label));
+                }
+                list.map(Vec::as_slice)
+            }
+        }
+    }
+
+    /// An object that may be absent.
+    fn object(&self, name: &str, label: &'a str, faults: &mut Faults) -> Option<Members<'a>> {
+        let map = self.map.get(name)?.as_object();
+        if map.is_none() {
+            faults.add(format!("{}{name}: must be an object", self.label));
+        }
+        map.map(|map| Members { label, map })
+    }
+}

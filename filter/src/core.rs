@@ -1,0 +1,638 @@
+//! What the root context and its HTTP contexts share: one per plugin
+//! configuration and VM. Requests come in at [`Core::arrive`]; answers and
+//! deadlines find them by their question's id.
+//!
+//! A host call acts on the context that is in force, so every act begins with
+//! [`Core::put`], and when that fails nothing is done: the context before stays
+//! in force, and acting would release somebody else's request.
+
+use crate::config::Settings;
+use crate::denials::{Denials, Kept};
+use crate::host::{self, ContextGone, Header, HostFault};
+use crate::metrics::Metrics;
+use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut, text};
+use crate::refusal::Refusal;
+use crate::stream::{Greeting, Stream};
+use capability::decide::{Echo, Permit, Verdict};
+use capability::gates::{self, RequestView, TokenCheck};
+use capability::reason::Reason;
+use decision_api::from_control_plane::Message as FromServer;
+use decision_api::from_filter::Message as ToServer;
+use decision_api::{
+    Allow, Answer, FromControlPlane, Hold, Outcome, Question, QuestionId, Withdraw, Withdrawn,
+    answer,
+};
+use prost::Message;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// How long the answer to a withdrawal is waited for; milliseconds.
+const WITHDRAWAL_MS: u64 = 500;
+/// What a hold may take beyond its own time for its last answer; milliseconds.
+const HOLD_MARGIN_MS: u64 = 2_000;
+/// Outcomes that wait for a stream.
+const OUTCOMES: usize = 4_096;
+/// A message from the control plane is at most this long; bytes.
+const MESSAGE_MAX: usize = 64 * 1024;
+/// The proxy's word for how a response ended is cut to this; bytes.
+const DETAILS_MAX: usize = 128;
+
+/// Who refused.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// This filter: its refusals go to the log in batches.
+    Filter,
+    /// The control plane, which has it in its log already.
+    ControlPlane,
+}
+
+/// The state of one plugin configuration in one VM.
+pub struct Core {
+    root: u32,
+    in_force: u32,
+    now_ms: u64,
+    settings: Settings,
+    metrics: Metrics,
+    stream: Stream,
+    questions: Questions,
+    denials: Denials,
+    outcomes: VecDeque<Outcome>,
+}
+
+impl Core {
+    /// A state without a stream; ticks open one.
+    pub fn new(root: u32, settings: Settings, metrics: Metrics) -> Self {
+        Self {
+            root,
+            in_force: root,
+            now_ms: 0,
+            stream: Stream::new(),
+            questions: Questions::new(settings.questions),
+            denials: Denials::new(settings.denials),
+            outcomes: VecDeque::new(),
+            settings,
+            metrics,
+        }
+    }
+
+    /// Takes a new configuration; what is in flight goes on.
+    pub fn reconfigure(&mut self, settings: Settings, metrics: Metrics) {
+        self.questions.resize(settings.questions);
+        self.denials.resize(settings.denials);
+        self.settings = settings;
+        self.metrics = metrics;
+    }
+
+    /// A callback begins, and the host has put its context in force.
+    pub fn begin(&mut self, context: u32) {
+        self.in_force = context;
+    }
+
+    fn put(&mut self, context: u32) -> Result<(), ContextGone> {
+        if self.in_force != context {
+            host::enter(context)?;
+            self.in_force = context;
+        }
+        Ok(())
+    }
+
+    // ---- requests --------------------------------------------------------------
+
+    /// A request's headers are there. It is asked about or refused; either way
+    /// it is paused now. `None` when it was refused.
+    pub fn arrive(&mut self, http: u32) -> Option<Rc<Passage>> {
+        let headers = match untrusted_headers_stripped() {
+            Ok(headers) => headers,
+            Err(HostFault) => {
+                self.refuse(
+                    http,
+                    &Facts::of(&[]),
+                    &Refusal::new(Reason::InternalError),
+                    By::Filter,
+                );
+                return None;
+            }
+        };
+        let mut facts = Facts::of(&headers);
+        match self.ask(http, &headers, &mut facts) {
+            Ok(passage) => Some(passage),
+            Err(refusal) => {
+                self.refuse(http, &facts, &refusal, By::Filter);
+                None
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        http: u32,
+        headers: &[Header],
+        facts: &mut Facts,
+    ) -> Result<Rc<Passage>, Refusal> {
+        let now_ms = host::now_ms().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
+        let view = RequestView {
+            headers,
+            peer: None,
+        };
+        let checked = gates::check(&view, &self.settings.edge, now_ms, &self.settings.crypto)
+            .map_err(|refused| {
+                facts.caller = refused.authenticated.map(|known| Caller {
+                    jti: known.jti,
+                    agent: known.agent,
+                    token_hash: known.token_hash,
+                });
+                Refusal::new(refused.reason)
+            })?;
+        if self.settings.edge.token_check == TokenCheck::Edge {
+            facts.caller = Some(Caller {
+                jti: checked.jti().to_owned(),
+                agent: checked.agent().to_owned(),
+                token_hash: checked.token_hash(),
+            });
+        }
+        if !self.stream.is_up() || self.questions.is_full() {
+            return Err(Refusal::not_asked());
+        }
+        let question = Question {
+            token_hash: checked.token_hash().to_vec(),
+            proof: checked.proof().to_owned(),
+            method: checked.method().to_owned(),
+            authority: checked.authority().to_owned(),
+            path: checked.path().to_owned(),
+            content_type: text(headers, "content-type", 256),
+            content_encoding: text(headers, "content-encoding", 256),
+            request_id: facts.request_id.clone(),
+            source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
+            route: self.settings.route(checked.path()).to_owned(),
+            token: checked.token().to_owned(),
+        };
+        let times = (
+            self.now_ms,
+            self.now_ms
+                .saturating_add(self.settings.decision_deadline_ms),
+        );
+        let entry = self.questions.enter(
+            http,
+            checked,
+            &question,
+            self.stream.prefix(),
+            facts.clone(),
+            times,
+        );
+        let (passage, ask) = (Rc::clone(&entry.request.passage), entry.ask.clone());
+        // The stream belongs to the root context.
+        let sent =
+            self.put(self.root).is_ok() && self.stream.send_encoded(&ask, self.now_ms).is_ok();
+        if !sent {
+            self.questions.take(Some(passage.id()));
+            return Err(Refusal::not_asked());
+        }
+        self.metrics.in_flight.add(1);
+        Ok(passage)
+    }
+
+    /// A request's client left before there was an answer. Its context must not
+    /// be touched again, whatever arrives.
+    pub fn client_gone(&mut self, id: &QuestionId) {
+        if self.take(Some(id)).is_none() {
+            return;
+        }
+        self.metrics.clients_gone.add(1);
+        self.questions
+            .abandon(id, self.now_ms.saturating_add(WITHDRAWAL_MS));
+        self.withdraw(id);
+    }
+
+    /// A request that was let through ended, or it turned out that it did not
+    /// go on. Kept until there is a stream to report it on.
+    pub fn outcome(&mut self, id: &QuestionId, status: u32, response_bytes: u64, details: &str) {
+        if self.outcomes.len() >= OUTCOMES {
+            self.metrics.outcomes_dropped.add(1);
+            return;
+        }
+        self.outcomes.push_back(Outcome {
+            id: Some(id.clone()),
+            status,
+            response_bytes,
+            details: cut(details, DETAILS_MAX),
+        });
+        self.report_outcomes();
+    }
+
+    fn report_outcomes(&mut self) {
+        if self.outcomes.is_empty() || !self.stream.is_up() || self.put(self.root).is_err() {
+            return;
+        }
+        while let Some(outcome) = self.outcomes.pop_front() {
+            if self
+                .stream
+                .send(ToServer::Outcome(outcome.clone()), self.now_ms)
+                .is_err()
+            {
+                self.outcomes.push_front(outcome);
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, id: Option<&QuestionId>) -> Option<Entry> {
+        let entry = self.questions.take(id)?;
+        self.metrics.in_flight.add(-1);
+        Some(entry)
+    }
+
+    fn withdraw(&mut self, id: &QuestionId) -> bool {
+        let message = ToServer::Withdraw(Withdraw {
+            id: Some(id.clone()),
+        });
+        self.put(self.root).is_ok() && self.stream.send(message, self.now_ms).is_ok()
+    }
+
+    /// The only way to the upstream. Nobody but the decider makes a permit, and
+    /// this uses it up.
+    fn forward(&mut self, permit: Permit, request: &Paused, allow: &Allow) {
+        let id = request.passage.id().clone();
+        if self.put(request.http).is_err() {
+            self.metrics.contexts_lost.add(1);
+            self.outcome(&id, 0, 0, "writ: not forwarded, the request is gone");
+            return;
+        }
+        if set_verified_headers(allow).is_err() {
+            // Spent, and it cannot go on as it must.
+            self.refuse(
+                request.http,
+                &request.facts,
+                &Refusal::new(Reason::InternalError),
+                By::Filter,
+            );
+            self.outcome(&id, 0, 0, "writ: not forwarded, headers could not be set");
+            return;
+        }
+        request.passage.open(permit);
+        self.metrics.accepted.add(1);
+        if host::resume_request().is_err() {
+            host::warn("writ: the host did not resume a request that was allowed");
+        }
+    }
+
+    fn refuse(&mut self, http: u32, facts: &Facts, refusal: &Refusal, by: By) {
+        let reason = refusal.reason();
+        self.metrics.refused(reason);
+        if by == By::Filter {
+            // Without the host's time the entry says 0, which cannot be mistaken.
+            match facts.denial(reason.as_str(), host::now_ms().unwrap_or_default()) {
+                Some(denial) => {
+                    if self.denials.push(denial) == Kept::Dropped {
+                        self.metrics.denials_dropped.add(1);
+                    }
+                }
+                None => self.denials.count(reason),
+            }
+        }
+        if self.put(http).is_err() {
+            self.metrics.contexts_lost.add(1);
+            return;
+        }
+        if refusal.reply(&facts.request_id).is_err() {
+            host::warn("writ: the host did not take a refusal; the request stays paused");
+        }
+    }
+
+    // ---- the control plane -------------------------------------------------------
+
+    /// A message arrived on a stream.
+    pub fn received(&mut self, stream: u32, size: usize) {
+        if !self.stream.is(stream) {
+            return;
+        }
+        let message = (size <= MESSAGE_MAX)
+            .then(|| host::received(size))
+            .flatten();
+        let Some(message) =
+            message.and_then(|bytes| FromControlPlane::decode(bytes.as_slice()).ok())
+        else {
+            // What cannot be read may have been an answer: begin again, and ask again.
+            host::warn(
+                "writ: a message from the control plane could not be read; the stream is opened again",
+            );
+            self.stream.drop_link(self.now_ms);
+            return;
+        };
+        self.stream.heard(self.now_ms);
+        match message.message {
+            Some(FromServer::Welcome(welcome)) => {
+                match self.stream.welcomed(welcome, self.now_ms) {
+                    Greeting::Resumed => self.resumed(false),
+                    Greeting::New => self.resumed(true),
+                    Greeting::Refused => {}
+                }
+            }
+            // Nothing is believed before the greeting.
+            Some(_) if !self.stream.is_up() => self.metrics.answers_ignored.add(1),
+            Some(FromServer::Answer(answer)) => self.answered(answer),
+            Some(FromServer::Withdrawn(withdrawn)) => self.withdrawn(&withdrawn),
+            Some(FromServer::DenialsTaken(taken)) => self.denials.taken(taken.sequence),
+            None => {}
+        }
+    }
+
+    /// A stream ended.
+    pub fn closed(&mut self, stream: u32) {
+        self.stream.closed(stream, self.now_ms);
+    }
+
+    /// The stream is open again: what is still paused is asked again with the
+    /// same ids and bytes, which is idempotent, and what waited is sent.
+    fn resumed(&mut self, new_prefix: bool) {
+        let mut again: Vec<Vec<u8>> = Vec::new();
+        for entry in self.questions.entries() {
+            again.push(match entry.phase {
+                Phase::Asked | Phase::Held { .. } => entry.ask.clone(),
+                Phase::Withdrawing { .. } => {
+                    let withdraw = Withdraw {
+                        id: Some(entry.request.passage.id().clone()),
+                    };
+                    decision_api::FromFilter {
+                        message: Some(ToServer::Withdraw(withdraw)),
+                    }
+                    .encode_to_vec()
+                }
+            });
+        }
+        for message in again {
+            if self.stream.send_encoded(&message, self.now_ms).is_err() {
+                return;
+            }
+        }
+        self.denials.reconnected(new_prefix);
+        self.report_outcomes();
+        self.report_denials();
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let Some(verdict) = answer.verdict else {
+            self.metrics.answers_ignored.add(1);
+            return;
+        };
+        let id = answer.id.as_ref();
+        let fits = |entry: &Entry| {
+            entry
+                .pending
+                .is_answered_by(&answer.token_hash, &answer.question_digest)
+        };
+        let Some(entry) = self.questions.find(id) else {
+            self.answered_nobody(id, &verdict);
+            return;
+        };
+        // An answer to another question leaves this one as it was.
+        let in_time = !matches!(entry.phase, Phase::Withdrawing { .. });
+        if !fits(entry) {
+            self.metrics.answers_ignored.add(1);
+            return;
+        }
+        match verdict {
+            answer::Verdict::Hold(hold) => self.held(id, hold),
+            answer::Verdict::Deny(deny) => {
+                let Some(entry) = self.take(id) else { return };
+                self.refuse(
+                    entry.request.http,
+                    &entry.request.facts,
+                    &Refusal::denied(deny),
+                    By::ControlPlane,
+                );
+            }
+            answer::Verdict::Allow(_) if !in_time => {
+                let Some(entry) = self.take(id) else { return };
+                self.metrics.answers_ignored.add(1);
+                self.outcome(
+                    entry.request.passage.id(),
+                    0,
+                    0,
+                    "writ: not forwarded, the deadline had passed",
+                );
+                self.unanswered(&entry);
+            }
+            answer::Verdict::Allow(allow) => {
+                let Some(entry) = self.take(id) else { return };
+                let echo = Echo {
+                    token_hash: &answer.token_hash,
+                    question_digest: &answer.question_digest,
+                    verdict: Verdict::Allow,
+                };
+                let Entry {
+                    request, pending, ..
+                } = entry;
+                match pending.settle(echo) {
+                    Ok(permit) => self.forward(permit, &request, &allow),
+                    Err(refused) => {
+                        self.refuse(
+                            request.http,
+                            &request.facts,
+                            &Refusal::new(refused.reason),
+                            By::Filter,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Late, repeated or foreign: nobody is let through by it. An allow for a
+    /// client that has left is reported as what it became.
+    fn answered_nobody(&mut self, id: Option<&QuestionId>, verdict: &answer::Verdict) {
+        self.metrics.answers_ignored.add(1);
+        if matches!(verdict, answer::Verdict::Hold(_)) || !self.questions.forget(id) {
+            return;
+        }
+        if let (answer::Verdict::Allow(_), Some(id)) = (verdict, id) {
+            self.outcome(id, 0, 0, "writ: not forwarded, the client had left");
+        }
+    }
+
+    fn held(&mut self, id: Option<&QuestionId>, hold: Hold) {
+        let (now_ms, hold_ms) = (self.now_ms, self.settings.hold_ms);
+        let Some(entry) = self.questions.find(id) else {
+            return;
+        };
+        let since_ms = match &entry.phase {
+            Phase::Asked => {
+                self.metrics.held.add(1);
+                now_ms
+            }
+            // Holding again does not stretch the wait.
+            Phase::Held { since_ms, .. } => *since_ms,
+            Phase::Withdrawing { .. } => {
+                self.metrics.answers_ignored.add(1);
+                return;
+            }
+        };
+        let wanted_ms = now_ms.saturating_add(u64::from(hold.wait_ms));
+        let ends_ms = wanted_ms.min(since_ms.saturating_add(hold_ms));
+        entry.deadline_ms = ends_ms.saturating_add(HOLD_MARGIN_MS);
+        entry.phase = Phase::Held {
+            since_ms,
+            approval_id: hold.approval_id,
+        };
+    }
+
+    fn withdrawn(&mut self, withdrawn: &Withdrawn) {
+        let id = withdrawn.id.as_ref();
+        let withdrawing = self
+            .questions
+            .find(id)
+            .is_some_and(|entry| matches!(entry.phase, Phase::Withdrawing { .. }));
+        if !withdrawing {
+            // A client that had left, or nothing of ours.
+            self.questions.forget(id);
+            return;
+        }
+        let Some(entry) = self.take(id) else { return };
+        let refusal = match (withdrawn.confirmed, &entry.phase) {
+            (
+                true,
+                Phase::Withdrawing {
+                    approval_id: Some(approval),
+                },
+            ) => Refusal::still_pending(approval.clone()),
+            (true, _) => Refusal::not_asked(),
+            (false, _) => Refusal::new(Reason::ControlPlaneUnavailable),
+        };
+        self.refuse(
+            entry.request.http,
+            &entry.request.facts,
+            &refusal,
+            By::Filter,
+        );
+    }
+
+    /// Nobody knows whether the token is spent: 503, and no word of trying again.
+    fn unanswered(&mut self, entry: &Entry) {
+        self.refuse(
+            entry.request.http,
+            &entry.request.facts,
+            &Refusal::new(Reason::ControlPlaneUnavailable),
+            By::Filter,
+        );
+    }
+
+    // ---- time ------------------------------------------------------------------
+
+    /// Some time has passed. Deadlines count ticks: the host's clock may jump.
+    pub fn tick(&mut self, passed_ms: u64) {
+        self.now_ms = self.now_ms.saturating_add(passed_ms);
+        if self.stream.tick(self.now_ms, &self.settings.upstream) {
+            self.metrics.streams_opened.add(1);
+        }
+        for id in self.questions.overdue(self.now_ms) {
+            self.overdue(&id);
+        }
+        self.questions.sweep(self.now_ms);
+        self.report_denials();
+    }
+
+    /// True while there is no stream, when ticks should come sooner.
+    pub fn is_waiting(&self) -> bool {
+        !self.stream.is_up()
+    }
+
+    fn overdue(&mut self, id: &QuestionId) {
+        let Some(entry) = self.questions.find(Some(id)) else {
+            return;
+        };
+        let approval_id = match &entry.phase {
+            Phase::Asked => None,
+            Phase::Held { approval_id, .. } => Some(approval_id.clone()),
+            Phase::Withdrawing { .. } => {
+                let Some(entry) = self.take(Some(id)) else {
+                    return;
+                };
+                self.unanswered(&entry);
+                // Not a word since the question: such a peer may be gone
+                // without having closed anything.
+                if self.stream.is_up() && self.stream.silent_since(entry.asked_ms) {
+                    self.drop_stream();
+                }
+                return;
+            }
+        };
+        entry.phase = Phase::Withdrawing { approval_id };
+        entry.deadline_ms = self.now_ms.saturating_add(WITHDRAWAL_MS);
+        self.metrics.deadlines.add(1);
+        if !self.withdraw(id) {
+            let Some(entry) = self.take(Some(id)) else {
+                return;
+            };
+            self.unanswered(&entry);
+        }
+    }
+
+    fn drop_stream(&mut self) {
+        if self.put(self.root).is_ok() {
+            self.stream.drop_link(self.now_ms);
+        }
+    }
+
+    fn report_denials(&mut self) {
+        if !self.stream.is_up() || self.put(self.root).is_err() {
+            return;
+        }
+        if let Some(batch) = self.denials.due(self.now_ms) {
+            // One that does not leave stays unacknowledged, and is repeated.
+            let _repeated = self
+                .stream
+                .send(ToServer::Denials(batch.clone()), self.now_ms);
+        }
+    }
+
+    /// The last chance to report refusals: the configuration is going away.
+    pub fn flush(&mut self) {
+        if !self.stream.is_up() || self.put(self.root).is_err() {
+            return;
+        }
+        if let Some(batch) = self.denials.flush(self.now_ms) {
+            let _lost = self
+                .stream
+                .send(ToServer::Denials(batch.clone()), self.now_ms);
+        }
+    }
+}
+
+/// The request's headers without those that only a proxy may set, which are
+/// removed before anything is read. Only headers of the request in force.
+fn untrusted_headers_stripped() -> Result<Vec<Header>, HostFault> {
+    let mut headers = host::request_headers()?;
+    let mut stripped: Vec<Vec<u8>> = Vec::new();
+    headers.retain(|(name, _)| {
+        let untrusted = name.starts_with(b"x-writ-") || name.starts_with(b"x-envoy-");
+        if untrusted && !stripped.contains(name) {
+            stripped.push(name.clone());
+        }
+        !untrusted
+    });
+    for name in &stripped {
+        host::remove_request_header(&String::from_utf8_lossy(name))?;
+    }
+    Ok(headers)
+}
+
+/// Takes the credentials off and sets what was verified. Only for the request
+/// in force, and only once it is allowed.
+fn set_verified_headers(allow: &Allow) -> Result<(), HostFault> {
+    for credential in ["authorization", "dpop"] {
+        host::remove_request_header(credential)?;
+    }
+    let facts = [
+        ("x-writ-agent", &allow.agent),
+        ("x-writ-token-id", &allow.token_id),
+        ("x-writ-user", &allow.user),
+    ];
+    for (name, value) in facts {
+        if !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+            return Err(HostFault);
+        }
+        if !value.is_empty() {
+            host::set_request_header(name, value.as_bytes())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Refusals made here, on their way to the log: entries for callers whose
+//! signatures both verified, counts for everybody else. A batch is repeated
+//! until it is acknowledged; what does not fit is counted, never lost silently.
+
+use capability::reason::Reason;
+use decision_api::{Denial, DenialBatch, DenialCount};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Entries in one batch.
+const BATCH_ENTRIES: usize = 64;
+/// Counts alone are sent this often; milliseconds.
+const COUNTS_EVERY_MS: u64 = 5_000;
+/// A batch that nobody acknowledged is sent again after this; milliseconds.
+const REPEAT_AFTER_MS: u64 = 10_000;
+
+/// The buffer of refusals.
+pub struct Denials {
+    capacity: usize,
+    entries: VecDeque<Denial>,
+    counts: BTreeMap<&'static str, u64>,
+    dropped: u64,
+    sequence: u64,
+    unacknowledged: Option<DenialBatch>,
+    last_sent_ms: u64,
+}
+
+/// Whether a refusal found room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It will be sent.
+    Yes,
+    /// The buffer was full: it is counted in the next batch's `dropped`.
+    Dropped,
+}
+
+impl Denials {
+    /// An empty buffer for so many entries.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            entries: VecDeque::new(),
+            counts: BTreeMap::new(),
+            dropped: 0,
+            sequence: 0,
+            unacknowledged: None,
+            last_sent_ms: 0,
+        }
+    }
+
+    /// Changes the room; what is in the buffer stays.
+    pub fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
+    /// A refusal of an authenticated caller.
+    pub fn push(&mut self, denial: Denial) -> Kept {
+        if self.entries.len() >= self.capacity {
+            self.dropped = self.dropped.saturating_add(1);
+            return Kept::Dropped;
+        }
+        self.entries.push_back(denial);
+        Kept::Yes
+    }
+
+    /// A refusal of somebody unknown.
+    pub fn count(&mut self, reason: Reason) {
+        let count = self.counts.entry(reason.as_str()).or_insert(0);
+        *count = count.saturating_add(1);
+    }
+
+    /// The batch to send now, if one is due.
+    pub fn due(&mut self, now_ms: u64) -> Option<&DenialBatch> {
+        let since = now_ms.saturating_sub(self.last_sent_ms);
+        if self.unacknowledged.is_some() {
+            if since < REPEAT_AFTER_MS {
+                return None;
+            }
+        } else {
+            let counts_due = !self.counts.is_empty() && since >= COUNTS_EVERY_MS;
+            if self.entries.is_empty() && self.dropped == 0 && !counts_due {
+                return None;
+            }
+            self.unacknowledged = Some(self.next_batch());
+        }
+        self.last_sent_ms = now_ms;
+        self.unacknowledged.as_ref()
+    }
+
+    /// Whatever there is, for the last message before the end.
+    pub fn flush(&mut self, now_ms: u64) -> Option<&DenialBatch> {
+        self.last_sent_ms = now_ms;
+        if self.unacknowledged.is_none()
+            && (!self.entries.is_empty() || self.dropped > 0 || !self.counts.is_empty())
+        {
+            self.unacknowledged = Some(self.next_batch());
+        }
+        self.unacknowledged.as_ref()
+    }
+
+    /// The stream is new: what was not acknowledged on the old one is due at
+    /// once. Under a new prefix the numbers begin again.
+    pub fn reconnected(&mut self, new_prefix: bool) {
+        if new_prefix {
+            self.sequence = 0;
+            if let Some(batch) = &mut self.unacknowledged {
+                self.sequence = 1;
+                batch.sequence = 1;
+            }
+        }
+        if self.unacknowledged.is_some() {
+            self.last_sent_ms = 0;
+        }
+    }
+
+    /// The control plane has this batch; any other number means nothing.
+    pub fn taken(&mut self, sequence: u64) {
+        if self
+            .unacknowledged
+            .as_ref()
+            .is_some_and(|batch| batch.sequence == sequence)
+        {
+            self.unacknowledged = None;
+        }
+    }
+
+    fn next_batch(&mut self) -> DenialBatch {
+        self.sequence = self.sequence.saturating_add(1);
+        let entries = self
+            .entries
+            .drain(..self.entries.len().min(BATCH_ENTRIES))
+            .collect();
+        let counts = std::mem::take(&mut self.counts);
+        DenialBatch {
+            sequence: self.sequence,
+            entries,
+            counts: counts
+                .into_iter()
+                .map(|(reason, count)| DenialCount {
+                    reason: reason.to_owned(),
+                    count,
+                })
+                .collect(),
+            dropped: std::mem::take(&mut self.dropped),
+        }
+    }
+}

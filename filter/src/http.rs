@@ -1,0 +1,113 @@
+//! One HTTP request. It is paused from its first header on, in every callback,
+//! until its passage is open.
+
+use crate::core::Core;
+use crate::host;
+use crate::questions::Passage;
+use crate::refusal::Refusal;
+use capability::reason::Reason;
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// The proxy's word for a response that came from the upstream.
+const FROM_UPSTREAM: &str = "via_upstream";
+
+/// The context of one request.
+pub struct Request {
+    id: u32,
+    core: Option<Rc<RefCell<Core>>>,
+    passage: Option<Rc<Passage>>,
+    upstream_status: u32,
+}
+
+impl Request {
+    /// A request under a configuration; without one it will be refused.
+    pub fn new(id: u32, core: Option<Rc<RefCell<Core>>>) -> Self {
+        Self {
+            id,
+            core,
+            passage: None,
+            upstream_status: 0,
+        }
+    }
+
+    /// Continue is said here and nowhere else on the way to the upstream.
+    fn may_go_on(&self) -> Action {
+        match &self.passage {
+            Some(passage) if passage.is_open() => Action::Continue,
+            _ => Action::Pause,
+        }
+    }
+
+    /// The request is over: reports what became of it, or takes its question
+    /// back. Hosts log before or after they are done; the first of both counts.
+    fn end(&mut self) {
+        let (Some(passage), Some(core)) = (self.passage.take(), &self.core) else {
+            return;
+        };
+        let mut core = core.borrow_mut();
+        core.begin(self.id);
+        if !passage.is_open() {
+            core.client_gone(passage.id());
+            return;
+        }
+        let bytes = host::number_property(&["response", "size"]).unwrap_or_default();
+        let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
+        core.outcome(passage.id(), self.upstream_status, bytes, &details);
+    }
+}
+
+impl Context for Request {
+    fn on_done(&mut self) -> bool {
+        self.end();
+        true
+    }
+}
+
+impl HttpContext for Request {
+    fn on_http_request_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        match &self.core {
+            Some(core) => {
+                let mut core = core.borrow_mut();
+                core.begin(self.id);
+                self.passage = core.arrive(self.id);
+            }
+            None => {
+                // Only a host that serves requests before it configured us gets here.
+                if Refusal::new(Reason::InternalError).reply("").is_err() {
+                    host::warn("writ: the host did not take a refusal; the request stays paused");
+                }
+            }
+        }
+        self.may_go_on()
+    }
+
+    fn on_http_request_body(&mut self, _size: usize, _end_of_stream: bool) -> Action {
+        self.may_go_on()
+    }
+
+    fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
+        self.may_go_on()
+    }
+
+    fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        let allowed = self
+            .passage
+            .as_ref()
+            .is_some_and(|passage| passage.is_open());
+        // The proxy's own replies pass here too; they are no upstream's answer.
+        if allowed
+            && host::text_property(&["response", "code_details"]).as_deref() == Some(FROM_UPSTREAM)
+        {
+            let status = host::number_property(&["response", "code"]).unwrap_or_default();
+            self.upstream_status = u32::try_from(status).unwrap_or_default();
+        }
+        Action::Continue
+    }
+
+    fn on_log(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,299 @@
+//! Questions in flight: one entry per paused request, found by its question's
+//! id and by nothing else.
+
+use crate::host::Header;
+use capability::decide::{Pending, Permit};
+use capability::gates::Checked;
+use decision_api::{Ask, Denial, FromFilter, Question, QuestionId, from_filter};
+use prost::Message;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// The way to the upstream for one request. Closed until a permit opens it.
+pub struct Passage {
+    id: QuestionId,
+    open: Cell<bool>,
+}
+
+impl Passage {
+    fn closed(id: QuestionId) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            open: Cell::new(false),
+        })
+    }
+
+    /// Opens it, for good. The permit is used up.
+    pub fn open(&self, permit: Permit) {
+        drop(permit);
+        self.open.set(true);
+    }
+
+    /// True once the request may go on.
+    pub fn is_open(&self) -> bool {
+        self.open.get()
+    }
+
+    /// The question that was asked about the request.
+    pub fn id(&self) -> &QuestionId {
+        &self.id
+    }
+}
+
+/// Who asks for what, as far as refusals and the log need it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Envoy's own request id.
+    pub request_id: String,
+    method: String,
+    authority: String,
+    path: String,
+    /// Set once both signatures have verified.
+    pub caller: Option<Caller>,
+}
+
+/// An authenticated caller.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The token's `jti`.
+    pub jti: String,
+    /// The agent's SPIFFE ID.
+    pub agent: String,
+    /// SHA-256 of the token.
+    pub token_hash: [u8; 32],
+}
+
+impl Facts {
+    /// What the headers say; nothing of it has been verified.
+    pub fn of(headers: &[Header]) -> Self {
+        Self {
+            request_id: text(headers, "x-request-id", 128),
+            method: text(headers, ":method", 32),
+            authority: text(headers, ":authority", 256),
+            path: text(headers, ":path", 1024),
+            caller: None,
+        }
+    }
+
+    /// The log's entry for a refusal, or `None` when nobody was authenticated.
+    pub fn denial(&self, reason: &str, time_ms: u64) -> Option<Denial> {
+        let caller = self.caller.as_ref()?;
+        Some(Denial {
+            reason: reason.to_owned(),
+            token_hash: caller.token_hash.to_vec(),
+            jti: caller.jti.clone(),
+            agent: caller.agent.clone(),
+            method: self.method.clone(),
+            authority: self.authority.clone(),
+            path: self.path.clone(),
+            request_id: self.request_id.clone(),
+            time_ms,
+        })
+    }
+}
+
+/// The first header of that name as text, cut to so many bytes; what is not
+/// UTF-8 is replaced.
+pub fn text(headers: &[Header], name: &str, most: usize) -> String {
+    let value = headers
+        .iter()
+        .find(|(candidate, _)| candidate == name.as_bytes())
+        .map(|(_, value)| value.as_slice());
+    cut(&String::from_utf8_lossy(value.unwrap_or_default()), most)
+}
+
+/// The text's first bytes, at most so many, whole characters only.
+pub fn cut(text: &str, most: usize) -> String {
+    let mut kept = String::new();
+    for character in text.chars() {
+        if kept.len() + character.len_utf8() > most {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+/// Where an entry stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Asked; no answer yet.
+    Asked,
+    /// A human is being asked.
+    Held {
+        /// When the wait began.
+        since_ms: u64,
+        /// The approval that it waits for.
+        approval_id: String,
+    },
+    /// Its time is over, and the control plane has been told. Nothing that
+    /// arrives now can let the request through.
+    Withdrawing {
+        /// The approval that it waited for, if it was held.
+        approval_id: Option<String>,
+    },
+}
+
+/// One paused request.
+pub struct Paused {
+    /// Its HTTP context.
+    pub http: u32,
+    /// Its way to the upstream.
+    pub passage: Rc<Passage>,
+    /// Who asks.
+    pub facts: Facts,
+}
+
+/// One question without a last answer.
+pub struct Entry {
+    /// The request that waits for it.
+    pub request: Paused,
+    /// What the answer is judged by.
+    pub pending: Pending,
+    /// The message that asked, kept to ask again after a reconnect.
+    pub ask: Vec<u8>,
+    /// When it was asked.
+    pub asked_ms: u64,
+    /// When the present phase ends.
+    pub deadline_ms: u64,
+    /// Where it stands.
+    pub phase: Phase,
+}
+
+/// A question that was withdrawn since its client left.
+struct Abandoned {
+    prefix: Vec<u8>,
+    until_ms: u64,
+}
+
+/// All of them.
+pub struct Questions {
+    capacity: usize,
+    counter: u64,
+    entries: BTreeMap<u64, Entry>,
+    abandoned: BTreeMap<u64, Abandoned>,
+}
+
+impl Questions {
+    /// Room for so many questions without an answer.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            counter: 0,
+            entries: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
+        }
+    }
+
+    /// Changes the room; what is in flight stays.
+    pub fn resize(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
+    /// True when no more may be asked.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= self.capacity
+    }
+
+    /// Enters a request. The counter never repeats in a VM context, whatever
+    /// the prefix, so it alone finds the entry.
+    pub fn enter(
+        &mut self,
+        http: u32,
+        checked: Checked,
+        question: &Question,
+        prefix: &[u8],
+        facts: Facts,
+        (asked_ms, deadline_ms): (u64, u64),
+    ) -> &Entry {
+        self.counter = self.counter.saturating_add(1);
+        let id = QuestionId {
+            prefix: prefix.to_vec(),
+            counter: self.counter,
+        };
+        let question = question.encode_to_vec();
+        let pending = Pending::new(checked, &question);
+        let ask = Ask {
+            id: Some(id.clone()),
+            question,
+        };
+        let entry = Entry {
+            request: Paused {
+                http,
+                passage: Passage::closed(id),
+                facts,
+            },
+            pending,
+            ask: FromFilter {
+                message: Some(from_filter::Message::Ask(ask)),
+            }
+            .encode_to_vec(),
+            asked_ms,
+            deadline_ms,
+            phase: Phase::Asked,
+        };
+        self.entries
+            .entry(self.counter)
+            .insert_entry(entry)
+            .into_mut()
+    }
+
+    /// The entry of an id; none for an id that is unknown, answered or not ours.
+    pub fn find(&mut self, id: Option<&QuestionId>) -> Option<&mut Entry> {
+        let id = id?;
+        self.entries
+            .get_mut(&id.counter)
+            .filter(|entry| entry.request.passage.id() == id)
+    }
+
+    /// Takes the entry of an id out, so that it can be answered once.
+    pub fn take(&mut self, id: Option<&QuestionId>) -> Option<Entry> {
+        self.find(id)?;
+        self.entries.remove(&id?.counter)
+    }
+
+    /// Those whose time is over.
+    pub fn overdue(&self, now_ms: u64) -> Vec<QuestionId> {
+        let over = self
+            .entries
+            .values()
+            .filter(|entry| now_ms >= entry.deadline_ms);
+        over.map(|entry| entry.request.passage.id().clone())
+            .collect()
+    }
+
+    /// All without a last answer, oldest first.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// Remembers for a while that this question's client has left.
+    pub fn abandon(&mut self, id: &QuestionId, until_ms: u64) {
+        if self.abandoned.len() < self.capacity {
+            self.abandoned.insert(
+                id.counter,
+                Abandoned {
+                    prefix: id.prefix.clone(),
+                    until_ms,
+                },
+            );
+        }
+    }
+
+    /// Forgets an abandoned question; true when it was one.
+    pub fn forget(&mut self, id: Option<&QuestionId>) -> bool {
+        let Some(id) = id else { return false };
+        let ours = self
+            .abandoned
+            .get(&id.counter)
+            .is_some_and(|abandoned| abandoned.prefix == id.prefix);
+        ours && self.abandoned.remove(&id.counter).is_some()
+    }
+
+    /// Forgets the abandoned ones that nothing has come for.
+    pub fn sweep(&mut self, now_ms: u64) {
+        self.abandoned
+            .retain(|_, abandoned| now_ms < abandoned.until_ms);
+    }
+}
