@@ -1,1 +1,18 @@
-//! See the crate's description; filled in by the first slices.
+//! Writ's control plane: identity and one action in, a capability for that one
+//! action out, and a decision for each request that shows one.
+//!
+//! The rooms: [`config`], [`exchange`], [`decide`], [`approval`] and [`web`]
+//! here; `identity`, `policy`, `ledger` and `xds` are crates beside, so that the
+//! compiler guards who may know what. [`serve`] puts them together; [`cli`] is
+//! the command line.
+
+pub mod approval;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod decide;
+pub mod exchange;
+pub mod keys;
+pub mod serve;
+pub mod state;
+pub mod web;

@@ -1,0 +1,134 @@
+//! Approvals as the pages and the command line see them: over the ledger, which
+//! alone moves them.
+
+use crate::state::Core;
+use crate::web::{Activity, Desk, DeskError, ProxyView};
+use futures::future::BoxFuture;
+use ledger::model::{Approval, ApprovalState, Command, Hash, Refused};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The desk at which humans decide.
+pub struct ApprovalDesk {
+    core: Arc<Core>,
+    ads: xds::Ads,
+}
+
+impl ApprovalDesk {
+    /// Over this core; `ads` knows which proxies are connected.
+    #[must_use]
+    pub fn new(core: Arc<Core>, ads: xds::Ads) -> Self {
+        Self { core, ads }
+    }
+
+    async fn decided(&self, id: &str, digest: Hash, approve: bool, by: &str) -> Result<Approval, DeskError> {
+        let approval = self.core.ledger.approval(id).ok_or(DeskError::NotFound)?;
+        // Asked at the click, not when the page was drawn: rights may have gone.
+        let approver = self.core.config.approvers.iter().find(|approver| approver.name == by);
+        if !approver.is_some_and(|approver| approver.is_one_of(&approval.approvers)) {
+            return Err(DeskError::NotAllowed);
+        }
+        let command = Command::DecideApproval {
+            id: id.to_owned(),
+            digest,
+            approve,
+            by: by.to_owned(),
+            usable_ms: self.core.config.approval.approved_s.saturating_mul(1000),
+        };
+        match self.core.ledger.commit(command).await {
+            Ok(committed) => committed.approval.ok_or(DeskError::NotFound),
+            Err(Refused::ApprovalDigest) => Err(DeskError::Stale),
+            Err(Refused::ApprovalState(Some(state))) => Err(DeskError::NotPending(state)),
+            Err(Refused::ApprovalState(None)) => Err(DeskError::NotFound),
+            Err(error) => {
+                tracing::error!(%error, id, "a human's decision could not be recorded");
+                Err(DeskError::Unavailable)
+            }
+        }
+    }
+}
+
+impl Desk for ApprovalDesk {
+    fn list(&self) -> Vec<Approval> {
+        self.core.ledger.approvals()
+    }
+
+    fn get(&self, id: &str) -> Option<Approval> {
+        self.core.ledger.approval(id)
+    }
+
+    fn decide(&self, id: &str, digest: Hash, approve: bool, by: &str) -> BoxFuture<'_, Result<Approval, DeskError>> {
+        let (id, by) = (id.to_owned(), by.to_owned());
+        Box::pin(async move { self.decided(&id, digest, approve, &by).await })
+    }
+
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.core.ledger.subscribe()
+    }
+
+    fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()> {
+        let body = serde_json::json!({ "who": who, "how": how });
+        Box::pin(async move {
+            if let Err(error) = self.core.ledger.commit(Command::Note { kind: "login", body }).await {
+                tracing::error!(%error, "a login could not be recorded");
+            }
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.core.ledger.now()
+    }
+
+    fn activity(&self, limit: usize) -> Vec<Activity> {
+        self.core
+            .ledger
+            .listing(None, limit)
+            .into_iter()
+            .map(|entry| Activity { index: entry.index, time_ms: entry.time_ms, kind: entry.kind, summary: entry.agent.unwrap_or_default() })
+            .collect()
+    }
+
+    fn proxies(&self) -> Vec<ProxyView> {
+        self.ads
+            .status()
+            .into_iter()
+            .map(|status| proxy_view(&status))
+            .collect()
+    }
+}
+
+/// What one proxy runs, and what it refused.
+fn proxy_view(status: &xds::ProxyStatus) -> ProxyView {
+    let mut detail = status.envoy_version.clone().map(|version| format!("Envoy {version}")).unwrap_or_default();
+    let mut problems = Vec::new();
+    for kind in &status.types {
+        let acked = kind.acked.as_deref().and_then(|version| version.get(..12)).unwrap_or("none");
+        detail.push_str(&format!(" {:?} {acked}", kind.kind));
+        if let Some(nack) = &kind.nack {
+            problems.push(format!("{:?}: {}", kind.kind, nack.error));
+        }
+    }
+    ProxyView {
+        id: status.peer.to_string(),
+        node: status.node_id.clone(),
+        connected: status.connected,
+        detail: detail.trim().to_owned(),
+        problem: (!problems.is_empty()).then(|| problems.join("; ")),
+    }
+}
+
+/// Ends what ran out, each second, until the task is dropped.
+pub async fn expire(core: Arc<Core>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let now = core.ledger.now().max((core.clock)());
+        let due = core.ledger.approvals().iter().any(|approval| {
+            matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved) && approval.expires_ms <= now
+        });
+        if due && let Err(error) = core.ledger.commit(Command::ExpireApprovals).await {
+            tracing::warn!(%error, "approvals that ran out could not be ended; they will be");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! `writ login`, `writ approvals` and `writ status`: reading comes in over the
+//! admin socket as this uid; deciding takes a human's session.
+
+use super::local::{admin_get, session_file, write_secret};
+use super::{fail, plain, refuse};
+use clap::{Args, Subcommand};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Where the control plane on this machine is asked.
+#[derive(Args)]
+pub struct Socket {
+    /// The admin socket
+    #[arg(long, value_name = "SOCKET", env = "WRIT_ADMIN_SOCKET", default_value = "/run/writ/admin.sock")]
+    admin_socket: PathBuf,
+}
+
+/// Whose session it is.
+#[derive(Args)]
+pub struct Issuer {
+    /// The issuer's URL
+    #[arg(long, value_name = "URL", env = "WRIT_ISSUER", default_value = "http://127.0.0.1:8480")]
+    issuer: String,
+}
+
+/// Approvals.
+#[derive(Subcommand)]
+pub enum Approvals {
+    /// List them, what is pending first
+    List {
+        #[command(flatten)]
+        socket: Socket,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say yes to exactly what one shows
+    Approve(Decide),
+    /// Say no
+    Deny(Decide),
+}
+
+/// Decide one approval.
+#[derive(Args)]
+pub struct Decide {
+    #[command(flatten)]
+    issuer: Issuer,
+    /// The digest that was looked at; without it, what is shown now is decided
+    #[arg(long, value_name = "HEX")]
+    digest: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The approval's id
+    id: String,
+}
+
+/// Sign in.
+#[derive(Args)]
+pub struct Login {
+    #[command(flatten)]
+    issuer: Issuer,
+    /// End the session instead
+    #[arg(long)]
+    logout: bool,
+    /// The one-time link or its secret; asked for on standard input when left out
+    secret: Option<String>,
+}
+
+/// What runs.
+#[derive(Args)]
+pub struct Status {
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Approvals {
+    /// Lists or decides.
+    pub async fn run(self) -> ExitCode {
+        match self {
+            Self::List { socket, json } => list(&socket, json).await,
+            Self::Approve(decide) => decide.run("approve").await,
+            Self::Deny(decide) => decide.run("deny").await,
+        }
+    }
+}
+
+async fn list(socket: &Socket, json: bool) -> ExitCode {
+    let value = match ask(socket, "/api/v1/approvals").await {
+        Ok(value) => value,
+        Err(code) => return code,
+    };
+    if json {
+        println!("{value}");
+        return ExitCode::SUCCESS;
+    }
+    let none = Vec::new();
+    let approvals = value.get("approvals").and_then(Value::as_array).unwrap_or(&none);
+    if approvals.is_empty() {
+        println!("Nothing has been held yet.");
+    }
+    for approval in approvals {
+        print_approval(approval);
+    }
+    ExitCode::SUCCESS
+}
+
+fn print_approval(approval: &Value) {
+    let text = |pointer: &str| approval.pointer(pointer).and_then(Value::as_str).map(plain).unwrap_or_default();
+    println!("{}  {}", text("/status"), text("/id"));
+    println!("    {} {}", text("/action/method"), text("/action/location"));
+    println!("    agent {}", text("/agent"));
+    println!("    digest {}", text("/digest"));
+}
+
+async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
+    match admin_get(&socket.admin_socket, path).await {
+        Ok((status, value)) if status.is_success() => Ok(value),
+        Ok((_, problem)) => {
+            let detail = problem.get("detail").and_then(Value::as_str).unwrap_or("the control plane refused");
+            Err(refuse(&plain(detail)))
+        }
+        Err(error) => Err(fail(&error)),
+    }
+}
+
+fn http() -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .timeout(Duration::from_secs(30))
+        .build()
+        .map_err(|error| format!("the HTTP client can't be set up: {error}"))
+}
+
+/// A path of the issuer's, spoken to with this user's session.
+async fn with_session(
+    issuer: &str,
+    method: reqwest::Method,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(StatusCode, Value), String> {
+    let issuer = issuer.trim_end_matches('/');
+    let session = std::fs::read_to_string(session_file(issuer)?)
+        .map_err(|_| "no session: run `writ login` with a one-time link first".to_owned())?;
+    let mut request =
+        http()?.request(method, format!("{issuer}{path}")).header("authorization", format!("Session {}", session.trim()));
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let response = request.send().await.map_err(|error| format!("{issuer} can't be reached: {error}"))?;
+    let status = response.status();
+    Ok((status, response.json().await.unwrap_or(Value::Null)))
+}
+
+impl Decide {
+    async fn run(&self, verdict: &str) -> ExitCode {
+        match self.decide(verdict).await {
+            Ok((status, value)) if status.is_success() => {
+                if self.json {
+                    println!("{value}");
+                } else {
+                    print_approval(&value);
+                }
+                ExitCode::SUCCESS
+            }
+            Ok((_, problem)) => {
+                let detail = problem.get("detail").and_then(Value::as_str).unwrap_or("refused");
+                refuse(&plain(detail))
+            }
+            Err(error) => fail(&error),
+        }
+    }
+
+    async fn decide(&self, verdict: &str) -> Result<(StatusCode, Value), String> {
+        if !self.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+            return Err(format!("`{}` is not an approval's id", plain(&self.id)));
+        }
+        let path = format!("/api/v1/approvals/{}", self.id);
+        let digest = match &self.digest {
+            Some(digest) => digest.clone(),
+            None => {
+                let (status, shown) = with_session(&self.issuer.issuer, reqwest::Method::GET, &path, None).await?;
+                if !status.is_success() {
+                    return Ok((status, shown));
+                }
+                eprintln!("deciding exactly this:");
+                let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).map(plain).unwrap_or_default();
+                eprintln!("    {} {} for {}", text("/action/method"), text("/action/location"), text("/agent"));
+                text("/digest")
+            }
+        };
+        let body = json!({ "digest": digest });
+        with_session(&self.issuer.issuer, reqwest::Method::POST, &format!("{path}/{verdict}"), Some(body)).await
+    }
+}
+
+impl Login {
+    /// Opens a session, or ends it.
+    pub async fn run(self) -> ExitCode {
+        let issuer = self.issuer.issuer.trim_end_matches('/').to_owned();
+        let done = if self.logout { logout(&issuer).await } else { self.login(&issuer).await };
+        match done {
+            Ok(message) => {
+                eprintln!("writ: {message}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error),
+        }
+    }
+
+    async fn login(&self, issuer: &str) -> Result<String, String> {
+        let given = match &self.secret {
+            Some(secret) => secret.clone(),
+            None => {
+                eprintln!("Paste the one-time link or its secret:");
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).map_err(|error| format!("can't read it: {error}"))?;
+                line
+            }
+        };
+        let secret = given.trim().rsplit('#').next().unwrap_or_default();
+        if secret.is_empty() {
+            return Err("no secret was given".into());
+        }
+        let response = http()?
+            .post(format!("{issuer}/api/v1/session"))
+            .json(&json!({ "secret": secret }))
+            .send()
+            .await
+            .map_err(|error| format!("{issuer} can't be reached: {error}"))?;
+        let ok = response.status().is_success();
+        let value: Value = response.json().await.unwrap_or(Value::Null);
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(plain);
+        match (ok, value.get("session").and_then(Value::as_str)) {
+            (true, Some(session)) => {
+                write_secret(&session_file(issuer)?, session)?;
+                Ok(format!("signed in as {} until {}", text("who").unwrap_or_default(), text("expires_at").unwrap_or_default()))
+            }
+            _ => Err(text("detail").unwrap_or_else(|| "the login was refused".into())),
+        }
+    }
+}
+
+async fn logout(issuer: &str) -> Result<String, String> {
+    let ended = with_session(issuer, reqwest::Method::DELETE, "/api/v1/session", None).await;
+    let file = session_file(issuer)?;
+    std::fs::remove_file(&file).map_err(|error| format!("can't remove `{}`: {error}", file.display()))?;
+    match ended {
+        Ok((status, _)) if status.is_success() => Ok("signed out".into()),
+        _ => Err("the session's file is removed, but the control plane did not confirm its end; it ends by itself within 12 hours".into()),
+    }
+}
+
+impl Status {
+    /// Prints what runs.
+    pub async fn run(self) -> ExitCode {
+        let value = match ask(&self.socket, "/api/v1/status").await {
+            Ok(value) => value,
+            Err(code) => return code,
+        };
+        if self.json {
+            println!("{value}");
+            return ExitCode::SUCCESS;
+        }
+        let text = |pointer: &str| value.pointer(pointer).map(|found| match found {
+            Value::String(text) => plain(text),
+            other => other.to_string(),
+        });
+        println!("version   {}", text("/version").unwrap_or_default());
+        println!("filter    {}", text("/module_sha256").unwrap_or_default());
+        println!("pending   {}", text("/approvals/pending").unwrap_or_default());
+        let none = Vec::new();
+        let proxies = value.get("proxies").and_then(Value::as_array).unwrap_or(&none);
+        if proxies.is_empty() {
+            println!("proxies   none has connected");
+        }
+        for proxy in proxies {
+            let text = |name: &str| proxy.get(name).and_then(Value::as_str).map(plain).unwrap_or_default();
+            let connected = if proxy.get("connected").and_then(Value::as_bool) == Some(true) { "connected" } else { "gone" };
+            println!("proxy     {} ({}) {connected}: {}", text("id"), text("node"), text("detail"));
+            if !text("problem").is_empty() {
+                println!("          REFUSED its config: {}", text("problem"));
+            }
+        }
+        ExitCode::SUCCESS
+    }
+}

@@ -1,0 +1,72 @@
+//! What the command line keeps for its user, and the admin socket's client.
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// An answer of the admin socket is at most this long; bytes.
+const ANSWER_MAX: usize = 16 * 1024 * 1024;
+
+/// `$XDG_STATE_HOME/writ`, or `~/.local/state/writ`; made with mode 0700.
+pub(crate) fn state_dir() -> Result<PathBuf, String> {
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")))
+        .ok_or("neither XDG_STATE_HOME nor HOME is set; set one, or name a file")?;
+    let dir = base.join("writ");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(|error| format!("can't make `{}`: {error}", dir.display()))?;
+    Ok(dir)
+}
+
+/// The file of the human session with this issuer.
+pub(crate) fn session_file(issuer: &str) -> Result<PathBuf, String> {
+    let name = Base64UrlUnpadded::encode_string(issuer.as_bytes());
+    Ok(state_dir()?.join(format!("session-{name}")))
+}
+
+/// Writes a secret for this user alone.
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), String> {
+    let half = path.with_extension("new");
+    let _ = std::fs::remove_file(&half);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&half)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&half, path))
+        .map_err(|error| format!("can't write `{}`: {error}", path.display()))
+}
+
+/// Asks the control plane on this machine, as the uid that we are.
+pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, Value), String> {
+    let gone = |error: &dyn std::fmt::Display| {
+        format!("the control plane at `{}` can't be asked: {error}; is `writ serve` running? name its socket with --admin-socket", socket.display())
+    };
+    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| gone(&error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| gone(&error))?;
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header("host", "localhost")
+        .body(Full::<Bytes>::default())
+        .map_err(|error| gone(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| gone(&error))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(|error| gone(&error))?.to_bytes();
+    let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    Ok((status, value))
+}

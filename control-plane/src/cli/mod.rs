@@ -1,0 +1,152 @@
+//! The command line. Data goes to stdout, messages to stderr. Exit codes: 0 done,
+//! 1 refused or damaged, 2 could not be done or misused.
+
+mod approvals;
+mod audit;
+mod call;
+mod local;
+mod policy;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// `writ`: one action, one token, once.
+#[derive(Parser)]
+#[command(name = "writ", version, about = "One action, one token, once", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane
+    #[command(after_help = "Example:\n  writ serve --config /etc/writ/writ.toml")]
+    Serve(Serve),
+    /// Make one call as an agent: identity, exchange, proof, request
+    #[command(
+        after_help = "Examples:\n  writ call http://127.0.0.1:8400/files/report.txt\n  writ call -X POST -d '{\"a\":1}' URL\n\nExit codes: 0 answered with 2xx or 3xx, 1 refused or answered with an error, 2 not sent or unknown."
+    )]
+    Call(call::Call),
+    /// Get a token for one action, and a proof to show with it
+    Token(call::Token),
+    /// List approvals, and decide them with a human's session
+    Approvals {
+        #[command(subcommand)]
+        command: approvals::Approvals,
+    },
+    /// Sign in with a login link or its secret, so that this terminal may approve
+    Login(approvals::Login),
+    /// What runs, as the control plane on this machine sees it
+    Status(approvals::Status),
+    /// The audit log
+    Audit {
+        #[command(subcommand)]
+        command: audit::Audit,
+    },
+    /// Policy
+    Policy {
+        #[command(subcommand)]
+        command: policy::Policy,
+    },
+}
+
+#[derive(Args)]
+struct Serve {
+    /// The config file
+    #[arg(long, value_name = "FILE", env = "WRIT_CONFIG", default_value = "/etc/writ/writ.toml")]
+    config: PathBuf,
+    /// Say as JSON in FILE (mode 0600) where everything is, once it answers
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Print a one-time login link for the approver's page
+    #[arg(long)]
+    login_link: bool,
+    /// Check the config and the policy, say what is wrong, and start nothing
+    #[arg(long)]
+    check: bool,
+    /// Log as JSON lines
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Exit code of a refusal, or of damage that was found.
+pub(crate) const REFUSED: u8 = 1;
+/// Exit code of what could not be done.
+pub(crate) const FAILED: u8 = 2;
+
+/// Runs the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One provider for the whole process, before anything makes a TLS session.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        return fail("the TLS provider was set up twice");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("can't start: {error}")),
+    };
+    let code = runtime.block_on(run(cli.command));
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(serve) => run_serve(serve).await,
+        Command::Call(call) => call.run().await,
+        Command::Token(token) => token.run().await,
+        Command::Approvals { command } => command.run().await,
+        Command::Login(login) => login.run().await,
+        Command::Status(status) => status.run().await,
+        Command::Audit { command } => command.run().await,
+        Command::Policy { command } => command.run(),
+    }
+}
+
+async fn run_serve(serve: Serve) -> ExitCode {
+    log_to_stderr(serve.log_json);
+    if serve.check {
+        return policy::check_config(&serve.config);
+    }
+    let options = crate::serve::ServeOptions {
+        config: serve.config,
+        ready_file: serve.ready_file,
+        print_login: serve.login_link,
+    };
+    match crate::serve::serve(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn log_to_stderr(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WRIT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        subscriber.json().init();
+    } else {
+        // A log file has no use for colours, and attacker bytes must not make any.
+        subscriber.with_ansi(false).init();
+    }
+}
+
+/// Says what could not be done.
+pub(crate) fn fail(message: &str) -> ExitCode {
+    eprintln!("writ: {message}");
+    ExitCode::from(FAILED)
+}
+
+/// Says what was refused.
+pub(crate) fn refuse(message: &str) -> ExitCode {
+    eprintln!("writ: {message}");
+    ExitCode::from(REFUSED)
+}
+
+/// What agents sent, as a terminal may show it: no control characters.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,305 @@
+//! An agent's side: identity, exchange, proof, request. What `writ call` and
+//! `writ token` run, and an example of how little an agent needs.
+
+use crate::exchange::{GRANT_EXCHANGE, TYPE_JWT};
+use crate::keys::{KeyError, es256_file};
+use base64ct::{Base64UrlUnpadded, Encoding};
+use capability::Algorithm;
+use capability::proof::{ProofClaims, signing_input};
+use p256::ecdsa::signature::Signer;
+use p256::ecdsa::{Signature, SigningKey};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A body that is shown is at most this long; bytes.
+const BODY_MAX: usize = 64 * 1024 * 1024;
+
+/// Why an action did not happen, or why it is not known whether it did.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The key file.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The Workload API.
+    #[error("no identity from the Workload API: {0}")]
+    Identity(#[from] identity::SourceError),
+    /// A URL or method that can't be called.
+    #[error("{0}")]
+    Usage(String),
+    /// The issuer did not answer.
+    #[error("the issuer {0} can't be reached: {1}; is `writ serve` running there?")]
+    Issuer(String, String),
+    /// The exchange was refused.
+    #[error("refused at the exchange: {reason} ({error}): {description}")]
+    Exchange {
+        /// The OAuth error code.
+        error: String,
+        /// The reason, one of the closed list.
+        reason: String,
+        /// What to do.
+        description: String,
+    },
+    /// The request could not be sent, so nothing happened.
+    #[error("the proxy can't be reached: {0}; nothing was sent")]
+    NotSent(String),
+    /// The request was sent and the answer was lost.
+    #[error("the answer was lost ({0}) and what became of the request is not known; look before you try again")]
+    Unknown(String),
+}
+
+/// The agent's DPoP key. It persists, so that a cached SVID is not used up by
+/// fresh keys.
+pub struct DpopKey {
+    signer: SigningKey,
+    jwk: Value,
+}
+
+impl DpopKey {
+    /// Opens the key file, or makes it with mode 0600.
+    ///
+    /// # Errors
+    /// When it can't be read or made.
+    pub fn open(path: &Path) -> Result<Self, ClientError> {
+        if let Some(dir) = path.parent() {
+            use std::os::unix::fs::DirBuilderExt;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|error| KeyError::File(dir.to_owned(), error))?;
+        }
+        let pair = es256_file(path)?;
+        let unreadable = || KeyError::Unreadable(path.to_owned());
+        let signer = SigningKey::from_slice(&jwt_bytes(&pair)).map_err(|_| unreadable())?;
+        let point = signer.verifying_key().to_sec1_point(false);
+        let (x, y) = point.x().zip(point.y()).ok_or_else(unreadable)?;
+        let jwk = serde_json::json!({
+            "kty": "EC", "crv": "P-256",
+            "x": Base64UrlUnpadded::encode_string(x),
+            "y": Base64UrlUnpadded::encode_string(y),
+        });
+        Ok(Self { signer, jwk })
+    }
+
+    /// A fresh proof (RFC 9449, section 4.2).
+    #[must_use]
+    pub fn proof(&self, method: &str, url: &str, token: Option<&str>, now_s: u64) -> String {
+        let claims = ProofClaims {
+            htm: method.to_owned(),
+            htu: url.split(['?', '#']).next().unwrap_or(url).to_owned(),
+            iat_s: now_s,
+            jti: crate::state::random_id::<16>(""),
+            ath: token.map(|token| Base64UrlUnpadded::encode_string(&Sha256::digest(token.as_bytes()))),
+            nonce: None,
+        };
+        let input = signing_input(&self.jwk, Algorithm::Es256, &claims);
+        let signature: Signature = self.signer.sign(input.as_bytes());
+        format!("{input}.{}", Base64UrlUnpadded::encode_string(&signature.to_bytes()))
+    }
+}
+
+fn jwt_bytes(pair: &jwt_simple::prelude::ES256KeyPair) -> zeroize::Zeroizing<Vec<u8>> {
+    zeroize::Zeroizing::new(pair.to_bytes())
+}
+
+/// Where things are.
+pub struct Agent {
+    /// The issuer's URL.
+    pub issuer: String,
+    /// The Workload API's socket.
+    pub workload_api: PathBuf,
+    /// The key.
+    pub key: DpopKey,
+    /// Now, in ms.
+    pub clock: crate::state::Clock,
+    http: reqwest::Client,
+}
+
+/// What one exchange gave.
+pub struct Granted {
+    /// The capability token.
+    pub access_token: String,
+    /// The whole reply.
+    pub reply: Value,
+}
+
+/// One answer from the proxy or the upstream behind it.
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The content type.
+    pub content_type: String,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The refusal, when the proxy refused: its problem document.
+    pub refusal: Option<Value>,
+}
+
+impl Answer {
+    /// The refusal's reason, one of the closed list.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.refusal.as_ref()?.get("reason")?.as_str()
+    }
+}
+
+impl Agent {
+    /// An agent on this machine.
+    ///
+    /// # Errors
+    /// When the key or the HTTP client can't be set up.
+    pub fn new(issuer: &str, workload_api: &Path, key: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let http = reqwest::Client::builder()
+            // A capability is for one URL: a redirect would be another action.
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(timeout)
+            .build()
+            .map_err(|error| ClientError::Usage(format!("the HTTP client can't be set up: {error}")))?;
+        Ok(Self {
+            issuer: issuer.trim_end_matches('/').to_owned(),
+            workload_api: workload_api.to_owned(),
+            key: DpopKey::open(key)?,
+            clock: crate::state::system_clock(),
+            http,
+        })
+    }
+
+    fn now_s(&self) -> u64 {
+        (self.clock)() / 1000
+    }
+
+    /// Gets a token for this one action.
+    ///
+    /// # Errors
+    /// No identity, no issuer, or its no.
+    pub async fn token(&self, method: &str, url: &str) -> Result<Granted, ClientError> {
+        let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
+        let endpoint = format!("{}/oauth2/token", self.issuer);
+        let details = serde_json::json!([{ "type": "http_request", "actions": [method], "locations": [url] }]).to_string();
+        let form = [
+            ("grant_type", GRANT_EXCHANGE),
+            ("subject_token", svid.as_str()),
+            ("subject_token_type", TYPE_JWT),
+            ("authorization_details", details.as_str()),
+        ];
+        let unreachable = |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+        let response = self
+            .http
+            .post(&endpoint)
+            .header("dpop", self.key.proof("POST", &endpoint, None, self.now_s()))
+            .form(&form)
+            .send()
+            .await
+            .map_err(unreachable)?;
+        let ok = response.status().is_success();
+        let reply: Value = response.json().await.map_err(unreachable)?;
+        let text = |name: &str| reply.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if ok && !text("access_token").is_empty() {
+            return Ok(Granted { access_token: text("access_token"), reply });
+        }
+        Err(ClientError::Exchange { error: text("error"), reason: text("reason"), description: text("error_description") })
+    }
+
+    /// Spends the token on the request that it is for. If the answer is lost,
+    /// the same token is shown once more: it can't act twice, and the proxy says
+    /// what became of the first use.
+    ///
+    /// # Errors
+    /// [`ClientError::NotSent`] or [`ClientError::Unknown`].
+    pub async fn spend(&self, token: &str, method: &str, url: &str, body: Option<&[u8]>, content_type: &str) -> Result<Answer, ClientError> {
+        match self.send(token, method, url, body, content_type).await {
+            Ok(answer) => Ok(answer),
+            Err(ClientError::Unknown(lost)) => match self.send(token, method, url, body, content_type).await {
+                Ok(answer) => Ok(answer),
+                Err(_) => Err(ClientError::Unknown(lost)),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send(&self, token: &str, method: &str, url: &str, body: Option<&[u8]>, content_type: &str) -> Result<Answer, ClientError> {
+        let verb = reqwest::Method::from_bytes(method.as_bytes())
+            .map_err(|_| ClientError::Usage(format!("`{method}` is not an HTTP method")))?;
+        let mut request = self
+            .http
+            .request(verb, url)
+            .header("authorization", format!("DPoP {token}"))
+            .header("dpop", self.key.proof(method, url, Some(token), self.now_s()));
+        if let Some(body) = body {
+            request = request.header("content-type", content_type).body(body.to_vec());
+        }
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() || error.is_builder() {
+                ClientError::NotSent(causes(&error))
+            } else {
+                ClientError::Unknown(causes(&error))
+            }
+        })?;
+        let status = response.status().as_u16();
+        let content_type = response
+            .headers()
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
+        let mut body = Vec::new();
+        let mut response = response;
+        while let Some(chunk) = response.chunk().await.map_err(|error| ClientError::Unknown(causes(&error)))? {
+            if body.len().saturating_add(chunk.len()) > BODY_MAX {
+                return Err(ClientError::Unknown("the answer is larger than 64 MiB".into()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        // The upstream may send problem documents of its own; ours name a reason.
+        let refusal = (content_type.starts_with("application/problem+json"))
+            .then(|| serde_json::from_slice::<Value>(&body).ok())
+            .flatten()
+            .filter(|problem| problem.get("reason").is_some_and(Value::is_string));
+        Ok(Answer { status, content_type, body, refusal })
+    }
+
+    /// Waits until a human has decided, or `wait` is over. The state, or `None`
+    /// when nobody has.
+    ///
+    /// # Errors
+    /// When the status can't be asked.
+    pub async fn approval(&self, status_url: &str, wait: Duration) -> Result<Option<String>, ClientError> {
+        // Only the issuer is asked, whatever the refusal says.
+        if !status_url.strip_prefix(self.issuer.as_str()).is_some_and(|rest| rest.starts_with('/')) {
+            return Err(ClientError::Usage(format!("the status URL `{status_url}` is not the issuer's")));
+        }
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let failed = |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+            let status: Value = self.http.get(status_url).send().await.map_err(failed)?.json().await.map_err(failed)?;
+            match status.get("status").and_then(Value::as_str) {
+                Some("pending") => {}
+                // A state that is not known is not an approval; the caller tells it.
+                Some(other) => return Ok(Some(other.to_owned())),
+                None => return Err(ClientError::Issuer(self.issuer.clone(), "it knows no such approval".into())),
+            }
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_secs(1).min(deadline - now)).await;
+        }
+    }
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

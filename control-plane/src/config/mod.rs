@@ -1,0 +1,391 @@
+//! The one config file: TOML, read by a parser that keeps positions, so that
+//! every error names file and line, and all of them come at once.
+
+mod reader;
+
+pub use reader::ConfigError;
+
+use reader::{Reader, Table};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The longest life of a capability token, in seconds.
+pub const TOKEN_LIFETIME_MAX_S: u64 = 300;
+
+/// Everything that `writ serve` is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[[proxy]]`: SPIFFE IDs of the proxies that may connect.
+    pub proxies: Vec<String>,
+    /// `[[agent]]`
+    pub agents: Vec<Agent>,
+    /// `[[approver]]`
+    pub approvers: Vec<policy::Approver>,
+    /// `[token]`
+    pub token: Token,
+    /// `[approval]`
+    pub approval: ApprovalTimes,
+    /// `[edge]`
+    pub edge: Edge,
+    /// `[policy]`
+    pub policies: Vec<policy::Source>,
+    /// `[limits]`
+    pub limits: Limits,
+    /// SHA-256 of the file, hex: what the log calls the version.
+    pub version: String,
+}
+
+/// Where the control plane listens and keeps things.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The issuer's URL: token endpoint, metadata and pages.
+    pub issuer: String,
+    /// HTTP listener.
+    pub listen: SocketAddr,
+    /// ADS and decisions: mTLS.
+    pub grpc_listen: SocketAddr,
+    /// Keys, journal, listings.
+    pub data_dir: PathBuf,
+    /// Unix socket for the command line.
+    pub admin_socket: PathBuf,
+    /// ADS and decisions without TLS; loopback only, by explicit flag.
+    pub plaintext_grpc: bool,
+    /// Whom a login link signs in.
+    pub login_as: String,
+}
+
+/// Where identities come from.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The Workload API's socket: served there, or consumed from there.
+    pub workload_api: PathBuf,
+    /// Serve the built-in trust domain there; else it is SPIRE's.
+    pub built_in: bool,
+    /// The trust domain's name.
+    pub trust_domain: String,
+    /// The control plane's own SPIFFE ID.
+    pub control_plane_id: String,
+    /// One uid is one principal: for trying it out on one account.
+    pub dev_single_uid: bool,
+    /// Entries of the built-in trust domain.
+    pub workloads: Vec<Workload>,
+    /// Life of the built-in X.509-SVIDs and JWT-SVIDs, in seconds.
+    pub svid_ttl_s: u64,
+}
+
+/// Who gets which SPIFFE ID from the built-in trust domain.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The ID.
+    pub spiffe_id: String,
+    /// The process's uid.
+    pub uid: Option<u32>,
+    /// Its executable.
+    pub executable: Option<PathBuf>,
+}
+
+/// A registered agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// The person or team that answers for it.
+    pub owner: String,
+    /// Whether it may get tokens.
+    pub active: bool,
+}
+
+/// Capability tokens.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Seconds that a token lives.
+    pub lifetime_s: u64,
+    /// ± seconds that a proof's `iat` may be off at the token endpoint.
+    pub proof_window_s: u64,
+}
+
+/// How long approvals live.
+#[derive(Clone, Debug)]
+pub struct ApprovalTimes {
+    /// Seconds that it may be pending.
+    pub pending_s: u64,
+    /// Seconds that a yes may be used.
+    pub approved_s: u64,
+}
+
+/// What Envoy serves.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// Envoy's listener.
+    pub listen: SocketAddr,
+    /// The URL that clients use, and the protected resource (`aud`).
+    pub origin: String,
+    /// The filter's module.
+    pub module: PathBuf,
+    /// p256 in wasm instead of the host's BoringSSL, by name only.
+    pub portable_crypto: bool,
+    /// Seconds that a request may be held in the proxy.
+    pub hold_s: u64,
+    /// Milliseconds that a decision may take.
+    pub decision_deadline_ms: u64,
+    /// ± seconds that a proof's `iat` may be off at the edge.
+    pub proof_window_s: u64,
+    /// The guarded routes, in matching order.
+    pub routes: Vec<Route>,
+}
+
+/// One guarded route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name, for the log.
+    pub name: String,
+    /// It matches on this path prefix alone.
+    pub path_prefix: String,
+    /// `host:port` of the upstream.
+    pub upstream: String,
+}
+
+/// Named limits; the defaults and ceilings are in docs/reference/limits.md.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Outstanding tokens per agent.
+    pub outstanding_per_agent: usize,
+    /// Held requests per agent.
+    pub held_per_agent: usize,
+    /// Held requests in all.
+    pub held_total: usize,
+    /// DPoP keys per piece of evidence.
+    pub keys_per_evidence: usize,
+    /// Discovered agents that are remembered.
+    pub discovered_agents: usize,
+    /// Approvals that are pending or approved.
+    pub open_approvals: usize,
+    /// Questions in flight per proxy worker.
+    pub questions_in_flight: usize,
+}
+
+impl Config {
+    /// Reads the file at `path` and the policy files that it names.
+    ///
+    /// # Errors
+    /// Every problem found, each with file and line.
+    pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            vec![ConfigError::file(path, format!("can't read the config file: {error}; name one with --config FILE"))]
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Parses `text`, which came from `path`.
+    ///
+    /// # Errors
+    /// Every problem found, each with file and line.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Vec<ConfigError>> {
+        use sha2::{Digest, Sha256};
+        let reader = Reader::new(path, text);
+        let root = reader.root()?;
+        let identity = identity(&root.table("identity"));
+        let config = Self {
+            server: server(&root.table("server")),
+            proxies: root.tables("proxy").iter().map(|table| table.spiffe_id("spiffe_id")).collect(),
+            agents: root.tables("agent").iter().map(agent).collect(),
+            approvers: root.tables("approver").iter().map(approver).collect(),
+            token: token(&root.table_or_empty("token")),
+            approval: approval(&root.table_or_empty("approval")),
+            edge: edge(&root.table("edge")),
+            policies: policies(&root.table("policy"), path),
+            limits: limits(&root.table_or_empty("limits")),
+            version: hex::encode(Sha256::digest(text.as_bytes())),
+            identity,
+        };
+        root.finish();
+        config.check(&reader);
+        reader.result(config)
+    }
+
+    /// What can be judged only from several keys together.
+    fn check(&self, reader: &Reader) {
+        let id_prefix = format!("spiffe://{}/", self.identity.trust_domain);
+        if self.identity.built_in {
+            for workload in &self.identity.workloads {
+                if !workload.spiffe_id.is_empty() && !workload.spiffe_id.starts_with(&id_prefix) {
+                    reader.error_at("identity.workload", format!(
+                        "`{}` is not in the trust domain `{}`", workload.spiffe_id, self.identity.trust_domain
+                    ));
+                }
+                if workload.spiffe_id == self.identity.control_plane_id {
+                    reader.error_at("identity.workload", "the control plane's own ID can't be given to a workload".into());
+                }
+            }
+        }
+        for proxy in &self.proxies {
+            if self.agents.iter().any(|agent| agent.spiffe_id == *proxy) {
+                reader.error_at("proxy", format!("`{proxy}` is an agent as well; a proxy must not be one"));
+            }
+        }
+        if !self.approvers.iter().any(|approver| approver.name == self.server.login_as) {
+            reader.error_at("server.login_as", format!("`{}` is no [[approver]]", self.server.login_as));
+        }
+        if self.server.plaintext_grpc && !self.server.grpc_listen.ip().is_loopback() {
+            reader.error_at("server.plaintext_grpc", "plaintext between proxy and control plane is for loopback only".into());
+        }
+        if self.identity.dev_single_uid && !(self.server.listen.ip().is_loopback() && self.edge.listen.ip().is_loopback()) {
+            reader.error_at("identity.dev_single_uid", "one uid for everything is for loopback only".into());
+        }
+        if self.server.issuer.starts_with("http://") && !self.server.listen.ip().is_loopback() {
+            reader.error_at("server.issuer", "an http issuer is for loopback only; put TLS in front and say https".into());
+        }
+    }
+}
+
+fn server(table: &Table<'_>) -> Server {
+    let server = Server {
+        issuer: table.origin("issuer"),
+        listen: table.address("listen"),
+        grpc_listen: table.address("grpc_listen"),
+        data_dir: table.path("data_dir"),
+        admin_socket: table.path("admin_socket"),
+        plaintext_grpc: table.flag("plaintext_grpc", false),
+        login_as: table.text_or("login_as", "operator"),
+    };
+    table.finish();
+    server
+}
+
+fn identity(table: &Table<'_>) -> Identity {
+    let entries = table.tables("workload");
+    let workloads = entries.iter().map(|entry| {
+        let workload = Workload {
+            spiffe_id: entry.spiffe_id("spiffe_id"),
+            uid: entry.optional_number("uid", 0, u64::from(u32::MAX)).and_then(|uid| u32::try_from(uid).ok()),
+            executable: entry.optional_path("executable"),
+        };
+        if workload.uid.is_none() {
+            // The admin socket turns these uids away, so they have to be known.
+            entry.error("spiffe_id", "an entry needs `uid`; `executable` narrows it further".into());
+        }
+        entry.finish();
+        workload
+    });
+    let identity = Identity {
+        workloads: workloads.collect(),
+        workload_api: table.path("workload_api"),
+        built_in: table.flag("built_in", true),
+        trust_domain: table.text("trust_domain"),
+        control_plane_id: table.spiffe_id("control_plane_id"),
+        dev_single_uid: table.flag("dev_single_uid", false),
+        svid_ttl_s: table.number("svid_ttl_s", 3600, 10, 86_400),
+    };
+    table.finish();
+    identity
+}
+
+fn agent(table: &Table<'_>) -> Agent {
+    let agent = Agent {
+        spiffe_id: table.spiffe_id("spiffe_id"),
+        owner: table.text("owner"),
+        active: table.flag("active", true),
+    };
+    table.finish();
+    agent
+}
+
+fn approver(table: &Table<'_>) -> policy::Approver {
+    let approver = policy::Approver { name: table.text("name"), groups: table.texts("groups") };
+    table.finish();
+    approver
+}
+
+fn token(table: &Table<'_>) -> Token {
+    let token = Token {
+        lifetime_s: table.number("lifetime_s", 30, 1, TOKEN_LIFETIME_MAX_S),
+        proof_window_s: table.number("proof_window_s", 60, 1, 300),
+    };
+    table.finish();
+    token
+}
+
+fn approval(table: &Table<'_>) -> ApprovalTimes {
+    let times = ApprovalTimes {
+        pending_s: table.number("pending_s", 15 * 60, 1, 24 * 3600),
+        approved_s: table.number("approved_s", 10 * 60, 1, 24 * 3600),
+    };
+    table.finish();
+    times
+}
+
+fn edge(table: &Table<'_>) -> Edge {
+    let routes: Vec<Route> = table
+        .tables("route")
+        .iter()
+        .map(|entry| {
+            let route = Route {
+                name: entry.text("name"),
+                path_prefix: entry.text("path_prefix"),
+                upstream: entry.host_port("upstream"),
+            };
+            if !route.path_prefix.is_empty() && !route.path_prefix.starts_with('/') {
+                entry.error("path_prefix", "a path prefix starts with `/`".into());
+            }
+            entry.finish();
+            route
+        })
+        .collect();
+    if routes.is_empty() {
+        table.error("route", "no [[edge.route]]: there is nothing to guard".into());
+    }
+    let edge = Edge {
+        routes,
+        listen: table.address("listen"),
+        origin: table.origin("origin"),
+        module: table.path("module"),
+        portable_crypto: table.flag("portable_crypto", false),
+        hold_s: table.number("hold_s", 25, 0, 55),
+        decision_deadline_ms: table.number("decision_deadline_ms", 2_000, 100, 10_000),
+        proof_window_s: table.number("proof_window_s", 300, 1, 300),
+    };
+    table.finish();
+    edge
+}
+
+fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {
+    let base = config.parent().unwrap_or(Path::new("."));
+    let names = table.texts("files");
+    if names.is_empty() {
+        table.error("files", "no policy files: nothing would ever be allowed; name at least one".into());
+    }
+    let sources = names
+        .into_iter()
+        .filter_map(|name| match std::fs::read_to_string(base.join(&name)) {
+            Ok(text) => Some(policy::Source { name, text }),
+            Err(error) => {
+                table.error("files", format!("can't read the policy file `{}`: {error}", base.join(&name).display()));
+                None
+            }
+        })
+        .collect();
+    table.finish();
+    sources
+}
+
+fn limits(table: &Table<'_>) -> Limits {
+    let size = |key, default, most| usize::try_from(table.number(key, default, 1, most)).unwrap_or(1);
+    let limits = Limits {
+        outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
+        held_per_agent: size("held_per_agent", 16, 256),
+        held_total: size("held_total", 1_024, 65_536),
+        keys_per_evidence: size("keys_per_evidence", 16, 256),
+        discovered_agents: size("discovered_agents", 1_024, 65_536),
+        open_approvals: size("open_approvals", 1_024, 65_536),
+        questions_in_flight: size("questions_in_flight", 4_096, 65_536),
+    };
+    table.finish();
+    limits
+}
+
+#[cfg(test)]
+mod tests;

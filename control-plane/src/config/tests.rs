@@ -1,0 +1,92 @@
+use super::*;
+
+const GOOD: &str = r#"
+[server]
+issuer = "http://127.0.0.1:8480"
+listen = "127.0.0.1:8480"
+grpc_listen = "127.0.0.1:8481"
+data_dir = "/var/lib/writ"
+admin_socket = "/run/writ/admin.sock"
+
+[identity]
+workload_api = "/run/writ/workload.sock"
+trust_domain = "writ.example"
+control_plane_id = "spiffe://writ.example/control-plane"
+
+[[identity.workload]]
+spiffe_id = "spiffe://writ.example/proxy"
+uid = 1000
+
+[[proxy]]
+spiffe_id = "spiffe://writ.example/proxy"
+
+[[agent]]
+spiffe_id = "spiffe://writ.example/agent/demo"
+owner = "platform@example.com"
+
+[[approver]]
+name = "operator"
+
+[edge]
+listen = "127.0.0.1:8400"
+origin = "http://127.0.0.1:8400"
+module = "/usr/lib/writ/filter.wasm"
+
+[[edge.route]]
+name = "files"
+path_prefix = "/"
+upstream = "127.0.0.1:9000"
+
+[policy]
+files = ["policy.cedar"]
+"#;
+
+fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("policy.cedar"), "permit(principal, action, resource);").unwrap();
+    Config::parse(&dir.path().join("writ.toml"), text)
+}
+
+#[test]
+fn a_good_file_has_the_documented_defaults() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.token.lifetime_s, 30);
+    assert_eq!(config.edge.hold_s, 25);
+    assert_eq!(config.limits.outstanding_per_agent, 1024);
+    assert!(!config.identity.dev_single_uid);
+    assert!(!config.server.plaintext_grpc);
+}
+
+#[test]
+fn each_problem_is_named_with_its_line() {
+    let table = [
+        ("[[agent]]", "[token]\nlifetime_s = 301\n[[agent]]", "301 is out of bounds: 1 to 300"),
+        ("listen = \"127.0.0.1:8480\"", "listen = \"nowhere\"", "is not an address"),
+        ("owner = ", "onwer = ", "no such key"),
+        ("owner = \"platform@example.com\"", "owner = 7", "a string is wanted"),
+        ("uid = 1000", "", "an entry needs `uid`"),
+        ("spiffe://writ.example/agent/demo", "spiffe://writ.example/agent/../demo", "is not a SPIFFE ID"),
+        ("\"http://127.0.0.1:8400\"", "\"http://127.0.0.1:8400/\"", "nothing after"),
+        ("upstream = \"127.0.0.1:9000\"", "upstream = \"127.0.0.1\"", "is not like files.internal:9000"),
+        ("policy.cedar", "absent.cedar", "can't read the policy file"),
+        ("name = \"operator\"", "name = \"somebody\"", "is no [[approver]]"),
+        ("path_prefix = \"/\"", "path_prefix = \"files\"", "starts with `/`"),
+        ("uid = 1000", "uid = -1", "out of bounds"),
+        ("\"127.0.0.1:8480\"\ngrpc", "\"0.0.0.0:8480\"\ngrpc", "loopback only"),
+        ("[policy]", "[policy", "expected"),
+    ];
+    for (from, to, message) in table {
+        let text = GOOD.replacen(from, to, 1);
+        assert_ne!(text, GOOD, "the case changes nothing: {from}");
+        let errors = parse(&text).expect_err(message);
+        let hit = errors.iter().find(|error| error.to_string().contains(message));
+        let hit = hit.unwrap_or_else(|| panic!("{message}: {errors:?}"));
+        assert!(hit.line > 0, "{hit}");
+    }
+}
+
+#[test]
+fn all_problems_come_at_once() {
+    let text = GOOD.replace("8480\"\nlisten", "8480/\"\nlisten").replace("uid = 1000", "uid = \"x\"").replace("\"files\"", "7");
+    assert!(parse(&text).unwrap_err().len() >= 3);
+}

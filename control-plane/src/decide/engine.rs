@@ -1,0 +1,406 @@
+//! The decision itself: the control plane's own record of the token, the
+//! registry, policy with the real request, and one durable commit.
+
+use crate::state::{Core, Standing, split_location};
+use capability::reason::Reason;
+use decision_api::Question;
+use ledger::model::{
+    ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused, RequestFacts,
+    SpentRecord, TokenRecord, TokenState,
+};
+use policy::{Demand, Verdict};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// How often a commit that found the state changed is evaluated again.
+const EVALUATIONS_MAX: usize = 4;
+
+/// A question, decoded, with what the connection says of who asks.
+pub struct Facts {
+    /// The question.
+    pub question: Question,
+    /// SHA-256 of its serialised bytes.
+    pub digest: Hash,
+    /// The attempt's id: prefix ‖ counter, in hex.
+    pub attempt: String,
+    /// The proxy's SPIFFE ID, from its certificate.
+    pub proxy: String,
+}
+
+/// What was decided. Everything but `Refused` is durable.
+#[derive(Clone, Debug)]
+pub enum Ruling {
+    /// It may pass; the token is spent.
+    Allow(Box<TokenRecord>),
+    /// It may not; the token is spent.
+    Deny(Reason),
+    /// A gate of the control plane's refused it; nothing was spent.
+    Refused(Reason, Option<SpentRecord>),
+    /// It waits for a human; the token is held.
+    Hold(Box<Approval>),
+}
+
+/// Decides.
+pub struct Engine {
+    /// What decisions rest on.
+    pub core: Arc<Core>,
+}
+
+/// What policy and the registry say of a request at this moment.
+enum Opinion {
+    Allow(PolicyFacts, Option<Approval>),
+    Deny(PolicyFacts, Reason),
+    Hold(PolicyFacts, Vec<Demand>),
+}
+
+impl Engine {
+    /// Decides a request whose token has not been shown before.
+    pub async fn decide(&self, facts: &Facts) -> Ruling {
+        let hash = match self.token_hash(facts) {
+            Ok(hash) => hash,
+            Err(reason) => return Ruling::Refused(reason, None),
+        };
+        for _ in 0..EVALUATIONS_MAX {
+            let token = match self.outstanding(&hash, facts) {
+                Ok(token) => token,
+                Err((reason, first)) => return Ruling::Refused(reason, first),
+            };
+            let (command, ruling) = match self.opinion(&token, facts) {
+                Opinion::Allow(policy, approval) => {
+                    (self.allow(hash, facts, policy, approval.as_ref()), Ruling::Allow(Box::new(token)))
+                }
+                Opinion::Deny(policy, reason) => (self.deny(hash, facts, policy, reason), Ruling::Deny(reason)),
+                Opinion::Hold(policy, demands) => {
+                    let approval = self.approval(&token, facts, &policy, &demands);
+                    (self.hold(hash, facts, policy, approval.clone()), Ruling::Hold(Box::new(approval)))
+                }
+            };
+            match self.core.ledger.commit(command).await {
+                Ok(committed) => return joined(ruling, committed),
+                // Somebody else consumed or ended the approval: look again.
+                Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => {}
+                Err(refused) => return self.not_committed(&refused),
+            }
+        }
+        Ruling::Refused(Reason::ControlPlaneUnavailable, None)
+    }
+
+    /// Decides again for a request that is held, once its approval was given.
+    /// Registry, revocation and policy are asked anew, in this commit.
+    pub async fn release(&self, facts: &Facts, approval: &Approval) -> Ruling {
+        let Ok(hash) = self.token_hash(facts) else {
+            return Ruling::Refused(Reason::InternalError, None);
+        };
+        let Some((token, TokenState::Held)) = self.core.ledger.token(&hash) else {
+            return Ruling::Refused(Reason::OutcomeUnknown, self.core.ledger.spent(&hash));
+        };
+        match self.opinion_with(&token, facts, Some(approval)) {
+            Opinion::Allow(policy, used) => {
+                match self.core.ledger.commit(self.allow(hash, facts, policy, used.as_ref())).await {
+                    Ok(_) => Ruling::Allow(Box::new(token)),
+                    Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => Ruling::Refused(Reason::ApprovalPending, None),
+                    Err(refused) => self.not_committed(&refused),
+                }
+            }
+            Opinion::Deny(policy, reason) => {
+                match self.core.ledger.commit(self.deny(hash, facts, policy, reason)).await {
+                    Ok(_) => Ruling::Deny(reason),
+                    Err(refused) => self.not_committed(&refused),
+                }
+            }
+            // Policy wants somebody else's yes by now: this request is over.
+            Opinion::Hold(policy, _) => {
+                match self.core.ledger.commit(self.deny(hash, facts, policy, Reason::PolicyDenied)).await {
+                    Ok(_) => Ruling::Deny(Reason::PolicyDenied),
+                    Err(refused) => self.not_committed(&refused),
+                }
+            }
+        }
+    }
+
+    /// Lets a held token lapse; its approval stays open.
+    pub async fn lapse(&self, facts: &Facts, why: &'static str) -> bool {
+        let Ok(hash) = self.token_hash(facts) else { return false };
+        let command = Command::Lapse { token_hash: hash, attempt: facts.attempt.clone(), why };
+        match self.core.ledger.commit(command).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
+                false
+            }
+        }
+    }
+
+    /// A refusal that changed nothing is an entry all the same, before it is
+    /// answered. Returns the reason to answer with.
+    pub async fn record_refusal(&self, facts: &Facts, reason: Reason) -> Reason {
+        if reason == Reason::ControlPlaneUnavailable {
+            return reason;
+        }
+        let body = serde_json::json!({
+            "reason": reason.as_str(),
+            "attempt": facts.attempt,
+            "token": hex::encode(&facts.question.token_hash),
+            "request": bounded(request_facts(facts)),
+        });
+        match self.core.ledger.commit(Command::Note { kind: "question_refused", body }).await {
+            Ok(_) => reason,
+            Err(error) => {
+                tracing::error!(%error, "a refusal could not be recorded");
+                Reason::ControlPlaneUnavailable
+            }
+        }
+    }
+
+    fn token_hash(&self, facts: &Facts) -> Result<Hash, Reason> {
+        let shown: Hash = facts.question.token_hash.as_slice().try_into().map_err(|_| Reason::InternalError)?;
+        // The exact bytes count, not what they parse to.
+        let of_bytes: Hash = Sha256::digest(facts.question.token.as_bytes()).into();
+        if shown == of_bytes { Ok(shown) } else { Err(Reason::InternalError) }
+    }
+
+    /// The token, by our own record of what was issued, and the action it covers.
+    fn outstanding(&self, hash: &Hash, facts: &Facts) -> Result<TokenRecord, (Reason, Option<SpentRecord>)> {
+        let (token, state) = match self.core.ledger.token(hash) {
+            Some(found) => found,
+            None => {
+                let first = self.core.ledger.spent(hash);
+                let reason = if first.is_some() { Reason::TokenSpent } else { self.absent(&facts.question.token) };
+                return Err((reason, first));
+            }
+        };
+        if state == TokenState::Held {
+            let held = SpentRecord {
+                jti: token.jti.clone(),
+                expires_ms: token.expires_ms,
+                request_id: String::new(),
+                outcome: FirstUse::Unknown,
+            };
+            return Err((Reason::TokenSpent, Some(held)));
+        }
+        if self.core.ledger.now() >= token.expires_ms {
+            return Err((Reason::TokenExpired, None));
+        }
+        if !covers(&token.action, &facts.question, &self.core.config.edge.origin) {
+            return Err((Reason::ActionMismatch, None));
+        }
+        Ok(token)
+    }
+
+    /// A token that is not outstanding and whose use we do not remember: if it
+    /// is from before this epoch its outcome is unknown, else we never issued it.
+    fn absent(&self, token: &str) -> Reason {
+        let issued_s = token
+            .split('.')
+            .nth(1)
+            .and_then(capability::b64::decode)
+            .and_then(|claims| capability::json::parse(&claims, &capability::Limits::default()).ok())
+            .and_then(|claims| claims.get("iat").and_then(serde_json::Value::as_u64));
+        match issued_s {
+            Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => Reason::TokenUnknown,
+            _ => Reason::OutcomeUnknown,
+        }
+    }
+
+    fn opinion(&self, token: &TokenRecord, facts: &Facts) -> Opinion {
+        let digest = digest_of(token, facts);
+        let approved = self.core.ledger.approved_unused(&digest);
+        self.opinion_with(token, facts, approved.as_ref())
+    }
+
+    fn opinion_with(&self, token: &TokenRecord, request: &Facts, approval: Option<&Approval>) -> Opinion {
+        let version = self.core.policies.version().to_owned();
+        let facts = |determining| PolicyFacts { version: version.clone(), determining };
+        if self.core.standing(&token.agent) != Standing::Active {
+            return Opinion::Deny(facts(Vec::new()), Reason::AgentInactive);
+        }
+        let first = self.ask(token, &BTreeSet::new());
+        let demands = match first {
+            Verdict::Allow(ids) => return Opinion::Allow(facts(ids), None),
+            Verdict::Deny(ids) => return Opinion::Deny(facts(ids), Reason::PolicyDenied),
+            Verdict::Error(problems) => {
+                tracing::error!(?problems, agent = token.agent, "policy could not be evaluated; the request is refused");
+                return Opinion::Deny(facts(Vec::new()), Reason::PolicyError);
+            }
+            Verdict::Hold(demands) => demands,
+        };
+        let ids = || demands.iter().map(|demand| demand.rule.clone()).collect::<Vec<_>>();
+        let Some(approval) = approval.filter(|approval| self.lifts(approval, token, request, &demands)) else {
+            return Opinion::Hold(facts(ids()), demands);
+        };
+        let lifted: BTreeSet<String> = ids().into_iter().collect();
+        match self.ask(token, &lifted) {
+            Verdict::Allow(ids) => Opinion::Allow(facts(ids), Some(approval.clone())),
+            Verdict::Deny(ids) => Opinion::Deny(facts(ids), Reason::PolicyDenied),
+            Verdict::Hold(_) => Opinion::Hold(facts(ids()), demands),
+            Verdict::Error(problems) => {
+                tracing::error!(?problems, agent = token.agent, "policy could not be evaluated; the request is refused");
+                Opinion::Deny(facts(Vec::new()), Reason::PolicyError)
+            }
+        }
+    }
+
+    /// Whether this approval meets every rule's demands: same action, approved,
+    /// in time, for these rules, by one whom each of them names.
+    fn lifts(&self, approval: &Approval, token: &TokenRecord, facts: &Facts, demands: &[Demand]) -> bool {
+        let digest = digest_of(token, facts);
+        let by = approval.decided_by.as_deref().unwrap_or_default();
+        let approver = self.core.config.approvers.iter().find(|approver| approver.name == by);
+        approval.digest == digest
+            && approval.state == ApprovalState::Approved
+            && self.core.ledger.now() < approval.expires_ms
+            && approver.is_some_and(|approver| {
+                demands.iter().all(|demand| approval.rules.contains(&demand.rule) && approver.is_one_of(&demand.approvers))
+            })
+    }
+
+    fn ask(&self, token: &TokenRecord, approved: &BTreeSet<String>) -> Verdict {
+        let (origin, path, query) = split_location(&token.action.location);
+        self.core.policies.may_pass(
+            &policy::Question {
+                agent: &token.agent,
+                user: token.user.as_ref().map(|user| (user.issuer.as_str(), user.subject.as_str())),
+                method: &token.action.method,
+                location: &token.action.location,
+                origin,
+                path,
+                query,
+                time_s: (self.core.clock)() / 1000,
+            },
+            approved,
+        )
+    }
+
+    fn approval(&self, token: &TokenRecord, facts: &Facts, policy: &PolicyFacts, demands: &[Demand]) -> Approval {
+        let now = self.core.ledger.now();
+        let pending_s = demands.iter().filter_map(|demand| demand.ttl_s).min().unwrap_or(self.core.config.approval.pending_s);
+        let mut approvers: Vec<String> = Vec::new();
+        for name in demands.iter().flat_map(|demand| &demand.approvers) {
+            if !approvers.contains(name) {
+                approvers.push(name.clone());
+            }
+        }
+        Approval {
+            id: crate::state::random_id::<16>("apr_"),
+            digest: digest_of(token, facts),
+            agent: token.agent.clone(),
+            user: token.user.clone(),
+            chain: token.chain.clone(),
+            action: token.action.clone(),
+            rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
+            reasons: demands.iter().map(|demand| demand.reason.clone()).collect(),
+            approvers,
+            policy_version: policy.version.clone(),
+            state: ApprovalState::Pending,
+            created_ms: now,
+            expires_ms: now.saturating_add(pending_s.saturating_mul(1000)),
+            decided_by: None,
+            decided_ms: None,
+        }
+    }
+
+    fn allow(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, approval: Option<&Approval>) -> Command {
+        Command::Allow {
+            token_hash,
+            attempt: facts.attempt.clone(),
+            request: request_facts(facts),
+            policy,
+            approval: approval.map(|approval| (approval.id.clone(), approval.digest)),
+            attachments: evidence(facts),
+        }
+    }
+
+    fn deny(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, reason: Reason) -> Command {
+        Command::Deny {
+            token_hash,
+            attempt: facts.attempt.clone(),
+            reason: reason.as_str().to_owned(),
+            request: request_facts(facts),
+            policy,
+            attachments: evidence(facts),
+        }
+    }
+
+    fn hold(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, approval: Approval) -> Command {
+        Command::Hold {
+            token_hash,
+            attempt: facts.attempt.clone(),
+            request: request_facts(facts),
+            policy,
+            approval,
+            attachments: evidence(facts),
+        }
+    }
+
+    fn not_committed(&self, refused: &Refused) -> Ruling {
+        match refused {
+            Refused::NotOutstanding(first) => {
+                let reason = if first.is_some() { Reason::TokenSpent } else { Reason::OutcomeUnknown };
+                Ruling::Refused(reason, first.clone())
+            }
+            Refused::HeldElsewhere => Ruling::Refused(Reason::TokenSpent, None),
+            Refused::TokenExpired => Ruling::Refused(Reason::TokenExpired, None),
+            Refused::Limit(what) => {
+                tracing::warn!(what, "a request is refused at a limit");
+                Ruling::Refused(Reason::LimitExceeded, None)
+            }
+            Refused::TooLarge => Ruling::Refused(Reason::TooLarge, None),
+            Refused::AttemptKnown | Refused::ApprovalState(_) | Refused::ApprovalDigest => {
+                tracing::error!(%refused, "a decision could not be committed");
+                Ruling::Refused(Reason::InternalError, None)
+            }
+            Refused::Unavailable => Ruling::Refused(Reason::ControlPlaneUnavailable, None),
+        }
+    }
+}
+
+/// A hold that joined an equal pending approval shows that one.
+fn joined(ruling: Ruling, committed: Committed) -> Ruling {
+    match (ruling, committed.approval) {
+        (Ruling::Hold(_), Some(approval)) => Ruling::Hold(Box::new(approval)),
+        (ruling, _) => ruling,
+    }
+}
+
+/// Whether the action we recorded at issue is the request, by the one shared
+/// normaliser. The filter has checked it too; this is our own record.
+fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
+    let Ok(recorded) = capability::action::HttpAction::from_details(&crate::state::element(action)) else {
+        return false;
+    };
+    recorded.method() == question.method && recorded.origin() == origin && recorded.path_and_query() == question.path
+}
+
+/// What an approval of this request would cover.
+fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
+    Core::action_digest(token, &facts.question.content_type, &facts.question.content_encoding)
+}
+
+fn request_facts(facts: &Facts) -> RequestFacts {
+    RequestFacts {
+        method: facts.question.method.clone(),
+        authority: facts.question.authority.clone(),
+        path: facts.question.path.clone(),
+        request_id: facts.question.request_id.clone(),
+        proxy: facts.proxy.clone(),
+        source: facts.question.source_address.clone(),
+        question: hex::encode(facts.digest),
+    }
+}
+
+/// Cut so that the line it goes into stays within its limit.
+fn bounded(mut facts: RequestFacts) -> RequestFacts {
+    for text in [&mut facts.path, &mut facts.authority, &mut facts.request_id, &mut facts.source, &mut facts.method] {
+        let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 512).last().unwrap_or(0);
+        text.truncate(end);
+    }
+    facts
+}
+
+fn evidence(facts: &Facts) -> Vec<Evidence> {
+    vec![
+        Evidence { name: "token", bytes: facts.question.token.clone().into_bytes() },
+        Evidence { name: "proof", bytes: facts.question.proof.clone().into_bytes() },
+    ]
+}

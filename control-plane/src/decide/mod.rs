@@ -1,0 +1,14 @@
+//! Per-request decisions for proxies: look up, rule, spend, hold.
+
+mod engine;
+mod questions;
+mod reports;
+mod service;
+
+pub use engine::{Engine, Facts, Ruling};
+pub use service::DecisionsService;
+
+/// The generated server half of `writ.decision.v1`.
+pub mod wire {
+    tonic::include_proto!("writ.decision.v1");
+}

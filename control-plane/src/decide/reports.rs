@@ -1,0 +1,85 @@
+//! What filters report: refusals at the edge and outcomes. A batch is
+//! acknowledged when it is durable; what is missing is an entry too.
+
+use crate::state::Core;
+use capability::reason::Reason;
+use decision_api::{Denial, DenialBatch, Outcome};
+use ledger::model::Command;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// Bytes of a reported string that reach a line.
+const TEXT_MAX: usize = 512;
+
+/// Refusals that one batch may carry.
+pub const BATCH_MAX: usize = 256;
+
+/// Makes a batch durable. False when it could not be, so that it comes again.
+pub async fn take(core: &Core, proxy: &str, batch: &DenialBatch, missing: u64) -> bool {
+    let mut entries = Vec::new();
+    if missing > 0 || batch.dropped > 0 || batch.entries.len() > BATCH_MAX {
+        let over = batch.entries.len().saturating_sub(BATCH_MAX);
+        entries.push(("gap", json!({ "proxy": proxy, "missing_batches": missing, "dropped_denials": batch.dropped, "over": over })));
+    }
+    for denial in batch.entries.iter().take(BATCH_MAX) {
+        entries.push(("edge_denial", line(proxy, denial)));
+    }
+    let counts = counts(batch);
+    if !counts.is_empty() {
+        entries.push(("edge_counts", json!({ "proxy": proxy, "counts": counts })));
+    }
+    for (kind, body) in entries {
+        if let Err(error) = core.ledger.commit(Command::Note { kind, body }).await {
+            tracing::error!(%error, proxy, "refusals at the edge could not be recorded; the proxy will send them again");
+            return false;
+        }
+    }
+    true
+}
+
+/// Makes an outcome durable. One that can't be leaves the outcome unknown.
+pub async fn outcome(core: &Core, attempt: String, outcome: &Outcome) {
+    let command = Command::Outcome {
+        attempt,
+        status: u16::try_from(outcome.status).unwrap_or(0),
+        response_bytes: outcome.response_bytes,
+        details: cut(&outcome.details),
+    };
+    if let Err(error) = core.ledger.commit(command).await {
+        tracing::warn!(%error, "an outcome was not recorded");
+    }
+}
+
+fn line(proxy: &str, denial: &Denial) -> serde_json::Value {
+    json!({
+        "proxy": proxy,
+        "reason": reason(&denial.reason),
+        "token": hex::encode(denial.token_hash.get(..32).unwrap_or_default()),
+        "jti": cut(&denial.jti),
+        "agent": cut(&denial.agent),
+        "method": cut(&denial.method),
+        "authority": cut(&denial.authority),
+        "path": cut(&denial.path),
+        "request_id": cut(&denial.request_id),
+        "at": denial.time_ms,
+    })
+}
+
+/// By reason: a label outside the closed list counts as ours.
+fn counts(batch: &DenialBatch) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for count in &batch.counts {
+        let total: &mut u64 = counts.entry(reason(&count.reason)).or_default();
+        *total = total.saturating_add(count.count);
+    }
+    counts.retain(|_, count| *count > 0);
+    counts
+}
+
+fn reason(text: &str) -> &'static str {
+    Reason::parse(text).unwrap_or(Reason::InternalError).as_str()
+}
+
+fn cut(text: &str) -> String {
+    text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= TEXT_MAX).map(|(_, c)| c).collect()
+}

@@ -1,0 +1,379 @@
+//! `writ.decision.v1` over gRPC: one stream per proxy worker.
+
+use super::engine::{Engine, Facts, Ruling};
+use super::questions::{Asked, Entry, Prefix, Stage};
+use super::reports;
+use super::wire::decisions_server::{Decisions, DecisionsServer};
+use crate::state::Core;
+use capability::reason::Reason;
+use decision_api::{
+    Allow, Answer, Ask, Deny, DenialBatch, DenialsTaken, FirstUse as WireFirstUse, FromControlPlane, FromFilter, Hold, Outcome,
+    PROTOCOL, Question, QuestionId, Welcome, Withdrawn, answer::Verdict, from_control_plane::Message as Down,
+    from_filter::Message as Up,
+};
+use ledger::model::{Approval, ApprovalState, Command, FirstUse, SpentRecord};
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Messages that may wait for a proxy that reads slowly.
+const DOWN_QUEUE: usize = 8_192;
+/// Prefixes that are remembered, over all proxies.
+const PREFIXES_MAX: usize = 4_096;
+/// A request that is held on a stream that was lost waits this long for it to come back.
+const STREAM_GRACE: Duration = Duration::from_secs(3);
+/// A gRPC message of a filter's, in bytes.
+const MESSAGE_MAX: usize = 256 * 1024;
+
+/// The service, shared by all streams.
+#[derive(Clone)]
+pub struct DecisionsService {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Engine,
+    prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
+}
+
+impl DecisionsService {
+    /// Serves decisions that rest on `core`.
+    #[must_use]
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { shared: Arc::new(Shared { engine: Engine { core }, prefixes: Mutex::default() }) }
+    }
+
+    /// As a tonic service.
+    #[must_use]
+    pub fn into_server(self) -> DecisionsServer<Self> {
+        DecisionsServer::new(self).max_decoding_message_size(MESSAGE_MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl Decisions for DecisionsService {
+    type StreamStream = Pin<Box<dyn futures::Stream<Item = Result<FromControlPlane, Status>> + Send>>;
+
+    async fn stream(&self, request: Request<Streaming<FromFilter>>) -> Result<Response<Self::StreamStream>, Status> {
+        let peer = request
+            .extensions()
+            .get::<identity::mtls::Peer>()
+            .map(|peer| peer.id.to_string())
+            .ok_or_else(|| Status::unauthenticated("no client certificate"))?;
+        let (down, downs) = mpsc::channel(DOWN_QUEUE);
+        let shared = self.shared.clone();
+        let ups = request.into_inner();
+        tokio::spawn(async move {
+            if let Err(status) = shared.serve(peer.clone(), ups, down).await {
+                tracing::info!(peer, %status, "a decision stream ended");
+            }
+        });
+        use tokio_stream::StreamExt;
+        Ok(Response::new(Box::pin(ReceiverStream::new(downs).map(Ok))))
+    }
+}
+
+impl Shared {
+    async fn serve(
+        self: Arc<Self>,
+        peer: String,
+        mut ups: Streaming<FromFilter>,
+        down: mpsc::Sender<FromControlPlane>,
+    ) -> Result<(), Status> {
+        let first = ups.message().await?.and_then(|first| first.message);
+        let Some(Up::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("the first message is a Hello"));
+        };
+        if hello.protocol != PROTOCOL {
+            tracing::error!(peer, theirs = hello.protocol, ours = PROTOCOL, "a filter speaks another protocol; it is refused");
+            return Err(Status::failed_precondition("protocol version"));
+        }
+        let prefix = self.prefix(&peer, &hello.resume_prefix)?;
+        let number = prefix.attach(down);
+        tracing::info!(peer, prefix = hex::encode(prefix.bytes), module = hello.module_version, "a filter connected");
+        prefix.send(Down::Welcome(Welcome { protocol: PROTOCOL, prefix: prefix.bytes.to_vec() }));
+        let result = self.read(&prefix, &mut ups).await;
+        prefix.detach(number);
+        result
+    }
+
+    async fn read(self: &Arc<Self>, prefix: &Arc<Prefix>, ups: &mut Streaming<FromFilter>) -> Result<(), Status> {
+        while let Some(up) = ups.message().await? {
+            match up.message {
+                Some(Up::Ask(ask)) => self.ask(prefix, ask).await,
+                Some(Up::Withdraw(withdraw)) => self.withdraw(prefix, withdraw.id),
+                Some(Up::Outcome(outcome)) => self.outcome(prefix, outcome),
+                Some(Up::Denials(batch)) => self.denials(prefix, batch),
+                Some(Up::Hello(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The prefix that this VM context has, or a new one. It is good for one
+    /// certificate's identity: another's is not found.
+    fn prefix(&self, peer: &str, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = <[u8; 16]>::try_from(resume).ok().and_then(|bytes| prefixes.get(&bytes).cloned());
+        if let Some(known) = known.filter(|known| known.peer == peer) {
+            return Ok(known);
+        }
+        if prefixes.len() >= PREFIXES_MAX {
+            prefixes.retain(|_, prefix| prefix.connected() || prefix.busy());
+        }
+        if prefixes.len() >= PREFIXES_MAX {
+            return Err(Status::resource_exhausted("too many filters are connected"));
+        }
+        let prefix = Arc::new(Prefix::new(rand::random(), peer.to_owned()));
+        prefixes.insert(prefix.bytes, prefix.clone());
+        Ok(prefix)
+    }
+
+    async fn ask(self: &Arc<Self>, prefix: &Arc<Prefix>, ask: Ask) {
+        let Some(counter) = own_counter(prefix, ask.id.as_ref()) else {
+            // A prefix from before a restart: what became of it can't be known.
+            let id = ask.id.unwrap_or_default();
+            let answer = answer_with(id, &ask.question, refused_verdict(Reason::OutcomeUnknown, None));
+            prefix.send(Down::Answer(answer));
+            return;
+        };
+        let digest = Sha256::digest(&ask.question).into();
+        match prefix.ask(counter, digest, self.engine.core.config.limits.questions_in_flight) {
+            Asked::New(entry) => {
+                let (shared, prefix) = (self.clone(), prefix.clone());
+                tokio::spawn(async move { shared.decide(prefix, counter, entry, ask).await });
+            }
+            Asked::UnderWay => {}
+            Asked::Answered(answer) => prefix.send(Down::Answer(*answer)),
+            Asked::Conflict => {
+                let body = serde_json::json!({ "proxy": prefix.peer, "id": attempt(prefix, counter), "question": hex::encode(digest) });
+                let note = Command::Note { kind: "question_refused", body };
+                if let Err(error) = self.engine.core.ledger.commit(note).await {
+                    tracing::error!(%error, "a refused question could not be recorded");
+                }
+                let verdict = refused_verdict(Reason::InternalError, None);
+                prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+            }
+            Asked::Full => {
+                let verdict = refused_verdict(Reason::LimitExceeded, None);
+                prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+            }
+        }
+    }
+
+    /// Decides one question, from its arrival to its last answer.
+    async fn decide(self: Arc<Self>, prefix: Arc<Prefix>, counter: u64, entry: Arc<Entry>, ask: Ask) {
+        let answer = |verdict| answer_with(prefix.id(counter), &ask.question, verdict);
+        let Ok(question) = Question::decode(ask.question.as_slice()) else {
+            prefix.answer(&entry, answer(refused_verdict(Reason::InternalError, None)));
+            return;
+        };
+        let facts = Facts {
+            question,
+            digest: Sha256::digest(&ask.question).into(),
+            attempt: attempt(&prefix, counter),
+            proxy: prefix.peer.clone(),
+        };
+        if !entry.step(&Stage::Evaluating, Stage::Committing) {
+            return;
+        }
+        let verdict = match self.engine.decide(&facts).await {
+            Ruling::Hold(approval) => self.hold(&prefix, counter, &entry, &facts, &ask, *approval).await,
+            Ruling::Refused(reason, first) => {
+                let reason = self.engine.record_refusal(&facts, reason).await;
+                Some(refused_verdict(reason, first))
+            },
+            ruling => Some(verdict(ruling)),
+        };
+        if let Some(verdict) = verdict {
+            prefix.answer(&entry, answer(verdict));
+        }
+    }
+
+    /// Keeps a request until a human has decided, its time is over, or its
+    /// client is gone. `None`: it was withdrawn, and nobody waits for an answer.
+    async fn hold(
+        &self,
+        prefix: &Prefix,
+        counter: u64,
+        entry: &Entry,
+        facts: &Facts,
+        ask: &Ask,
+        approval: Approval,
+    ) -> Option<Verdict> {
+        let core = &self.engine.core;
+        let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
+        tracing::info!(approval = approval.id, agent = approval.agent, url, "a request waits for a human");
+        let wait = Duration::from_secs(core.config.edge.hold_s);
+        let mut changes = core.ledger.subscribe();
+        let mut stage = entry.stage.subscribe();
+        entry.stage.send_replace(Stage::Held);
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        let hold = Hold { wait_ms, approval_id: approval.id.clone() };
+        prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, Verdict::Hold(hold))));
+
+        let deadline = Instant::now() + wait;
+        let mut stream_lost: Option<Instant> = None;
+        loop {
+            let state = core.ledger.approval(&approval.id);
+            match state.as_ref().map(|found| found.state) {
+                Some(ApprovalState::Approved) => {
+                    let approved = state.unwrap_or_else(|| approval.clone());
+                    return self.release(prefix, entry, facts, &approved).await;
+                }
+                Some(ApprovalState::Pending) => {}
+                Some(ApprovalState::Denied) => return self.end(entry, facts, "approval_denied", Reason::ApprovalDenied, &approval).await,
+                // An equal request took the one yes: this one asks anew.
+                Some(ApprovalState::Consumed) => return self.end(entry, facts, "policy", Reason::ApprovalExpired, &approval).await,
+                Some(ApprovalState::Expired) | None => {
+                    return self.end(entry, facts, "approval_expired", Reason::ApprovalExpired, &approval).await;
+                }
+            }
+            if *stage.borrow_and_update() == Stage::Withdrawn {
+                self.engine.lapse(facts, "withdrawn").await;
+                return None;
+            }
+            if Instant::now() >= deadline {
+                return self.end(entry, facts, "timeout", Reason::ApprovalPending, &approval).await;
+            }
+            match (prefix.connected(), stream_lost) {
+                (true, _) => stream_lost = None,
+                (false, None) => stream_lost = Some(Instant::now()),
+                (false, Some(since)) if since.elapsed() >= STREAM_GRACE => {
+                    return self.end(entry, facts, "stream_lost", Reason::ControlPlaneUnavailable, &approval).await;
+                }
+                (false, Some(_)) => {}
+            }
+            let tick = deadline.min(Instant::now() + Duration::from_millis(500));
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = stage.changed() => {}
+                () = tokio::time::sleep_until(tick) => {}
+            }
+        }
+    }
+
+    /// The approval was given: one commit that asks everything again and spends,
+    /// for a client that still waits.
+    async fn release(&self, prefix: &Prefix, entry: &Entry, facts: &Facts, approval: &Approval) -> Option<Verdict> {
+        if !prefix.connected() {
+            return self.end(entry, facts, "stream_lost", Reason::ControlPlaneUnavailable, approval).await;
+        }
+        if !entry.step(&Stage::Held, Stage::Committing) {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        match self.engine.release(facts, approval).await {
+            Ruling::Refused(Reason::ApprovalPending, _) => {
+                self.engine.lapse(facts, "policy").await;
+                Some(pending_verdict(Reason::ApprovalExpired, approval, &self.engine.core))
+            }
+            ruling => Some(verdict(ruling)),
+        }
+    }
+
+    /// The held request ends without passing; its token lapses.
+    async fn end(&self, entry: &Entry, facts: &Facts, why: &'static str, reason: Reason, approval: &Approval) -> Option<Verdict> {
+        if !entry.step(&Stage::Held, Stage::Committing) {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        self.engine.lapse(facts, why).await;
+        Some(pending_verdict(reason, approval, &self.engine.core))
+    }
+
+    fn withdraw(self: &Arc<Self>, prefix: &Arc<Prefix>, id: Option<QuestionId>) {
+        let Some(counter) = own_counter(prefix, id.as_ref()) else { return };
+        let confirmed = match prefix.entry(counter) {
+            // Never arrived: nothing was spent, and it can't arrive any more on this stream.
+            None => true,
+            Some(entry) => entry.step(&Stage::Evaluating, Stage::Withdrawn) || entry.step(&Stage::Held, Stage::Withdrawn),
+        };
+        prefix.send(Down::Withdrawn(Withdrawn { id: Some(prefix.id(counter)), confirmed }));
+    }
+
+    fn outcome(self: &Arc<Self>, prefix: &Arc<Prefix>, outcome: Outcome) {
+        let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else { return };
+        let attempt = attempt(prefix, counter);
+        let shared = self.clone();
+        tokio::spawn(async move { reports::outcome(&shared.engine.core, attempt, &outcome).await });
+    }
+
+    fn denials(self: &Arc<Self>, prefix: &Arc<Prefix>, batch: DenialBatch) {
+        let taken = prefix.take_batch(batch.sequence);
+        let (shared, prefix) = (self.clone(), prefix.clone());
+        tokio::spawn(async move {
+            let durable = match taken {
+                // A repeat: it was durable when it was first acknowledged.
+                None => true,
+                Some(missing) => reports::take(&shared.engine.core, &prefix.peer, &batch, missing).await,
+            };
+            if durable {
+                prefix.send(Down::DenialsTaken(DenialsTaken { sequence: batch.sequence }));
+            } else {
+                prefix.give_back(batch.sequence);
+            }
+        });
+    }
+}
+
+fn own_counter(prefix: &Prefix, id: Option<&QuestionId>) -> Option<u64> {
+    id.filter(|id| id.prefix == prefix.bytes).map(|id| id.counter)
+}
+
+fn attempt(prefix: &Prefix, counter: u64) -> String {
+    format!("{}-{counter}", hex::encode(prefix.bytes))
+}
+
+fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
+    let token_hash = Question::decode(question).map(|question| question.token_hash).unwrap_or_default();
+    Answer { id: Some(id), token_hash, question_digest: Sha256::digest(question).to_vec(), verdict: Some(verdict) }
+}
+
+fn verdict(ruling: Ruling) -> Verdict {
+    match ruling {
+        Ruling::Allow(token) => Verdict::Allow(Allow {
+            agent: token.agent,
+            user: token.user.map(|user| format!("{}#{}", user.issuer, user.subject)).unwrap_or_default(),
+            token_id: token.jti,
+            txn: token.txn,
+        }),
+        Ruling::Deny(reason) => refused_verdict(reason, None),
+        Ruling::Refused(reason, first) => refused_verdict(reason, first),
+        // The caller has dealt with holds.
+        Ruling::Hold(_) => refused_verdict(Reason::InternalError, None),
+    }
+}
+
+fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
+    let first_use = first.map(|first| {
+        let (result, upstream_status) = match first.outcome {
+            FirstUse::Forwarded(status) => ("forwarded", u32::from(status)),
+            FirstUse::Refused | FirstUse::Lapsed => ("refused", 0),
+            FirstUse::Unknown => ("unknown", 0),
+        };
+        WireFirstUse { result: result.to_owned(), upstream_status, request_id: first.request_id }
+    });
+    Verdict::Deny(Deny { reason: reason.as_str().to_owned(), first_use, ..Deny::default() })
+}
+
+fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict {
+    if reason != Reason::ApprovalPending {
+        return Verdict::Deny(Deny { reason: reason.as_str().to_owned(), approval_id: approval.id.clone(), ..Deny::default() });
+    }
+    Verdict::Deny(Deny {
+        reason: reason.as_str().to_owned(),
+        approval_id: approval.id.clone(),
+        status_url: format!("{}/approvals/{}/status", core.config.server.issuer, approval.id),
+        retry_after_s: 5,
+        first_use: None,
+    })
+}
+

@@ -1,0 +1,116 @@
+//! Why an exchange is refused, sorted by whose fault it is, and the one place
+//! that maps it to OAuth's words (RFC 6749, 8693, 9396, 9449).
+
+use capability::reason::Reason;
+
+/// A refused exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExchangeError {
+    // The client's request.
+    /// A parameter is missing, repeated or wrong.
+    Request(String),
+    /// Not the one grant that is served.
+    Grant,
+    /// `scope` was asked for.
+    Scope,
+    /// `resource` or `audience` is not the protected resource.
+    Target(String),
+    /// `authorization_details` is not one exact action.
+    Details(String),
+    // The client's credentials.
+    /// The DPoP proof.
+    Proof(Reason),
+    /// The proof was used before.
+    ProofReplayed,
+    /// The subject token.
+    Evidence(String),
+    // Who the caller is.
+    /// The registry does not know it.
+    Unregistered,
+    /// The registry says that it may not act.
+    Inactive,
+    /// Policy's no.
+    Denied,
+    /// A named limit of the caller's.
+    Limit(&'static str),
+    // Ours.
+    /// A policy could not be evaluated.
+    PolicyError,
+    /// The ledger does not take it now.
+    Unavailable,
+    /// A defect of ours.
+    Internal,
+}
+
+impl ExchangeError {
+    /// The OAuth error code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Request(_) | Self::Evidence(_) => "invalid_request",
+            Self::Grant => "unsupported_grant_type",
+            Self::Scope => "invalid_scope",
+            Self::Target(_) => "invalid_target",
+            Self::Details(_) => "invalid_authorization_details",
+            Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
+            Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => "access_denied",
+            Self::Limit(_) | Self::Unavailable => "temporarily_unavailable",
+            Self::Internal => "server_error",
+        }
+    }
+
+    /// The reason, one of the closed list.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Request(_) | Self::Grant | Self::Scope => Reason::MalformedCredentials,
+            Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
+            Self::Proof(reason) => *reason,
+            Self::ProofReplayed => Reason::ProofReplayed,
+            Self::Evidence(_) => Reason::TokenMalformed,
+            Self::Unregistered | Self::Inactive => Reason::AgentInactive,
+            Self::Denied => Reason::PolicyDenied,
+            Self::PolicyError => Reason::PolicyError,
+            Self::Limit(_) => Reason::LimitExceeded,
+            Self::Unavailable => Reason::ControlPlaneUnavailable,
+            Self::Internal => Reason::InternalError,
+        }
+    }
+
+    /// The HTTP status (RFC 6749, section 5.2: 400 unless said otherwise).
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::Limit(_) => 429,
+            Self::Unavailable => 503,
+            Self::Internal => 500,
+            _ => 400,
+        }
+    }
+
+    /// Whether nobody has been authenticated yet when this is found.
+    #[must_use]
+    pub fn unauthenticated(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::Grant | Self::Scope | Self::Proof(_) | Self::Evidence(_))
+    }
+
+    /// What the client is told: enough to mend its request, nothing about policy.
+    #[must_use]
+    pub fn description(&self) -> String {
+        match self {
+            Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
+            Self::Grant => format!("grant_type must be {}", super::GRANT_EXCHANGE),
+            Self::Scope => "scopes are not used here; say the one action in authorization_details".into(),
+            Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
+            Self::ProofReplayed => "the DPoP proof was used before; make a new one for each request".into(),
+            Self::Evidence(what) => format!("the subject_token is refused: {what}"),
+            Self::Unregistered => "this agent is not registered; its operator can see that it asked".into(),
+            Self::Inactive => "this agent is not active".into(),
+            Self::Denied => "policy does not allow this action".into(),
+            Self::PolicyError => "policy could not be evaluated; nothing is allowed until it can".into(),
+            Self::Limit(what) => format!("a limit is reached: {what}"),
+            Self::Unavailable => "the exchange can't be recorded now, so it is refused; try again".into(),
+            Self::Internal => "the server failed".into(),
+        }
+    }
+}

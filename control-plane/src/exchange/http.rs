@@ -1,0 +1,127 @@
+//! The token endpoint and its neighbours over HTTP.
+
+use super::form::{BODY_MAX, Params};
+use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, metadata};
+use crate::state::random_id;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use std::sync::Arc;
+
+/// The routes of the authorization server. No management route is among them.
+pub fn routes(exchange: Arc<Exchange>) -> Router {
+    Router::new()
+        .route("/oauth2/token", post(token))
+        .route("/oauth2/authorize", get(authorize))
+        .route("/.well-known/oauth-authorization-server", get(server_metadata))
+        .route("/.well-known/jwks.json", get(jwks))
+        .with_state(exchange)
+}
+
+async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
+    let result = async {
+        let (params, proof) = read(request).await?;
+        exchange.exchange(&params, &proof).await
+    };
+    let response = match result.await {
+        Ok(issued) => (
+            StatusCode::OK,
+            axum::Json(json!({
+                "access_token": issued.access_token,
+                "issued_token_type": TYPE_ACCESS_TOKEN,
+                "token_type": "DPoP",
+                "expires_in": issued.expires_in,
+                "authorization_details": [issued.element],
+            })),
+        )
+            .into_response(),
+        Err(error) => {
+            if error.unauthenticated() {
+                exchange.count(&error);
+            }
+            refusal(&error)
+        }
+    };
+    no_store(response)
+}
+
+/// Content type, one proof, no query, a bounded body.
+async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError> {
+    let wrong = |what: &str| ExchangeError::Request(what.into());
+    if request.uri().query().is_some() {
+        return Err(wrong("parameters go into the body, not into the URL"));
+    }
+    let headers = request.headers();
+    let form = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    if form.as_deref() != Some("application/x-www-form-urlencoded") {
+        return Err(wrong("the body must be application/x-www-form-urlencoded"));
+    }
+    let proof = proof(headers)?;
+    let body = to_bytes(request.into_body(), BODY_MAX).await.map_err(|_| wrong("the body is larger than 32 KiB, or was cut off"))?;
+    Ok((Params::parse(&body)?, proof))
+}
+
+fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
+    let mut proofs = headers.get_all("dpop").iter();
+    let missing = ExchangeError::Proof(capability::reason::Reason::MissingCredentials);
+    let malformed = ExchangeError::Proof(capability::reason::Reason::ProofMalformed);
+    let first = proofs.next().ok_or(missing)?;
+    if proofs.next().is_some() {
+        return Err(malformed);
+    }
+    first.to_str().map(str::to_owned).map_err(|_| malformed)
+}
+
+fn refusal(error: &ExchangeError) -> Response {
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = json!({
+        "error": error.code(),
+        "error_description": ascii(&error.description()),
+        "reason": error.reason().as_str(),
+        "request_id": random_id::<9>("req_"),
+    });
+    let mut response = (status, axum::Json(body)).into_response();
+    if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// RFC 6749, section 5.2: printable ASCII without `"` and `\`.
+fn ascii(text: &str) -> String {
+    text.chars().map(|c| if (' '..='~').contains(&c) && c != '"' && c != '\\' { c } else { '?' }).take(512).collect()
+}
+
+fn no_store(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// Clients demand the endpoint in metadata; no response type is served.
+async fn authorize() -> Response {
+    let body = json!({
+        "error": "unsupported_response_type",
+        "error_description": "there is no authorization endpoint flow here; exchange a workload identity at the token endpoint",
+    });
+    no_store((StatusCode::BAD_REQUEST, axum::Json(body)).into_response())
+}
+
+async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
+    cached(metadata::server(&exchange.core.config.server.issuer))
+}
+
+async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {
+    cached(json!({ "keys": [exchange.core.key.public_jwk()] }))
+}
+
+fn cached(body: serde_json::Value) -> Response {
+    ([(header::CACHE_CONTROL, "public, max-age=300")], axum::Json(body)).into_response()
+}

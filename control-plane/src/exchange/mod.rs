@@ -1,0 +1,290 @@
+//! RFC 8693: evidence in, one capability out.
+//!
+//! Registry, then policy, then mint in memory, then the ledger; only what is
+//! durable is handed out.
+
+mod error;
+mod form;
+mod http;
+mod metadata;
+mod proofs;
+
+pub use error::ExchangeError;
+pub use http::routes;
+pub use proofs::SeenProofs;
+
+use crate::keys::{CapabilityClaims, Mint};
+use crate::state::{Core, Standing, element, random_id, split_location};
+use capability::action::HttpAction;
+use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
+use capability::reason::Reason;
+use capability::Portable;
+use form::Params;
+use identity::JwtEvidence;
+use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
+use policy::Verdict;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// `subject_token_type` and its kin (RFC 8693, section 3).
+pub const TYPE_JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// The type of what is issued.
+pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// The grant.
+pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
+/// The token endpoint's own state.
+pub struct Exchange {
+    core: Arc<Core>,
+    proofs: SeenProofs,
+    /// `htu` of proofs: the token endpoint as clients know it.
+    endpoint: capability::url::Target,
+    /// Refusals of callers that nobody has authenticated, by error: they are
+    /// counted per minute, so that they can't fill the log.
+    unauthenticated: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// A capability and what the reply says of it.
+pub struct Issued {
+    /// The token.
+    pub access_token: String,
+    /// Seconds that it lives.
+    pub expires_in: u64,
+    /// The one element, echoed (RFC 9396, section 7).
+    pub element: serde_json::Value,
+}
+
+impl Exchange {
+    /// # Errors
+    /// When the issuer's URL makes no token endpoint URL.
+    pub fn new(core: Arc<Core>) -> Result<Self, String> {
+        let url = format!("{}/oauth2/token", core.config.server.issuer);
+        let endpoint = capability::url::Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
+        Ok(Self { core, proofs: SeenProofs::new(65_536), endpoint, unauthenticated: Mutex::default() })
+    }
+
+    /// Answers one exchange. Everything is checked before anything is kept.
+    ///
+    /// # Errors
+    /// An [`ExchangeError`], which has its OAuth form in one place.
+    pub async fn exchange(&self, params: &Params, proof: &str) -> Result<Issued, ExchangeError> {
+        params.check_grant()?;
+        let now_ms = (self.core.clock)();
+        let proof_text = proof;
+        let proof = self.proof(proof, now_ms)?;
+        let evidence = self
+            .core
+            .identity
+            .verify_jwt_svid(params.subject_token()?, &self.core.config.server.issuer, now_ms)
+            .map_err(|error| ExchangeError::Evidence(error.to_string()))?;
+        let agent = evidence.agent.to_string();
+
+        // From here the caller is known, and a refusal is an entry.
+        let element = params.one_element()?;
+        let action = match self.action(&element, params) {
+            Ok(action) => action,
+            Err(error) => return Err(self.refused(&agent, None, None, error).await),
+        };
+        if let Some(error) = self.standing(&agent).await {
+            return Err(self.refused(&agent, Some(action), None, error).await);
+        }
+        let (policy, verdict) = self.ask(&agent, &action, now_ms);
+        if let Some(error) = verdict {
+            return Err(self.refused(&agent, Some(action), Some(policy), error).await);
+        }
+        // Last before the mint: what was refused above has used up no proof.
+        if let Err(error) = self.proofs.take(&proof, self.core.config.token.proof_window_s, now_ms) {
+            return Err(self.refused(&agent, Some(action), Some(policy), error).await);
+        }
+        self.issue(&evidence, &proof, proof_text, action, policy, now_ms).await
+    }
+
+    fn proof(&self, proof: &str, now_ms: u64) -> Result<VerifiedProof, ExchangeError> {
+        let limits = capability::Limits::default();
+        let expected = Expected {
+            method: "POST",
+            target: &self.endpoint,
+            now_ms,
+            window_s: self.core.config.token.proof_window_s,
+            ath: None,
+            jkt: None,
+            nonce: None,
+        };
+        let proof = UnverifiedProof::parse(proof.as_bytes(), &limits)
+            .and_then(|proof| proof.check(&expected, &Portable))
+            .map_err(ExchangeError::Proof)?;
+        // The record of proofs seen is in memory: one made before this start
+        // may have been used before it.
+        if proof.iat_s().saturating_mul(1000).saturating_add(999) < self.core.started_ms {
+            return Err(ExchangeError::Proof(Reason::ProofTime));
+        }
+        Ok(proof)
+    }
+
+    fn action(&self, element: &serde_json::Value, params: &Params) -> Result<ActionRecord, ExchangeError> {
+        let action = HttpAction::from_details(element).map_err(|error| ExchangeError::Details(error.to_string()))?;
+        let origin = &self.core.config.edge.origin;
+        if action.origin() != origin.as_str() {
+            return Err(ExchangeError::Details(format!("`locations` must be a URL under {origin}")));
+        }
+        params.check_target(origin)?;
+        Ok(ActionRecord {
+            kind: "http_request".into(),
+            method: action.method().to_owned(),
+            location: action.location().to_owned(),
+        })
+    }
+
+    /// Records agents that nobody has registered, so that somebody can.
+    async fn standing(&self, agent: &str) -> Option<ExchangeError> {
+        match self.core.standing(agent) {
+            Standing::Active => None,
+            Standing::Inactive => Some(ExchangeError::Inactive),
+            Standing::Unknown => {
+                match self.core.ledger.commit(Command::Discover { agent: agent.to_owned() }).await {
+                    // Known already, or too many to remember: refused all the same.
+                    Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => Some(ExchangeError::Unregistered),
+                    Err(_) => Some(ExchangeError::Unavailable),
+                }
+            }
+        }
+    }
+
+    fn ask(&self, agent: &str, action: &ActionRecord, now_ms: u64) -> (PolicyFacts, Option<ExchangeError>) {
+        let (origin, path, query) = split_location(&action.location);
+        let verdict = self.core.policies.may_issue(&policy::Question {
+            agent,
+            user: None,
+            method: &action.method,
+            location: &action.location,
+            origin,
+            path,
+            query,
+            time_s: now_ms / 1000,
+        });
+        let version = self.core.policies.version().to_owned();
+        match verdict {
+            Verdict::Allow(determining) => (PolicyFacts { version, determining }, None),
+            Verdict::Deny(determining) => (PolicyFacts { version, determining }, Some(ExchangeError::Denied)),
+            // A hold is for the edge; `may_issue` has left those rules aside.
+            Verdict::Hold(_) => (PolicyFacts { version, determining: Vec::new() }, Some(ExchangeError::Denied)),
+            Verdict::Error(problems) => {
+                tracing::error!(agent, ?problems, "policy could not be evaluated; the exchange is refused");
+                (PolicyFacts { version, determining: Vec::new() }, Some(ExchangeError::PolicyError))
+            }
+        }
+    }
+
+    async fn issue(
+        &self,
+        evidence: &JwtEvidence,
+        proof: &VerifiedProof,
+        proof_text: &str,
+        action: ActionRecord,
+        policy: PolicyFacts,
+        now_ms: u64,
+    ) -> Result<Issued, ExchangeError> {
+        let config = &self.core.config;
+        let agent = evidence.agent.to_string();
+        let issued_s = now_ms / 1000;
+        let expires_s = issued_s.saturating_add(config.token.lifetime_s);
+        let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
+        let element = element(&action);
+        let access_token = self.core.key.mint(Mint {
+            issuer: config.server.issuer.clone(),
+            audience: config.edge.origin.clone(),
+            subject: agent.clone(),
+            id: jti.clone(),
+            issued_s,
+            expires_s,
+            claims: CapabilityClaims {
+                client_id: agent.clone(),
+                txn: txn.clone(),
+                cnf: serde_json::json!({ "jkt": proof.jkt() }),
+                authorization_details: [element.clone()],
+            },
+        });
+        let access_token = access_token.map_err(|error| {
+            tracing::error!(%error, "minting failed");
+            ExchangeError::Internal
+        })?;
+        let token = TokenRecord {
+            token_hash: Sha256::digest(access_token.as_bytes()).into(),
+            jti,
+            agent: agent.clone(),
+            user: None,
+            chain: Vec::new(),
+            jkt: proof.jkt().to_owned(),
+            action: action.clone(),
+            txn,
+            expires_ms: expires_s.saturating_mul(1000),
+        };
+        let committed = self.core.ledger.commit(Command::Issue {
+            token,
+            evidence_id: evidence.evidence_id,
+            evidence_expires_ms: evidence.expires_ms,
+            policy: policy.clone(),
+            attachments: vec![Evidence { name: "proof", bytes: proof_text.as_bytes().to_vec() }],
+        });
+        match committed.await {
+            // Durable: only now does the token leave.
+            Ok(_) => Ok(Issued { access_token, expires_in: config.token.lifetime_s, element }),
+            Err(Refused::Limit(what)) => {
+                tracing::warn!(agent, what, "the exchange is refused at a limit");
+                Err(self.refused(&agent, Some(action), Some(policy), ExchangeError::Limit(what)).await)
+            }
+            Err(Refused::TooLarge) => {
+                let error = ExchangeError::Details("the location is too long".into());
+                Err(self.refused(&agent, Some(action), Some(policy), error).await)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the ledger did not take an issue entry");
+                Err(ExchangeError::Unavailable)
+            }
+        }
+    }
+
+    /// Makes the refusal durable; one that can't be is an outage.
+    async fn refused(
+        &self,
+        agent: &str,
+        action: Option<ActionRecord>,
+        policy: Option<PolicyFacts>,
+        error: ExchangeError,
+    ) -> ExchangeError {
+        let command = Command::ExchangeRefused {
+            agent: agent.to_owned(),
+            reason: error.reason().as_str().to_owned(),
+            error: error.code().to_owned(),
+            action,
+            policy,
+        };
+        match self.core.ledger.commit(command).await {
+            Ok(_) => error,
+            Err(refused) => {
+                tracing::error!(%refused, "a refusal could not be recorded");
+                ExchangeError::Unavailable
+            }
+        }
+    }
+
+    /// Counts a refusal of somebody unknown.
+    pub fn count(&self, error: &ExchangeError) {
+        if let Ok(mut counts) = self.unauthenticated.lock() {
+            let count = counts.entry(error.reason().as_str()).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Moves the counts into the log; called each minute and at the end.
+    pub async fn flush_counts(&self) {
+        let counts = self.unauthenticated.lock().map(|mut counts| std::mem::take(&mut *counts)).unwrap_or_default();
+        if !counts.is_empty() {
+            let body = serde_json::json!({ "counts": counts });
+            if let Err(error) = self.core.ledger.commit(Command::Note { kind: "exchange_counts", body }).await {
+                tracing::error!(%error, "the counts of refused exchanges were lost");
+            }
+        }
+    }
+}

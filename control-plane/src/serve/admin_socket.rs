@@ -1,0 +1,89 @@
+//! The Unix socket for the command line on the same machine.
+
+use super::ServeError;
+use crate::state::Core;
+use crate::web::{self, AdminSettings, Desk, PeerUid};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Listens on the admin socket; who calls is what the kernel says.
+///
+/// # Errors
+/// When the socket can't be made, or another process answers on it.
+pub fn open(
+    core: &Arc<Core>,
+    desk: Arc<dyn Desk>,
+    module_sha256: watch::Receiver<Option<String>>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), ServeError> {
+    let path = core.config.server.admin_socket.clone();
+    let failed = |error| ServeError::Listen(path.display().to_string(), error);
+    let listener = bind(&path).map_err(failed)?;
+    let refused_uids = core.config.identity.workloads.iter().filter_map(|workload| workload.uid).collect();
+    let settings = AdminSettings { refused_uids, dev_single_uid: core.config.identity.dev_single_uid, module_sha256 };
+    let router = web::admin(desk, settings);
+    let (stop, handlers) = (stop.clone(), tasks.clone());
+    tasks.spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    handlers.spawn(handle(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin socket could not accept");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        }
+        let _ = std::fs::remove_file(&path);
+    });
+    Ok(())
+}
+
+/// A socket that nobody answers on is a leftover; a live one is somebody else's.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another process answers there"));
+    }
+    if path.exists() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // Anybody may knock; peer credentials decide.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+async fn handle(stream: UnixStream, router: axum::Router, stop: CancellationToken) {
+    let peer = match stream.peer_cred() {
+        Ok(peer) => PeerUid { uid: peer.uid(), pid: peer.pid().unwrap_or(0) },
+        Err(error) => {
+            tracing::warn!(%error, "a caller without credentials was turned away");
+            return;
+        }
+    };
+    let service = TowerToHyperService::new(router.layer(axum::Extension(axum::extract::ConnectInfo(peer))));
+    let builder = Builder::new(TokioExecutor::new());
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}

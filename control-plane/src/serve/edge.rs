@@ -1,0 +1,266 @@
+//! What Envoy is told: settings from the config file, the module inline, and
+//! who heard it.
+
+use crate::config::Config;
+use crate::decide::DecisionsService;
+use crate::state::Core;
+use identity::SpiffeId;
+use ledger::model::Command;
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xds::{Ads, Kind, Nack, Observer};
+
+/// The filter's module, as it was read.
+pub struct Module {
+    /// What Envoy gets.
+    pub inner: xds::Module,
+    /// SHA-256 of it, hex.
+    pub sha256: String,
+    modified: Option<SystemTime>,
+}
+
+impl Module {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        // Asked for before reading: a change in between is seen the next time.
+        let modified = modified(path);
+        let bytes = std::fs::read(path)
+            .map_err(|error| format!("can't read the filter's module `{}`: {error}; build it or correct edge.module", path.display()))?;
+        let inner = xds::Module::new(bytes).map_err(|error| format!("the filter's module `{}`: {error}", path.display()))?;
+        let sha256 = inner.sha256_hex();
+        tracing::info!(path = %path.display(), sha256, "the filter's module is read");
+        Ok(Self { inner, sha256, modified })
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+/// The server of Envoy's configuration, with this config and module.
+///
+/// # Errors
+/// What the settings can't be.
+pub fn ads(core: &Arc<Core>, module: &Module) -> Result<Ads, String> {
+    let settings = settings(&core.config, core.key.public_jwk(), &module.inner)?;
+    Ads::new(&settings, Arc::new(Witness::start(core.clone()))).map_err(|error| format!("what Envoy should be told is not usable: {error}"))
+}
+
+fn settings(config: &Config, jwk: serde_json::Value, module: &xds::Module) -> Result<xds::Settings, String> {
+    let edge = &config.edge;
+    let hold_ms = edge.hold_s.saturating_mul(1000);
+    let authority = edge.origin.split_once("://").map_or(edge.origin.as_str(), |(_, authority)| authority).to_owned();
+    let mut routes = Vec::new();
+    for route in &edge.routes {
+        let (host, port) = route.upstream.rsplit_once(':').ok_or_else(|| format!("`{}` is not host:port", route.upstream))?;
+        routes.push(xds::Route {
+            name: route.name.clone(),
+            path_prefix: route.path_prefix.clone(),
+            upstream_host: host.trim_matches(['[', ']']).to_owned(),
+            upstream_port: port.parse().map_err(|_| format!("`{}` is not host:port", route.upstream))?,
+        });
+    }
+    Ok(xds::Settings {
+        listener: xds::Listener { address: edge.listen.ip(), port: edge.listen.port() },
+        authority,
+        plugin_config: plugin_config(config, jwk),
+        routes,
+        module: module.clone(),
+        hold_ms,
+        stream_idle_ms: xds::default_stream_idle_ms(hold_ms.max(edge.decision_deadline_ms)),
+        max_request_headers_kib: 32,
+        access_log: xds::AccessLog::Stdout,
+        allow_on_headers_stop_iteration: false,
+    })
+}
+
+/// The filter's own configuration; docs/reference/filter-config.md.
+fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
+    let edge = &config.edge;
+    let routes: Vec<_> =
+        edge.routes.iter().map(|route| json!({ "name": route.name, "path_prefix": route.path_prefix })).collect();
+    json!({
+        "version": 1,
+        "issuer": config.server.issuer,
+        "resource": edge.origin,
+        "origin": edge.origin,
+        "keys": [jwk],
+        "token_check": "edge",
+        "crypto": if edge.portable_crypto { "portable" } else { "host" },
+        "cluster": xds::CONTROL_PLANE_CLUSTER,
+        "decision_deadline_ms": edge.decision_deadline_ms,
+        "hold_ms": edge.hold_s.saturating_mul(1000),
+        "limits": {
+            "proof_window_s": edge.proof_window_s,
+            "questions_in_flight": config.limits.questions_in_flight,
+        },
+        "routes": routes,
+    })
+}
+
+/// Pushes the module again when its file changes; what can't be used is said
+/// and the last one stays.
+pub fn watch_module(
+    core: Arc<Core>,
+    ads: Ads,
+    first: Module,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> watch::Receiver<Option<String>> {
+    let (show, shown) = watch::channel(Some(first.sha256.clone()));
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let path = core.config.edge.module.clone();
+        let mut current = first;
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
+            if modified(&path).is_none() || modified(&path) == current.modified {
+                continue;
+            }
+            // A file that is still being written changes again; wait for it to rest.
+            let seen = modified(&path);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if modified(&path) != seen {
+                continue;
+            }
+            match Module::read(&path) {
+                Ok(module) if module.sha256 == current.sha256 => current.modified = module.modified,
+                Ok(module) => {
+                    if push(&core, &ads, &module).await {
+                        show.send_replace(Some(module.sha256.clone()));
+                        current = module;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(error, "the changed module is not pushed; proxies keep the last one");
+                    current.modified = seen;
+                }
+            }
+        }
+    });
+    shown
+}
+
+/// The entry comes before the push: what runs is never unknown to the log.
+async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
+    let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version() });
+    if let Err(error) = core.ledger.commit(Command::Note { kind: "config", body }).await {
+        tracing::error!(%error, "the new module could not be recorded, so it is not pushed");
+        return false;
+    }
+    let settings = settings(&core.config, core.key.public_jwk(), &module.inner);
+    let updated = settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
+    match updated {
+        Ok(_) => {
+            tracing::info!(sha256 = module.sha256, "a new filter module is pushed");
+            true
+        }
+        Err(error) => {
+            tracing::error!(error, "the new module can't be pushed");
+            false
+        }
+    }
+}
+
+/// ADS and decisions, over mTLS; in plaintext by the explicit flag alone.
+pub async fn serve_grpc(
+    listener: TcpListener,
+    core: Arc<Core>,
+    ads: Ads,
+    decisions: DecisionsService,
+    stop: CancellationToken,
+) {
+    let router = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_concurrent_streams(Some(1024))
+        .add_service(ads.service())
+        .add_service(decisions.into_server());
+    let incoming = match incoming(listener, &core) {
+        Ok(incoming) => incoming,
+        Err(error) => {
+            tracing::error!(error, "the gRPC listener can't be opened");
+            stop.cancel();
+            return;
+        }
+    };
+    // The streams of proxies never end by themselves: they are cut at the stop.
+    tokio::select! {
+        served = router.serve_with_incoming(incoming) => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the gRPC listener ended");
+                stop.cancel();
+            }
+        }
+        () = stop.cancelled() => {}
+    }
+}
+
+fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::Incoming, String> {
+    if core.config.server.plaintext_grpc {
+        let proxy = core.config.proxies.first().ok_or("plaintext_grpc needs one [[proxy]] whose name it borrows")?;
+        let peer = SpiffeId::parse(proxy).map_err(|error| error.to_string())?;
+        return identity::mtls::plaintext_incoming(listener, peer).map_err(|error| error.to_string());
+    }
+    let known = core.clone();
+    let allowed = move |id: &SpiffeId| known.config.proxies.iter().any(|proxy| proxy == id.as_str());
+    Ok(identity::mtls::serve_incoming(listener, core.identity.clone(), Arc::new(allowed)))
+}
+
+/// Writes down what proxies accepted and refused, in the order it happened.
+struct Witness {
+    notes: mpsc::UnboundedSender<serde_json::Value>,
+}
+
+impl Witness {
+    fn start(core: Arc<Core>) -> Self {
+        let (notes, mut queue) = mpsc::unbounded_channel::<serde_json::Value>();
+        tokio::spawn(async move {
+            while let Some(body) = queue.recv().await {
+                if let Err(error) = core.ledger.commit(Command::Note { kind: "proxy", body }).await {
+                    tracing::error!(%error, "what a proxy said of its config could not be recorded");
+                }
+            }
+        });
+        Self { notes }
+    }
+
+    fn note(&self, body: serde_json::Value) {
+        // The task ends with the process only.
+        let _ = self.notes.send(body);
+    }
+}
+
+impl Observer for Witness {
+    fn connected(&self, peer: &SpiffeId, node: &str) {
+        tracing::info!(%peer, node, "a proxy connected");
+        self.note(json!({ "proxy": peer.as_str(), "event": "connected", "node": node }));
+    }
+
+    fn disconnected(&self, peer: &SpiffeId, node: &str) {
+        tracing::info!(%peer, node, "a proxy disconnected");
+        self.note(json!({ "proxy": peer.as_str(), "event": "disconnected", "node": node }));
+    }
+
+    fn acked(&self, peer: &SpiffeId, node: &str, kind: Kind, version: &str) {
+        tracing::info!(%peer, node, ?kind, version, "ACK");
+        self.note(json!({ "proxy": peer.as_str(), "event": "ack", "node": node, "kind": format!("{kind:?}"), "version": version }));
+    }
+
+    fn nacked(&self, peer: &SpiffeId, node: &str, kind: Kind, nack: &Nack) {
+        let version = nack.version.as_str();
+        tracing::error!(%peer, node, ?kind, version, message = nack.error, "NACK: the proxy keeps the last good version");
+        let message: String = nack.error.chars().take(512).collect();
+        self.note(json!({ "proxy": peer.as_str(), "event": "nack", "node": node, "kind": format!("{kind:?}"), "version": version, "message": message }));
+    }
+}

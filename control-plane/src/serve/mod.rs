@@ -1,0 +1,287 @@
+//! `writ serve`: puts the rooms together, opens the doors, and closes them in
+//! order.
+
+mod admin_socket;
+mod edge;
+mod ready;
+
+use crate::approval::{ApprovalDesk, expire};
+use crate::config::{Config, ConfigError};
+use crate::decide::DecisionsService;
+use crate::exchange::Exchange;
+use crate::keys::{KeyError, TokenKey};
+use crate::state::{Clock, Core, system_clock};
+use crate::web::{self, Logins, WebSettings};
+use axum::Router;
+use axum::routing::get;
+use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
+use ledger::model::Command;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long open connections may take to finish once we are asked to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What `writ serve` was told on the command line.
+pub struct ServeOptions {
+    /// The config file.
+    pub config: PathBuf,
+    /// Where to say that everything answers.
+    pub ready_file: Option<PathBuf>,
+    /// Print a one-time login link for the approver's page.
+    pub print_login: bool,
+}
+
+/// Why the control plane does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The config file, all of it.
+    #[error("the config is not usable; nothing was started:\n{}", .0.iter().map(|error| format!("  {error}\n")).collect::<String>())]
+    Config(Vec<ConfigError>),
+    /// The policy files, all of them.
+    #[error("the policy is not usable; nothing was started:\n{}", .0.iter().map(|error| format!("  {error}\n")).collect::<String>())]
+    Policy(Vec<policy::LoadError>),
+    /// A directory of ours.
+    #[error("can't make the directory `{0}`: {1}; make it writable for this user or name another")]
+    Directory(PathBuf, std::io::Error),
+    /// The signing key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The journal.
+    #[error("the ledger at `{0}`: {1}")]
+    Ledger(PathBuf, ledger::OpenError),
+    /// The built-in trust domain.
+    #[error("the built-in trust domain: {0}")]
+    TrustDomain(#[from] identity::TrustDomainError),
+    /// The Workload API.
+    #[error("the Workload API at `{0}`: {1}")]
+    Source(PathBuf, identity::SourceError),
+    /// A listener.
+    #[error("can't listen on {0}: {1}; is the port taken? name another in the config file")]
+    Listen(String, std::io::Error),
+    /// The filter's module or what Envoy is told.
+    #[error("{0}")]
+    Edge(String),
+    /// The ready file.
+    #[error("can't write the ready file `{0}`: {1}")]
+    Ready(PathBuf, std::io::Error),
+    /// The audit log did not take the entry that this start has to have.
+    #[error("the first entry of this start could not be made durable")]
+    FirstEntry,
+}
+
+/// Runs until SIGINT or SIGTERM, then drains.
+///
+/// # Errors
+/// Everything that is wrong before the doors open.
+pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
+    let config = Config::read(&options.config).map_err(ServeError::Config)?;
+    let policies = policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
+    // Before anything is started: a stop that comes now is not missed.
+    let stop = stop_on_signal();
+    let tasks = TaskTracker::new();
+
+    make_dir(&config.server.data_dir)?;
+    let clock = system_clock();
+    let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
+    let module = edge::Module::read(&config.edge.module).map_err(ServeError::Edge)?;
+    let ledger = open_ledger(&config, &clock)?;
+
+    // The built-in trust domain outlives everything that uses its identities.
+    let identities = CancellationToken::new();
+    let source = identities_from(&config, &clock, &identities).await?;
+    let core = Arc::new(Core { started_ms: clock(), ledger, policies, key, identity: source, clock, config });
+    first_entry(&core, &module).await?;
+
+    let ads = edge::ads(&core, &module).map_err(ServeError::Edge)?;
+    let module_sha256 = edge::watch_module(core.clone(), ads.clone(), module, &tasks, &stop);
+    let logins = Logins::new();
+    let desk: Arc<dyn web::Desk> = Arc::new(ApprovalDesk::new(core.clone(), ads.clone()));
+    let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);
+
+    let http = listen(core.config.server.listen).await?;
+    let grpc = listen(core.config.server.grpc_listen).await?;
+    let pages = web::pages(
+        desk.clone(),
+        logins.clone(),
+        WebSettings {
+            secure_cookies: core.config.server.issuer.starts_with("https://"),
+            dev_single_uid: core.config.identity.dev_single_uid,
+            issuer: core.config.server.issuer.clone(),
+            module_sha256: module_sha256.clone(),
+            stop: stop.clone(),
+        },
+    );
+    let router = pages.merge(crate::exchange::routes(exchange.clone())).merge(health(core.clone()));
+    tasks.spawn(serve_http(http, router, stop.clone()));
+    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), DecisionsService::new(core.clone()), stop.clone()));
+    admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
+    tasks.spawn(until(stop.clone(), expire(core.clone())));
+    tasks.spawn(until(stop.clone(), flush_each_minute(exchange.clone())));
+
+    let login = (options.print_login || options.ready_file.is_some()).then(|| {
+        format!("{}/login#{}", core.config.server.issuer, logins.mint_for(&core.config.server.login_as, core.ledger.now()))
+    });
+    if options.print_login && let Some(login) = &login {
+        println!("Sign in to approve (10 minutes, once): {login}");
+    }
+    if let Some(path) = &options.ready_file {
+        ready::write(path, &core, login.as_deref(), &module_sha256).map_err(|error| ServeError::Ready(path.clone(), error))?;
+    }
+    tracing::info!(issuer = core.config.server.issuer, grpc = %core.config.server.grpc_listen, "serving");
+
+    stop.cancelled().await;
+    tracing::info!("stopping: no new connections; what is under way may finish");
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::warn!("some connections did not finish in time and are cut");
+    }
+    exchange.flush_counts().await;
+    let note = Command::Note { kind: "shutdown", body: serde_json::json!({ "reason": "signal" }) };
+    if let Err(error) = core.ledger.commit(note).await {
+        tracing::error!(%error, "the last entry could not be recorded");
+    }
+    core.ledger.shutdown().await;
+    identities.cancel();
+    Ok(())
+}
+
+fn stop_on_signal() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    tokio::spawn(async move {
+        match (term, int) {
+            (Ok(mut term), Ok(mut int)) => {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "signals can't be caught; stop this process with SIGKILL");
+                std::future::pending::<()>().await;
+            }
+        }
+        token.cancel();
+    });
+    stop
+}
+
+fn make_dir(dir: &Path) -> Result<(), ServeError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| ServeError::Directory(dir.to_owned(), error))
+}
+
+fn open_ledger(config: &Config, clock: &Clock) -> Result<ledger::Ledger, ServeError> {
+    let dir = config.server.data_dir.join("journal");
+    let mut options = ledger::Options::new(&dir, clock.clone());
+    options.listings = Some(config.server.data_dir.join("listings"));
+    options.limits = ledger::model::Limits {
+        outstanding_per_agent: config.limits.outstanding_per_agent,
+        held_per_agent: config.limits.held_per_agent,
+        held_total: config.limits.held_total,
+        keys_per_evidence: config.limits.keys_per_evidence,
+        discovered: config.limits.discovered_agents,
+        approvals_open: config.limits.open_approvals,
+    };
+    let (ledger, report) = ledger::Ledger::open(options).map_err(|error| ServeError::Ledger(dir.clone(), error))?;
+    tracing::info!(dir = %dir.display(), ?report, "the ledger is open");
+    Ok(ledger)
+}
+
+/// The built-in trust domain is consumed like SPIRE: over its socket.
+async fn identities_from(config: &Config, clock: &Clock, stop: &CancellationToken) -> Result<Source, ServeError> {
+    let identity = &config.identity;
+    let own = spiffe_id(&identity.control_plane_id)?;
+    if identity.built_in {
+        if identity.dev_single_uid {
+            tracing::warn!("dev_single_uid: every process of one uid is one principal; this is for trying things out");
+        }
+        let mut entries = Vec::new();
+        for workload in &identity.workloads {
+            entries.push(WorkloadEntry {
+                spiffe_id: spiffe_id(&workload.spiffe_id)?,
+                uid: workload.uid,
+                executable: workload.executable.clone(),
+            });
+        }
+        let ttl = Duration::from_secs(identity.svid_ttl_s);
+        let built_in = BuiltIn::open(TrustDomainSettings {
+            name: identity.trust_domain.clone(),
+            dir: config.server.data_dir.join("trust"),
+            socket: identity.workload_api.clone(),
+            self_id: own.clone(),
+            entries,
+            x509_ttl: ttl,
+            jwt_ttl: ttl.min(Duration::from_secs(3600)),
+            clock: clock.clone(),
+        })?;
+        built_in.serve(stop.clone())?;
+    }
+    let socket = &identity.workload_api;
+    Source::connect_as(socket, &own, Duration::from_secs(10))
+        .await
+        .map_err(|error| ServeError::Source(socket.clone(), error))
+}
+
+fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {
+    SpiffeId::parse(text).map_err(|error| ServeError::Edge(format!("`{text}`: {error}")))
+}
+
+/// What this start runs on is an entry before anything is served.
+async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeError> {
+    let body = serde_json::json!({
+        "config": core.config.version,
+        "policy": core.policies.version(),
+        "module": module.sha256,
+        "version": env!("CARGO_PKG_VERSION"),
+        "dev_single_uid": core.config.identity.dev_single_uid,
+        "plaintext_grpc": core.config.server.plaintext_grpc,
+    });
+    match core.ledger.commit(Command::Note { kind: "config", body }).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::error!(%error, "the config entry could not be recorded");
+            Err(ServeError::FirstEntry)
+        }
+    }
+}
+
+async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|error| ServeError::Listen(address.to_string(), error))
+}
+
+fn health(core: Arc<Core>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        // Ready means that an entry can be made durable now; the ledger ends
+        // the process when it can't write, so an open queue says that it can.
+        .route("/readyz", get(move || async move { format!("ready {}\n", core.ledger.head().0) }))
+}
+
+async fn serve_http(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the HTTP listener ended");
+        stop.cancel();
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! { () = stop.cancelled() => {}, () = work => {} }
+}
+
+async fn flush_each_minute(exchange: Arc<Exchange>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tick.tick().await;
+        exchange.flush_counts().await;
+    }
+}

@@ -1,0 +1,31 @@
+//! The ready file: where everything is, for its owner alone.
+
+use crate::state::Core;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use tokio::sync::watch;
+
+/// Writes the file whole, with mode 0600, since it holds a login link.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write(path: &Path, core: &Core, login: Option<&str>, module: &watch::Receiver<Option<String>>) -> std::io::Result<()> {
+    let server = &core.config.server;
+    let body = serde_json::json!({
+        "issuer": server.issuer,
+        "ui": server.issuer,
+        "grpc": server.grpc_listen.to_string(),
+        "workload_api": core.config.identity.workload_api,
+        "admin_socket": server.admin_socket,
+        "audit_dir": core.ledger.dir(),
+        "approver_login": login,
+        "pid": std::process::id(),
+        "module_sha256": *module.borrow(),
+    });
+    let half = path.with_extension("new");
+    let _ = std::fs::remove_file(&half);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&half)?;
+    file.write_all(serde_json::to_string_pretty(&body)?.as_bytes())?;
+    std::fs::rename(&half, path)
+}

@@ -1,0 +1,102 @@
+//! What the rooms of the control plane share.
+
+use crate::config::Config;
+use crate::keys::TokenKey;
+use ledger::model::{ActionRecord, Hash, TokenRecord};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Reads a clock: milliseconds since the Unix epoch. Only the outermost shell
+/// passes the system's own.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// The system's clock.
+#[must_use]
+pub fn system_clock() -> Clock {
+    Arc::new(|| {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|since| u64::try_from(since.as_millis()).ok())
+            .unwrap_or(0)
+    })
+}
+
+/// The parts that decisions rest on.
+pub struct Core {
+    /// The config as it was read.
+    pub config: Config,
+    /// The one commit point.
+    pub ledger: ledger::Ledger,
+    /// Policy.
+    pub policies: policy::Policies,
+    /// The key that signs capability tokens.
+    pub key: TokenKey,
+    /// Who the evidence says it is.
+    pub identity: identity::Source,
+    /// Now.
+    pub clock: Clock,
+    /// When this process started, in ms: evidence of replay from before is gone.
+    pub started_ms: u64,
+}
+
+/// Whether an agent may act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Registered and active.
+    Active,
+    /// Registered, but not active.
+    Inactive,
+    /// Not in the registry.
+    Unknown,
+}
+
+impl Core {
+    /// What the registry says of this agent.
+    #[must_use]
+    pub fn standing(&self, agent: &str) -> Standing {
+        match self.config.agents.iter().find(|known| known.spiffe_id == agent) {
+            Some(known) if known.active => Standing::Active,
+            Some(_) => Standing::Inactive,
+            None => Standing::Unknown,
+        }
+    }
+
+    /// SHA-256 of what an approval covers: design's action digest.
+    #[must_use]
+    pub fn action_digest(token: &TokenRecord, content_type: &str, content_encoding: &str) -> Hash {
+        capability::action::digest(&capability::action::DigestInput {
+            agent: &token.agent,
+            user: token.user.as_ref().map(|user| (user.issuer.as_str(), user.subject.as_str())),
+            chain: &token.chain,
+            element: &element(&token.action),
+            content_type: Some(content_type).filter(|text| !text.is_empty()),
+            content_encoding: Some(content_encoding).filter(|text| !text.is_empty()),
+            body_digest: None,
+        })
+    }
+}
+
+/// The `authorization_details` element of an action.
+#[must_use]
+pub fn element(action: &ActionRecord) -> serde_json::Value {
+    serde_json::json!({ "type": action.kind, "actions": [action.method], "locations": [action.location] })
+}
+
+/// The parts of a normalised absolute URL that policy sees: origin, path, query.
+#[must_use]
+pub fn split_location(location: &str) -> (&str, &str, &str) {
+    let after_scheme = location.find("://").map_or(0, |at| at + 3);
+    let path_at = location.get(after_scheme..).and_then(|rest| rest.find('/')).map_or(location.len(), |at| after_scheme + at);
+    let (origin, rest) = location.split_at_checked(path_at).unwrap_or((location, ""));
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    (origin, path, query)
+}
+
+/// `N` random bytes, base64url, after `prefix`.
+#[must_use]
+pub fn random_id<const N: usize>(prefix: &str) -> String {
+    use base64ct::{Base64UrlUnpadded, Encoding};
+    let bytes: [u8; N] = rand::random();
+    format!("{prefix}{}", Base64UrlUnpadded::encode_string(&bytes))
+}

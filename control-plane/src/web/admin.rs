@@ -1,0 +1,132 @@
+//! The admin socket: who a caller is comes from the kernel, by uid.
+//!
+//! It tells and never decides: any process of a uid could be an agent, so a
+//! uid is no human. The uids that a workload can have get nothing at all.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::connect_info::ConnectInfo;
+use axum::extract::{DefaultBodyLimit, Json, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use ledger::model::ApprovalState;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::Desk;
+use super::api::problem;
+use super::fence::harden;
+use super::inbox::sorted;
+use super::models::{standing, to_json};
+use super::site::BODY_MAX;
+use super::text::time_for_programs;
+
+/// The process at the other end of the socket, as the kernel named it when it
+/// connected (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerUid {
+    /// Its effective user id.
+    pub uid: u32,
+    /// Its process id, for the log; 0 when unknown.
+    pub pid: i32,
+}
+
+/// Settings of [`admin`].
+#[derive(Clone, Debug)]
+pub struct AdminSettings {
+    /// Every uid that a workload entry can select.
+    pub refused_uids: Vec<u32>,
+    /// One uid plays every part: those are let in, and decide as little as others.
+    pub dev_single_uid: bool,
+    /// SHA-256 of the filter module that proxies get, lower-case hex.
+    pub module_sha256: watch::Receiver<Option<String>>,
+}
+
+#[derive(Clone)]
+struct Office {
+    desk: Arc<dyn Desk>,
+    settings: Arc<AdminSettings>,
+}
+
+/// The admin socket's routes: `GET /api/v1/status` and `GET /api/v1/approvals`;
+/// whatever would decide or let somebody in answers 403.
+///
+/// Every request must carry [`ConnectInfo`] of a [`PeerUid`]; one without is
+/// refused.
+pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
+    let office = Office { desk, settings: Arc::new(settings) };
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/approvals", get(list))
+        .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
+        .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
+        .route("/api/v1/session", post(needs_a_human))
+        .route("/api/v1/login-links", post(needs_a_human))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(middleware::from_fn_with_state(office.clone(), gate))
+        .with_state(office)
+}
+
+async fn gate(State(office): State<Office>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<PeerUid>>().map(|info| info.0);
+    let settings = &office.settings;
+    let mut response = match peer {
+        None => problem(StatusCode::FORBIDDEN, "peer_unknown", "the caller's uid is not known"),
+        Some(peer) if settings.refused_uids.contains(&peer.uid) && !settings.dev_single_uid => {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, "a workload's uid was refused on the admin socket");
+            problem(
+                StatusCode::FORBIDDEN,
+                "workload_uid",
+                "a workload entry selects this uid: use a uid of your own for administration",
+            )
+        }
+        Some(_) => next.run(request).await,
+    };
+    harden(&mut response);
+    response
+}
+
+async fn needs_a_human() -> Response {
+    let detail = "a uid is no human: run `writ login` with a one-time link and use that session at the issuer's address";
+    problem(StatusCode::FORBIDDEN, "needs_a_human", detail)
+}
+
+async fn not_found() -> Response {
+    problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+}
+
+async fn wrong_method() -> Response {
+    problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+}
+
+async fn status(State(office): State<Office>) -> Response {
+    let now = office.desk.now_ms();
+    let approvals = office.desk.list();
+    let count = |state| approvals.iter().filter(|approval| standing(approval, now) == state).count();
+    let proxies: Vec<Value> = office
+        .desk
+        .proxies()
+        .into_iter()
+        .map(|p| json!({"id": p.id, "node": p.node, "connected": p.connected, "detail": p.detail, "problem": p.problem}))
+        .collect();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "time": time_for_programs(now),
+        "dev_single_uid": office.settings.dev_single_uid,
+        "module_sha256": *office.settings.module_sha256.borrow(),
+        "approvals": {"pending": count(ApprovalState::Pending), "approved": count(ApprovalState::Approved)},
+        "proxies": proxies,
+    }))
+    .into_response()
+}
+
+async fn list(State(office): State<Office>) -> Response {
+    let now = office.desk.now_ms();
+    let approvals: Vec<Value> = sorted(office.desk.list()).iter().map(|approval| to_json(approval, now)).collect();
+    Json(json!({"approvals": approvals})).into_response()
+}

@@ -1,0 +1,279 @@
+//! One-time sign-in secrets and the sessions that they open.
+//!
+//! Nothing here can be read back: secrets and session ids are kept as SHA-256
+//! only, in memory, so a restart signs everybody out. Time is passed in.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use ledger::model::{Hash, Millis};
+use rand::Rng;
+use sha2::{Digest, Sha256};
+
+/// How long a one-time secret may be used: 10 minutes, in ms.
+pub const LINK_MS: Millis = 10 * 60 * 1000;
+/// How long a session lives at most: 12 hours, in ms.
+pub const SESSION_MS: Millis = 12 * 60 * 60 * 1000;
+/// How long a session lives without being used: 1 hour, in ms.
+pub const IDLE_MS: Millis = 60 * 60 * 1000;
+/// Unused one-time secrets at a time; past it, the one that ends first is dropped.
+pub const LINKS_MAX: usize = 256;
+/// Sessions at a time; past it, the one unused for longest is dropped.
+pub const SESSIONS_MAX: usize = 1024;
+/// Wrong secrets per minute, in all, before the answer is 429.
+pub const WRONG_PER_MINUTE: usize = 10;
+const MINUTE_MS: Millis = 60 * 1000;
+
+/// The name of a person who came by a link of the starting process.
+pub const OPERATOR: &str = "operator";
+
+/// What a session was opened for. One kind is never taken for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A browser, by cookie.
+    Browser,
+    /// The command line, by `Authorization: Session`.
+    CommandLine,
+}
+
+impl Kind {
+    /// The word that the audit entry has for it.
+    pub fn how(self) -> &'static str {
+        match self {
+            Kind::Browser => "browser",
+            Kind::CommandLine => "command_line",
+        }
+    }
+}
+
+/// A signed-in human, as far as a request needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Who: the name that the link was made for.
+    pub who: String,
+    /// The token that this session's forms carry.
+    pub csrf: String,
+    /// When the session ends at the latest, in ms since the epoch.
+    pub ends_ms: Millis,
+}
+
+/// Why nobody was signed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    /// No such secret: never made, used before, or over.
+    #[error("this sign-in secret is not valid, was used already, or is over")]
+    Wrong,
+    /// As [`LoginError::Wrong`], and there were many of those in the last minute.
+    #[error("too many wrong sign-in secrets; wait a minute")]
+    TooMany,
+}
+
+struct Link {
+    who: String,
+    ends_ms: Millis,
+}
+
+struct Opened {
+    who: String,
+    csrf: String,
+    kind: Kind,
+    ends_ms: Millis,
+    seen_ms: Millis,
+}
+
+impl Opened {
+    fn alive(&self, now: Millis) -> bool {
+        now < self.ends_ms && now < self.seen_ms.saturating_add(IDLE_MS)
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    links: HashMap<Hash, Link>,
+    sessions: HashMap<Hash, Opened>,
+    wrong: VecDeque<Millis>,
+}
+
+/// The sign-in desk: one-time secrets and sessions. Clones share one state.
+#[derive(Clone, Default)]
+pub struct Logins {
+    inner: Arc<Mutex<Inner>>,
+}
+
+impl Logins {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a one-time secret (256 bits, base64url) for [`OPERATOR`].
+    pub fn mint(&self, now: Millis) -> String {
+        self.mint_for(OPERATOR, now)
+    }
+
+    /// Makes a one-time secret for somebody by name.
+    pub fn mint_for(&self, who: &str, now: Millis) -> String {
+        let secret = random();
+        let mut inner = self.lock();
+        inner.links.retain(|_, link| now < link.ends_ms);
+        if inner.links.len() >= LINKS_MAX {
+            let first = inner.links.iter().min_by_key(|(_, link)| link.ends_ms).map(|(key, _)| *key);
+            if let Some(key) = first {
+                inner.links.remove(&key);
+            }
+        }
+        let ends_ms = now.saturating_add(LINK_MS);
+        inner.links.insert(digest(&secret), Link { who: who.to_owned(), ends_ms });
+        secret
+    }
+
+    /// Uses a secret up and opens a session; the answer is the session's id
+    /// (256 bits, base64url) and the session.
+    ///
+    /// A right secret is always taken: guessing one of 2^256 needs no limit,
+    /// and a limit on right ones would let anybody lock the approvers out.
+    ///
+    /// # Errors
+    /// [`LoginError`], and nothing was opened.
+    pub fn open(&self, secret: &str, kind: Kind, now: Millis) -> Result<(String, Session), LoginError> {
+        let mut inner = self.lock();
+        let link = inner.links.remove(&digest(secret)).filter(|link| now < link.ends_ms);
+        let Some(link) = link else {
+            return Err(inner.count_wrong(now));
+        };
+        inner.sessions.retain(|_, session| session.alive(now));
+        if inner.sessions.len() >= SESSIONS_MAX {
+            let idlest = inner.sessions.iter().min_by_key(|(_, session)| session.seen_ms).map(|(key, _)| *key);
+            if let Some(key) = idlest {
+                inner.sessions.remove(&key);
+            }
+        }
+        let id = random();
+        let opened =
+            Opened { who: link.who, csrf: random(), kind, ends_ms: now.saturating_add(SESSION_MS), seen_ms: now };
+        let session = Session { who: opened.who.clone(), csrf: opened.csrf.clone(), ends_ms: opened.ends_ms };
+        inner.sessions.insert(digest(&id), opened);
+        Ok((id, session))
+    }
+
+    /// The session of an id, when it is alive and of this kind. `touch` says
+    /// that a person did something, which moves the idle time.
+    pub fn session(&self, id: &str, kind: Kind, touch: bool, now: Millis) -> Option<Session> {
+        let key = digest(id);
+        let mut inner = self.lock();
+        let opened = inner.sessions.get_mut(&key)?;
+        if !opened.alive(now) {
+            inner.sessions.remove(&key);
+            return None;
+        }
+        if opened.kind != kind {
+            return None;
+        }
+        if touch {
+            opened.seen_ms = opened.seen_ms.max(now);
+        }
+        Some(Session { who: opened.who.clone(), csrf: opened.csrf.clone(), ends_ms: opened.ends_ms })
+    }
+
+    /// Ends a session; unknown ids are fine.
+    pub fn close(&self, id: &str) {
+        self.lock().sessions.remove(&digest(id));
+    }
+
+    // A poisoned lock means that a thread died between two of the small steps
+    // above, each of which leaves the maps valid.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn count_wrong(&mut self, now: Millis) -> LoginError {
+        self.wrong.retain(|at| now < at.saturating_add(MINUTE_MS));
+        if self.wrong.len() >= WRONG_PER_MINUTE {
+            return LoginError::TooMany;
+        }
+        self.wrong.push_back(now);
+        LoginError::Wrong
+    }
+}
+
+fn random() -> String {
+    let mut bytes = [0_u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    Base64UrlUnpadded::encode_string(&bytes)
+}
+
+// Looked up by digest, so that how long the lookup takes tells nothing of a secret.
+fn digest(secret: &str) -> Hash {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_works_once_and_for_ten_minutes() {
+        let logins = Logins::new();
+        let secret = logins.mint(0);
+        assert_eq!(Base64UrlUnpadded::decode_vec(&secret).unwrap().len(), 32);
+        assert!(logins.open(&secret, Kind::Browser, LINK_MS - 1).is_ok());
+        assert_eq!(logins.open(&secret, Kind::Browser, LINK_MS - 1), Err(LoginError::Wrong));
+        let late = logins.mint(0);
+        assert_eq!(logins.open(&late, Kind::Browser, LINK_MS), Err(LoginError::Wrong));
+    }
+
+    #[test]
+    fn sessions_end_when_idle_when_old_and_at_logout() {
+        let logins = Logins::new();
+        let open = |now| logins.open(&logins.mint(now), Kind::Browser, now).unwrap().0;
+        let idle = open(0);
+        assert!(logins.session(&idle, Kind::Browser, false, IDLE_MS - 1).is_some());
+        assert!(logins.session(&idle, Kind::Browser, true, IDLE_MS).is_none(), "a look does not keep it alive");
+        let busy = open(0);
+        let mut now = 0;
+        while now < SESSION_MS - 1 {
+            assert!(logins.session(&busy, Kind::Browser, true, now).is_some(), "at {now}");
+            now += IDLE_MS / 2;
+        }
+        assert!(logins.session(&busy, Kind::Browser, true, SESSION_MS).is_none());
+        let left = open(0);
+        logins.close(&left);
+        assert!(logins.session(&left, Kind::Browser, true, 1).is_none());
+    }
+
+    #[test]
+    fn one_kind_of_session_is_never_the_other() {
+        let logins = Logins::new();
+        let (id, _) = logins.open(&logins.mint(0), Kind::CommandLine, 0).unwrap();
+        assert!(logins.session(&id, Kind::Browser, true, 1).is_none());
+        assert!(logins.session(&id, Kind::CommandLine, true, 1).is_some());
+    }
+
+    #[test]
+    fn wrong_secrets_are_counted_and_right_ones_still_work() {
+        let logins = Logins::new();
+        for _ in 0..WRONG_PER_MINUTE {
+            assert_eq!(logins.open("guess", Kind::Browser, 5), Err(LoginError::Wrong));
+        }
+        assert_eq!(logins.open("guess", Kind::Browser, 6), Err(LoginError::TooMany));
+        let secret = logins.mint(6);
+        assert!(logins.open(&secret, Kind::Browser, 6).is_ok());
+        assert_eq!(logins.open("guess", Kind::Browser, 5 + MINUTE_MS), Err(LoginError::Wrong));
+    }
+
+    #[test]
+    fn counts_are_bounded() {
+        let logins = Logins::new();
+        for at in 0..2_000 {
+            let secret = logins.mint(at);
+            logins.mint(at);
+            logins.open(&secret, Kind::Browser, at).unwrap();
+        }
+        let inner = logins.lock();
+        assert!(inner.links.len() <= LINKS_MAX);
+        assert!(inner.sessions.len() <= SESSIONS_MAX);
+    }
+}

@@ -1,0 +1,137 @@
+//! The approvers' pages, the JSON interface beside them, and the admin socket.
+//!
+//! [`pages`] is what browsers and signed-in command lines talk to, [`admin`]
+//! what comes in over the Unix socket with peer credentials. Both see the
+//! ledger through a [`Desk`] only. Every route says in its own handler who may
+//! use it; what holds for all of them (headers, cross-site posts, sizes) is in
+//! `fence`. Only a human's session approves.
+
+mod admin;
+mod api;
+mod assets;
+mod fence;
+mod inbox;
+mod logins;
+mod models;
+mod pages;
+mod site;
+mod text;
+mod views;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use ledger::model::{Approval, ApprovalState, Hash, Millis};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use admin::{AdminSettings, PeerUid, admin};
+pub use logins::{
+    IDLE_MS, Kind, LINK_MS, LINKS_MAX, LoginError, Logins, OPERATOR, SESSION_MS, SESSIONS_MAX, Session,
+    WRONG_PER_MINUTE,
+};
+pub use site::{BODY_MAX, STREAMS_MAX};
+
+/// What the pages need of the rest of the control plane.
+pub trait Desk: Send + Sync + 'static {
+    /// All approvals that are remembered, in any order.
+    fn list(&self) -> Vec<Approval>;
+    /// One approval.
+    fn get(&self, id: &str) -> Option<Approval>;
+    /// Commits a human's decision about exactly the action of `digest`; `by`
+    /// is the session's name. Answers once the decision is durable.
+    fn decide(
+        &self,
+        id: &str,
+        digest: Hash,
+        approve: bool,
+        by: &str,
+    ) -> BoxFuture<'_, Result<Approval, DeskError>>;
+    /// Changes whenever any approval may have changed.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].
+    fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()>;
+    /// Ledger time, ms since the epoch.
+    fn now_ms(&self) -> Millis;
+    /// The newest audit entries, newest first, `limit` at most.
+    fn activity(&self, limit: usize) -> Vec<Activity>;
+    /// The proxies that are or were connected.
+    fn proxies(&self) -> Vec<ProxyView>;
+}
+
+/// Why a decision was not taken. Nothing was committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeskError {
+    /// No such approval.
+    #[error("no such approval")]
+    NotFound,
+    /// The approval's digest is not the one that was shown.
+    #[error("the action is not the one that was shown")]
+    Stale,
+    /// It was decided, or ended, before.
+    #[error("the approval is not pending any more")]
+    NotPending(ApprovalState),
+    /// This person may not decide it.
+    #[error("this person is not one of its approvers")]
+    NotAllowed,
+    /// The ledger takes nothing now.
+    #[error("the ledger does not take this now; try again")]
+    Unavailable,
+}
+
+/// One audit entry, as listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// Its index in the log.
+    pub index: u64,
+    /// Its ledger time.
+    pub time_ms: Millis,
+    /// Its kind.
+    pub kind: String,
+    /// One line about it. May hold what agents sent: it is shown as data.
+    pub summary: String,
+}
+
+/// One proxy, as shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyView {
+    /// Its SPIFFE ID.
+    pub id: String,
+    /// The node id that it gives itself.
+    pub node: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// What it runs: resources and versions it accepted.
+    pub detail: String,
+    /// What it refused (NACK), in its words.
+    pub problem: Option<String>,
+}
+
+/// Settings of [`pages`].
+#[derive(Clone, Debug)]
+pub struct WebSettings {
+    /// Whether browsers come over https: cookies are `Secure` and `__Host-`.
+    pub secure_cookies: bool,
+    /// Whether one uid plays every part; shown on each page.
+    pub dev_single_uid: bool,
+    /// The base URL that browsers use; posts from any other origin are refused.
+    pub issuer: String,
+    /// SHA-256 of the filter module that proxies get, lower-case hex.
+    pub module_sha256: watch::Receiver<Option<String>>,
+    /// Ends the event streams, which would hold up a graceful stop.
+    pub stop: CancellationToken,
+}
+
+/// The pages and their JSON interface.
+///
+/// The router has a fallback of its own (the 404 page), so whatever it is
+/// merged with must have none. `/healthz`, `/oauth2/…` and `/.well-known/…`
+/// are not here.
+pub fn pages(desk: Arc<dyn Desk>, logins: Logins, settings: WebSettings) -> axum::Router {
+    let site = site::Site::new(desk, logins, settings);
+    let router = pages::routes().merge(inbox::routes()).merge(api::routes());
+    fence::around(router, site)
+}

@@ -1,0 +1,130 @@
+//! A desk without a ledger, for the tests and for looking at the pages.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use ledger::model::{ActionRecord, Approval, ApprovalState, Hash, Millis, User};
+use tokio::sync::watch;
+
+use super::{Activity, Desk, DeskError, ProxyView};
+
+pub(super) struct FakeDesk {
+    pub(super) approvals: Mutex<Vec<Approval>>,
+    pub(super) now: AtomicU64,
+    pub(super) signed_in: Mutex<Vec<(String, &'static str)>>,
+    pub(super) activity: Vec<Activity>,
+    pub(super) proxies: Vec<ProxyView>,
+    changes: watch::Sender<u64>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FakeDesk {
+    pub(super) fn new(now: Millis, approvals: Vec<Approval>) -> Self {
+        Self {
+            approvals: Mutex::new(approvals),
+            now: AtomicU64::new(now),
+            signed_in: Mutex::default(),
+            activity: Vec::new(),
+            proxies: Vec::new(),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut Vec<Approval>)) {
+        change(&mut lock(&self.approvals));
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    fn settle(&self, id: &str, digest: Hash, approve: bool, by: &str) -> Result<Approval, DeskError> {
+        let now = self.now_ms();
+        let mut result = Err(DeskError::NotFound);
+        self.change(|approvals| {
+            let Some(approval) = approvals.iter_mut().find(|approval| approval.id == id) else { return };
+            result = if approval.digest != digest {
+                Err(DeskError::Stale)
+            } else if approval.state != ApprovalState::Pending {
+                Err(DeskError::NotPending(approval.state))
+            } else if !approval.approvers.is_empty() && !approval.approvers.iter().any(|name| name == by) {
+                Err(DeskError::NotAllowed)
+            } else {
+                approval.state = if approve { ApprovalState::Approved } else { ApprovalState::Denied };
+                approval.decided_by = Some(by.to_owned());
+                approval.decided_ms = Some(now);
+                Ok(approval.clone())
+            };
+        });
+        result
+    }
+}
+
+impl Desk for FakeDesk {
+    fn list(&self) -> Vec<Approval> {
+        lock(&self.approvals).clone()
+    }
+
+    fn get(&self, id: &str) -> Option<Approval> {
+        lock(&self.approvals).iter().find(|approval| approval.id == id).cloned()
+    }
+
+    fn decide(
+        &self,
+        id: &str,
+        digest: Hash,
+        approve: bool,
+        by: &str,
+    ) -> BoxFuture<'_, Result<Approval, DeskError>> {
+        let result = self.settle(id, digest, approve, by);
+        async move { result }.boxed()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()> {
+        lock(&self.signed_in).push((who.to_owned(), how));
+        async {}.boxed()
+    }
+
+    fn now_ms(&self) -> Millis {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn activity(&self, limit: usize) -> Vec<Activity> {
+        self.activity.iter().take(limit).cloned().collect()
+    }
+
+    fn proxies(&self) -> Vec<ProxyView> {
+        self.proxies.clone()
+    }
+}
+
+/// A pending approval for one URL.
+pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
+    Approval {
+        id: id.to_owned(),
+        digest: [0x5a; 32],
+        agent: "spiffe://writ.example/agent/demo".to_owned(),
+        user: Some(User { issuer: "https://id.example".to_owned(), subject: "maria".to_owned() }),
+        chain: Vec::new(),
+        action: ActionRecord {
+            kind: "http_request".to_owned(),
+            method: "DELETE".to_owned(),
+            location: location.to_owned(),
+        },
+        rules: vec!["delete-needs-a-person".to_owned()],
+        reasons: vec!["Deleting a report can't be undone.".to_owned()],
+        approvers: vec!["operator".to_owned()],
+        policy_version: "0f".repeat(32),
+        state: ApprovalState::Pending,
+        created_ms: now,
+        expires_ms: now + 15 * 60 * 1000,
+        decided_by: None,
+        decided_ms: None,
+    }
+}

@@ -1,0 +1,6 @@
+//! Measurements on running systems.
+
+mod bare;
+mod cpu;
+pub mod edge;
+mod load;

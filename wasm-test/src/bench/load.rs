@@ -1,0 +1,135 @@
+//! A small load generator: prepared HTTP/1.1 requests over keep-alive connections.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::Error;
+
+const HEAD_MAX: usize = 64 * 1024;
+
+/// What a volley came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Volley {
+    /// Answers with status 200.
+    pub ok: u64,
+    /// Other answers.
+    pub refused: u64,
+    /// From the first byte sent to the last answer.
+    pub elapsed: Duration,
+}
+
+/// Sends every request once, dealt out over `connections`, each connection one
+/// at a time, and reads every answer.
+pub async fn fire(
+    port: u16,
+    requests: &Arc<Vec<Vec<u8>>>,
+    connections: usize,
+) -> Result<Volley, Error> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(Error::http(&address.to_string()))?;
+        stream
+            .set_nodelay(true)
+            .map_err(Error::http(&address.to_string()))?;
+        streams.push(stream);
+    }
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    for (first, stream) in streams.into_iter().enumerate() {
+        let requests = Arc::clone(requests);
+        tasks.push(tokio::spawn(async move {
+            let mine = requests.iter().skip(first).step_by(connections);
+            one_connection(stream, mine)
+                .await
+                .map_err(Error::http(&address.to_string()))
+        }));
+    }
+    let mut volley = Volley::default();
+    for task in tasks {
+        let (ok, refused) = task
+            .await
+            .map_err(|problem| Error::Unexpected(problem.to_string()))??;
+        volley.ok += ok;
+        volley.refused += refused;
+    }
+    volley.elapsed = start.elapsed();
+    Ok(volley)
+}
+
+async fn one_connection<'a>(
+    mut stream: TcpStream,
+    requests: impl Iterator<Item = &'a Vec<u8>>,
+) -> Result<(u64, u64), std::io::Error> {
+    let (mut ok, mut refused) = (0, 0);
+    let mut buffer = Vec::with_capacity(4096);
+    for request in requests {
+        stream.write_all(request).await?;
+        if answer(&mut stream, &mut buffer).await? == 200 {
+            ok += 1;
+        } else {
+            refused += 1;
+        }
+    }
+    Ok((ok, refused))
+}
+
+/// Reads one answer and returns its status; `buffer` is empty again afterwards.
+async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<u16, std::io::Error> {
+    buffer.clear();
+    let head = loop {
+        if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if buffer.len() > HEAD_MAX || stream.read_buf(buffer).await? == 0 {
+            return Err(bad("the answer breaks off in its headers"));
+        }
+    };
+    let text = String::from_utf8_lossy(buffer.get(..head).unwrap_or_default()).into_owned();
+    let mut lines = text.split("\r\n");
+    let status = lines
+        .next()
+        .and_then(|line| line.split(' ').nth(1))
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(|| bad("the answer has no status line"))?;
+    let length: usize = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.trim().parse().ok())
+        .ok_or_else(|| bad("the answer has no content-length"))?;
+    while buffer.len() < head + length {
+        if stream.read_buf(buffer).await? == 0 {
+            return Err(bad("the answer breaks off in its body"));
+        }
+    }
+    Ok(status)
+}
+
+fn bad(what: &str) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Upstream;
+
+    #[tokio::test]
+    async fn every_request_is_sent_once_and_every_answer_read() {
+        let upstream = Upstream::start(0, None).unwrap();
+        let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").into_bytes();
+        let mut requests = vec![request(crate::upstream::REPORT); 20];
+        requests.push(request("/nowhere"));
+        let volley = fire(upstream.address().port(), &Arc::new(requests), 4)
+            .await
+            .unwrap();
+        assert_eq!((volley.ok, volley.refused), (20, 1));
+        assert_eq!(upstream.arrived(), 21);
+    }
+}

@@ -1,0 +1,12 @@
+//! An agent and an approver, as somebody else would write them: from the RFCs
+//! and the pages, without the control plane's code.
+
+mod agent;
+mod answer;
+mod approver;
+mod key;
+
+pub use agent::{Agent, Call};
+pub use answer::Answer;
+pub use approver::{Approver, Verdict};
+pub use key::{DpopKey, now_s, token_digest};

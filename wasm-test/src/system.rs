@@ -1,0 +1,398 @@
+//! A whole system in one state directory: demo upstream, control plane, Envoy.
+//!
+//! It is started in that order and stopped in the other. Everything it writes
+//! lies in the state directory, which only its owner may enter.
+
+mod config;
+mod dir;
+mod ready;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::child::Child;
+use crate::ports::{self, Ports};
+use crate::tools::Tools;
+use crate::upstream::Upstream;
+use crate::{Error, client};
+use dir::StateDir;
+pub use ready::{Demo, Pids, Ready, ServeReady};
+pub use wait::until;
+
+/// The SPIFFE ID that any process of this uid attests as.
+pub const AGENT: &str = "spiffe://writ.example/agent/demo";
+/// The SPIFFE ID of the system's Envoy.
+pub const PROXY: &str = "spiffe://writ.example/proxy";
+
+/// How long the control plane and Envoy may take to answer.
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a system should be like; [`Options::default`] is a small one for tests.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Ports to take when they are free; else any.
+    pub wanted_ports: Option<Ports>,
+    /// Envoy's worker threads.
+    pub concurrency: u32,
+    /// How long Envoy holds a request for a person, in seconds.
+    pub hold_s: u64,
+    /// How long a token lives, in seconds.
+    pub token_lifetime_s: u64,
+    /// The Cedar policy; `None` is the starter policy.
+    pub policy: Option<PathBuf>,
+    /// TOML that is laid over the control plane's config, table by table.
+    pub extra_config: String,
+    /// More environment for the control plane.
+    pub env: Vec<(String, String)>,
+    /// Whether the upstream keeps a log.
+    pub upstream_log: bool,
+    /// Whether the state directory stays when the system has stopped.
+    pub keep: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            wanted_ports: None,
+            concurrency: 2,
+            hold_s: 5,
+            token_lifetime_s: 30,
+            policy: None,
+            extra_config: String::new(),
+            env: Vec::new(),
+            upstream_log: true,
+            keep: false,
+        }
+    }
+}
+
+/// A running system. Dropping it stops all of it.
+// Fields drop in their order, which is the order in which parts must stop.
+#[derive(Debug)]
+pub struct System {
+    envoy: Option<Child>,
+    control_plane: Option<Child>,
+    upstream: Option<Upstream>,
+    serve: ServeReady,
+    ports: Ports,
+    options: Options,
+    tools: Tools,
+    dir: StateDir,
+}
+
+impl System {
+    /// Starts everything and returns once all of it answers. `say` is told
+    /// each step as it begins.
+    ///
+    /// # Errors
+    /// When a part can't be started or doesn't answer within
+    /// [`START_DEADLINE`]; what had been started is stopped.
+    pub async fn start(
+        tools: &Tools,
+        options: Options,
+        say: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<System, Error> {
+        let dir = StateDir::create(&tools.root, options.keep)?;
+        let ports = ports::free(options.wanted_ports)?;
+        let mut system = System {
+            envoy: None,
+            control_plane: None,
+            upstream: None,
+            serve: ServeReady::default(),
+            ports,
+            options,
+            tools: tools.clone(),
+            dir,
+        };
+        config::write(&system)?;
+        say("starting the demo upstream");
+        let log = system.dir.upstream_log();
+        let log = system.options.upstream_log.then_some(log.as_path());
+        system.upstream = Some(Upstream::start(ports.upstream, log)?);
+        say("starting the control plane");
+        system.start_control_plane().await?;
+        say("starting Envoy");
+        system.start_envoy().await?;
+        system.dir.started();
+        Ok(system)
+    }
+
+    /// As [`System::start`] with the tools that the environment names and
+    /// without telling anybody: what tests call.
+    ///
+    /// # Errors
+    /// As [`System::start`], and when the environment names no tools.
+    pub async fn for_test(options: Options) -> Result<System, Error> {
+        System::start(&Tools::from_env()?, options, &mut |_| {}).await
+    }
+
+    /// Stops Envoy, then the control plane, then the upstream.
+    pub async fn stop(mut self) {
+        self.stop_envoy().await;
+        self.stop_control_plane().await;
+        self.upstream = None;
+    }
+
+    /// Starts the control plane (again), on the same ports and data.
+    ///
+    /// # Errors
+    /// When it ends or doesn't answer in time.
+    pub async fn start_control_plane(&mut self) -> Result<(), Error> {
+        let ready_file = self.dir.serve_ready();
+        // The one of the run before would look like this run's.
+        drop(std::fs::remove_file(&ready_file));
+        let mut command = Command::new(&self.tools.writ);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.dir.config())
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .envs(self.options.env.iter().map(|(k, v)| (k, v)))
+            .current_dir(self.dir.path());
+        let mut child = Child::spawn(
+            "the control plane",
+            &mut command,
+            &self.dir.log("control-plane"),
+        )?;
+        let serve = wait::for_ready_file(&mut child, &ready_file).await;
+        // Kept also when it isn't ready, so that it is stopped with the rest.
+        self.control_plane = Some(child);
+        self.serve = serve?;
+        Ok(())
+    }
+
+    /// Ends the control plane by SIGTERM and waits.
+    pub async fn stop_control_plane(&mut self) {
+        if let Some(mut child) = self.control_plane.take() {
+            child.stop().await;
+        }
+    }
+
+    /// Ends the control plane as a crash would, by SIGKILL.
+    pub fn kill_control_plane(&mut self) {
+        if let Some(mut child) = self.control_plane.take() {
+            child.kill();
+        }
+    }
+
+    /// Stops the control plane and starts it again.
+    ///
+    /// # Errors
+    /// As [`System::start_control_plane`].
+    pub async fn restart_control_plane(&mut self) -> Result<(), Error> {
+        self.stop_control_plane().await;
+        self.start_control_plane().await
+    }
+
+    /// Starts Envoy (again) and waits until it refuses a request without
+    /// credentials, which only the filter does.
+    ///
+    /// # Errors
+    /// When it ends or doesn't answer in time.
+    pub async fn start_envoy(&mut self) -> Result<(), Error> {
+        let mut command = Command::new(&self.tools.envoy);
+        command
+            .arg("-c")
+            .arg(self.dir.bootstrap())
+            .arg("--concurrency")
+            .arg(self.options.concurrency.to_string())
+            .arg("--disable-hot-restart")
+            .current_dir(self.dir.path());
+        let mut child = Child::spawn("Envoy", &mut command, &self.dir.log("envoy"))?;
+        let ready = wait::for_guard(&mut child, &self.admin_url(), &self.proxy_url()).await;
+        self.envoy = Some(child);
+        ready
+    }
+
+    /// Ends Envoy by SIGTERM and waits.
+    pub async fn stop_envoy(&mut self) {
+        if let Some(mut child) = self.envoy.take() {
+            child.stop().await;
+        }
+    }
+
+    /// Waits until Envoy and the control plane have found each other again:
+    /// a request with a made-up token is refused as such and not for want of
+    /// the control plane.
+    ///
+    /// # Errors
+    /// When that takes longer than [`START_DEADLINE`].
+    pub async fn settled(&self) -> Result<(), Error> {
+        let agent = self.agent().await?;
+        wait::until("Envoy asks the control plane again", || async {
+            match agent.call("GET", crate::upstream::REPORT).await {
+                Ok(answer) => answer.status == 200,
+                Err(_) => false,
+            }
+        })
+        .await
+    }
+
+    /// The processes that have ended without being stopped, each with an
+    /// error that has its last lines.
+    pub fn ended(&mut self) -> Vec<(&'static str, Error)> {
+        [&mut self.control_plane, &mut self.envoy]
+            .into_iter()
+            .flatten()
+            .filter_map(|child| {
+                child
+                    .still_running()
+                    .err()
+                    .map(|error| (child.name(), error))
+            })
+            .collect()
+    }
+
+    /// An agent with a fresh DPoP key.
+    ///
+    /// # Errors
+    /// When the Workload API can't be reached.
+    pub async fn agent(&self) -> Result<client::Agent, Error> {
+        client::Agent::connect(&self.issuer(), &self.proxy_url(), &self.workload_api()).await
+    }
+
+    /// Signs an approver in with the login link of the control plane's start,
+    /// which works once.
+    ///
+    /// # Errors
+    /// When the link is refused.
+    pub async fn approver(&self) -> Result<client::Approver, Error> {
+        client::Approver::login(&self.serve.approver_login).await
+    }
+
+    /// What the ready file says.
+    pub fn ready(&self) -> Ready {
+        let env = BTreeMap::from([
+            ("WRIT_ISSUER".to_owned(), self.issuer()),
+            (
+                "WRIT_WORKLOAD_API".to_owned(),
+                display(&self.workload_api()),
+            ),
+            (
+                "WRIT_ADMIN_SOCKET".to_owned(),
+                display(&self.admin_socket()),
+            ),
+            (
+                "SPIFFE_ENDPOINT_SOCKET".to_owned(),
+                format!("unix:{}", self.workload_api().display()),
+            ),
+        ]);
+        Ready {
+            issuer: self.issuer(),
+            proxy: self.proxy_url(),
+            ui: self.serve.ui.clone(),
+            envoy_admin: self.admin_url(),
+            workload_api: self.workload_api(),
+            admin_socket: self.admin_socket(),
+            audit_dir: self.audit_dir(),
+            approver_login: self.serve.approver_login.clone(),
+            writ: self.tools.writ.clone(),
+            env,
+            pids: Pids {
+                control_plane: self.control_plane_pid(),
+                envoy: self.envoy_pid(),
+            },
+            demo: Demo {
+                agent: AGENT.to_owned(),
+                allowed: crate::upstream::REPORT.to_owned(),
+                denied: crate::upstream::KEYS.to_owned(),
+                held: crate::upstream::PAYROLL.to_owned(),
+                upstream_log: self.dir.upstream_log(),
+            },
+        }
+    }
+
+    /// The token endpoint's base URL.
+    pub fn issuer(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.http)
+    }
+
+    /// The guarded origin.
+    pub fn proxy_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.proxy)
+    }
+
+    /// Envoy's admin interface.
+    pub fn admin_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.admin)
+    }
+
+    /// The Workload API's socket.
+    pub fn workload_api(&self) -> PathBuf {
+        self.dir.socket("workload.sock")
+    }
+
+    /// The control plane's local command socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.socket("admin.sock")
+    }
+
+    /// The journal's directory.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.serve.audit_dir.clone()
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The module file that the control plane reads; replacing its content
+    /// pushes a new module.
+    pub fn module_file(&self) -> PathBuf {
+        self.dir.module()
+    }
+
+    /// What the control plane said when it was ready.
+    pub fn serve_ready(&self) -> &ServeReady {
+        &self.serve
+    }
+
+    /// The control plane's process id; 0 when it is stopped.
+    pub fn control_plane_pid(&self) -> u32 {
+        self.control_plane.as_ref().map_or(0, Child::pid)
+    }
+
+    /// Envoy's process id; 0 when it is stopped.
+    pub fn envoy_pid(&self) -> u32 {
+        self.envoy.as_ref().map_or(0, Child::pid)
+    }
+
+    /// The demo upstream.
+    ///
+    /// # Errors
+    /// When it has been stopped.
+    pub fn upstream(&self) -> Result<&Upstream, Error> {
+        self.upstream
+            .as_ref()
+            .ok_or_else(|| Error::Setup("the upstream is stopped".to_owned()))
+    }
+
+    /// The log file of a part: `control-plane` or `envoy`.
+    pub fn log(&self, part: &str) -> PathBuf {
+        self.dir.log(part)
+    }
+
+    /// The programs it runs.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// A `writ` command with the environment that finds this system.
+    pub fn writ(&self) -> Command {
+        let mut command = Command::new(&self.tools.writ);
+        command
+            .envs(self.ready().env)
+            .env("HOME", self.dir.path())
+            .current_dir(self.dir.path());
+        command
+    }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,179 @@
+//! The files that a system starts from: the control plane's config, the
+//! policy, the filter module, Envoy's bootstrap.
+
+use std::path::Path;
+
+use rustix::process::getuid;
+use serde_json::json;
+use toml::{Table, Value};
+
+use super::{AGENT, PROXY, System};
+use crate::Error;
+
+/// The policy of the demo, below the repository's root.
+const STARTER_POLICY: &str = "deploy/starter/policy.cedar";
+/// The bootstrap that users copy, below the repository's root.
+const BOOTSTRAP: &str = "envoy/bootstrap.yaml";
+
+/// Writes all of them into the state directory.
+pub fn write(system: &System) -> Result<(), Error> {
+    let starter = system.tools.root.join(STARTER_POLICY);
+    let policy = system.options.policy.as_ref().unwrap_or(&starter);
+    copy(policy, &system.dir.policy())?;
+    // A copy, so that a test can replace its system's module and no other's.
+    copy(&system.tools.filter_wasm, &system.dir.module())?;
+    put(&system.dir.config(), &control_plane(system)?)?;
+    put(&system.dir.bootstrap(), &bootstrap(system)?)
+}
+
+fn control_plane(system: &System) -> Result<String, Error> {
+    let mut config = parse(&base(system))?;
+    merge(&mut config, parse(&system.options.extra_config)?);
+    toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
+}
+
+fn base(system: &System) -> String {
+    let uid = getuid().as_raw();
+    let quoted = |path: &Path| Value::from(path.display().to_string()).to_string();
+    let (http, grpc) = (system.ports.http, system.ports.grpc);
+    let (proxy, upstream) = (system.ports.proxy, system.ports.upstream);
+    let data = quoted(&system.dir.data());
+    let admin_socket = quoted(&system.admin_socket());
+    let workload_api = quoted(&system.workload_api());
+    let envoy = quoted(&system.tools.envoy);
+    let module = quoted(&system.dir.module());
+    let lifetime_s = system.options.token_lifetime_s;
+    let hold_s = system.options.hold_s;
+    format!(
+        r#"
+[server]
+issuer = "http://127.0.0.1:{http}"
+listen = "127.0.0.1:{http}"
+grpc_listen = "127.0.0.1:{grpc}"
+data_dir = {data}
+admin_socket = {admin_socket}
+
+[identity]
+workload_api = {workload_api}
+built_in = true
+trust_domain = "writ.example"
+control_plane_id = "spiffe://writ.example/control-plane"
+# One uid runs agent, proxy and approver here: one principal, as SECURITY.md says.
+dev_single_uid = true
+
+[[identity.workload]]
+spiffe_id = "{PROXY}"
+uid = {uid}
+executable = {envoy}
+
+[[identity.workload]]
+spiffe_id = "{AGENT}"
+uid = {uid}
+
+[[proxy]]
+spiffe_id = "{PROXY}"
+
+[[agent]]
+spiffe_id = "{AGENT}"
+owner = "platform@example.com"
+
+[[approver]]
+name = "operator"
+groups = ["platform"]
+
+[token]
+lifetime_s = {lifetime_s}
+
+[edge]
+listen = "127.0.0.1:{proxy}"
+origin = "http://127.0.0.1:{proxy}"
+module = {module}
+hold_s = {hold_s}
+
+[[edge.route]]
+name = "files"
+path_prefix = "/"
+upstream = "127.0.0.1:{upstream}"
+
+[policy]
+files = ["policy.cedar"]
+"#
+    )
+}
+
+fn bootstrap(system: &System) -> Result<String, Error> {
+    let path = system.tools.root.join(BOOTSTRAP);
+    let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    // A JSON string is a YAML string, whatever the path has in it.
+    let workload_api = json!(system.workload_api()).to_string();
+    let literals = [
+        ("/run/writ/workload.sock", workload_api),
+        ("port_value: 8481", format!("port_value: {}", system.ports.grpc)),
+        ("port_value: 9901", format!("port_value: {}", system.ports.admin)),
+    ];
+    let mut out = String::new();
+    for line in text.lines() {
+        // Comments speak of the literals and stay as they are.
+        if line.trim_start().starts_with('#') {
+            continue;
+        }
+        let line = literals
+            .iter()
+            .fold(line.to_owned(), |line, (from, to)| line.replace(from, to.as_str()));
+        out.push_str(&line);
+        out.push('\n');
+    }
+    for (from, to) in literals {
+        if !out.contains(&to) {
+            return Err(Error::Setup(format!(
+                "{} names no {from}: it must, since the harness replaces that",
+                path.display()
+            )));
+        }
+    }
+    Ok(out)
+}
+
+fn parse(text: &str) -> Result<Table, Error> {
+    text.parse()
+        .map_err(|problem| Error::Setup(format!("bad extra config: {problem}")))
+}
+
+/// Lays `over` on `base`: tables key by key, anything else replaced.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::copy(from, to)
+        .map(|_| ())
+        .map_err(Error::file("copy", from))
+}
+
+fn put(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text).map_err(Error::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_config_is_laid_over_table_by_table() {
+        let mut base =
+            parse("[token]\nlifetime_s = 30\n[edge]\nhold_s = 5\nlisten = \"a\"").unwrap();
+        merge(
+            &mut base,
+            parse("[edge]\nhold_s = 9\n[limits]\noutstanding_per_agent = 7").unwrap(),
+        );
+        let expected = "[token]\nlifetime_s = 30\n[edge]\nhold_s = 9\nlisten = \"a\"\n[limits]\noutstanding_per_agent = 7";
+        assert_eq!(base, parse(expected).unwrap());
+    }
+}

@@ -1,0 +1,93 @@
+//! Waiting for processes to answer, with a deadline.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{START_DEADLINE, ServeReady};
+use crate::Error;
+use crate::child::Child;
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// Polls `holds` until it does.
+///
+/// # Errors
+/// After [`START_DEADLINE`].
+pub async fn until<F>(what: &str, holds: impl Fn() -> F) -> Result<(), Error>
+where
+    F: Future<Output = bool>,
+{
+    let deadline = Instant::now() + START_DEADLINE;
+    while !holds().await {
+        if Instant::now() > deadline {
+            let seconds = START_DEADLINE.as_secs();
+            return Err(Error::Unexpected(format!(
+                "waited {seconds} s in vain until {what}"
+            )));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Waits for the ready file of a `writ serve`.
+pub async fn for_ready_file(child: &mut Child, path: &Path) -> Result<ServeReady, Error> {
+    let deadline = Instant::now() + START_DEADLINE;
+    loop {
+        child.still_running()?;
+        if let Ok(text) = std::fs::read(path) {
+            return serde_json::from_slice(&text).map_err(|problem| {
+                child.error(format!("wrote a ready file that is wrong ({problem})"))
+            });
+        }
+        if Instant::now() > deadline {
+            let seconds = START_DEADLINE.as_secs();
+            return Err(child.error(format!("is not ready after {seconds} s")));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until Envoy is live and its guarded listener refuses a request that
+/// has no credentials with the filter's own challenge.
+pub async fn for_guard(child: &mut Child, admin: &str, proxy: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + START_DEADLINE;
+    let client = reqwest::Client::new();
+    loop {
+        child.still_running()?;
+        let Err(problem) = guard_answers(&client, admin, proxy).await else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            let seconds = START_DEADLINE.as_secs();
+            return Err(child.error(format!("is not ready after {seconds} s ({problem})")));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn guard_answers(client: &reqwest::Client, admin: &str, proxy: &str) -> Result<(), String> {
+    let ready = client
+        .get(format!("{admin}/ready"))
+        .timeout(Duration::from_secs(2))
+        .send()
+        .await
+        .map_err(|problem| format!("its admin interface: {problem}"))?;
+    if ready.status() != 200 {
+        return Err(format!("its admin interface says {}", ready.status()));
+    }
+    let refused = client
+        .get(format!("{proxy}/"))
+        .timeout(Duration::from_secs(2))
+        .send()
+        .await
+        .map_err(|problem| format!("its listener: {problem}"))?;
+    let challenge = refused.headers().get("www-authenticate");
+    if refused.status() == 401 && challenge.is_some() {
+        return Ok(());
+    }
+    Err(format!(
+        "its listener answers {} where the filter would answer 401",
+        refused.status()
+    ))
+}

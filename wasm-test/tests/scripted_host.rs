@@ -1,0 +1,58 @@
+//! The built filter in a scripted host: a WebAssembly interpreter with every
+//! proxy-wasm function that the module may import. The tests say what the host
+//! and the control plane do, and what must come of it; they do not demand that
+//! host calls come in an order that the filter may choose.
+//!
+//! WRIT_FILTER_WASM holds the module's path; `cargo xtask test` sets it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "tests fail loudly, and their names say what they are"
+)]
+
+#[path = "scripted_host/configuring.rs"]
+mod configuring;
+#[path = "scripted_host/deciding.rs"]
+mod deciding;
+#[path = "scripted_host/faults.rs"]
+mod faults;
+#[path = "scripted_host/fixtures.rs"]
+mod fixtures;
+#[path = "scripted_host/hostile.rs"]
+mod hostile;
+#[path = "scripted_host/imports.rs"]
+mod imports;
+#[path = "scripted_host/reporting.rs"]
+mod reporting;
+#[path = "scripted_host/vm.rs"]
+mod vm;
+#[path = "scripted_host/world.rs"]
+mod world;
+
+/// The smallest surface a host can offer: proxy-wasm alone, no WASI.
+#[test]
+fn the_module_imports_proxy_wasm_functions_only() {
+    let imports: Vec<(&str, &str)> = vm::module()
+        .imports()
+        .map(|import| (import.module(), import.name()))
+        .collect();
+    assert!(!imports.is_empty());
+    for (module, name) in imports {
+        assert_eq!(module, "env", "{name}");
+        assert!(name.starts_with("proxy_"), "{name}");
+        // These hand out text and panic on what is not UTF-8, or keep state
+        // that no decision may rest on.
+        assert!(
+            ![
+                "proxy_get_shared_data",
+                "proxy_set_shared_data",
+                "proxy_http_call"
+            ]
+            .contains(&name),
+            "{name}"
+        );
+    }
+}

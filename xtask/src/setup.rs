@@ -1,0 +1,5 @@
+//! Finding or installing what the machine lacks.
+
+pub mod apt;
+pub mod envoy;
+pub mod wasm;
