@@ -315,19 +315,24 @@ fn as_usize(n: u32) -> usize {
 /// write that stopped, rather than like a whole group that was changed.
 ///
 /// True when all of it is zero, when one of its blocks is all zero, or when the
-/// block that holds its last byte has no end mark.
+/// block that holds its last byte does not end in an end mark.
 #[must_use]
 pub fn is_unfinished(bytes: &[u8]) -> bool {
     let Some(last) = bytes.iter().rposition(|b| *b != 0) else {
         return true;
     };
-    let written = bytes
-        .get(..(last / BLOCK).saturating_add(1).saturating_mul(BLOCK))
-        .unwrap_or(bytes);
+    let end = (last / BLOCK).saturating_add(1).saturating_mul(BLOCK);
+    let Some(written) = bytes.get(..end) else {
+        return true;
+    };
     let hole = written
         .chunks(BLOCK)
         .any(|block| block.iter().all(|b| *b == 0));
-    hole || written.last() == Some(&0) || !written.len().is_multiple_of(BLOCK)
+    let mark = written.last_chunk().is_some_and(|mark: &[u8; END.len()]| {
+        // An end mark with a changed bit is still one; no text has six of its bytes.
+        mark.iter().zip(&END).filter(|(a, b)| a == b).count() >= 6
+    });
+    hole || !mark
 }
 
 /// Gathers lines and attachments into the bytes of one group.

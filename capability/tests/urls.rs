@@ -1,9 +1,5 @@
 //! The normaliser: the published `htu` table, and what is refused.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests fail loudly"
-)]
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
 use capability::action::{ActionError, HttpAction};
 use capability::url::{Origin, Target, UrlError};
@@ -51,7 +47,7 @@ fn locations_have_one_normal_form() {
     for (text, normal) in [
         ("https://a.example", "https://a.example/"),
         (
-            "HTTPS://A.Example:443/%7eu?%7e=%2f#"[..35].trim_end_matches('#'),
+            "HTTPS://A.Example:443/%7eu?%7e=%2f",
             "https://a.example/~u?~=%2F",
         ),
         ("http://a.example:80/", "http://a.example/"),
@@ -71,10 +67,7 @@ fn locations_have_one_normal_form() {
             "https://a_b.example/x@y:z,(1)=$&'!+",
             "https://a_b.example/x@y:z,(1)=$&'!+",
         ),
-        (
-            "https://a.example/?a[]=1".trim_end_matches("[]=1"),
-            "https://a.example/?a",
-        ),
+        ("https://a.example/?a", "https://a.example/?a"),
         (
             "https://a.example/?a%5B%5D=1&a=2;b=//x?y",
             "https://a.example/?a%5B%5D=1&a=2;b=//x?y",

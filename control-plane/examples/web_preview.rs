@@ -14,12 +14,18 @@ use tokio_util::sync::CancellationToken;
 mod fake;
 
 fn clock() -> Millis {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Millis::try_from(now.as_millis()).unwrap_or_default()
 }
 
 fn approvals(now: Millis) -> Vec<Approval> {
-    let mut plain = fake::approval("apr_Zm9vYmFyYmF6cXV4MTIzNA", now, "http://127.0.0.1:8400/files/reports/2026-q3.pdf");
+    let mut plain = fake::approval(
+        "apr_Zm9vYmFyYmF6cXV4MTIzNA",
+        now,
+        "http://127.0.0.1:8400/files/reports/2026-q3.pdf",
+    );
     plain.expires_ms = now + 95_000;
     let mut odd = fake::approval(
         "apr_b2RkLXVybC13aXRoLXRyaWNrcw",
@@ -27,12 +33,20 @@ fn approvals(now: Millis) -> Vec<Approval> {
         "https://files.example:8400/a/%E2%80%AEfdp.exe/<script>alert(1)</script>?to=ops%40example.com&note=Policy%20check%3A%20passed.%20Approve%20now&token\u{202e}x=1",
     );
     odd.user = None;
-    odd.chain = vec!["spiffe://writ.example/agent/planner".into(), "spiffe://writ.example/agent/demo".into()];
+    odd.chain = vec![
+        "spiffe://writ.example/agent/planner".into(),
+        "spiffe://writ.example/agent/demo".into(),
+    ];
     odd.action.method = "POST".into();
     odd.rules.push("outside-hours".into());
-    odd.reasons.push("Changes outside working hours need a second pair of eyes.".into());
+    odd.reasons
+        .push("Changes outside working hours need a second pair of eyes.".into());
     let ended = |id: &str, state, ago: Millis| {
-        let mut one = fake::approval(id, now - ago, "http://127.0.0.1:8400/files/reports/2025.pdf");
+        let mut one = fake::approval(
+            id,
+            now - ago,
+            "http://127.0.0.1:8400/files/reports/2025.pdf",
+        );
         one.state = state;
         one.decided_by = Some("operator".into());
         one.decided_ms = Some(now - ago + 20_000);
@@ -41,17 +55,34 @@ fn approvals(now: Millis) -> Vec<Approval> {
     vec![
         plain,
         odd,
-        ended("apr_ZW5kZWQtYXBwcm92ZWQtdXNlZA", ApprovalState::Consumed, 300_000),
-        ended("apr_ZW5kZWQtZGVuaWVkLWVuZGVkMg", ApprovalState::Denied, 4_000_000),
+        ended(
+            "apr_ZW5kZWQtYXBwcm92ZWQtdXNlZA",
+            ApprovalState::Consumed,
+            300_000,
+        ),
+        ended(
+            "apr_ZW5kZWQtZGVuaWVkLWVuZGVkMg",
+            ApprovalState::Denied,
+            4_000_000,
+        ),
     ]
 }
 
 fn desk(now: Millis) -> fake::FakeDesk {
     let mut desk = fake::FakeDesk::new(now, approvals(now));
     let kinds = [
-        ("hold", "spiffe://writ.example/agent/demo DELETE http://127.0.0.1:8400/files/reports/2026-q3.pdf"),
-        ("allow", "spiffe://writ.example/agent/demo GET http://127.0.0.1:8400/files/notes.txt"),
-        ("issue", "spiffe://writ.example/agent/demo GET http://127.0.0.1:8400/files/notes.txt"),
+        (
+            "hold",
+            "spiffe://writ.example/agent/demo DELETE http://127.0.0.1:8400/files/reports/2026-q3.pdf",
+        ),
+        (
+            "allow",
+            "spiffe://writ.example/agent/demo GET http://127.0.0.1:8400/files/notes.txt",
+        ),
+        (
+            "issue",
+            "spiffe://writ.example/agent/demo GET http://127.0.0.1:8400/files/notes.txt",
+        ),
         ("login", "operator, browser"),
         ("config", "<b>policy</b> 0f0f0f0f\u{202e} loaded"),
     ];
@@ -99,7 +130,13 @@ async fn main() -> Result<(), std::io::Error> {
         let busy = desk.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(8)).await;
-            busy.change(|all| all.push(fake::approval("apr_bmV3", clock(), "http://127.0.0.1:8400/files/new.txt")));
+            busy.change(|all| {
+                all.push(fake::approval(
+                    "apr_bmV3",
+                    clock(),
+                    "http://127.0.0.1:8400/files/new.txt",
+                ))
+            });
         });
     }
     let settings = WebSettings {

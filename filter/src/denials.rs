@@ -22,6 +22,7 @@ pub struct Denials {
     sequence: u64,
     unacknowledged: Option<DenialBatch>,
     last_sent_ms: u64,
+    repeat_at_once: bool,
 }
 
 /// Whether a refusal found room.
@@ -44,6 +45,7 @@ impl Denials {
             sequence: 0,
             unacknowledged: None,
             last_sent_ms: 0,
+            repeat_at_once: false,
         }
     }
 
@@ -72,7 +74,7 @@ impl Denials {
     pub fn due(&mut self, now_ms: u64) -> Option<&DenialBatch> {
         let since = now_ms.saturating_sub(self.last_sent_ms);
         if self.unacknowledged.is_some() {
-            if since < REPEAT_AFTER_MS {
+            if since < REPEAT_AFTER_MS && !self.repeat_at_once {
                 return None;
             }
         } else {
@@ -83,6 +85,7 @@ impl Denials {
             self.unacknowledged = Some(self.next_batch());
         }
         self.last_sent_ms = now_ms;
+        self.repeat_at_once = false;
         self.unacknowledged.as_ref()
     }
 
@@ -107,9 +110,7 @@ impl Denials {
                 batch.sequence = 1;
             }
         }
-        if self.unacknowledged.is_some() {
-            self.last_sent_ms = 0;
-        }
+        self.repeat_at_once = true;
     }
 
     /// The control plane has this batch; any other number means nothing.

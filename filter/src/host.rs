@@ -169,11 +169,13 @@ pub fn cancel_stream(stream: u32) {
     let _gone = hostcalls::cancel_grpc_stream(stream);
 }
 
-/// The message that has just been received.
-pub fn received(size: usize) -> Option<Vec<u8>> {
-    hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size)
-        .ok()
-        .flatten()
+/// The message that has just been received. An empty one is a message too,
+/// for which the host has no buffer.
+pub fn received(size: usize) -> Result<Vec<u8>, HostFault> {
+    let buffer = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size);
+    buffer
+        .map(Option::unwrap_or_default)
+        .map_err(|_status| HostFault)
 }
 
 // ---- signatures ----------------------------------------------------------------

@@ -11,6 +11,7 @@
 //! kernel says about it, a proxy is what its certificate says.
 
 mod attest;
+mod authority;
 mod ca;
 mod evidence;
 mod jwt;

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-use crate::{Caller, TrustDomainError};
+use crate::{Caller, TrustDomainError, authority::Mender};
 
 /// Any local process may connect: attestation decides what it gets.
 const SOCKET_MODE: u32 = 0o666;
@@ -69,7 +69,7 @@ impl Listener {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => match Caller::of(&stream) {
-                        Ok(caller) => return Some((Ok(Connection { stream, caller }), listener)),
+                        Ok(caller) => return Some((Ok(Connection::new(stream, caller)), listener)),
                         Err(error) => {
                             tracing::warn!(%error, "a caller without peer credentials was refused");
                         }
@@ -84,10 +84,27 @@ impl Listener {
     }
 }
 
+/// Read from the socket at once, in bytes.
+const READ_BYTES: usize = 4096;
+
 /// One connection with its caller.
 pub(crate) struct Connection {
     stream: UnixStream,
     caller: Caller,
+    mender: Mender,
+    /// Mended and not yet taken.
+    ready: Vec<u8>,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, caller: Caller) -> Self {
+        Self {
+            stream,
+            caller,
+            mender: Mender::new(),
+            ready: Vec::new(),
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -100,11 +117,25 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = self.get_mut();
+        // A read may yield nothing to pass on yet: part of a frame.
+        while this.ready.is_empty() {
+            let mut bytes = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.mender.feed(read.filled(), &mut this.ready);
+        }
+        let now = this.ready.len().min(buffer.remaining());
+        buffer.put_slice(this.ready.get(..now).unwrap_or_default());
+        this.ready.drain(..now);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -5,8 +5,8 @@
 use crate::{
     event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
     model::{
-        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, FirstUse, Hash, Limits, Millis, NOTE_KINDS,
-        PolicyFacts, Refused, RequestFacts, TokenRecord,
+        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, FirstUse, Hash, Limits,
+        Millis, NOTE_KINDS, PolicyFacts, Refused, RequestFacts, TokenRecord,
     },
     state::{Outstanding, State},
 };
@@ -25,11 +25,19 @@ pub(crate) struct Draft {
 
 impl Draft {
     fn plain(event: Event) -> Self {
-        Self { entry: Entry::Event(event), attachments: Vec::new(), approval: None }
+        Self {
+            entry: Entry::Event(event),
+            attachments: Vec::new(),
+            approval: None,
+        }
     }
 
     fn with(event: Event, attachments: Vec<Evidence>) -> Self {
-        Self { entry: Entry::Event(event), attachments, approval: None }
+        Self {
+            entry: Entry::Event(event),
+            attachments,
+            approval: None,
+        }
     }
 }
 
@@ -38,70 +46,188 @@ impl State {
     ///
     /// # Errors
     /// A [`Refused`] that says what is stale; the state is as it was.
-    pub(crate) fn check(&self, command: Command, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
+    pub(crate) fn check(
+        &self,
+        command: Command,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Draft, Refused> {
         match command {
-            Command::Issue { token, evidence_id, evidence_expires_ms, policy, attachments } => {
+            Command::Issue {
+                token,
+                evidence_id,
+                evidence_expires_ms,
+                policy,
+                attachments,
+            } => {
                 self.check_issue(&token, &evidence_id, now, limits)?;
-                let evidence = EvidenceUse { id: evidence_id, expires_ms: evidence_expires_ms };
-                Ok(Draft::with(Event::Issue { token, evidence, policy }, attachments))
+                let evidence = EvidenceUse {
+                    id: evidence_id,
+                    expires_ms: evidence_expires_ms,
+                };
+                Ok(Draft::with(
+                    Event::Issue {
+                        token,
+                        evidence,
+                        policy,
+                    },
+                    attachments,
+                ))
             }
-            Command::ExchangeRefused { agent, reason, error, action, policy } => {
-                Ok(Draft::plain(Event::ExchangeRefused { agent, reason, error, action, policy }))
-            }
+            Command::ExchangeRefused {
+                agent,
+                reason,
+                error,
+                action,
+                policy,
+            } => Ok(Draft::plain(Event::ExchangeRefused {
+                agent,
+                reason,
+                error,
+                action,
+                policy,
+            })),
             Command::Discover { agent } => self.check_discover(agent, limits),
-            Command::Allow { token_hash, attempt, request, policy, approval, attachments } => {
+            Command::Allow {
+                token_hash,
+                attempt,
+                request,
+                policy,
+                approval,
+                attachments,
+            } => {
                 let token = self.spendable(&token_hash, &attempt, now)?;
                 let approval = match approval {
                     Some((id, digest)) => Some(self.usable(id, digest, now)?),
                     None => None,
                 };
                 let id = approval.as_ref().map(|used| used.id.clone());
-                let event = Event::Allow { token, attempt, request, policy, approval };
-                Ok(Draft { entry: Entry::Event(event), attachments, approval: id })
+                let event = Event::Allow {
+                    token,
+                    attempt,
+                    request,
+                    policy,
+                    approval,
+                };
+                Ok(Draft {
+                    entry: Entry::Event(event),
+                    attachments,
+                    approval: id,
+                })
             }
-            Command::Deny { token_hash, attempt, reason, request, policy, attachments } => {
+            Command::Deny {
+                token_hash,
+                attempt,
+                reason,
+                request,
+                policy,
+                attachments,
+            } => {
                 let token = self.spendable(&token_hash, &attempt, now)?;
-                Ok(Draft::with(Event::Deny { token, attempt, reason, request, policy }, attachments))
+                Ok(Draft::with(
+                    Event::Deny {
+                        token,
+                        attempt,
+                        reason,
+                        request,
+                        policy,
+                    },
+                    attachments,
+                ))
             }
-            Command::Hold { token_hash, attempt, request, policy, approval, attachments } => {
+            Command::Hold {
+                token_hash,
+                attempt,
+                request,
+                policy,
+                approval,
+                attachments,
+            } => {
                 let token = self.holdable(&token_hash, &attempt, now, limits)?;
-                self.check_hold(HoldParts { token, attempt, request, policy, approval, attachments }, now, limits)
+                self.check_hold(
+                    HoldParts {
+                        token,
+                        attempt,
+                        request,
+                        policy,
+                        approval,
+                        attachments,
+                    },
+                    now,
+                    limits,
+                )
             }
-            Command::Lapse { token_hash, attempt, why } => {
+            Command::Lapse {
+                token_hash,
+                attempt,
+                why,
+            } => {
                 let token = self.outstanding(&token_hash)?;
                 if token.held_by.as_deref() != Some(attempt.as_str()) {
                     return Err(Refused::HeldElsewhere);
                 }
                 let token = Subject::from(&token.record);
-                Ok(Draft::plain(Event::Lapse { token, attempt, why: why.to_owned() }))
+                Ok(Draft::plain(Event::Lapse {
+                    token,
+                    attempt,
+                    why: why.to_owned(),
+                }))
             }
-            Command::DecideApproval { id, digest, approve, by, usable_ms } => {
-                self.check_decision(id, digest, approve, by, now, usable_ms)
-            }
+            Command::DecideApproval {
+                id,
+                digest,
+                approve,
+                by,
+                usable_ms,
+            } => self.check_decision(id, digest, approve, by, now, usable_ms),
             Command::ExpireApprovals => self.check_expiry(now),
-            Command::Outcome { attempt, status, response_bytes, details } => {
+            Command::Outcome {
+                attempt,
+                status,
+                response_bytes,
+                details,
+            } => {
                 let spent = self.attempt(&attempt).and_then(|hash| self.spent(hash));
                 if spent.is_some_and(|record| record.outcome != FirstUse::Unknown) {
                     return Err(Refused::AttemptKnown);
                 }
                 let response_bytes = response_bytes.min(LARGEST_INTEGER);
-                Ok(Draft::plain(Event::Outcome { attempt, status, response_bytes, details }))
+                Ok(Draft::plain(Event::Outcome {
+                    attempt,
+                    status,
+                    response_bytes,
+                    details,
+                }))
             }
             Command::Note { kind, body } => {
                 if !NOTE_KINDS.contains(&kind) {
                     return Err(Refused::Limit("kinds of notes"));
                 }
-                let entry = Entry::Note { kind: kind.to_owned(), body };
-                Ok(Draft { entry, attachments: Vec::new(), approval: None })
+                let entry = Entry::Note {
+                    kind: kind.to_owned(),
+                    body,
+                };
+                Ok(Draft {
+                    entry,
+                    attachments: Vec::new(),
+                    approval: None,
+                })
             }
         }
     }
 
     fn outstanding(&self, hash: &Hash) -> Result<&Outstanding, Refused> {
-        self.token(hash).ok_or_else(|| Refused::NotOutstanding(self.spent(hash).cloned()))
+        self.token(hash)
+            .ok_or_else(|| Refused::NotOutstanding(self.spent(hash).cloned()))
     }
 
-    fn check_issue(&self, token: &TokenRecord, evidence: &Hash, now: Millis, limits: &Limits) -> Result<(), Refused> {
+    fn check_issue(
+        &self,
+        token: &TokenRecord,
+        evidence: &Hash,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<(), Refused> {
         if token.expires_ms <= now {
             return Err(Refused::TokenExpired);
         }
@@ -150,7 +276,13 @@ impl State {
         Ok(())
     }
 
-    fn holdable(&self, hash: &Hash, attempt: &str, now: Millis, limits: &Limits) -> Result<Subject, Refused> {
+    fn holdable(
+        &self,
+        hash: &Hash,
+        attempt: &str,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Subject, Refused> {
         let token = self.outstanding(hash)?;
         match token.held_by.as_deref() {
             Some(holder) if holder == attempt => return Err(Refused::AttemptKnown),
@@ -167,7 +299,14 @@ impl State {
     }
 
     fn check_hold(&self, hold: HoldParts, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
-        let HoldParts { token, attempt, request, policy, approval, attachments } = hold;
+        let HoldParts {
+            token,
+            attempt,
+            request,
+            policy,
+            approval,
+            attachments,
+        } = hold;
         let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
         let mut found = None;
         for other in self.open_with(&approval.digest).filter(equal) {
@@ -199,8 +338,19 @@ impl State {
                 (clean.id.clone(), Some(clean))
             }
         };
-        let event = Event::Hold { token, attempt, request, policy, approval: id.clone(), opened };
-        Ok(Draft { entry: Entry::Event(event), attachments, approval: Some(id) })
+        let event = Event::Hold {
+            token,
+            attempt,
+            request,
+            policy,
+            approval: id.clone(),
+            opened,
+        };
+        Ok(Draft {
+            entry: Entry::Event(event),
+            attachments,
+            approval: Some(id),
+        })
     }
 
     /// The approval that an allow names: approved, unused, in time, for this digest.
@@ -209,7 +359,13 @@ impl State {
         Ok(ApprovalUse { id, digest })
     }
 
-    fn approval_in(&self, id: &str, digest: &Hash, state: ApprovalState, now: Millis) -> Result<(), Refused> {
+    fn approval_in(
+        &self,
+        id: &str,
+        digest: &Hash,
+        state: ApprovalState,
+        now: Millis,
+    ) -> Result<(), Refused> {
         let approval = self.approval(id).ok_or(Refused::ApprovalState(None))?;
         if approval.state != state {
             return Err(Refused::ApprovalState(Some(approval.state)));
@@ -233,17 +389,36 @@ impl State {
         usable_ms: Millis,
     ) -> Result<Draft, Refused> {
         self.approval_in(&id, &digest, ApprovalState::Pending, now)?;
-        let (decision, expires_ms) =
-            if approve { (Answer::Approved, now.saturating_add(usable_ms)) } else { (Answer::Denied, now) };
-        let event = Event::Approval { id: id.clone(), digest, decision, by, expires_ms };
-        Ok(Draft { entry: Entry::Event(event), attachments: Vec::new(), approval: Some(id) })
+        let (decision, expires_ms) = if approve {
+            (Answer::Approved, now.saturating_add(usable_ms))
+        } else {
+            (Answer::Denied, now)
+        };
+        let event = Event::Approval {
+            id: id.clone(),
+            digest,
+            decision,
+            by,
+            expires_ms,
+        };
+        Ok(Draft {
+            entry: Entry::Event(event),
+            attachments: Vec::new(),
+            approval: Some(id),
+        })
     }
 
     fn check_expiry(&self, now: Millis) -> Result<Draft, Refused> {
         let over = |a: &&Approval| {
-            matches!(a.state, ApprovalState::Pending | ApprovalState::Approved) && a.expires_ms <= now
+            matches!(a.state, ApprovalState::Pending | ApprovalState::Approved)
+                && a.expires_ms <= now
         };
-        let ids: Vec<String> = self.approvals().filter(over).take(EXPIRED_PER_ENTRY).map(|a| a.id.clone()).collect();
+        let ids: Vec<String> = self
+            .approvals()
+            .filter(over)
+            .take(EXPIRED_PER_ENTRY)
+            .map(|a| a.id.clone())
+            .collect();
         if ids.is_empty() {
             return Err(Refused::ApprovalState(None));
         }

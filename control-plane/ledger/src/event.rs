@@ -7,7 +7,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::model::{ActionRecord, Approval, Hash, Millis, NOTE_KINDS, PolicyFacts, RequestFacts, TokenRecord, User, hash_hex};
+use crate::model::{
+    ActionRecord, Approval, Hash, Millis, NOTE_KINDS, PolicyFacts, RequestFacts, TokenRecord, User,
+    hash_hex,
+};
 
 /// The token that a decision is about, as its record has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,11 +181,17 @@ impl Entry {
     /// When this version does not know the kind or the body is not of it.
     pub(crate) fn from_parts(kind: &str, body: Value) -> Result<Self, EntryError> {
         if NOTE_KINDS.contains(&kind) {
-            return Ok(Self::Note { kind: kind.to_owned(), body });
+            return Ok(Self::Note {
+                kind: kind.to_owned(),
+                body,
+            });
         }
         serde_json::from_value(serde_json::json!({ "kind": kind, "body": body }))
             .map(Self::Event)
-            .map_err(|error| EntryError::Body { kind: kind.to_owned(), error: error.to_string() })
+            .map_err(|error| EntryError::Body {
+                kind: kind.to_owned(),
+                error: error.to_string(),
+            })
     }
 
     /// The agent that the entry is about, for listings.

@@ -45,8 +45,15 @@ pub(crate) struct At {
 
 impl Journal {
     pub(crate) fn open(at: At) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).open(at.dir.join(segment::file_name(at.number)))?;
-        let spare = Arc::new(Spare { dir: at.dir.clone(), len: at.next_len, state: Mutex::default(), changed: Condvar::new() });
+        let file = OpenOptions::new()
+            .write(true)
+            .open(at.dir.join(segment::file_name(at.number)))?;
+        let spare = Arc::new(Spare {
+            dir: at.dir.clone(),
+            len: at.next_len,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         spare.prepare();
         Ok(Self {
             dir: at.dir,
@@ -109,7 +116,9 @@ impl Journal {
     /// # Errors
     /// After which it is unknown what the disk holds: the process must end.
     pub(crate) fn append(&mut self, builder: group::Builder, first: u64) -> io::Result<()> {
-        let (_, bytes) = builder.finish(self.header(first)).map_err(io::Error::other)?;
+        let (_, bytes) = builder
+            .finish(self.header(first))
+            .map_err(io::Error::other)?;
         if bytes.len() > self.room() {
             return Err(io::Error::other("a group that does not fit its segment"));
         }
@@ -129,7 +138,17 @@ impl Journal {
 /// A header before its builder fills in the rest. Every group is synced before
 /// the next is written, so what is durable is all that came before.
 pub(crate) fn header(log: [u8; 16], segment: u64, group: u64, first: u64) -> Header {
-    Header { log, segment, group, first, durable: first, count: 0, lines_len: 0, total_len: 0, head: [0; 32] }
+    Header {
+        log,
+        segment,
+        group,
+        first,
+        durable: first,
+        count: 0,
+        lines_len: 0,
+        total_len: 0,
+        head: [0; 32],
+    }
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -165,14 +184,20 @@ impl Spare {
         if let Err(error) = &made {
             tracing::error!(dir = %self.dir.display(), %error, "no room for another journal segment: free some space");
         }
-        self.set(if made.is_ok() { SpareState::Ready } else { SpareState::Failed });
+        self.set(if made.is_ok() {
+            SpareState::Ready
+        } else {
+            SpareState::Failed
+        });
         made.is_ok()
     }
 
     fn prepare_in_background(self: &Arc<Self>) {
         self.set(SpareState::Making);
         let spare = Arc::clone(self);
-        let started = std::thread::Builder::new().name("journal-spare".into()).spawn(move || spare.prepare());
+        let started = std::thread::Builder::new()
+            .name("journal-spare".into())
+            .spawn(move || spare.prepare());
         if started.is_err() {
             self.set(SpareState::Failed);
         }
@@ -182,7 +207,10 @@ impl Spare {
     fn wait(&self) -> bool {
         let mut state = self.lock();
         while *state == SpareState::Making {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *state == SpareState::Ready
     }
@@ -225,10 +253,18 @@ pub(crate) fn create_segment(dir: &Path, name: &str, start: &[u8], len: usize) -
 
 fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<()> {
     const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(start)?;
     let mut left = len.saturating_sub(start.len());
-    while let Some(zeros) = ZEROS.get(..left.min(ZEROS.len())).filter(|zeros| !zeros.is_empty()) {
+    while let Some(zeros) = ZEROS
+        .get(..left.min(ZEROS.len()))
+        .filter(|zeros| !zeros.is_empty())
+    {
         file.write_all(zeros)?;
         left = left.saturating_sub(zeros.len());
     }

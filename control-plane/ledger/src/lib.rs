@@ -25,18 +25,21 @@ use std::{
 
 use tokio::sync::watch;
 
+use crate::{
+    event::Entry,
+    listing::Listings,
+    model::{
+        Approval, ApprovalState, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord,
+        TokenRecord, TokenState,
+    },
+    queue::Queue,
+    state::{Stamp, State},
+    writer::Writer,
+};
 pub use crate::{
     event::EntryError,
     listing::{ListedEntry, ListingsState},
     recovery::{OpenError, OpenReport, TornTail},
-};
-use crate::{
-    event::Entry,
-    listing::Listings,
-    model::{Approval, ApprovalState, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, TokenRecord, TokenState},
-    queue::Queue,
-    state::{Stamp, State},
-    writer::Writer,
 };
 
 /// Reads the time, in milliseconds since the Unix epoch.
@@ -84,7 +87,10 @@ impl Options {
             init: false,
             segment_len: audit::segment::SEGMENT_LEN,
             on_fatal: Arc::new(|what| {
-                tracing::error!(what, "the journal failed; ending, since nothing more may be promised");
+                tracing::error!(
+                    what,
+                    "the journal failed; ending, since nothing more may be promised"
+                );
                 std::process::abort();
             }),
         }
@@ -99,12 +105,17 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.published.read().unwrap_or_else(PoisonError::into_inner)
+        self.published
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Applies a durable group.
     pub(crate) fn publish(&self, applied: &[(Stamp, Entry)]) {
-        let mut state = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .published
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         for (stamp, entry) in applied {
             state.apply(*stamp, entry);
         }
@@ -146,7 +157,10 @@ impl Ledger {
         let recovered = recovery::open(&options)?;
         let entries = recovered.published.entries;
         let (groups, followed) = watch::channel(entries);
-        let shared = Arc::new(Shared { published: RwLock::new(recovered.published), groups });
+        let shared = Arc::new(Shared {
+            published: RwLock::new(recovered.published),
+            groups,
+        });
         let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
         let writer = Writer {
             queue: Arc::clone(&queue),
@@ -165,10 +179,25 @@ impl Ledger {
                 writer.run();
                 end.send_replace(true);
             })
-            .map_err(|error| OpenError::Io { what: "start the ledger's thread".into(), error })?;
+            .map_err(|error| OpenError::Io {
+                what: "start the ledger's thread".into(),
+                error,
+            })?;
         let listings = Listings::start(options.listings, &options.dir, followed);
-        let inner = Inner { queue, shared, listings, clock: options.clock, dir: options.dir, ended };
-        Ok((Self { inner: Arc::new(inner) }, recovered.report))
+        let inner = Inner {
+            queue,
+            shared,
+            listings,
+            clock: options.clock,
+            dir: options.dir,
+            ended,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            recovered.report,
+        ))
     }
 
     /// Commits one command: returns once its entry is durable, or says why it was
@@ -187,7 +216,9 @@ impl Ledger {
     #[must_use]
     pub fn token(&self, hash: &Hash) -> Option<(TokenRecord, TokenState)> {
         let state = self.inner.shared.read();
-        state.token(hash).map(|token| (token.record.clone(), token.state()))
+        state
+            .token(hash)
+            .map(|token| (token.record.clone(), token.state()))
     }
 
     /// What became of a token's one use, until the token's end.
@@ -215,14 +246,24 @@ impl Ledger {
     #[must_use]
     pub fn approvals(&self) -> Vec<Approval> {
         let mut all: Vec<Approval> = self.inner.shared.read().approvals().cloned().collect();
-        all.sort_by(|a, b| b.created_ms.cmp(&a.created_ms).then_with(|| a.id.cmp(&b.id)));
+        all.sort_by(|a, b| {
+            b.created_ms
+                .cmp(&a.created_ms)
+                .then_with(|| a.id.cmp(&b.id))
+        });
         all
     }
 
     /// Agents that showed valid evidence without being registered, with when they first did.
     #[must_use]
     pub fn discovered(&self) -> Vec<(String, Millis)> {
-        self.inner.shared.read().discovered().iter().map(|(agent, at)| (agent.clone(), *at)).collect()
+        self.inner
+            .shared
+            .read()
+            .discovered()
+            .iter()
+            .map(|(agent, at)| (agent.clone(), *at))
+            .collect()
     }
 
     /// Changes whenever a group became durable; the value is the number of entries.

@@ -30,7 +30,11 @@ pub(crate) struct Encoded {
 impl Encoded {
     /// Bytes that it adds to a group.
     pub(crate) fn len(&self) -> usize {
-        self.attached.iter().fold(self.line.len().saturating_add(1), |sum, a| sum.saturating_add(a.len()))
+        self.attached
+            .iter()
+            .fold(self.line.len().saturating_add(1), |sum, a| {
+                sum.saturating_add(a.len())
+            })
     }
 }
 
@@ -47,7 +51,11 @@ pub(crate) struct Place {
 /// # Errors
 /// [`Refused::TooLarge`] when even the shortest form is too long, an attachment
 /// is, or the body has no canonical form.
-pub(crate) fn encode(place: &Place, entry: &Entry, attachments: &[Evidence]) -> Result<Encoded, Refused> {
+pub(crate) fn encode(
+    place: &Place,
+    entry: &Entry,
+    attachments: &[Evidence],
+) -> Result<Encoded, Refused> {
     let (kind, whole) = entry.to_parts().ok_or(Refused::TooLarge)?;
     let mut refs = Vec::with_capacity(attachments.len() + 1);
     let mut attached = Vec::with_capacity(attachments.len() + 1);
@@ -69,7 +77,11 @@ pub(crate) fn encode(place: &Place, entry: &Entry, attachments: &[Evidence]) -> 
         Err(_) => return Err(Refused::TooLarge),
     }
     // Approvals outlive a restart: what a human will be shown is kept whole beside the line.
-    if let Entry::Event(Event::Hold { opened: Some(approval), .. }) = entry {
+    if let Entry::Event(Event::Hold {
+        opened: Some(approval),
+        ..
+    }) = entry
+    {
         let bytes = serde_json::to_vec(approval).map_err(|_| Refused::TooLarge)?;
         attach(APPROVAL, &bytes, &mut line.attachments, &mut attached)?;
     }
@@ -110,10 +122,16 @@ fn cut(value: &Value, longest: usize, lists: bool) -> Option<Value> {
         }
         Value::Array(items) => {
             let kept = if lists { KEPT } else { items.len() };
-            let mut short = items.iter().take(kept).map(|v| cut(v, longest, lists)).collect::<Option<Vec<_>>>()?;
+            let mut short = items
+                .iter()
+                .take(kept)
+                .map(|v| cut(v, longest, lists))
+                .collect::<Option<Vec<_>>>()?;
             if kept < items.len() {
                 let all = canonical::encode(value).ok()?;
-                short.push(json!({"more": items.len() - kept, "sha256": hex::encode(Sha256::digest(all))}));
+                short.push(
+                    json!({"more": items.len() - kept, "sha256": hex::encode(Sha256::digest(all))}),
+                );
             }
             Value::Array(short)
         }
@@ -134,10 +152,20 @@ fn uncut(value: Value) -> Value {
         Value::Object(mut members) if members.len() == 3 && members.contains_key("cut") => {
             members.remove("cut").unwrap_or_default()
         }
-        Value::Object(members) => members.into_iter().map(|(key, value)| (key, uncut(value))).collect(),
+        Value::Object(members) => members
+            .into_iter()
+            .map(|(key, value)| (key, uncut(value)))
+            .collect(),
         Value::Array(items) => {
-            let more = |v: &Value| v.as_object().is_some_and(|o| o.len() == 2 && o.contains_key("more"));
-            items.into_iter().filter(|item| !more(item)).map(uncut).collect()
+            let more = |v: &Value| {
+                v.as_object()
+                    .is_some_and(|o| o.len() == 2 && o.contains_key("more"))
+            };
+            items
+                .into_iter()
+                .filter(|item| !more(item))
+                .map(uncut)
+                .collect()
         }
         other => other,
     }
@@ -151,16 +179,26 @@ fn uncut(value: Value) -> Value {
 pub(crate) fn decode(entry: &audit::group::Entry<'_>) -> Result<Entry, EntryError> {
     let line = &entry.line;
     let mut read = Entry::from_parts(&line.kind, note_or(&line.kind, line.body.clone()))?;
-    if let Entry::Event(Event::Hold { opened: Some(opened), .. }) = &mut read
-        && let Some((named, salted)) =
-            line.attachments.iter().zip(&entry.attached).rfind(|(named, _)| named.name == APPROVAL)
+    if let Entry::Event(Event::Hold {
+        opened: Some(opened),
+        ..
+    }) = &mut read
+        && let Some((named, salted)) = line
+            .attachments
+            .iter()
+            .zip(&entry.attached)
+            .rfind(|(named, _)| named.name == APPROVAL)
     {
-        let wrong = |error: String| EntryError::Body { kind: line.kind.clone(), error };
+        let wrong = |error: String| EntryError::Body {
+            kind: line.kind.clone(),
+            error,
+        };
         if !named.matches(salted) {
             return Err(wrong("the approval beside the line was changed".into()));
         }
         let bytes = salted.get(SALT_LEN..).unwrap_or_default();
-        let whole: Approval = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
+        let whole: Approval =
+            serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
         *opened = whole;
     }
     Ok(read)
@@ -168,5 +206,9 @@ pub(crate) fn decode(entry: &audit::group::Entry<'_>) -> Result<Entry, EntryErro
 
 // A note's body is its sender's own and is never replayed: it stays as it is.
 fn note_or(kind: &str, body: Value) -> Value {
-    if crate::model::NOTE_KINDS.contains(&kind) { body } else { uncut(body) }
+    if crate::model::NOTE_KINDS.contains(&kind) {
+        body
+    } else {
+        uncut(body)
+    }
 }

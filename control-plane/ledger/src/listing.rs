@@ -81,11 +81,26 @@ enum ListingError {
 
 impl Listings {
     /// Starts the thread. It ends when the ledger does.
-    pub(crate) fn start(dir: Option<PathBuf>, journal: &Path, followed: watch::Receiver<u64>) -> Self {
-        let Some(dir) = dir else { return Self { held: Arc::new(RwLock::new(Held::Off)) } };
+    pub(crate) fn start(
+        dir: Option<PathBuf>,
+        journal: &Path,
+        followed: watch::Receiver<u64>,
+    ) -> Self {
+        let Some(dir) = dir else {
+            return Self {
+                held: Arc::new(RwLock::new(Held::Off)),
+            };
+        };
         let held = Arc::new(RwLock::new(Held::Opening));
-        let projection = Projection { dir, journal: journal.to_owned(), held: Arc::clone(&held), followed };
-        let started = std::thread::Builder::new().name("listings".into()).spawn(move || projection.run());
+        let projection = Projection {
+            dir,
+            journal: journal.to_owned(),
+            held: Arc::clone(&held),
+            followed,
+        };
+        let started = std::thread::Builder::new()
+            .name("listings".into())
+            .spawn(move || projection.run());
         if let Err(error) = started {
             tracing::warn!(%error, "listings are unavailable");
             set(&held, Held::Failed);
@@ -110,7 +125,9 @@ impl Listings {
         let read = guarded(|| {
             let end = before.unwrap_or(u64::MAX).to_be_bytes();
             let newest_first = db.range(..end).rev().take(limit);
-            newest_first.map(|pair| Ok(serde_json::from_slice(&pair?.1)?)).collect()
+            newest_first
+                .map(|pair| Ok(serde_json::from_slice(&pair?.1)?))
+                .collect()
         });
         read.unwrap_or_else(|error| {
             tracing::warn!(%error, "listings are unavailable");
@@ -167,10 +184,15 @@ impl Projection {
             let durable = *self.followed.borrow_and_update();
             // Groups are published whole, so that one with a durable entry is all durable.
             while reader.position().next < durable {
-                let Some(entries) = reader.next_group()? else { break };
+                let Some(entries) = reader.next_group()? else {
+                    break;
+                };
                 store(&db, &entries, &reader.position())?;
             }
-            if matches!(*self.held.read().unwrap_or_else(PoisonError::into_inner), Held::Opening) {
+            if matches!(
+                *self.held.read().unwrap_or_else(PoisonError::into_inner),
+                Held::Opening
+            ) {
                 set(&self.held, Held::Ready(db.clone()));
             }
             if runtime.block_on(self.followed.changed()).is_err() {
@@ -227,11 +249,19 @@ impl Projection {
         if self.dir.exists() {
             fs::rename(&self.dir, &aside)?;
         }
-        if mark.exists() { fs::remove_file(mark) } else { Ok(()) }
+        if mark.exists() {
+            fs::remove_file(mark)
+        } else {
+            Ok(())
+        }
     }
 }
 
-fn store(db: &sled::Db, entries: &[audit::reader::Entry], position: &Position) -> Result<(), ListingError> {
+fn store(
+    db: &sled::Db,
+    entries: &[audit::reader::Entry],
+    position: &Position,
+) -> Result<(), ListingError> {
     let mut batch = sled::Batch::default();
     for entry in entries {
         let line = &entry.line;

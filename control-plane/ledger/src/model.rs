@@ -346,7 +346,15 @@ pub enum Command {
 
 /// The kinds that [`Command::Note`] may carry.
 pub const NOTE_KINDS: &[&str] = &[
-    "config", "edge_counts", "edge_denial", "exchange_counts", "gap", "login", "proxy", "question_refused", "shutdown",
+    "config",
+    "edge_counts",
+    "edge_denial",
+    "exchange_counts",
+    "gap",
+    "login",
+    "proxy",
+    "question_refused",
+    "shutdown",
 ];
 
 /// How many approvals one [`Command::ExpireApprovals`] ends.

@@ -32,7 +32,12 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(entries: usize, bytes: usize) -> Self {
-        Self { inner: Mutex::default(), filled: Condvar::new(), entries, bytes }
+        Self {
+            inner: Mutex::default(),
+            filled: Condvar::new(),
+            entries,
+            bytes,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -44,11 +49,17 @@ impl Queue {
     ///
     /// # Errors
     /// [`Refused::Unavailable`] when the queue is full or closed.
-    pub(crate) fn push(&self, command: Command) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
+    pub(crate) fn push(
+        &self,
+        command: Command,
+    ) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
         let cost = cost(&command);
         let (answer, receiver) = oneshot::channel();
         let mut inner = self.lock();
-        if inner.stopping || inner.jobs.len() >= self.entries || inner.bytes.saturating_add(cost) > self.bytes {
+        if inner.stopping
+            || inner.jobs.len() >= self.entries
+            || inner.bytes.saturating_add(cost) > self.bytes
+        {
             return Err(Refused::Unavailable);
         }
         inner.bytes = inner.bytes.saturating_add(cost);
@@ -65,14 +76,19 @@ impl Queue {
             if inner.stopping {
                 return None;
             }
-            inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self
+                .filled
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         let count = inner.jobs.len().min(most);
         let mut taken = Vec::with_capacity(count);
         for (cost, job) in inner.jobs.drain(..count) {
             taken.push((cost, job));
         }
-        inner.bytes = inner.bytes.saturating_sub(taken.iter().map(|(cost, _)| cost).sum());
+        inner.bytes = inner
+            .bytes
+            .saturating_sub(taken.iter().map(|(cost, _)| cost).sum());
         Some(taken.into_iter().map(|(_, job)| job).collect())
     }
 
@@ -95,15 +111,37 @@ impl Queue {
 fn cost(command: &Command) -> usize {
     let evidence = |list: &[Evidence]| list.iter().map(|e| e.bytes.len()).sum::<usize>();
     let (strings, beside) = match command {
-        Command::Issue { token, attachments, .. } => (token.action.location.len(), evidence(attachments)),
-        Command::Allow { request, attachments, .. } | Command::Deny { request, attachments, .. } => {
-            (request.path.len(), evidence(attachments))
+        Command::Issue {
+            token, attachments, ..
+        } => (token.action.location.len(), evidence(attachments)),
+        Command::Allow {
+            request,
+            attachments,
+            ..
         }
-        Command::Hold { request, approval, attachments, .. } => {
-            (request.path.len().saturating_add(approval.action.location.len()), evidence(attachments))
+        | Command::Deny {
+            request,
+            attachments,
+            ..
+        } => (request.path.len(), evidence(attachments)),
+        Command::Hold {
+            request,
+            approval,
+            attachments,
+            ..
+        } => (
+            request
+                .path
+                .len()
+                .saturating_add(approval.action.location.len()),
+            evidence(attachments),
+        ),
+        Command::ExchangeRefused { action, .. } => {
+            (action.as_ref().map_or(0, |a| a.location.len()), 0)
         }
-        Command::ExchangeRefused { action, .. } => (action.as_ref().map_or(0, |a| a.location.len()), 0),
         _ => (0, 0),
     };
-    audit::MAX_LINE.saturating_add(strings).saturating_add(beside)
+    audit::MAX_LINE
+        .saturating_add(strings)
+        .saturating_add(beside)
 }

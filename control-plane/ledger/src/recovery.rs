@@ -39,7 +39,9 @@ pub enum OpenError {
     #[error("the journal in {0} is in use by another process: only one may write it")]
     Locked(PathBuf),
     /// Files, but no journal.
-    #[error("{0} holds files but no journal entry: restore the journal, or begin a new one explicitly")]
+    #[error(
+        "{0} holds files but no journal entry: restore the journal, or begin a new one explicitly"
+    )]
     NoJournal(PathBuf),
     /// An option that cannot be.
     #[error("segments must be a multiple of {BLOCK} bytes and {LEAST_SEGMENT} at least, not {0}")]
@@ -148,7 +150,12 @@ pub(crate) fn open(options: &Options) -> Result<Recovered, OpenError> {
         torn: replay.torn.clone(),
     };
     let journal = begin(options, &mut replay, lock)?;
-    Ok(Recovered { journal, working: replay.state.clone(), published: replay.state, report })
+    Ok(Recovered {
+        journal,
+        working: replay.state.clone(),
+        published: replay.state,
+        report,
+    })
 }
 
 /// Writes the last segment anew with the epoch's first group behind what was whole.
@@ -157,13 +164,20 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
     let (group, first) = epoch_group(replay, &options.clock)?;
     let seal = |number, group_number, builder: Builder| {
         let sealed = builder.finish(header(replay.log, number, group_number, first));
-        sealed.map(|(_, bytes)| bytes).map_err(|error| io_error("lay out a group in", dir, io::Error::other(error)))
+        sealed
+            .map(|(_, bytes)| bytes)
+            .map_err(|error| io_error("lay out a group in", dir, io::Error::other(error)))
     };
     let write = |number, start: &[u8], len| {
         let name = segment::file_name(number);
-        create_segment(dir, &name, start, len).map_err(|error| io_error("write", &dir.join(&name), error))
+        create_segment(dir, &name, start, len)
+            .map_err(|error| io_error("write", &dir.join(&name), error))
     };
-    let Tail { mut number, mut bytes, mut len } = std::mem::take(&mut replay.tail);
+    let Tail {
+        mut number,
+        mut bytes,
+        mut len,
+    } = std::mem::take(&mut replay.tail);
     len = if len == 0 { options.segment_len } else { len };
     let needed = group.len_with(0);
     if bytes.len().saturating_add(needed) > len {
@@ -202,24 +216,43 @@ fn epoch_group(replay: &mut Replay, clock: &Clock) -> Result<(Builder, u64), Ope
         sha256: torn.sha256,
     });
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let begin = Event::Epoch { log: hex::encode(replay.log), version };
+    let begin = Event::Epoch {
+        log: hex::encode(replay.log),
+        version,
+    };
     let mut builder = Builder::default();
     for event in torn.into_iter().chain([begin]) {
         let entry = Entry::Event(event);
-        let place = Place { index: replay.state.entries, time_ms: now, epoch, prev: replay.state.head };
+        let place = Place {
+            index: replay.state.entries,
+            time_ms: now,
+            epoch,
+            prev: replay.state.head,
+        };
         let encoded = lines::encode(&place, &entry, &[]).map_err(|refused| OpenError::Io {
             what: "encode the epoch's entries".into(),
             error: io::Error::other(refused),
         })?;
         builder.push(&encoded.line, []);
         let leaf = leaf_hash(&encoded.line);
-        replay.state.apply(Stamp { index: place.index, time_ms: now, epoch, leaf }, &entry);
+        replay.state.apply(
+            Stamp {
+                index: place.index,
+                time_ms: now,
+                epoch,
+                leaf,
+            },
+            &entry,
+        );
     }
     Ok((builder, first))
 }
 
 fn io_error(what: &str, path: &Path, error: io::Error) -> OpenError {
-    OpenError::Io { what: format!("{what} {}", path.display()), error }
+    OpenError::Io {
+        what: format!("{what} {}", path.display()),
+        error,
+    }
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenError> {
@@ -237,7 +270,12 @@ fn make_dir(dir: &Path) -> Result<(), OpenError> {
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
     let file = file.map_err(|error| io_error("open", &path, error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
@@ -254,7 +292,10 @@ struct Found {
 
 fn list(dir: &Path) -> Result<Found, OpenError> {
     let wrong = |error| io_error("read", dir, error);
-    let mut found = Found { segments: Vec::new(), is_empty: true };
+    let mut found = Found {
+        segments: Vec::new(),
+        is_empty: true,
+    };
     for entry in fs::read_dir(dir).map_err(wrong)? {
         let name = entry.map_err(wrong)?.file_name();
         let name = name.to_string_lossy();
@@ -320,7 +361,10 @@ impl<'a> Replay<'a> {
             match Group::decode(rest) {
                 Ok(group) => {
                     let after = rest.get(group.len()..).unwrap_or_default();
-                    if !group.entries.iter().all(|e| e.attachments_match()) && last && !self.proves(after) {
+                    if !group.entries.iter().all(|e| e.attachments_match())
+                        && last
+                        && !self.proves(after)
+                    {
                         self.tear(number, offset, rest);
                         break;
                     }
@@ -328,7 +372,9 @@ impl<'a> Replay<'a> {
                     offset = offset.saturating_add(group.len());
                 }
                 // A newer layout is not damage, and must never be cut.
-                Err(error @ GroupError::Version(_)) => return Err(self.damaged(number, offset, error.to_string())),
+                Err(error @ GroupError::Version(_)) => {
+                    return Err(self.damaged(number, offset, error.to_string()));
+                }
                 Err(error) => {
                     if rest.iter().all(|b| *b == 0) {
                         break;
@@ -339,7 +385,7 @@ impl<'a> Replay<'a> {
                         return Err(self.damaged(number, offset, error.to_string()));
                     }
                     self.tear(number, offset, rest);
-                        break;
+                    break;
                 }
             }
         }
@@ -353,12 +399,16 @@ impl<'a> Replay<'a> {
     fn proves(&self, later: &[u8]) -> bool {
         // The log's name is known from its first group only.
         let ours = |log| self.state.entries == 0 || log == self.log;
-        let proof = |group: &Group<'_>| ours(group.header.log) && group.header.durable > self.state.entries;
+        let proof =
+            |group: &Group<'_>| ours(group.header.log) && group.header.durable > self.state.entries;
         segment::find_group(later, 0, proof).is_some()
     }
 
     fn tear(&mut self, number: u64, offset: usize, rest: &[u8]) {
-        let end = rest.iter().rposition(|b| *b != 0).map_or(0, |last| last.saturating_add(1));
+        let end = rest
+            .iter()
+            .rposition(|b| *b != 0)
+            .map_or(0, |last| last.saturating_add(1));
         let cut = rest.get(..end).unwrap_or(rest);
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         self.torn = Some(TornTail {
@@ -377,9 +427,14 @@ impl<'a> Replay<'a> {
         if header.log != self.log {
             return Err(self.damaged(number, offset, "a group of another journal"));
         }
-        let in_place = header.segment == number && header.group == self.group && header.first == self.state.entries;
+        let in_place = header.segment == number
+            && header.group == self.group
+            && header.first == self.state.entries;
         if !in_place {
-            let what = format!("group {} with entry {} stands here", header.group, header.first);
+            let what = format!(
+                "group {} with entry {} stands here",
+                header.group, header.first
+            );
             return Err(self.damaged(number, offset, what));
         }
         for entry in &group.entries {
@@ -389,12 +444,22 @@ impl<'a> Replay<'a> {
                 && line.time_ms >= self.state.time_ms
                 && line.epoch >= self.state.epoch;
             if !follows {
-                return Err(self.damaged(number, offset, "an entry that does not continue the one before"));
+                return Err(self.damaged(
+                    number,
+                    offset,
+                    "an entry that does not continue the one before",
+                ));
             }
-            let read = lines::decode(entry)
-                .map_err(|error| OpenError::Entry { index: line.index, error })?;
-            let stamp =
-                Stamp { index: line.index, time_ms: line.time_ms, epoch: line.epoch, leaf: entry.leaf };
+            let read = lines::decode(entry).map_err(|error| OpenError::Entry {
+                index: line.index,
+                error,
+            })?;
+            let stamp = Stamp {
+                index: line.index,
+                time_ms: line.time_ms,
+                epoch: line.epoch,
+                leaf: entry.leaf,
+            };
             self.state.apply(stamp, &read);
         }
         self.group = self.group.saturating_add(1);

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use crate::{
     event::{Answer, Entry, Event, EvidenceUse, Subject},
-    model::{Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, TokenRecord, TokenState},
+    model::{
+        Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, TokenRecord, TokenState,
+    },
 };
 
 /// How long an ended token is remembered past its end, so that it is refused
@@ -32,7 +34,11 @@ pub(crate) struct Outstanding {
 
 impl Outstanding {
     pub(crate) fn state(&self) -> TokenState {
-        if self.held_by.is_some() { TokenState::Held } else { TokenState::Issued }
+        if self.held_by.is_some() {
+            TokenState::Held
+        } else {
+            TokenState::Issued
+        }
     }
 }
 
@@ -111,7 +117,9 @@ impl State {
 
     /// Whether `jkt` is one of the keys that the evidence was shown under, and how many there are.
     pub(crate) fn evidence_keys(&self, id: &Hash, jkt: &str) -> (bool, usize) {
-        self.evidence.get(id).map_or((false, 0), |e| (e.keys.contains(jkt), e.keys.len()))
+        self.evidence
+            .get(id)
+            .map_or((false, 0), |e| (e.keys.contains(jkt), e.keys.len()))
     }
 
     pub(crate) fn approval(&self, id: &str) -> Option<&Approval> {
@@ -120,7 +128,11 @@ impl State {
 
     /// Pending and approved approvals of a digest, oldest first; some may be past their time.
     pub(crate) fn open_with(&self, digest: &Hash) -> impl DoubleEndedIterator<Item = &Approval> {
-        self.open.get(digest).into_iter().flatten().filter_map(|id| self.approvals.get(id))
+        self.open
+            .get(digest)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.approvals.get(id))
     }
 
     /// How many approvals are pending or approved.
@@ -152,34 +164,66 @@ impl State {
         match event {
             Event::Epoch { .. } => self.forget_tokens(),
             Event::Torn { .. } | Event::ExchangeRefused { .. } => {}
-            Event::Issue { token, evidence, .. } => self.issue(token, evidence),
+            Event::Issue {
+                token, evidence, ..
+            } => self.issue(token, evidence),
             Event::Discover { agent } => {
                 self.discovered.entry(agent.clone()).or_insert(now);
             }
-            Event::Allow { token, attempt, request, approval, .. } => {
+            Event::Allow {
+                token,
+                attempt,
+                request,
+                approval,
+                ..
+            } => {
                 self.spend(token, attempt, Some(&request.request_id), FirstUse::Unknown);
                 if let Some(used) = approval {
                     self.end_approval(&used.id, ApprovalState::Consumed);
                 }
             }
-            Event::Deny { token, attempt, request, .. } => {
+            Event::Deny {
+                token,
+                attempt,
+                request,
+                ..
+            } => {
                 self.spend(token, attempt, Some(&request.request_id), FirstUse::Refused);
             }
-            Event::Hold { token, attempt, request, opened, .. } => {
+            Event::Hold {
+                token,
+                attempt,
+                request,
+                opened,
+                ..
+            } => {
                 self.hold(&token.hash, attempt, &request.request_id);
                 if let Some(approval) = opened {
-                    self.open.entry(approval.digest).or_default().push(approval.id.clone());
+                    self.open
+                        .entry(approval.digest)
+                        .or_default()
+                        .push(approval.id.clone());
                     self.approvals.insert(approval.id.clone(), approval.clone());
                 }
             }
-            Event::Lapse { token, attempt, .. } => self.spend(token, attempt, None, FirstUse::Lapsed),
-            Event::Approval { id, decision, by, expires_ms, .. } => self.decide(now, id, *decision, by, *expires_ms),
+            Event::Lapse { token, attempt, .. } => {
+                self.spend(token, attempt, None, FirstUse::Lapsed)
+            }
+            Event::Approval {
+                id,
+                decision,
+                by,
+                expires_ms,
+                ..
+            } => self.decide(now, id, *decision, by, *expires_ms),
             Event::ApprovalsExpired { ids } => {
                 for id in ids {
                     self.end_approval(id, ApprovalState::Expired);
                 }
             }
-            Event::Outcome { attempt, status, .. } => {
+            Event::Outcome {
+                attempt, status, ..
+            } => {
                 let hash = self.attempts.get(attempt).copied();
                 if let Some(spent) = hash.and_then(|hash| self.spent.get_mut(&hash)) {
                     spent.record.outcome = FirstUse::Forwarded(*status);
@@ -203,12 +247,25 @@ impl State {
 
     fn issue(&mut self, token: &TokenRecord, evidence: &EvidenceUse) {
         self.ends.insert((token.expires_ms, token.token_hash));
-        self.agents.entry(token.agent.clone()).or_default().outstanding += 1;
-        let outstanding = Outstanding { record: token.clone(), held_by: None, request_id: String::new() };
+        self.agents
+            .entry(token.agent.clone())
+            .or_default()
+            .outstanding += 1;
+        let outstanding = Outstanding {
+            record: token.clone(),
+            held_by: None,
+            request_id: String::new(),
+        };
         self.tokens.insert(token.token_hash, outstanding);
 
-        let until_ms = evidence.expires_ms.max(self.time_ms).saturating_add(EVIDENCE_LINGER_MS);
-        let keys = self.evidence.entry(evidence.id).or_insert(EvidenceKeys { keys: HashSet::new(), until_ms });
+        let until_ms = evidence
+            .expires_ms
+            .max(self.time_ms)
+            .saturating_add(EVIDENCE_LINGER_MS);
+        let keys = self.evidence.entry(evidence.id).or_insert(EvidenceKeys {
+            keys: HashSet::new(),
+            until_ms,
+        });
         self.evidence_ends.remove(&(keys.until_ms, evidence.id));
         keys.until_ms = keys.until_ms.max(until_ms);
         keys.keys.insert(token.jkt.clone());
@@ -216,17 +273,30 @@ impl State {
     }
 
     fn hold(&mut self, hash: &Hash, attempt: &str, request_id: &str) {
-        let Some(token) = self.tokens.get_mut(hash) else { return };
+        let Some(token) = self.tokens.get_mut(hash) else {
+            return;
+        };
         token.held_by = Some(attempt.to_owned());
         token.request_id = request_id.to_owned();
         self.held += 1;
-        self.agents.entry(token.record.agent.clone()).or_default().held += 1;
+        self.agents
+            .entry(token.record.agent.clone())
+            .or_default()
+            .held += 1;
         self.attempts.insert(attempt.to_owned(), *hash);
     }
 
     /// Removes the token and keeps the record of its one use.
-    fn spend(&mut self, token: &Subject, attempt: &str, request_id: Option<&str>, outcome: FirstUse) {
-        let Some(gone) = self.remove_token(&token.hash) else { return };
+    fn spend(
+        &mut self,
+        token: &Subject,
+        attempt: &str,
+        request_id: Option<&str>,
+        outcome: FirstUse,
+    ) {
+        let Some(gone) = self.remove_token(&token.hash) else {
+            return;
+        };
         let until = gone.record.expires_ms.max(self.time_ms);
         self.ends.remove(&(gone.record.expires_ms, token.hash));
         self.ends.insert((until, token.hash));
@@ -237,7 +307,13 @@ impl State {
             request_id: request_id.map_or(gone.request_id, str::to_owned),
             outcome,
         };
-        self.spent.insert(token.hash, Spent { record, attempt: attempt.to_owned() });
+        self.spent.insert(
+            token.hash,
+            Spent {
+                record,
+                attempt: attempt.to_owned(),
+            },
+        );
     }
 
     fn remove_token(&mut self, hash: &Hash) -> Option<Outstanding> {
@@ -255,7 +331,9 @@ impl State {
     }
 
     fn decide(&mut self, now: Millis, id: &str, decision: Answer, by: &str, expires_ms: Millis) {
-        let Some(approval) = self.approvals.get_mut(id) else { return };
+        let Some(approval) = self.approvals.get_mut(id) else {
+            return;
+        };
         approval.decided_by = Some(by.to_owned());
         approval.decided_ms = Some(now);
         match decision {
@@ -268,7 +346,9 @@ impl State {
     }
 
     fn end_approval(&mut self, id: &str, state: ApprovalState) {
-        let Some(approval) = self.approvals.get_mut(id) else { return };
+        let Some(approval) = self.approvals.get_mut(id) else {
+            return;
+        };
         approval.state = state;
         if let Some(ids) = self.open.get_mut(&approval.digest) {
             ids.retain(|other| other != id);
@@ -291,7 +371,11 @@ impl State {
                 break;
             }
             self.ends.pop_first();
-            if self.tokens.get(&hash).is_some_and(|token| token.held_by.is_none()) {
+            if self
+                .tokens
+                .get(&hash)
+                .is_some_and(|token| token.held_by.is_none())
+            {
                 self.remove_token(&hash);
             }
             if let Some(spent) = self.spent.remove(&hash) {

@@ -104,8 +104,12 @@ impl Writer {
 
     fn stage(&self, command: Command, now: u64) -> Result<(Draft, Place, Encoded), Refused> {
         let draft = self.state.check(command, now, &self.limits)?;
-        let place =
-            Place { index: self.state.entries, time_ms: now, epoch: self.state.epoch, prev: self.state.head };
+        let place = Place {
+            index: self.state.entries,
+            time_ms: now,
+            epoch: self.state.epoch,
+            prev: self.state.head,
+        };
         let encoded = lines::encode(&place, &draft.entry, &draft.attachments)?;
         if Builder::default().len_with(encoded.len()) > self.journal.segment_len() {
             return Err(Refused::TooLarge);
@@ -124,14 +128,25 @@ impl Writer {
         if group.builder.len_with(more) <= self.journal.room() {
             return Ok(true);
         }
-        self.journal.roll().map_err(|e| Failed(format!("cannot go on to the next journal segment: {e}")))
+        self.journal
+            .roll()
+            .map_err(|e| Failed(format!("cannot go on to the next journal segment: {e}")))
     }
 
-    fn add(&mut self, group: &mut Group, draft: Draft, place: &Place, encoded: &Encoded, answer: Answer) {
+    fn add(
+        &mut self,
+        group: &mut Group,
+        draft: Draft,
+        place: &Place,
+        encoded: &Encoded,
+        answer: Answer,
+    ) {
         if group.builder.count() == 0 {
             group.first = place.index;
         }
-        group.builder.push(&encoded.line, encoded.attached.iter().map(Vec::as_slice));
+        group
+            .builder
+            .push(&encoded.line, encoded.attached.iter().map(Vec::as_slice));
         let stamp = Stamp {
             index: place.index,
             time_ms: place.time_ms,
@@ -139,8 +154,14 @@ impl Writer {
             leaf: leaf_hash(&encoded.line),
         };
         self.state.apply(stamp, &draft.entry);
-        let approval = draft.approval.and_then(|id| self.state.approval(&id).cloned());
-        let committed = Committed { index: place.index, time_ms: place.time_ms, approval };
+        let approval = draft
+            .approval
+            .and_then(|id| self.state.approval(&id).cloned());
+        let committed = Committed {
+            index: place.index,
+            time_ms: place.time_ms,
+            approval,
+        };
         group.applied.push((stamp, draft.entry));
         group.answers.push((answer, Ok(committed)));
     }

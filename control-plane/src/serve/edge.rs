@@ -217,7 +217,8 @@ fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::I
     Ok(identity::mtls::serve_incoming(listener, core.identity.clone(), Arc::new(allowed)))
 }
 
-/// Writes down what proxies accepted and refused, in the order it happened.
+/// Writes down what proxies accepted and refused, in the order it happened; the
+/// server itself logs it.
 struct Witness {
     notes: mpsc::UnboundedSender<serde_json::Value>,
 }
@@ -243,23 +244,19 @@ impl Witness {
 
 impl Observer for Witness {
     fn connected(&self, peer: &SpiffeId, node: &str) {
-        tracing::info!(%peer, node, "a proxy connected");
         self.note(json!({ "proxy": peer.as_str(), "event": "connected", "node": node }));
     }
 
     fn disconnected(&self, peer: &SpiffeId, node: &str) {
-        tracing::info!(%peer, node, "a proxy disconnected");
         self.note(json!({ "proxy": peer.as_str(), "event": "disconnected", "node": node }));
     }
 
     fn acked(&self, peer: &SpiffeId, node: &str, kind: Kind, version: &str) {
-        tracing::info!(%peer, node, ?kind, version, "ACK");
         self.note(json!({ "proxy": peer.as_str(), "event": "ack", "node": node, "kind": format!("{kind:?}"), "version": version }));
     }
 
     fn nacked(&self, peer: &SpiffeId, node: &str, kind: Kind, nack: &Nack) {
         let version = nack.version.as_str();
-        tracing::error!(%peer, node, ?kind, version, message = nack.error, "NACK: the proxy keeps the last good version");
         let message: String = nack.error.chars().take(512).collect();
         self.note(json!({ "proxy": peer.as_str(), "event": "nack", "node": node, "kind": format!("{kind:?}"), "version": version, "message": message }));
     }

@@ -57,7 +57,10 @@ struct Office {
 /// Every request must carry [`ConnectInfo`] of a [`PeerUid`]; one without is
 /// refused.
 pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
-    let office = Office { desk, settings: Arc::new(settings) };
+    let office = Office {
+        desk,
+        settings: Arc::new(settings),
+    };
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/approvals", get(list))
@@ -73,12 +76,23 @@ pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
 }
 
 async fn gate(State(office): State<Office>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<PeerUid>>().map(|info| info.0);
+    let peer = request
+        .extensions()
+        .get::<ConnectInfo<PeerUid>>()
+        .map(|info| info.0);
     let settings = &office.settings;
     let mut response = match peer {
-        None => problem(StatusCode::FORBIDDEN, "peer_unknown", "the caller's uid is not known"),
+        None => problem(
+            StatusCode::FORBIDDEN,
+            "peer_unknown",
+            "the caller's uid is not known",
+        ),
         Some(peer) if settings.refused_uids.contains(&peer.uid) && !settings.dev_single_uid => {
-            tracing::warn!(uid = peer.uid, pid = peer.pid, "a workload's uid was refused on the admin socket");
+            tracing::warn!(
+                uid = peer.uid,
+                pid = peer.pid,
+                "a workload's uid was refused on the admin socket"
+            );
             problem(
                 StatusCode::FORBIDDEN,
                 "workload_uid",
@@ -97,17 +111,30 @@ async fn needs_a_human() -> Response {
 }
 
 async fn not_found() -> Response {
-    problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+    problem(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there is nothing at this path",
+    )
 }
 
 async fn wrong_method() -> Response {
-    problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+    problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not take this method",
+    )
 }
 
 async fn status(State(office): State<Office>) -> Response {
     let now = office.desk.now_ms();
     let approvals = office.desk.list();
-    let count = |state| approvals.iter().filter(|approval| standing(approval, now) == state).count();
+    let count = |state| {
+        approvals
+            .iter()
+            .filter(|approval| standing(approval, now) == state)
+            .count()
+    };
     let proxies: Vec<Value> = office
         .desk
         .proxies()
@@ -127,6 +154,9 @@ async fn status(State(office): State<Office>) -> Response {
 
 async fn list(State(office): State<Office>) -> Response {
     let now = office.desk.now_ms();
-    let approvals: Vec<Value> = sorted(office.desk.list()).iter().map(|approval| to_json(approval, now)).collect();
+    let approvals: Vec<Value> = sorted(office.desk.list())
+        .iter()
+        .map(|approval| to_json(approval, now))
+        .collect();
     Json(json!({"approvals": approvals})).into_response()
 }

@@ -47,23 +47,40 @@ pub(super) fn problem(status: StatusCode, word: &str, detail: &str) -> Response 
         "reason": word,
         "detail": detail,
     });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/problem+json")],
+        body.to_string(),
+    )
+        .into_response()
 }
 
 /// The answer to anybody who is not signed in.
 pub(super) fn unauthenticated() -> Response {
-    let mut response =
-        problem(StatusCode::UNAUTHORIZED, "not_signed_in", "this needs a human's session: use `writ login` first");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Session"));
+    let mut response = problem(
+        StatusCode::UNAUTHORIZED,
+        "not_signed_in",
+        "this needs a human's session: use `writ login` first",
+    );
+    response.headers_mut().insert(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static("Session"),
+    );
     response
 }
 
 fn reader(site: &Site, headers: &HeaderMap) -> Option<Session> {
-    site.command_line(headers).or_else(|| site.browser(headers, By::Page)).map(|(_, session)| session)
+    site.command_line(headers)
+        .or_else(|| site.browser(headers, By::Page))
+        .map(|(_, session)| session)
 }
 
 fn bad_body(rejection: &JsonRejection) -> Response {
-    problem(rejection.status(), "bad_body", "the body is not the JSON that this path takes")
+    problem(
+        rejection.status(),
+        "bad_body",
+        "the body is not the JSON that this path takes",
+    )
 }
 
 fn session_json(session: &Session) -> Value {
@@ -81,19 +98,32 @@ async fn open(State(site): State<Site>, body: Result<Json<Secret>, JsonRejection
         Ok(body) => body,
         Err(rejection) => return bad_body(&rejection),
     };
-    match site.logins.open(&secret, Kind::CommandLine, site.desk.now_ms()) {
+    match site
+        .logins
+        .open(&secret, Kind::CommandLine, site.desk.now_ms())
+    {
         Ok((id, session)) => {
-            site.desk.logged_in(&session.who, Kind::CommandLine.how()).await;
+            site.desk
+                .logged_in(&session.who, Kind::CommandLine.how())
+                .await;
             let mut body = session_json(&session);
             if let Some(body) = body.as_object_mut() {
                 body.insert("session".to_owned(), id.into());
             }
             (StatusCode::CREATED, Json(body)).into_response()
         }
-        Err(error @ LoginError::Wrong) => problem(StatusCode::UNAUTHORIZED, "wrong_secret", &error.to_string()),
+        Err(error @ LoginError::Wrong) => {
+            problem(StatusCode::UNAUTHORIZED, "wrong_secret", &error.to_string())
+        }
         Err(error @ LoginError::TooMany) => {
-            let mut response = problem(StatusCode::TOO_MANY_REQUESTS, "limit_exceeded", &error.to_string());
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+            let mut response = problem(
+                StatusCode::TOO_MANY_REQUESTS,
+                "limit_exceeded",
+                &error.to_string(),
+            );
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
             response
         }
     }
@@ -107,7 +137,9 @@ async fn session(State(site): State<Site>, headers: HeaderMap) -> Response {
 }
 
 async fn close(State(site): State<Site>, headers: HeaderMap) -> Response {
-    let Some((id, _)) = site.command_line(&headers) else { return unauthenticated() };
+    let Some((id, _)) = site.command_line(&headers) else {
+        return unauthenticated();
+    };
     site.logins.close(&id);
     StatusCode::NO_CONTENT.into_response()
 }
@@ -121,7 +153,9 @@ async fn new_link(
     headers: HeaderMap,
     body: Result<Json<Nothing>, JsonRejection>,
 ) -> Response {
-    let Some((_, session)) = site.command_line(&headers) else { return unauthenticated() };
+    let Some((_, session)) = site.command_line(&headers) else {
+        return unauthenticated();
+    };
     if let Err(rejection) = body {
         return bad_body(&rejection);
     }
@@ -135,7 +169,10 @@ async fn list(State(site): State<Site>, headers: HeaderMap) -> Response {
         return unauthenticated();
     }
     let now = site.desk.now_ms();
-    let approvals: Vec<Value> = sorted(site.desk.list()).iter().map(|approval| to_json(approval, now)).collect();
+    let approvals: Vec<Value> = sorted(site.desk.list())
+        .iter()
+        .map(|approval| to_json(approval, now))
+        .collect();
     Json(json!({"approvals": approvals})).into_response()
 }
 
@@ -145,7 +182,11 @@ async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMa
     }
     match site.desk.get(&id) {
         Some(approval) => Json(to_json(&approval, site.desk.now_ms())).into_response(),
-        None => problem(StatusCode::NOT_FOUND, "not_found", "there is no such approval"),
+        None => problem(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is no such approval",
+        ),
     }
 }
 
@@ -157,16 +198,34 @@ struct Decision {
 
 type DecisionBody = Result<Json<Decision>, JsonRejection>;
 
-async fn approve(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap, body: DecisionBody) -> Response {
+async fn approve(
+    State(site): State<Site>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: DecisionBody,
+) -> Response {
     decide(&site, &id, &headers, body, true).await
 }
 
-async fn deny(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap, body: DecisionBody) -> Response {
+async fn deny(
+    State(site): State<Site>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: DecisionBody,
+) -> Response {
     decide(&site, &id, &headers, body, false).await
 }
 
-async fn decide(site: &Site, id: &str, headers: &HeaderMap, body: DecisionBody, approve: bool) -> Response {
-    let Some((_, session)) = site.command_line(headers) else { return unauthenticated() };
+async fn decide(
+    site: &Site,
+    id: &str,
+    headers: &HeaderMap,
+    body: DecisionBody,
+    approve: bool,
+) -> Response {
+    let Some((_, session)) = site.command_line(headers) else {
+        return unauthenticated();
+    };
     let Json(Decision { digest }) = match body {
         Ok(body) => body,
         Err(rejection) => return bad_body(&rejection),
@@ -182,13 +241,17 @@ fn refused(error: DeskError) -> Response {
     match error {
         DeskError::NotFound => problem(StatusCode::NOT_FOUND, "not_found", &detail),
         DeskError::Stale => problem(StatusCode::CONFLICT, "stale", &detail),
-        DeskError::NotPending(state) => {
-            problem(StatusCode::CONFLICT, "not_pending", &format!("{detail}: it is {}", word(state)))
-        }
+        DeskError::NotPending(state) => problem(
+            StatusCode::CONFLICT,
+            "not_pending",
+            &format!("{detail}: it is {}", word(state)),
+        ),
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
         DeskError::Unavailable => {
             let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &detail);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
             response
         }
     }

@@ -22,16 +22,29 @@ struct Asset {
     text: &'static str,
 }
 
-const CSS: Asset = Asset { content_type: "text/css; charset=utf-8", text: include_str!("../../assets/app.css") };
-const JS: Asset = Asset { content_type: "text/javascript; charset=utf-8", text: include_str!("../../assets/app.js") };
-const ICON: Asset = Asset { content_type: "image/svg+xml", text: include_str!("../../assets/mark.svg") };
+const CSS: Asset = Asset {
+    content_type: "text/css; charset=utf-8",
+    text: include_str!("../../assets/app.css"),
+};
+const JS: Asset = Asset {
+    content_type: "text/javascript; charset=utf-8",
+    text: include_str!("../../assets/app.js"),
+};
+const ICON: Asset = Asset {
+    content_type: "image/svg+xml",
+    text: include_str!("../../assets/mark.svg"),
+};
 
 static NAMES: LazyLock<Names> = LazyLock::new(|| {
     let name = |stem: &str, asset: &Asset, end: &str| {
         let hash = hex::encode(Sha256::digest(asset.text.as_bytes()));
         format!("/assets/{stem}.{}.{end}", hash.get(..16).unwrap_or(&hash))
     };
-    Names { css: name("app", &CSS, "css"), js: name("app", &JS, "js"), icon: name("mark", &ICON, "svg") }
+    Names {
+        css: name("app", &CSS, "css"),
+        js: name("app", &JS, "js"),
+        icon: name("mark", &ICON, "svg"),
+    }
 });
 
 pub(super) fn names() -> &'static Names {
@@ -40,12 +53,15 @@ pub(super) fn names() -> &'static Names {
 
 pub(super) async fn serve(Path(name): Path<String>) -> Response {
     let wanted = format!("/assets/{name}");
-    let Some((_, asset)) =
-        [(&NAMES.css, &CSS), (&NAMES.js, &JS), (&NAMES.icon, &ICON)].into_iter().find(|(known, _)| **known == wanted)
+    let Some((_, asset)) = [(&NAMES.css, &CSS), (&NAMES.js, &JS), (&NAMES.icon, &ICON)]
+        .into_iter()
+        .find(|(known, _)| **known == wanted)
     else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let headers =
-        [(header::CONTENT_TYPE, asset.content_type), (header::CACHE_CONTROL, "public, max-age=31536000, immutable")];
+    let headers = [
+        (header::CONTENT_TYPE, asset.content_type),
+        (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
+    ];
     (headers, asset.text).into_response()
 }

@@ -44,13 +44,26 @@ pub(super) fn harden(response: &mut Response) {
 
 async fn fence(State(site): State<Site>, request: Request, next: Next) -> Response {
     let safe = matches!(*request.method(), Method::GET | Method::HEAD);
-    let mut response = if safe || site.from_here(request.headers()) {
+    let mut response = if safe || site.is_from_here(request.headers()) {
         next.run(request).await
     } else if is_api(request.uri().path()) {
-        problem(StatusCode::FORBIDDEN, "cross_site", "this request came from another site")
+        problem(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "this request came from another site",
+        )
     } else {
-        let text = format!("Nothing was done. Open the pages at {} and try there.", site.settings.issuer);
-        message(&site, None, StatusCode::FORBIDDEN, "This came from another site", &text)
+        let text = format!(
+            "Nothing was done. Open the pages at {} and try there.",
+            site.settings.issuer
+        );
+        message(
+            &site,
+            None,
+            StatusCode::FORBIDDEN,
+            "This came from another site",
+            &text,
+        )
     };
     harden(&mut response);
     response
@@ -58,19 +71,45 @@ async fn fence(State(site): State<Site>, request: Request, next: Next) -> Respon
 
 async fn not_found(State(site): State<Site>, request: Request) -> Response {
     if is_api(request.uri().path()) {
-        if site.command_line(request.headers()).or_else(|| site.browser(request.headers(), By::Page)).is_none() {
+        if site
+            .command_line(request.headers())
+            .or_else(|| site.browser(request.headers(), By::Page))
+            .is_none()
+        {
             return super::api::unauthenticated();
         }
-        return problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path");
+        return problem(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is nothing at this path",
+        );
     }
-    let session = site.browser(request.headers(), By::Page).map(|(_, session)| session);
-    message(&site, session.as_ref(), StatusCode::NOT_FOUND, "Nothing here", "There is no page at this address.")
+    let session = site
+        .browser(request.headers(), By::Page)
+        .map(|(_, session)| session);
+    message(
+        &site,
+        session.as_ref(),
+        StatusCode::NOT_FOUND,
+        "Nothing here",
+        "There is no page at this address.",
+    )
 }
 
 async fn wrong_method(State(site): State<Site>, request: Request) -> Response {
     if is_api(request.uri().path()) {
-        return problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method");
+        return problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "this path does not take this method",
+        );
     }
     let text = "This address does not take this kind of request. Nothing was done.";
-    message(&site, None, StatusCode::METHOD_NOT_ALLOWED, "Not like this", text)
+    message(
+        &site,
+        None,
+        StatusCode::METHOD_NOT_ALLOWED,
+        "Not like this",
+        text,
+    )
 }

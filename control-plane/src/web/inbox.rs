@@ -52,7 +52,13 @@ async fn inbox(State(site): State<Site>, headers: HeaderMap) -> Response {
         return sign_in_first(&site, &headers, "/approvals");
     };
     let shell = Shell::new(&site, Some(&session), "approvals", "Approvals");
-    html(StatusCode::OK, &InboxPage { shell, inbox: current(&site) })
+    html(
+        StatusCode::OK,
+        &InboxPage {
+            shell,
+            inbox: current(&site),
+        },
+    )
 }
 
 /// The inbox's list alone, which its script puts in place of the old one.
@@ -60,12 +66,21 @@ async fn list(State(site): State<Site>, headers: HeaderMap) -> Response {
     if site.browser(&headers, By::Page).is_none() {
         return not_signed_in(&site);
     }
-    html(StatusCode::OK, &InboxList { inbox: current(&site) })
+    html(
+        StatusCode::OK,
+        &InboxList {
+            inbox: current(&site),
+        },
+    )
 }
 
 async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap) -> Response {
     let Some((_, session)) = site.browser(&headers, By::Person) else {
-        let path = if super::pages::is_id(&id) { format!("/approvals/{id}") } else { "/approvals".to_owned() };
+        let path = if super::pages::is_id(&id) {
+            format!("/approvals/{id}")
+        } else {
+            "/approvals".to_owned()
+        };
         return sign_in_first(&site, &headers, &path);
     };
     let Some(approval) = site.desk.get(&id) else {
@@ -73,33 +88,51 @@ async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMa
     };
     let title = match standing(&approval, site.desk.now_ms()) {
         ApprovalState::Pending => "May this happen?",
-        ApprovalState::Approved => "Approved, not used yet",
-        ApprovalState::Denied => "Denied",
-        ApprovalState::Expired => "Expired",
-        ApprovalState::Consumed => "Approved and used",
+        ApprovalState::Approved => "This may happen, once",
+        ApprovalState::Denied => "This was denied",
+        ApprovalState::Expired => "This ran out of time",
+        ApprovalState::Consumed => "This was approved and used",
     };
     let shell = Shell::new(&site, Some(&session), "approvals", title);
     let detail = Detail::new(&approval, site.desk.now_ms());
-    html(StatusCode::OK, &ApprovalPage { shell, csrf: session.csrf, detail })
+    html(
+        StatusCode::OK,
+        &ApprovalPage {
+            shell,
+            csrf: session.csrf,
+            detail,
+        },
+    )
 }
 
 fn no_such(site: &Site, session: &Session) -> Response {
     let text = "It never was, or it ended so long ago that only the audit log has it.";
-    message(site, Some(session), StatusCode::NOT_FOUND, "No such approval", text)
+    message(
+        site,
+        Some(session),
+        StatusCode::NOT_FOUND,
+        "No such approval",
+        text,
+    )
 }
 
 /// Where an approval stands, for whoever knows its id (128 random bits). It
 /// says nothing of the action, and the id grants nothing.
 async fn status(State(site): State<Site>, Path(id): Path<String>) -> Response {
     let Some(approval) = site.desk.get(&id) else {
-        return problem(StatusCode::NOT_FOUND, "not_found", "there is no such approval");
+        return problem(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "there is no such approval",
+        );
     };
     let state = standing(&approval, site.desk.now_ms());
-    let body =
-        json!({"id": approval.id, "status": word(state), "expires_at": time_for_programs(approval.expires_ms)});
+    let body = json!({"id": approval.id, "status": word(state), "expires_at": time_for_programs(approval.expires_ms)});
     let mut response = Json(body).into_response();
     if state == ApprovalState::Pending {
-        response.headers_mut().insert(header::RETRY_AFTER, POLL_AFTER);
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, POLL_AFTER);
     }
     response
 }
@@ -112,16 +145,34 @@ struct Decision {
 
 type DecisionForm = Result<Form<Decision>, FormRejection>;
 
-async fn approve(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap, form: DecisionForm) -> Response {
+async fn approve(
+    State(site): State<Site>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: DecisionForm,
+) -> Response {
     decide(&site, &id, &headers, form, true).await
 }
 
-async fn deny(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap, form: DecisionForm) -> Response {
+async fn deny(
+    State(site): State<Site>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    form: DecisionForm,
+) -> Response {
     decide(&site, &id, &headers, form, false).await
 }
 
-async fn decide(site: &Site, id: &str, headers: &HeaderMap, form: DecisionForm, approve: bool) -> Response {
-    let Some((_, session)) = site.browser(headers, By::Person) else { return not_signed_in(site) };
+async fn decide(
+    site: &Site,
+    id: &str,
+    headers: &HeaderMap,
+    form: DecisionForm,
+    approve: bool,
+) -> Response {
+    let Some((_, session)) = site.browser(headers, By::Person) else {
+        return not_signed_in(site);
+    };
     let Form(fields) = match form {
         Ok(form) => form,
         Err(rejection) => return bad_form(site, Some(&session), &rejection),
@@ -148,7 +199,10 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             "Nothing was decided: the action on your page is not the one that waits. Read it again first.",
         ),
         DeskError::NotPending(state) => {
-            let text = format!("Nothing was decided by you. Where it stands now: {}.", word(state));
+            let text = format!(
+                "Nothing was decided by you. Where it stands now: {}.",
+                word(state)
+            );
             say(StatusCode::CONFLICT, "This is not waiting any more", &text)
         }
         DeskError::NotAllowed => say(
@@ -159,7 +213,9 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
         DeskError::Unavailable => {
             let text = "Nothing was decided. The ledger does not take decisions at this moment: try again.";
             let mut response = say(StatusCode::SERVICE_UNAVAILABLE, "Not just now", text);
-            response.headers_mut().insert(header::RETRY_AFTER, POLL_AFTER);
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, POLL_AFTER);
             response
         }
     }
@@ -208,12 +264,21 @@ impl Feed {
 async fn events(State(site): State<Site>, headers: HeaderMap) -> Response {
     // Not a redirect: an event source would follow it and get a page.
     if site.browser(&headers, By::Page).is_none() {
-        return problem(StatusCode::UNAUTHORIZED, "not_signed_in", "sign in at /login first");
+        return problem(
+            StatusCode::UNAUTHORIZED,
+            "not_signed_in",
+            "sign in at /login first",
+        );
     }
     let Ok(place) = site.streams.clone().try_acquire_owned() else {
-        let mut response =
-            problem(StatusCode::SERVICE_UNAVAILABLE, "limit_exceeded", "too many inboxes are open; try again later");
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+        let mut response = problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "limit_exceeded",
+            "too many inboxes are open; try again later",
+        );
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
         return response;
     };
     let mut session_id = HeaderMap::new();
@@ -221,19 +286,40 @@ async fn events(State(site): State<Site>, headers: HeaderMap) -> Response {
         session_id.append(header::COOKIE, cookie.clone());
     }
     let changes = site.desk.changes();
-    let feed = Feed { site, session_id, changes, sent: String::new(), over: false, _place: place };
+    let feed = Feed {
+        site,
+        session_id,
+        changes,
+        sent: String::new(),
+        over: false,
+        _place: place,
+    };
     let stream = stream::unfold(feed, |mut feed| async move {
-        feed.next().await.map(|event| (Ok::<_, Infallible>(event), feed))
+        feed.next()
+            .await
+            .map(|event| (Ok::<_, Infallible>(event), feed))
     });
-    let mut response = Sse::new(stream).keep_alive(KeepAlive::new().interval(EVENT_TICK)).into_response();
+    let mut response = Sse::new(stream)
+        .keep_alive(KeepAlive::new().interval(EVENT_TICK))
+        .into_response();
     // A proxy in between that buffers would make it anything but live.
-    response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 /// The approvals that wait, as JSON lists have them: those first that end first.
 pub(super) fn sorted(mut approvals: Vec<Approval>) -> Vec<Approval> {
-    approvals.sort_by_key(|approval| (approval.state != ApprovalState::Pending, approval.expires_ms));
+    approvals.sort_by_key(|approval| {
+        (
+            approval.state != ApprovalState::Pending,
+            approval.expires_ms,
+        )
+    });
     approvals
 }

@@ -118,13 +118,23 @@ impl Logins {
         let mut inner = self.lock();
         inner.links.retain(|_, link| now < link.ends_ms);
         if inner.links.len() >= LINKS_MAX {
-            let first = inner.links.iter().min_by_key(|(_, link)| link.ends_ms).map(|(key, _)| *key);
+            let first = inner
+                .links
+                .iter()
+                .min_by_key(|(_, link)| link.ends_ms)
+                .map(|(key, _)| *key);
             if let Some(key) = first {
                 inner.links.remove(&key);
             }
         }
         let ends_ms = now.saturating_add(LINK_MS);
-        inner.links.insert(digest(&secret), Link { who: who.to_owned(), ends_ms });
+        inner.links.insert(
+            digest(&secret),
+            Link {
+                who: who.to_owned(),
+                ends_ms,
+            },
+        );
         secret
     }
 
@@ -136,23 +146,44 @@ impl Logins {
     ///
     /// # Errors
     /// [`LoginError`], and nothing was opened.
-    pub fn open(&self, secret: &str, kind: Kind, now: Millis) -> Result<(String, Session), LoginError> {
+    pub fn open(
+        &self,
+        secret: &str,
+        kind: Kind,
+        now: Millis,
+    ) -> Result<(String, Session), LoginError> {
         let mut inner = self.lock();
-        let link = inner.links.remove(&digest(secret)).filter(|link| now < link.ends_ms);
+        let link = inner
+            .links
+            .remove(&digest(secret))
+            .filter(|link| now < link.ends_ms);
         let Some(link) = link else {
             return Err(inner.count_wrong(now));
         };
         inner.sessions.retain(|_, session| session.alive(now));
         if inner.sessions.len() >= SESSIONS_MAX {
-            let idlest = inner.sessions.iter().min_by_key(|(_, session)| session.seen_ms).map(|(key, _)| *key);
+            let idlest = inner
+                .sessions
+                .iter()
+                .min_by_key(|(_, session)| session.seen_ms)
+                .map(|(key, _)| *key);
             if let Some(key) = idlest {
                 inner.sessions.remove(&key);
             }
         }
         let id = random();
-        let opened =
-            Opened { who: link.who, csrf: random(), kind, ends_ms: now.saturating_add(SESSION_MS), seen_ms: now };
-        let session = Session { who: opened.who.clone(), csrf: opened.csrf.clone(), ends_ms: opened.ends_ms };
+        let opened = Opened {
+            who: link.who,
+            csrf: random(),
+            kind,
+            ends_ms: now.saturating_add(SESSION_MS),
+            seen_ms: now,
+        };
+        let session = Session {
+            who: opened.who.clone(),
+            csrf: opened.csrf.clone(),
+            ends_ms: opened.ends_ms,
+        };
         inner.sessions.insert(digest(&id), opened);
         Ok((id, session))
     }
@@ -173,7 +204,11 @@ impl Logins {
         if touch {
             opened.seen_ms = opened.seen_ms.max(now);
         }
-        Some(Session { who: opened.who.clone(), csrf: opened.csrf.clone(), ends_ms: opened.ends_ms })
+        Some(Session {
+            who: opened.who.clone(),
+            csrf: opened.csrf.clone(),
+            ends_ms: opened.ends_ms,
+        })
     }
 
     /// Ends a session; unknown ids are fine.
@@ -220,25 +255,52 @@ mod tests {
         let secret = logins.mint(0);
         assert_eq!(Base64UrlUnpadded::decode_vec(&secret).unwrap().len(), 32);
         assert!(logins.open(&secret, Kind::Browser, LINK_MS - 1).is_ok());
-        assert_eq!(logins.open(&secret, Kind::Browser, LINK_MS - 1), Err(LoginError::Wrong));
+        assert_eq!(
+            logins.open(&secret, Kind::Browser, LINK_MS - 1),
+            Err(LoginError::Wrong)
+        );
         let late = logins.mint(0);
-        assert_eq!(logins.open(&late, Kind::Browser, LINK_MS), Err(LoginError::Wrong));
+        assert_eq!(
+            logins.open(&late, Kind::Browser, LINK_MS),
+            Err(LoginError::Wrong)
+        );
     }
 
     #[test]
     fn sessions_end_when_idle_when_old_and_at_logout() {
         let logins = Logins::new();
-        let open = |now| logins.open(&logins.mint(now), Kind::Browser, now).unwrap().0;
+        let open = |now| {
+            logins
+                .open(&logins.mint(now), Kind::Browser, now)
+                .unwrap()
+                .0
+        };
         let idle = open(0);
-        assert!(logins.session(&idle, Kind::Browser, false, IDLE_MS - 1).is_some());
-        assert!(logins.session(&idle, Kind::Browser, true, IDLE_MS).is_none(), "a look does not keep it alive");
+        assert!(
+            logins
+                .session(&idle, Kind::Browser, false, IDLE_MS - 1)
+                .is_some()
+        );
+        assert!(
+            logins
+                .session(&idle, Kind::Browser, true, IDLE_MS)
+                .is_none(),
+            "a look does not keep it alive"
+        );
         let busy = open(0);
         let mut now = 0;
         while now < SESSION_MS - 1 {
-            assert!(logins.session(&busy, Kind::Browser, true, now).is_some(), "at {now}");
+            assert!(
+                logins.session(&busy, Kind::Browser, true, now).is_some(),
+                "at {now}"
+            );
             now += IDLE_MS / 2;
         }
-        assert!(logins.session(&busy, Kind::Browser, true, SESSION_MS).is_none());
+        assert!(
+            logins
+                .session(&busy, Kind::Browser, true, SESSION_MS)
+                .is_none()
+        );
         let left = open(0);
         logins.close(&left);
         assert!(logins.session(&left, Kind::Browser, true, 1).is_none());
@@ -256,12 +318,21 @@ mod tests {
     fn wrong_secrets_are_counted_and_right_ones_still_work() {
         let logins = Logins::new();
         for _ in 0..WRONG_PER_MINUTE {
-            assert_eq!(logins.open("guess", Kind::Browser, 5), Err(LoginError::Wrong));
+            assert_eq!(
+                logins.open("guess", Kind::Browser, 5),
+                Err(LoginError::Wrong)
+            );
         }
-        assert_eq!(logins.open("guess", Kind::Browser, 6), Err(LoginError::TooMany));
+        assert_eq!(
+            logins.open("guess", Kind::Browser, 6),
+            Err(LoginError::TooMany)
+        );
         let secret = logins.mint(6);
         assert!(logins.open(&secret, Kind::Browser, 6).is_ok());
-        assert_eq!(logins.open("guess", Kind::Browser, 5 + MINUTE_MS), Err(LoginError::Wrong));
+        assert_eq!(
+            logins.open("guess", Kind::Browser, 5 + MINUTE_MS),
+            Err(LoginError::Wrong)
+        );
     }
 
     #[test]

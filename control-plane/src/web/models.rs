@@ -16,7 +16,9 @@ pub(super) const RECENT_MAX: usize = 30;
 /// committed yet.
 pub(super) fn standing(approval: &Approval, now: Millis) -> ApprovalState {
     match approval.state {
-        ApprovalState::Pending | ApprovalState::Approved if now >= approval.expires_ms => ApprovalState::Expired,
+        ApprovalState::Pending | ApprovalState::Approved if now >= approval.expires_ms => {
+            ApprovalState::Expired
+        }
         state => state,
     }
 }
@@ -66,7 +68,10 @@ impl Row {
             method: Shown::url(&approval.action.method),
             url: Shown::url(&approval.action.location),
             agent: Shown::text(&approval.agent),
-            user: approval.user.as_ref().map(|user| Shown::text(&user.subject)),
+            user: approval
+                .user
+                .as_ref()
+                .map(|user| Shown::text(&user.subject)),
             reason: approval.reasons.first().map(|reason| Shown::text(reason)),
             state: word(state),
             label: label(state),
@@ -87,11 +92,18 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new(approvals: &[Approval], now: Millis) -> Self {
-        let (mut waiting, mut recent): (Vec<&Approval>, Vec<&Approval>) =
-            approvals.iter().partition(|approval| standing(approval, now) == ApprovalState::Pending);
+        let (mut waiting, mut recent): (Vec<&Approval>, Vec<&Approval>) = approvals
+            .iter()
+            .partition(|approval| standing(approval, now) == ApprovalState::Pending);
         waiting.sort_by_key(|approval| (approval.expires_ms, approval.id.clone()));
-        recent.sort_by_key(|a| (std::cmp::Reverse(a.decided_ms.unwrap_or(a.created_ms)), a.id.clone()));
-        let rows = |list: &[&Approval], most| list.iter().take(most).map(|a| Row::new(a, now)).collect();
+        recent.sort_by_key(|a| {
+            (
+                std::cmp::Reverse(a.decided_ms.unwrap_or(a.created_ms)),
+                a.id.clone(),
+            )
+        });
+        let rows =
+            |list: &[&Approval], most| list.iter().take(most).map(|a| Row::new(a, now)).collect();
         Self {
             waiting: rows(&waiting, WAITING_MAX),
             waiting_more: waiting.len().saturating_sub(WAITING_MAX),
@@ -103,7 +115,10 @@ impl Inbox {
 
 /// Changes when anything that the inbox shows does, whatever the order.
 pub(super) fn version(approvals: &[Approval], now: Millis) -> String {
-    let mut keys: Vec<_> = approvals.iter().map(|a| (a.id.as_str(), word(standing(a, now)))).collect();
+    let mut keys: Vec<_> = approvals
+        .iter()
+        .map(|a| (a.id.as_str(), word(standing(a, now))))
+        .collect();
     keys.sort_unstable();
     let mut hasher = DefaultHasher::new();
     keys.hash(&mut hasher);
@@ -181,26 +196,38 @@ fn rules(ids: &[String], reasons: &[String]) -> Vec<Rule> {
     (0..ids.len().max(reasons.len()))
         .map(|at| Rule {
             id: Shown::text(ids.get(at).map_or("", String::as_str)),
-            reason: reasons.get(at).filter(|reason| !reason.is_empty()).map(|reason| Shown::text(reason)),
+            reason: reasons
+                .get(at)
+                .filter(|reason| !reason.is_empty())
+                .map(|reason| Shown::text(reason)),
         })
         .collect()
 }
 
 fn parameters(query: &str) -> Vec<Parameter> {
-    let Some(query) = query.strip_prefix('?') else { return Vec::new() };
+    let Some(query) = query.strip_prefix('?') else {
+        return Vec::new();
+    };
     query
         .split('&')
         .map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let stands_for = decoded(pair).map(|text| Shown::text(&text));
-            Parameter { name: Shown::url(name), value: Shown::url(value), stands_for }
+            Parameter {
+                name: Shown::url(name),
+                value: Shown::url(value),
+                stands_for,
+            }
         })
         .collect()
 }
 
 /// An approval as the JSON interface gives it.
 pub(super) fn to_json(approval: &Approval, now: Millis) -> Value {
-    let user = approval.user.as_ref().map(|User { issuer, subject }| json!({"issuer": issuer, "subject": subject}));
+    let user = approval
+        .user
+        .as_ref()
+        .map(|User { issuer, subject }| json!({"issuer": issuer, "subject": subject}));
     json!({
         "id": approval.id,
         "status": word(standing(approval, now)),

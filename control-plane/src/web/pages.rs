@@ -11,7 +11,10 @@ use serde::Deserialize;
 use super::logins::{Kind, LoginError, Session};
 use super::site::{By, Site, csrf_matches};
 use super::text::{Shown, time_for_people};
-use super::views::{AuditPage, Entry, LinkPage, LoginPage, MessagePage, OverviewPage, ProxiesPage, Proxy, Shell, html};
+use super::views::{
+    AuditPage, Entry, LinkPage, LoginPage, MessagePage, OverviewPage, ProxiesPage, Proxy, Shell,
+    html,
+};
 use super::{Activity, assets};
 
 /// Log entries on the overview, and on the log's own page.
@@ -53,7 +56,14 @@ pub(super) fn message_with(
     link: (String, &'static str),
 ) -> Response {
     let shell = Shell::new(site, session, "", title);
-    html(status, &MessagePage { shell, text: text.to_owned(), link: Some(link) })
+    html(
+        status,
+        &MessagePage {
+            shell,
+            text: text.to_owned(),
+            link: Some(link),
+        },
+    )
 }
 
 /// The answer to a page's GET without a session.
@@ -62,12 +72,21 @@ pub(super) fn message_with(
 /// message elsewhere does not send it, though the person is signed in. Such a
 /// request gets a page that asks again from here, once.
 pub(super) fn sign_in_first(site: &Site, headers: &HeaderMap, path: &str) -> Response {
-    let elsewhere = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site" || site == "same-site");
+    let elsewhere = headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| site == "cross-site" || site == "same-site");
     if elsewhere && !headers.contains_key(header::COOKIE) {
         let mut shell = Shell::new(site, None, "", "One moment");
         shell.go_on_to = Some(path.to_owned());
         let link = Some((path.to_owned(), "Go on"));
-        return html(StatusCode::OK, &MessagePage { shell, text: "Opening the page from here.".to_owned(), link });
+        return html(
+            StatusCode::OK,
+            &MessagePage {
+                shell,
+                text: "Opening the page from here.".to_owned(),
+                link,
+            },
+        );
     }
     match path.strip_prefix("/approvals/").filter(|id| is_id(id)) {
         Some(id) => Redirect::to(&format!("/login?next={id}")).into_response(),
@@ -78,24 +97,49 @@ pub(super) fn sign_in_first(site: &Site, headers: &HeaderMap, path: &str) -> Res
 /// The answer to a form's POST without a session.
 pub(super) fn not_signed_in(site: &Site) -> Response {
     let text = "Nothing was done. Sign in and try again.";
-    message(site, None, StatusCode::UNAUTHORIZED, "You are not signed in", text)
+    message(
+        site,
+        None,
+        StatusCode::UNAUTHORIZED,
+        "You are not signed in",
+        text,
+    )
 }
 
 /// The answer to a form whose token is not this session's.
 pub(super) fn wrong_csrf(site: &Site, session: &Session) -> Response {
     let text = "Nothing was done. The form was not made for this session: load the page again.";
-    message(site, Some(session), StatusCode::FORBIDDEN, "That form is not valid here", text)
+    message(
+        site,
+        Some(session),
+        StatusCode::FORBIDDEN,
+        "That form is not valid here",
+        text,
+    )
 }
 
 /// The answer to a body that is no such form.
-pub(super) fn bad_form(site: &Site, session: Option<&Session>, rejection: &FormRejection) -> Response {
+pub(super) fn bad_form(
+    site: &Site,
+    session: Option<&Session>,
+    rejection: &FormRejection,
+) -> Response {
     let text = "Nothing was done. The form was not one of these pages' own, or too large.";
-    message(site, session, rejection.status(), "That form can't be read", text)
+    message(
+        site,
+        session,
+        rejection.status(),
+        "That form can't be read",
+        text,
+    )
 }
 
 /// Whether text can be an approval's id, and nothing that means anything in a URL.
 pub(super) fn is_id(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 #[derive(Deserialize)]
@@ -110,7 +154,11 @@ async fn login_form(
     next: Result<Query<Next>, QueryRejection>,
 ) -> Response {
     let session = site.browser(&headers, By::Page).map(|(_, session)| session);
-    let next = next.ok().map(|Query(Next { next })| next).filter(|id| is_id(id)).unwrap_or_default();
+    let next = next
+        .ok()
+        .map(|Query(Next { next })| next)
+        .filter(|id| is_id(id))
+        .unwrap_or_default();
     login_page(&site, session.as_ref(), StatusCode::OK, None, next)
 }
 
@@ -121,7 +169,14 @@ fn login_page(
     error: Option<String>,
     next: String,
 ) -> Response {
-    html(status, &LoginPage { shell: Shell::new(site, session, "login", "Sign in"), error, next })
+    html(
+        status,
+        &LoginPage {
+            shell: Shell::new(site, session, "login", "Sign in"),
+            error,
+            next,
+        },
+    )
 }
 
 #[derive(Deserialize)]
@@ -158,9 +213,17 @@ async fn login(
                 LoginError::Wrong => StatusCode::UNAUTHORIZED,
                 LoginError::TooMany => StatusCode::TOO_MANY_REQUESTS,
             };
-            let mut response = login_page(&site, None, status, Some(error.to_string()), next.unwrap_or_default());
+            let mut response = login_page(
+                &site,
+                None,
+                status,
+                Some(error.to_string()),
+                next.unwrap_or_default(),
+            );
             if status == StatusCode::TOO_MANY_REQUESTS {
-                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+                response
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
             }
             response
         }
@@ -202,11 +265,19 @@ async fn new_link(
     headers: HeaderMap,
     form: Result<Form<CsrfField>, FormRejection>,
 ) -> Response {
-    let Some((_, session)) = site.browser(&headers, By::Person) else { return not_signed_in(&site) };
+    let Some((_, session)) = site.browser(&headers, By::Person) else {
+        return not_signed_in(&site);
+    };
     match form {
         Ok(Form(fields)) if csrf_matches(&session, &fields.csrf) => {
             let shell = Shell::new(&site, Some(&session), "", "A sign-in link");
-            html(StatusCode::OK, &LinkPage { shell, link: link_for(&site, &session) })
+            html(
+                StatusCode::OK,
+                &LinkPage {
+                    shell,
+                    link: link_for(&site, &session),
+                },
+            )
         }
         Ok(_) => wrong_csrf(&site, &session),
         Err(rejection) => bad_form(&site, Some(&session), &rejection),
@@ -216,7 +287,10 @@ async fn new_link(
 /// A new one-time link for the same person.
 pub(super) fn link_for(site: &Site, session: &Session) -> String {
     let secret = site.logins.mint_for(&session.who, site.desk.now_ms());
-    format!("{}/login#{secret}", site.settings.issuer.trim_end_matches('/'))
+    format!(
+        "{}/login#{secret}",
+        site.settings.issuer.trim_end_matches('/')
+    )
 }
 
 fn entries(activity: Vec<Activity>) -> Vec<Entry> {
@@ -230,7 +304,9 @@ fn entries(activity: Vec<Activity>) -> Vec<Entry> {
 }
 
 async fn overview(State(site): State<Site>, headers: HeaderMap) -> Response {
-    let Some((_, session)) = site.browser(&headers, By::Person) else { return sign_in_first(&site, &headers, "/") };
+    let Some((_, session)) = site.browser(&headers, By::Person) else {
+        return sign_in_first(&site, &headers, "/");
+    };
     let proxies = site.desk.proxies();
     html(
         StatusCode::OK,
@@ -239,7 +315,10 @@ async fn overview(State(site): State<Site>, headers: HeaderMap) -> Response {
             issuer: site.settings.issuer.clone(),
             module: site.settings.module_sha256.borrow().clone(),
             connected: proxies.iter().filter(|proxy| proxy.connected).count(),
-            problems: proxies.iter().filter(|proxy| proxy.problem.is_some()).count(),
+            problems: proxies
+                .iter()
+                .filter(|proxy| proxy.problem.is_some())
+                .count(),
             entries: entries(site.desk.activity(ENTRIES_OVERVIEW)),
         },
     )
@@ -250,7 +329,13 @@ async fn audit(State(site): State<Site>, headers: HeaderMap) -> Response {
         return sign_in_first(&site, &headers, "/audit");
     };
     let shell = Shell::new(&site, Some(&session), "audit", "Audit log");
-    html(StatusCode::OK, &AuditPage { shell, entries: entries(site.desk.activity(ENTRIES_LOG)) })
+    html(
+        StatusCode::OK,
+        &AuditPage {
+            shell,
+            entries: entries(site.desk.activity(ENTRIES_LOG)),
+        },
+    )
 }
 
 async fn proxies(State(site): State<Site>, headers: HeaderMap) -> Response {

@@ -48,35 +48,58 @@ impl Site {
     pub(super) fn new(desk: Arc<dyn Desk>, logins: Logins, settings: WebSettings) -> Self {
         let origin = origin_of(&settings.issuer);
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self(Arc::new(Inner { desk, logins, settings, streams, origin }))
+        Self(Arc::new(Inner {
+            desk,
+            logins,
+            settings,
+            streams,
+            origin,
+        }))
     }
 
     /// The session that the browser's cookie names, with its id.
     pub(super) fn browser(&self, headers: &HeaderMap, by: By) -> Option<(String, Session)> {
         let id = cookie(headers, self.cookie_name())?;
-        let session = self.logins.session(id, Kind::Browser, by == By::Person, self.desk.now_ms())?;
+        let session =
+            self.logins
+                .session(id, Kind::Browser, by == By::Person, self.desk.now_ms())?;
         Some((id.to_owned(), session))
     }
 
     /// The session that `Authorization: Session` names, with its id.
     pub(super) fn command_line(&self, headers: &HeaderMap) -> Option<(String, Session)> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
-        let (value, None) = (values.next()?, values.next()) else { return None };
+        let (value, None) = (values.next()?, values.next()) else {
+            return None;
+        };
         let id = value.to_str().ok()?.strip_prefix("Session ")?;
-        let session = self.logins.session(id, Kind::CommandLine, true, self.desk.now_ms())?;
+        let session = self
+            .logins
+            .session(id, Kind::CommandLine, true, self.desk.now_ms())?;
         Some((id.to_owned(), session))
     }
 
     fn cookie_name(&self) -> &'static str {
-        if self.settings.secure_cookies { "__Host-writ_session" } else { "writ_session" }
+        if self.settings.secure_cookies {
+            "__Host-writ_session"
+        } else {
+            "writ_session"
+        }
     }
 
     /// `Set-Cookie` for a session; an empty id takes the cookie away.
     pub(super) fn set_cookie(&self, id: &str) -> Option<HeaderValue> {
-        let secure = if self.settings.secure_cookies { "; Secure" } else { "" };
+        let secure = if self.settings.secure_cookies {
+            "; Secure"
+        } else {
+            ""
+        };
         let gone = if id.is_empty() { "; Max-Age=0" } else { "" };
         let name = self.cookie_name();
-        HeaderValue::from_str(&format!("{name}={id}; Path=/; HttpOnly; SameSite=Strict{secure}{gone}")).ok()
+        HeaderValue::from_str(&format!(
+            "{name}={id}; Path=/; HttpOnly; SameSite=Strict{secure}{gone}"
+        ))
+        .ok()
     }
 
     /// Whether a state-changing request may come from where it says it does.
@@ -84,8 +107,14 @@ impl Site {
     /// A script sends neither header; a browser can't leave them out or set
     /// them. `Origin: null` is what browsers send for our own forms, because of
     /// `Referrer-Policy: no-referrer`; it counts only beside `same-origin`.
-    pub(super) fn from_here(&self, headers: &HeaderMap) -> bool {
-        let all = |name: &str| headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    pub(super) fn is_from_here(&self, headers: &HeaderMap) -> bool {
+        let all = |name: &str| {
+            headers
+                .get_all(name)
+                .iter()
+                .map(HeaderValue::as_bytes)
+                .collect::<Vec<_>>()
+        };
         let site = all("sec-fetch-site");
         let own = site.as_slice() == [b"same-origin".as_slice()];
         if !(site.is_empty() || own || site.as_slice() == [b"none".as_slice()]) {
@@ -109,7 +138,8 @@ impl Site {
         session: &Session,
     ) -> Result<Approval, DeskError> {
         let approval = self.desk.get(id).ok_or(DeskError::NotFound)?;
-        let shown = Hash::try_from(hex::decode(digest).unwrap_or_default()).map_err(|_| DeskError::Stale)?;
+        let shown = Hash::try_from(hex::decode(digest).unwrap_or_default())
+            .map_err(|_| DeskError::Stale)?;
         if shown != approval.digest {
             return Err(DeskError::Stale);
         }
@@ -118,7 +148,8 @@ impl Site {
             ended => Err(DeskError::NotPending(ended)),
         };
         match outcome {
-            Err(DeskError::NotPending(ApprovalState::Approved | ApprovalState::Consumed)) if approve => {}
+            Err(DeskError::NotPending(ApprovalState::Approved | ApprovalState::Consumed))
+                if approve => {}
             Err(DeskError::NotPending(ApprovalState::Denied)) if !approve => {}
             other => return other,
         }
@@ -128,7 +159,11 @@ impl Site {
     /// How many approvals wait for somebody.
     pub(super) fn waiting(&self) -> usize {
         let now = self.desk.now_ms();
-        self.desk.list().iter().filter(|approval| standing(approval, now) == ApprovalState::Pending).count()
+        self.desk
+            .list()
+            .iter()
+            .filter(|approval| standing(approval, now) == ApprovalState::Pending)
+            .count()
     }
 }
 
@@ -139,8 +174,12 @@ pub(super) fn csrf_matches(session: &Session, token: &str) -> bool {
 
 fn origin_of(issuer: &str) -> String {
     let uri = issuer.parse::<Uri>().unwrap_or_default();
-    format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.authority().map_or("", |a| a.as_str()))
-        .to_ascii_lowercase()
+    format!(
+        "{}://{}",
+        uri.scheme_str().unwrap_or_default(),
+        uri.authority().map_or("", |a| a.as_str())
+    )
+    .to_ascii_lowercase()
 }
 
 /// The one cookie of a name. Two with different values (a neighbour on the
@@ -149,7 +188,9 @@ fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let mut found = None;
     for header in headers.get_all(header::COOKIE) {
         for pair in header.to_str().ok()?.split(';') {
-            let Some((key, value)) = pair.trim().split_once('=') else { continue };
+            let Some((key, value)) = pair.trim().split_once('=') else {
+                continue;
+            };
             if key == name && found.replace(value).is_some_and(|other| other != value) {
                 return None;
             }

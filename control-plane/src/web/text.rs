@@ -45,11 +45,17 @@ impl Shown {
         let mut pieces: Vec<Piece> = Vec::new();
         for c in text.chars() {
             if name(c) {
-                pieces.push(Piece { text: format!("U+{:04X}", u32::from(c)), named: true });
+                pieces.push(Piece {
+                    text: format!("U+{:04X}", u32::from(c)),
+                    named: true,
+                });
             } else if let Some(last) = pieces.last_mut().filter(|last| !last.named) {
                 last.text.push(c);
             } else {
-                pieces.push(Piece { text: c.into(), named: false });
+                pieces.push(Piece {
+                    text: c.into(),
+                    named: false,
+                });
             }
         }
         Self { pieces }
@@ -95,9 +101,17 @@ pub(super) fn split_url(url: &str) -> UrlParts<'_> {
     let after_scheme = url.find("://").map_or(0, |at| at.saturating_add(3));
     let rest = url.get(after_scheme..).unwrap_or_default();
     let authority_len = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (origin, rest) = url.split_at_checked(after_scheme.saturating_add(authority_len)).unwrap_or(("", url));
-    let (path, query) = rest.split_at_checked(rest.find('?').unwrap_or(rest.len())).unwrap_or((rest, ""));
-    UrlParts { origin, path, query }
+    let (origin, rest) = url
+        .split_at_checked(after_scheme.saturating_add(authority_len))
+        .unwrap_or(("", url));
+    let (path, query) = rest
+        .split_at_checked(rest.find('?').unwrap_or(rest.len()))
+        .unwrap_or((rest, ""));
+    UrlParts {
+        origin,
+        path,
+        query,
+    }
 }
 
 /// What percent-encoded text stands for, when it is valid and differs.
@@ -106,17 +120,23 @@ pub(super) fn decoded(text: &str) -> Option<String> {
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         if byte == b'%' {
-            let (high, low) = (char::from(rest.next()?).to_digit(16)?, char::from(rest.next()?).to_digit(16)?);
+            let (high, low) = (
+                char::from(rest.next()?).to_digit(16)?,
+                char::from(rest.next()?).to_digit(16)?,
+            );
             bytes.push(u8::try_from(high * 16 + low).ok()?);
         } else {
             bytes.push(byte);
         }
     }
-    String::from_utf8(bytes).ok().filter(|decoded| decoded != text)
+    String::from_utf8(bytes)
+        .ok()
+        .filter(|decoded| decoded != text)
 }
 
-const PAGE: &[BorrowedFormatItem<'_>] =
-    format_description!("[day padding:none] [month repr:short] [year], [hour]:[minute]:[second] UTC");
+const PAGE: &[BorrowedFormatItem<'_>] = format_description!(
+    "[day padding:none] [month repr:short] [year], [hour]:[minute]:[second] UTC"
+);
 const RFC_3339: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
@@ -152,7 +172,17 @@ mod tests {
     use super::*;
 
     fn flat(shown: &Shown) -> String {
-        shown.pieces.iter().map(|p| if p.named { format!("[{}]", p.text) } else { p.text.clone() }).collect()
+        shown
+            .pieces
+            .iter()
+            .map(|p| {
+                if p.named {
+                    format!("[{}]", p.text)
+                } else {
+                    p.text.clone()
+                }
+            })
+            .collect()
     }
 
     #[test]
@@ -161,21 +191,37 @@ mod tests {
             ("plain text, é and 日本", "plain text, é and 日本"),
             ("invoice\u{202e}fdp.exe", "invoice[U+202E]fdp.exe"),
             ("a\u{200b}b\u{feff}c", "a[U+200B]b[U+FEFF]c"),
-            ("a\0b\r\nc\u{1b}[31m", "a[U+0000]b[U+000D][U+000A]c[U+001B][31m"),
+            (
+                "a\0b\r\nc\u{1b}[31m",
+                "a[U+0000]b[U+000D][U+000A]c[U+001B][31m",
+            ),
             ("\u{e0041}\u{3164}", "[U+E0041][U+3164]"),
-            ("e\u{301}e\u{301}\u{302}\u{303}", "e\u{301}e\u{301}\u{302}[U+0303]"),
+            (
+                "e\u{301}e\u{301}\u{302}\u{303}",
+                "e\u{301}e\u{301}\u{302}[U+0303]",
+            ),
         ] {
             assert_eq!(flat(&Shown::text(text)), expected);
         }
-        assert_eq!(flat(&Shown::url("/p\u{430}y pal")), "/p[U+0430]y[U+0020]pal");
+        assert_eq!(
+            flat(&Shown::url("/p\u{430}y pal")),
+            "/p[U+0430]y[U+0020]pal"
+        );
     }
 
     #[test]
     fn markup_is_escaped() {
         let html = Shown::text("<img src=x onerror=alert(1)>&\"'").to_string();
-        assert!(!html.contains('<') && !html.contains('"') && !html.contains('\''), "{html}");
+        assert!(
+            !html.contains('<') && !html.contains('"') && !html.contains('\''),
+            "{html}"
+        );
         let html = Shown::text("a\u{202e}<b>").to_string();
-        assert_eq!(html.matches('<').count(), 2, "the mark's own tag alone: {html}");
+        assert_eq!(
+            html.matches('<').count(),
+            2,
+            "the mark's own tag alone: {html}"
+        );
     }
 
     #[test]
@@ -184,9 +230,23 @@ mod tests {
         assert_eq!(parts.origin, "https://files.example:8400");
         assert_eq!(parts.path, "/a//b%2f");
         assert_eq!(parts.query, "?x=1&y=/?#f");
-        for url in ["", "/", "x", "://", "http://", "http://h", "http://h?q", "a?b://c/d", "é://é/é?é", "http://h#/x?y"] {
+        for url in [
+            "",
+            "/",
+            "x",
+            "://",
+            "http://",
+            "http://h",
+            "http://h?q",
+            "a?b://c/d",
+            "é://é/é?é",
+            "http://h#/x?y",
+        ] {
             let parts = split_url(url);
-            assert_eq!(format!("{}{}{}", parts.origin, parts.path, parts.query), url);
+            assert_eq!(
+                format!("{}{}{}", parts.origin, parts.path, parts.query),
+                url
+            );
         }
     }
 
@@ -201,9 +261,18 @@ mod tests {
 
     #[test]
     fn times_read_well() {
-        assert_eq!(time_for_people(1_795_348_805_250), "22 Nov 2026, 12:00:05 UTC");
-        assert_eq!(time_for_programs(1_795_348_805_250), "2026-11-22T12:00:05.250Z");
+        assert_eq!(
+            time_for_people(1_795_348_805_250),
+            "22 Nov 2026, 12:00:05 UTC"
+        );
+        assert_eq!(
+            time_for_programs(1_795_348_805_250),
+            "2026-11-22T12:00:05.250Z"
+        );
         assert_eq!(time_for_people(Millis::MAX), format!("{} ms", Millis::MAX));
-        assert_eq!([span(900), span(99_000), span(125_000), span(7_500_000)], ["0 s", "99 s", "2 min", "2 h 5 min"]);
+        assert_eq!(
+            [span(900), span(99_000), span(125_000), span(7_500_000)],
+            ["0 s", "99 s", "2 min", "2 h 5 min"]
+        );
     }
 }

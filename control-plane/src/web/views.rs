@@ -28,11 +28,19 @@ pub(super) struct Signed {
 }
 
 impl Shell {
-    pub(super) fn new(site: &Site, session: Option<&Session>, here: &'static str, title: &str) -> Self {
+    pub(super) fn new(
+        site: &Site,
+        session: Option<&Session>,
+        here: &'static str,
+        title: &str,
+    ) -> Self {
         Self {
             title: title.to_owned(),
             here,
-            signed: session.map(|s| Signed { who: Shown::text(&s.who), csrf: s.csrf.clone() }),
+            signed: session.map(|s| Signed {
+                who: Shown::text(&s.who),
+                csrf: s.csrf.clone(),
+            }),
             dev_single_uid: site.settings.dev_single_uid,
             assets: names(),
             waiting: session.map_or(0, |_| site.waiting()),
@@ -131,7 +139,12 @@ pub(super) struct ApprovalPage {
 /// Renders; a template that fails is our fault and shows nothing.
 pub(super) fn html(status: StatusCode, template: &impl Template) -> Response {
     match template.render() {
-        Ok(page) => (status, [(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response(),
+        Ok(page) => (
+            status,
+            [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
+            page,
+        )
+            .into_response(),
         Err(error) => {
             tracing::error!(%error, "a page could not be rendered");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -9,8 +9,8 @@ use envoy_types::{
                     header_mutation::{Action, RemoveOnMatch},
                 },
                 core::v3::{
-                    AggregatedConfigSource, ApiVersion, AsyncDataSource, ConfigSource, DataSource,
-                    ExtensionConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
+                    AggregatedConfigSource, ApiVersion, AsyncDataSource, CidrRange, ConfigSource,
+                    DataSource, ExtensionConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
                     HttpProtocolOptions, TypedExtensionConfig, async_data_source,
                     config_source::ConfigSourceSpecifier, data_source,
                     http_protocol_options::HeadersWithUnderscoresAction,
@@ -112,7 +112,15 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
         // Nobody is internal, loopback neither: Envoy obeys retry, timeout
         // and hedge headers of internal clients.
         use_remote_address: truth(true),
-        internal_address_config: Some(InternalAddressConfig::default()),
+        internal_address_config: Some(InternalAddressConfig {
+            unix_sockets: false,
+            // No range at all would mean Envoy's own. From this address no
+            // connection comes.
+            cidr_ranges: vec![CidrRange {
+                address_prefix: "0.0.0.0".to_owned(),
+                prefix_len: number(32),
+            }],
+        }),
         early_header_mutation_extensions: vec![strip_headers()],
         forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
         generate_request_id: truth(true),

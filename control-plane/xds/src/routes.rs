@@ -10,6 +10,14 @@ use envoy_types::pb::{
 
 use crate::{ROUTES_NAME, Route, Settings, cluster};
 
+/// What Envoy adds by itself on the way in; upstreams get verified facts only.
+const ENVOYS_OWN: [&str; 4] = [
+    "x-envoy-external-address",
+    "x-envoy-internal",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-attempt-count",
+];
+
 pub(crate) fn build(settings: &Settings) -> RouteConfiguration {
     let mut routes: Vec<&Route> = settings.routes.iter().collect();
     // Envoy takes the first match; the longest prefix is meant.
@@ -24,6 +32,7 @@ pub(crate) fn build(settings: &Settings) -> RouteConfiguration {
             routes: routes.into_iter().map(route).collect(),
             ..Default::default()
         }],
+        request_headers_to_remove: ENVOYS_OWN.map(str::to_owned).to_vec(),
         ..Default::default()
     }
 }

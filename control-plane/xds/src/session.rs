@@ -96,7 +96,12 @@ impl Session {
                     error: bounded(&error.message),
                 },
             ),
-            None => self.taken(&key, kind, &sent),
+            None => {
+                let news = self.taken(&key, kind, &sent);
+                if news && kind == Kind::Filter {
+                    self.retry_listeners(&key);
+                }
+            }
         }
         let wants_others = self
             .subscriptions
@@ -146,6 +151,16 @@ impl Session {
         let resources = self
             .registry
             .choose(key, kind, self.snapshot.resources(kind));
+        self.send_these(key, kind, names, resources);
+    }
+
+    fn send_these(
+        &mut self,
+        key: &ProxyKey,
+        kind: Kind,
+        names: Vec<String>,
+        resources: Arc<Resources>,
+    ) {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         self.outbox.push_back(DiscoveryResponse {
@@ -167,11 +182,27 @@ impl Session {
         );
     }
 
-    fn taken(&self, key: &ProxyKey, kind: Kind, sent: &Arc<Resources>) {
-        if self.registry.acked(key, kind, sent) {
+    /// Envoy keeps a filter that it refused for the next listener, and refuses
+    /// that one too. So a new good filter is worth one more attempt.
+    fn retry_listeners(&mut self, key: &ProxyKey) {
+        let wanted = Arc::clone(self.snapshot.resources(Kind::Listeners));
+        if self.subscriptions.contains_key(&Kind::Listeners)
+            && self
+                .registry
+                .has_refused(key, Kind::Listeners, wanted.version())
+        {
+            self.send_these(key, Kind::Listeners, Vec::new(), wanted);
+        }
+    }
+
+    /// Notes an acknowledgement; whether it says something new.
+    fn taken(&self, key: &ProxyKey, kind: Kind, sent: &Arc<Resources>) -> bool {
+        let news = self.registry.acked(key, kind, sent);
+        if news {
             tracing::info!(peer = %key.0, node = ?key.1, kind = kind.as_str(), version = sent.version(), "ACK");
             self.observer.acked(&key.0, &key.1, kind, sent.version());
         }
+        news
     }
 
     fn refused(&self, key: &ProxyKey, kind: Kind, nack: Nack) {

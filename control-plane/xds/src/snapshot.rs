@@ -24,17 +24,17 @@ use crate::{
 pub enum Kind {
     /// CDS.
     Clusters,
-    /// LDS.
-    Listeners,
     /// ECDS: the filter.
     Filter,
+    /// LDS.
+    Listeners,
     /// RDS.
     Routes,
 }
 
 impl Kind {
     /// Every kind, in the order of sending.
-    pub const ALL: [Self; 4] = [Self::Clusters, Self::Listeners, Self::Filter, Self::Routes];
+    pub const ALL: [Self; 4] = [Self::Clusters, Self::Filter, Self::Listeners, Self::Routes];
 
     /// The protobuf type URL.
     pub fn type_url(self) -> String {

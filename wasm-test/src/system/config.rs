@@ -108,8 +108,14 @@ fn bootstrap(system: &System) -> Result<String, Error> {
     let workload_api = json!(system.workload_api()).to_string();
     let literals = [
         ("/run/writ/workload.sock", workload_api),
-        ("port_value: 8481", format!("port_value: {}", system.ports.grpc)),
-        ("port_value: 9901", format!("port_value: {}", system.ports.admin)),
+        (
+            "port_value: 8481",
+            format!("port_value: {}", system.ports.grpc),
+        ),
+        (
+            "port_value: 9901",
+            format!("port_value: {}", system.ports.admin),
+        ),
     ];
     let mut out = String::new();
     for line in text.lines() {
@@ -117,9 +123,9 @@ fn bootstrap(system: &System) -> Result<String, Error> {
         if line.trim_start().starts_with('#') {
             continue;
         }
-        let line = literals
-            .iter()
-            .fold(line.to_owned(), |line, (from, to)| line.replace(from, to.as_str()));
+        let line = literals.iter().fold(line.to_owned(), |line, (from, to)| {
+            line.replace(from, to.as_str())
+        });
         out.push_str(&line);
         out.push('\n');
     }

@@ -262,7 +262,7 @@ fn a_hold_is_never_longer_than_the_configuration_says() {
     vm.answer(&ask, hold(3_600_000));
     vm.pass_ms(20_000);
     vm.answer(&ask, hold(3_600_000));
-    vm.pass_ms(7_500);
+    vm.pass_ms(7_200);
     let heard = vm.heard();
     assert_eq!(withdrawals(&heard).len(), 1);
     vm.withdrawn(&ask.id.clone().unwrap(), true);

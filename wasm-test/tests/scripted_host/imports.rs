@@ -2,7 +2,7 @@
 
 use super::world::{BAD_ARGUMENT, NOT_FOUND, OK, Reply, World};
 use std::collections::BTreeMap;
-use wasmi::{Caller, Extern, Linker, Memory};
+use wasmi::{Caller, Extern, Linker, Memory, Module};
 
 type Guest<'a> = Caller<'a, World>;
 
@@ -105,13 +105,25 @@ fn edit(guest: &mut Guest<'_>, act: impl FnOnce(&mut super::world::Http)) -> i32
     }
 }
 
-/// Every function a filter may call; a module that imports another does not link.
-pub fn linker(engine: &wasmi::Engine) -> Linker<World> {
-    let mut linker = Linker::new(engine);
+/// Every function that the filter may call. The SDK's own table of methods
+/// imports more, and calling one of those crashes the VM.
+pub fn linker(module: &Module) -> Linker<World> {
+    let mut linker = Linker::new(module.engine());
     general(&mut linker);
     requests(&mut linker);
     streams(&mut linker);
     metrics(&mut linker);
+    for import in module.imports() {
+        let (from, name) = (import.module(), import.name().to_owned());
+        let Some(signature) = import.ty().func() else {
+            panic!("{name} is no function")
+        };
+        let forbidden = format!("{name} was called, which no filter needs");
+        // One that is defined already stays what it is.
+        let _defined = linker.func_new(from, &name, signature.clone(), move |_, _, _| {
+            Err(wasmi::Error::new(forbidden.clone()))
+        });
+    }
     linker
 }
 

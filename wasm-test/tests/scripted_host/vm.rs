@@ -52,7 +52,7 @@ impl Vm {
             ..world
         };
         let mut store = Store::new(&engine, world);
-        let linker = super::imports::linker(&engine);
+        let linker = super::imports::linker(module);
         let instance = linker
             .instantiate_and_start(&mut store, module)
             .expect("the module links");

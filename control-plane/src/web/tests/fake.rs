@@ -40,19 +40,33 @@ impl FakeDesk {
         self.changes.send_modify(|version| *version += 1);
     }
 
-    fn settle(&self, id: &str, digest: Hash, approve: bool, by: &str) -> Result<Approval, DeskError> {
+    fn settle(
+        &self,
+        id: &str,
+        digest: Hash,
+        approve: bool,
+        by: &str,
+    ) -> Result<Approval, DeskError> {
         let now = self.now_ms();
         let mut result = Err(DeskError::NotFound);
         self.change(|approvals| {
-            let Some(approval) = approvals.iter_mut().find(|approval| approval.id == id) else { return };
+            let Some(approval) = approvals.iter_mut().find(|approval| approval.id == id) else {
+                return;
+            };
             result = if approval.digest != digest {
                 Err(DeskError::Stale)
             } else if approval.state != ApprovalState::Pending {
                 Err(DeskError::NotPending(approval.state))
-            } else if !approval.approvers.is_empty() && !approval.approvers.iter().any(|name| name == by) {
+            } else if !approval.approvers.is_empty()
+                && !approval.approvers.iter().any(|name| name == by)
+            {
                 Err(DeskError::NotAllowed)
             } else {
-                approval.state = if approve { ApprovalState::Approved } else { ApprovalState::Denied };
+                approval.state = if approve {
+                    ApprovalState::Approved
+                } else {
+                    ApprovalState::Denied
+                };
                 approval.decided_by = Some(by.to_owned());
                 approval.decided_ms = Some(now);
                 Ok(approval.clone())
@@ -68,7 +82,10 @@ impl Desk for FakeDesk {
     }
 
     fn get(&self, id: &str) -> Option<Approval> {
-        lock(&self.approvals).iter().find(|approval| approval.id == id).cloned()
+        lock(&self.approvals)
+            .iter()
+            .find(|approval| approval.id == id)
+            .cloned()
     }
 
     fn decide(
@@ -110,7 +127,10 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
         id: id.to_owned(),
         digest: [0x5a; 32],
         agent: "spiffe://writ.example/agent/demo".to_owned(),
-        user: Some(User { issuer: "https://id.example".to_owned(), subject: "maria".to_owned() }),
+        user: Some(User {
+            issuer: "https://id.example".to_owned(),
+            subject: "maria".to_owned(),
+        }),
         chain: Vec::new(),
         action: ActionRecord {
             kind: "http_request".to_owned(),

@@ -1,9 +1,9 @@
 //! The pages and the interface from outside, over a desk without a ledger.
 
+mod deciding;
 mod fake;
 mod routes;
 mod session;
-mod deciding;
 mod socket;
 
 use std::sync::Arc;
@@ -34,7 +34,9 @@ struct Answer {
 
 impl Answer {
     fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     fn json(&self) -> Value {
@@ -58,11 +60,15 @@ struct With<'a> {
 
 impl<'a> With<'a> {
     fn form(body: impl Into<String>) -> Self {
-        Self::default().header("content-type", "application/x-www-form-urlencoded").body(body)
+        Self::default()
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body)
     }
 
     fn json(body: &Value) -> Self {
-        Self::default().header("content-type", "application/json").body(body.to_string())
+        Self::default()
+            .header("content-type", "application/json")
+            .body(body.to_string())
     }
 
     fn header(mut self, name: &'a str, value: impl Into<String>) -> Self {
@@ -78,7 +84,10 @@ impl<'a> With<'a> {
 
 impl World {
     fn new() -> Self {
-        Self::with(vec![approval(ID, NOW, "http://127.0.0.1:8400/files/a.txt?x=1")], ISSUER)
+        Self::with(
+            vec![approval(ID, NOW, "http://127.0.0.1:8400/files/a.txt?x=1")],
+            ISSUER,
+        )
     }
 
     fn with(approvals: Vec<Approval>, issuer: &str) -> Self {
@@ -93,7 +102,12 @@ impl World {
             stop: stop.clone(),
         };
         let router = pages(desk.clone(), logins.clone(), settings);
-        Self { desk, logins, router, stop }
+        Self {
+            desk,
+            logins,
+            router,
+            stop,
+        }
     }
 
     async fn ask(&self, method: Method, path: &str, with: With<'_>) -> Answer {
@@ -101,11 +115,16 @@ impl World {
         for (name, value) in &with.headers {
             request = request.header(*name, value);
         }
-        answer(self.router.clone(), request.body(Body::from(with.body)).unwrap()).await
+        answer(
+            self.router.clone(),
+            request.body(Body::from(with.body)).unwrap(),
+        )
+        .await
     }
 
     async fn get(&self, path: &str, cookie: &str) -> Answer {
-        self.ask(Method::GET, path, With::default().header("cookie", cookie)).await
+        self.ask(Method::GET, path, With::default().header("cookie", cookie))
+            .await
     }
 
     async fn post(&self, path: &str, with: With<'_>) -> Answer {
@@ -115,9 +134,16 @@ impl World {
     /// Signs a browser in: its cookie, and the token of its forms.
     async fn sign_in(&self) -> (String, String) {
         let secret = self.logins.mint(self.desk.now_ms());
-        let answer = self.post("/login", With::form(format!("secret={secret}"))).await;
+        let answer = self
+            .post("/login", With::form(format!("secret={secret}")))
+            .await;
         assert_eq!(answer.status, StatusCode::SEE_OTHER, "{}", answer.body);
-        let cookie = answer.header("set-cookie").split(';').next().unwrap().to_owned();
+        let cookie = answer
+            .header("set-cookie")
+            .split(';')
+            .next()
+            .unwrap()
+            .to_owned();
         let page = self.get("/", &cookie).await;
         (cookie, field(&page.body, "csrf"))
     }
@@ -125,7 +151,12 @@ impl World {
     /// Signs a command line in: the value of its `Authorization`.
     async fn sign_in_by_command_line(&self) -> String {
         let secret = self.logins.mint(self.desk.now_ms());
-        let answer = self.post("/api/v1/session", With::json(&serde_json::json!({"secret": secret}))).await;
+        let answer = self
+            .post(
+                "/api/v1/session",
+                With::json(&serde_json::json!({"secret": secret})),
+            )
+            .await;
         assert_eq!(answer.status, StatusCode::CREATED);
         format!("Session {}", answer.json()["session"].as_str().unwrap())
     }
@@ -152,16 +183,26 @@ async fn answer(router: Router, request: Request<Body>) -> Answer {
     let response = router.oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = body.collect().await.unwrap().to_bytes();
-    Answer { status: parts.status, headers: parts.headers, body: String::from_utf8(bytes.to_vec()).unwrap() }
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        body: String::from_utf8(bytes.to_vec()).unwrap(),
+    }
 }
 
 /// The value of a page's hidden input.
 fn field(page: &str, name: &str) -> String {
     let start = format!("name=\"{name}\" value=\"");
-    let rest = page.split_once(&start).unwrap_or_else(|| panic!("no field {name} in {page}")).1;
+    let rest = page
+        .split_once(&start)
+        .unwrap_or_else(|| panic!("no field {name} in {page}"))
+        .1;
     rest.split_once('"').unwrap().0.to_owned()
 }
 
 fn location(answer: &Answer) -> &str {
-    answer.headers.get(header::LOCATION).map_or("", |value| value.to_str().unwrap())
+    answer
+        .headers
+        .get(header::LOCATION)
+        .map_or("", |value| value.to_str().unwrap())
 }

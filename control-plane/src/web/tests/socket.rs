@@ -15,8 +15,15 @@ impl Socket {
     fn new(dev_single_uid: bool) -> Self {
         let world = World::new();
         let module_sha256 = watch::channel(Some("ab".repeat(32))).1;
-        let settings = AdminSettings { refused_uids: vec![1000, 1001], dev_single_uid, module_sha256 };
-        Self { router: admin(world.desk.clone(), settings), world }
+        let settings = AdminSettings {
+            refused_uids: vec![1000, 1001],
+            dev_single_uid,
+            module_sha256,
+        };
+        Self {
+            router: admin(world.desk.clone(), settings),
+            world,
+        }
     }
 
     async fn ask(&self, uid: Option<u32>, method: Method, path: &str) -> Answer {
@@ -28,7 +35,9 @@ impl Socket {
             .body(body)
             .unwrap();
         if let Some(uid) = uid {
-            request.extensions_mut().insert(ConnectInfo(PeerUid { uid, pid: 7 }));
+            request
+                .extensions_mut()
+                .insert(ConnectInfo(PeerUid { uid, pid: 7 }));
         }
         answer(self.router.clone(), request).await
     }
@@ -39,8 +48,18 @@ async fn who_is_let_in() {
     for (uid, dev, expected, reason) in [
         (Some(0), false, StatusCode::OK, None),
         (Some(999), false, StatusCode::OK, None),
-        (Some(1000), false, StatusCode::FORBIDDEN, Some("workload_uid")),
-        (Some(1001), false, StatusCode::FORBIDDEN, Some("workload_uid")),
+        (
+            Some(1000),
+            false,
+            StatusCode::FORBIDDEN,
+            Some("workload_uid"),
+        ),
+        (
+            Some(1001),
+            false,
+            StatusCode::FORBIDDEN,
+            Some("workload_uid"),
+        ),
         (Some(1000), true, StatusCode::OK, None),
         (None, false, StatusCode::FORBIDDEN, Some("peer_unknown")),
         (None, true, StatusCode::FORBIDDEN, Some("peer_unknown")),
@@ -48,7 +67,11 @@ async fn who_is_let_in() {
         for path in ["/api/v1/status", "/api/v1/approvals"] {
             let answer = Socket::new(dev).ask(uid, Method::GET, path).await;
             assert_eq!(answer.status, expected, "{uid:?} {dev} {path}");
-            assert_eq!(answer.json()["reason"].as_str(), reason, "{uid:?} {dev} {path}");
+            assert_eq!(
+                answer.json()["reason"].as_str(),
+                reason,
+                "{uid:?} {dev} {path}"
+            );
         }
     }
 }
@@ -66,7 +89,11 @@ async fn nobody_decides_or_lets_anybody_in() {
         ] {
             let answer = socket.ask(Some(uid), Method::POST, path).await;
             assert_eq!(answer.status, StatusCode::FORBIDDEN, "{uid} {dev} {path}");
-            let says = if uid == 1000 && !dev { "uid" } else { "writ login" };
+            let says = if uid == 1000 && !dev {
+                "uid"
+            } else {
+                "writ login"
+            };
             assert!(answer.body.contains(says), "{}", answer.body);
         }
         drop(session);
@@ -77,13 +104,22 @@ async fn nobody_decides_or_lets_anybody_in() {
 #[tokio::test]
 async fn it_tells_what_is_up() {
     let socket = Socket::new(false);
-    let status = socket.ask(Some(0), Method::GET, "/api/v1/status").await.json();
+    let status = socket
+        .ask(Some(0), Method::GET, "/api/v1/status")
+        .await
+        .json();
     assert_eq!(status["approvals"]["pending"], 1);
     assert_eq!(status["module_sha256"], "ab".repeat(32));
     assert_eq!(status["dev_single_uid"], false);
-    let list = socket.ask(Some(0), Method::GET, "/api/v1/approvals").await.json();
+    let list = socket
+        .ask(Some(0), Method::GET, "/api/v1/approvals")
+        .await
+        .json();
     assert_eq!(list["approvals"][0]["id"], ID);
-    assert_eq!(socket.ask(Some(0), Method::GET, "/nothing").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        socket.ask(Some(0), Method::GET, "/nothing").await.status,
+        StatusCode::NOT_FOUND
+    );
     let wrong = socket.ask(Some(0), Method::POST, "/api/v1/status").await;
     assert_eq!(wrong.status, StatusCode::METHOD_NOT_ALLOWED);
 }
