@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     chain::{Hash, leaf_hash},
-    line::{Line, LineError, MAX_LINE},
+    line::{Line, LineError},
 };
 
 /// Groups start at multiples of this many bytes, so that a torn sector never
@@ -124,6 +124,10 @@ impl Header {
             return Err(GroupError::NoGroup);
         }
         let version = cursor.u32().ok_or(GroupError::Lengths)?;
+        if version == 0 {
+            // No layout's version: a write that stopped inside the header.
+            return Err(GroupError::NoGroup);
+        }
         if version != FORMAT {
             return Err(GroupError::Version(version));
         }
@@ -281,15 +285,17 @@ impl<'a> Group<'a> {
     }
 }
 
-/// The ranges of bytes that may be lines, for naming the entry that was changed
-/// in a group whose digest does not match.
-pub(crate) fn lines_leniently(bytes: &[u8]) -> Vec<&[u8]> {
-    let lines = bytes.get(HEADER_LEN..).unwrap_or_default();
-    lines
-        .split(|b| *b == b'\n')
-        .take(as_usize(MAX_LINES))
-        .take_while(|line| line.len() <= MAX_LINE)
-        .collect()
+/// The bytes that may be lines in a group whose digest does not match, for naming
+/// the entry that was changed. Count and length of the lines may be what is wrong:
+/// the lesser of both holds.
+pub(crate) fn lines_leniently<'a>(
+    bytes: &'a [u8],
+    header: &Header,
+) -> impl Iterator<Item = &'a [u8]> {
+    let rest = bytes.get(HEADER_LEN..).unwrap_or_default();
+    let lines = rest.get(..as_usize(header.lines_len)).unwrap_or(rest);
+    let lines = lines.strip_suffix(b"\n").unwrap_or(lines);
+    lines.split(|b| *b == b'\n').take(as_usize(header.count))
 }
 
 fn split(whole: &[u8], lines_end: usize) -> Option<(&[u8], &[u8], &[u8])> {
@@ -329,8 +335,9 @@ pub fn is_unfinished(bytes: &[u8]) -> bool {
         .chunks(BLOCK)
         .any(|block| block.iter().all(|b| *b == 0));
     let mark = written.last_chunk().is_some_and(|mark: &[u8; END.len()]| {
-        // An end mark with a changed bit is still one; no text has six of its bytes.
-        mark.iter().zip(&END).filter(|(a, b)| a == b).count() >= 6
+        // An end mark with a changed bit is still one, and no text has six of its
+        // bytes; one that was not written to its end ends in zero.
+        mark.last() != Some(&0) && mark.iter().zip(&END).filter(|(a, b)| a == b).count() >= 6
     });
     hole || !mark
 }

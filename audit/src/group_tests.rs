@@ -114,8 +114,7 @@ fn too_much_is_refused_when_writing() {
 
 /// Sets the digest right again, as somebody who rewrites a group would.
 fn seal(bytes: &mut [u8]) {
-    let lines_end =
-        HEADER_LEN + as_usize(u32::from_be_bytes(bytes[64 + 0..68].try_into().unwrap()));
+    let lines_end = HEADER_LEN + as_usize(u32::from_be_bytes(bytes[64..68].try_into().unwrap()));
     let Some(lines) = bytes.get(HEADER_LEN..lines_end) else {
         return;
     };

@@ -290,7 +290,9 @@ fn changed_line(group: &[u8], first: u64, prev: &Hash) -> u64 {
     };
     let mut prev = *prev;
     let mut broken = None;
-    for (at, bytes) in (0..u64::from(header.count)).zip(lines_leniently(group)) {
+    let mut last = 0;
+    for (at, bytes) in (0..).zip(lines_leniently(group, &header)) {
+        last = at;
         let Ok(line) = Line::decode(bytes) else {
             return broken.unwrap_or(at);
         };
@@ -313,7 +315,7 @@ fn changed_line(group: &[u8], first: u64, prev: &Hash) -> u64 {
     match broken {
         Some(at) if prev == header.head => at.saturating_sub(1),
         Some(at) => at,
-        None => u64::from(header.count).saturating_sub(1),
+        None => last,
     }
 }
 

@@ -19,7 +19,7 @@ use audit::{
 use proptest::prelude::*;
 use serde_json::json;
 
-const SEGMENT: usize = 16 * 1024;
+const SEGMENT: usize = 6 * 1024;
 
 /// A journal as its writer lays it out: segments of groups of lines.
 struct Journal {

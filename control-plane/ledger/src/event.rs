@@ -63,6 +63,10 @@ pub(crate) enum Answer {
 /// One change of state, of the kinds that replay must know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "body", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each is moved a few times and never kept"
+)]
 pub(crate) enum Event {
     Epoch {
         log: String,
@@ -143,6 +147,10 @@ pub(crate) enum Event {
 
 /// An entry's meaning: a change of state, or a note that changes none.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "each is moved a few times and never kept"
+)]
 pub(crate) enum Entry {
     Event(Event),
     Note { kind: String, body: Value },

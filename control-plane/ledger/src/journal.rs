@@ -252,7 +252,7 @@ pub(crate) fn create_segment(dir: &Path, name: &str, start: &[u8], len: usize) -
 }
 
 fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)

@@ -20,8 +20,8 @@ use crate::event::Entry;
 
 /// Entries that are listed; older ones are in the journal only.
 const LISTED: u64 = 100_000;
-// Longer than an index's eight bytes, and behind all of them.
-const POSITION: &[u8] = b"\xff_position";
+// Behind every index that there can be.
+const POSITION: &[u8] = b"\xff\xff\xff\xff\xff\xff\xff\xffposition";
 const CACHE: u64 = 16 * 1024 * 1024;
 
 /// One entry in a list.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -42,11 +42,13 @@ pub(super) struct Reader<'t> {
     path: &'t Path,
     text: &'t str,
     errors: RefCell<Vec<ConfigError>>,
+    /// Where each key that was read stands.
+    places: RefCell<BTreeMap<String, usize>>,
 }
 
 impl<'t> Reader<'t> {
     pub(super) fn new(path: &'t Path, text: &'t str) -> Self {
-        Self { path, text, errors: RefCell::new(Vec::new()) }
+        Self { path, text, errors: RefCell::default(), places: RefCell::default() }
     }
 
     /// The root table; its lifetime is the text's.
@@ -79,18 +81,13 @@ impl<'t> Reader<'t> {
         self.errors.borrow_mut().push(ConfigError { file: self.path.to_owned(), line, message });
     }
 
-    /// A problem of a key that was found to be wrong only together with others.
+    /// A problem of a key that was found to be wrong only together with others;
+    /// where the key was left out, its table is shown.
     pub(super) fn error_at(&self, key: &str, message: String) {
-        let last = key.rsplit('.').next().unwrap_or(key);
-        let line = self
-            .text
-            .lines()
-            .position(|line| {
-                let line = line.trim_start().trim_start_matches('[');
-                line.starts_with(last) || line.starts_with(key)
-            })
-            .map_or(0, |index| index + 1);
-        self.error(line, format!("{key}: {message}"));
+        let places = self.places.borrow();
+        let parent = key.rsplit_once('.').map_or("", |(parent, _)| parent);
+        let offset = places.get(key).or_else(|| places.get(parent)).copied().unwrap_or(0);
+        self.error(self.line(offset), format!("{key}: {message}"));
     }
 }
 
@@ -115,7 +112,10 @@ impl<'r> Table<'r> {
 
     fn get(&self, key: &str) -> Option<(usize, DeValue<'r>)> {
         self.used.borrow_mut().insert(key.to_owned());
-        self.table.get(key).map(|value| (value.span().start, value.get_ref().clone()))
+        let value = self.table.get(key)?;
+        let offset = value.span().start;
+        self.reader.places.borrow_mut().entry(self.full(key)).or_insert(offset);
+        Some((offset, value.get_ref().clone()))
     }
 
     pub(super) fn error(&self, key: &str, message: String) {

@@ -3,6 +3,7 @@
 
 use crate::state::{Core, Standing, split_location};
 use capability::reason::Reason;
+use capability::url::{Origin, Target};
 use decision_api::Question;
 use ledger::model::{
     ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused, RequestFacts,
@@ -366,10 +367,12 @@ fn joined(ruling: Ruling, committed: Committed) -> Ruling {
 /// Whether the action we recorded at issue is the request, by the one shared
 /// normaliser. The filter has checked it too; this is our own record.
 fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
-    let Ok(recorded) = capability::action::HttpAction::from_details(&crate::state::element(action)) else {
-        return false;
-    };
-    recorded.method() == question.method && recorded.origin() == origin && recorded.path_and_query() == question.path
+    let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
+    let target = Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
+    match (recorded, target) {
+        (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
+        _ => false,
+    }
 }
 
 /// What an approval of this request would cover.

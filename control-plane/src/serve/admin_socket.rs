@@ -62,8 +62,8 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    // Anybody may knock; peer credentials decide.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    // For this user and its group; peer credentials then tell workloads apart.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
 }
 

@@ -129,7 +129,7 @@ impl Agent {
         let Some(nonce) = answer.header("dpop-nonce") else {
             return Ok(answer);
         };
-        if answer.reason() != "use_dpop_nonce" {
+        if answer.oauth_error() != "use_dpop_nonce" {
             return Ok(answer);
         }
         let claims = json!({ "nonce": nonce });

@@ -57,15 +57,21 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or(Value::Null)
     }
 
-    /// The reason of a refusal, or the OAuth error of the token endpoint;
-    /// empty when there is neither.
+    /// The reason of a refusal, by the edge or by the token endpoint; empty
+    /// when there is none.
     pub fn reason(&self) -> String {
+        self.member("reason")
+    }
+
+    /// The token endpoint's `error`; empty when there is none.
+    pub fn oauth_error(&self) -> String {
+        self.member("error")
+    }
+
+    fn member(&self, name: &str) -> String {
         let json = self.json();
-        let member = |name| json.get(name).and_then(Value::as_str);
-        member("reason")
-            .or_else(|| member("error"))
-            .unwrap_or_default()
-            .to_owned()
+        let member = json.get(name).and_then(Value::as_str);
+        member.unwrap_or_default().to_owned()
     }
 
     /// Status and reason in a few words, for people.

@@ -90,7 +90,7 @@ impl Approver {
     /// # Errors
     /// When the inbox can't be read.
     pub async fn inbox(&self) -> Result<Vec<String>, Error> {
-        let page = self.page("/").await?.expect("the inbox", 200)?.text();
+        let page = self.page("/approvals").await?.expect("the inbox", 200)?.text();
         let mut ids: Vec<String> = Vec::new();
         for rest in page.split("/approvals/").skip(1) {
             let id: String = rest
@@ -136,12 +136,27 @@ impl Approver {
         let path = format!("/approvals/{id}");
         let page = self.page(&path).await?.expect("the approval's page", 200)?;
         let page = page.text();
-        let csrf = field(&page, "csrf")?;
-        let digest = field(&page, "digest")?;
         let action = format!("{path}/{}", verdict.as_path());
+        let form = form(&page, &action)?;
+        let csrf = field(form, "csrf")?;
+        let digest = field(form, "digest")?;
         self.post(&action, &[("csrf", &csrf), ("digest", &digest)])
             .await
     }
+}
+
+/// The form that posts to `action`.
+fn form<'a>(page: &'a str, action: &str) -> Result<&'a str, Error> {
+    page.split("<form")
+        .skip(1)
+        .filter_map(|rest| rest.split("</form>").next())
+        .find(|form| {
+            let tag = form.split('>').next().unwrap_or_default();
+            // A page may have one form with a button for each answer.
+            attribute(tag, "action").as_deref() == Some(action)
+                || form.contains(&format!("formaction=\"{action}\""))
+        })
+        .ok_or_else(|| Error::Unexpected(format!("the page has no form that posts to {action}")))
 }
 
 /// The value of the first `<input name=… value=…>` of that name.
@@ -169,5 +184,13 @@ mod tests {
         assert_eq!(field(page, "csrf").unwrap(), "c1");
         assert_eq!(field(page, "digest").unwrap(), "d1");
         assert!(field(page, "other").is_err());
+    }
+
+    #[test]
+    fn finds_the_form_of_the_answer() {
+        let page = r#"<form action="/logout"><input name="csrf" value="1"></form><form method="post" action="/a/deny"><input name="csrf" value="2"></form>"#;
+        let found = form(page, "/a/deny").unwrap();
+        assert_eq!(field(found, "csrf").unwrap(), "2");
+        assert!(form(page, "/a/approve").is_err());
     }
 }

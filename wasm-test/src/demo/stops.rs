@@ -116,8 +116,14 @@ pub async fn policy_says_no(tour: &mut Tour) -> Result<(), Error> {
     let before = tour.arrived()?;
     let answer = tour.agent.exchange("GET", DENIED).await?;
     let what = format!("the exchange for GET {DENIED}");
-    let answer = oauth_error(answer, &what, "access_denied")?;
-    let expected = (answer.status, "access_denied");
+    if answer.oauth_error() != "access_denied" {
+        return Err(Error::Unexpected(format!(
+            "{what}: expected access_denied, got {}: {}",
+            answer.status,
+            answer.text()
+        )));
+    }
+    let expected = (400, "policy_denied");
     tour.check(&what, &answer, expected, Reached::Nobody, before)?;
     let before = tour.arrived()?;
     let call = Call {
@@ -222,15 +228,4 @@ pub async fn control_plane_gone_and_back(tour: &mut Tour) -> Result<(), Error> {
     let before = tour.arrived()?;
     let answer = tour.agent.call("GET", ALLOWED).await?;
     tour.check("a new token", &answer, (200, ""), Reached::Upstream, before)
-}
-
-fn oauth_error(answer: Answer, what: &str, error: &str) -> Result<Answer, Error> {
-    if (400..500).contains(&answer.status) && answer.reason() == error {
-        return Ok(answer);
-    }
-    Err(Error::Unexpected(format!(
-        "{what}: expected {error}, got {}: {}",
-        answer.status,
-        answer.text()
-    )))
 }

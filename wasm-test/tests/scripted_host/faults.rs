@@ -168,9 +168,12 @@ fn an_unasked_withdrawal_closes_nothing() {
     assert_eq!(vm.resumed(context), 1);
 }
 
+/// What makes a good answer a bad one.
+type Spoil = fn(&mut Answer);
+
 #[test]
 fn answers_that_do_not_fit_are_ignored() {
-    let spoil: [(&str, fn(&mut Answer)); 8] = [
+    let spoil: [(&str, Spoil); 8] = [
         ("another token's hash", |answer| {
             answer.token_hash = capability::sha256(b"another").to_vec()
         }),

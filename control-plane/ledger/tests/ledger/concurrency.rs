@@ -1,7 +1,4 @@
 //! Many callers, one order; readers while it is written; a full queue.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail loudly")]
-
-mod common;
 
 use std::{
     sync::{
@@ -11,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use common::*;
+use crate::common::*;
 use ledger::{Ledger, OpenError, Options, model::*};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,10 +1,4 @@
 //! What the ledger's tests share.
-#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test binary uses a part of it"
-)]
 
 use std::{
     fs,

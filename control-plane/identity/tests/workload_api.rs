@@ -1,0 +1,219 @@
+//! The Workload API through the public client, over the real socket.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests fail loudly"
+)]
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{Domain, TIMEOUT, id, now_ms};
+use identity::EvidenceError;
+use spiffe::{WorkloadApiClient, X509SourceBuilder, transport::Endpoint};
+use tonic::Code;
+
+const ISSUER: &str = "http://127.0.0.1:8480";
+
+async fn client(domain: &Domain) -> WorkloadApiClient {
+    WorkloadApiClient::connect(Endpoint::Unix(domain.socket()))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn every_call_of_the_public_client() {
+    let domain = Domain::start();
+    let client = client(&domain).await;
+    let me = id("control-plane").to_string();
+
+    let svid = client.fetch_x509_svid().await.unwrap();
+    assert_eq!(svid.spiffe_id().to_string(), me);
+    let bundles = client.fetch_x509_bundles().await.unwrap();
+    let bundle = bundles.get(svid.spiffe_id().trust_domain()).unwrap();
+    assert_eq!(bundle.authorities().len(), 1);
+    let bundles = client.fetch_jwt_bundles().await.unwrap();
+    assert!(bundles.get(svid.spiffe_id().trust_domain()).is_some());
+
+    let jwt = client
+        .fetch_jwt_svid([ISSUER, "other"], None)
+        .await
+        .unwrap();
+    assert_eq!(jwt.spiffe_id().to_string(), me);
+    let verified = client
+        .validate_jwt_token(ISSUER, jwt.token())
+        .await
+        .unwrap();
+    assert_eq!(verified.spiffe_id().to_string(), me);
+    assert!(
+        client
+            .validate_jwt_token("third", jwt.token())
+            .await
+            .is_err()
+    );
+
+    let foreign = spiffe::SpiffeId::new(id("somebody").as_str()).unwrap();
+    assert!(
+        client
+            .fetch_jwt_svid([ISSUER], Some(&foreign))
+            .await
+            .is_err()
+    );
+    let none: [&str; 0] = [];
+    assert!(client.fetch_jwt_svid(none, None).await.is_err());
+    assert!(client.fetch_jwt_svid([""], None).await.is_err());
+    assert!(client.fetch_jwt_svid(["a"; 17], None).await.is_err());
+}
+
+#[tokio::test]
+async fn no_security_header_no_answer() {
+    let domain = Domain::start();
+    let paths = [
+        "/SpiffeWorkloadAPI/FetchX509SVID",
+        "/SpiffeWorkloadAPI/FetchX509Bundles",
+        "/SpiffeWorkloadAPI/FetchJWTSVID",
+        "/SpiffeWorkloadAPI/FetchJWTBundles",
+        "/SpiffeWorkloadAPI/ValidateJWTSVID",
+    ];
+    for path in paths {
+        for header in [None, Some("false"), Some("true")] {
+            let mut grpc = tonic::client::Grpc::new(domain.channel().await);
+            grpc.ready().await.unwrap();
+            let mut request = tonic::Request::new(());
+            if let Some(value) = header {
+                let value = value.parse().unwrap();
+                request.metadata_mut().insert("workload.spiffe.io", value);
+            }
+            let codec = tonic_prost::ProstCodec::<(), ()>::default();
+            let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+            let answer = grpc.server_streaming(request, path, codec).await;
+            let answer = match answer {
+                Ok(mut reply) => reply.get_mut().message().await.map(|_| ()),
+                Err(status) => Err(status),
+            };
+            match (header, answer) {
+                (Some("true"), Ok(())) => {}
+                // Two calls want arguments.
+                (Some("true"), Err(status)) => assert_ne!(
+                    status.message(),
+                    "the metadata workload.spiffe.io: true is missing"
+                ),
+                (_, answer) => assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn x509_svids_are_rotated_on_the_open_stream() {
+    let domain = Domain::with(|settings| settings.x509_ttl = Duration::from_secs(2));
+    let socket = domain.socket();
+    let source = X509SourceBuilder::new()
+        .client_factory(Arc::new(move || {
+            let endpoint = Endpoint::Unix(socket.clone());
+            Box::pin(WorkloadApiClient::connect(endpoint))
+        }))
+        .initial_sync_timeout(TIMEOUT)
+        .build()
+        .await
+        .unwrap();
+    let first = source.svid().unwrap();
+    let mut updates = source.updated();
+    tokio::time::timeout(Duration::from_secs(3), updates.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    let second = source.svid().unwrap();
+    assert_ne!(
+        first.cert_chain()[0].as_bytes(),
+        second.cert_chain()[0].as_bytes()
+    );
+    assert_eq!(first.spiffe_id(), second.spiffe_id());
+}
+
+#[tokio::test]
+async fn a_source_knows_itself_and_checks_evidence() {
+    let domain = Domain::start();
+    let source = domain.source().await;
+    assert_eq!(source.own_id().unwrap(), id("control-plane"));
+    let now = now_ms();
+    let token = source.fetch_jwt_svid(ISSUER).await.unwrap();
+    let evidence = source.verify_jwt_svid(&token, ISSUER, now).unwrap();
+    assert_eq!(evidence.agent, id("control-plane"));
+    assert!((now + 298_000..=now + 301_000).contains(&evidence.expires_ms));
+    let other = identity::fetch_jwt_svid(&domain.socket(), ISSUER)
+        .await
+        .unwrap();
+    let other_id = source
+        .verify_jwt_svid(&other, ISSUER, now)
+        .unwrap()
+        .evidence_id;
+    // Same second, same claims: the same evidence, whatever the signature.
+    assert_eq!(
+        token.rsplit_once('.').unwrap().0 == other.rsplit_once('.').unwrap().0,
+        other_id == evidence.evidence_id
+    );
+
+    let refusal = |token: &str, audience: &str, now| {
+        source.verify_jwt_svid(token, audience, now).unwrap_err()
+    };
+    assert!(matches!(
+        refusal(&token, "http://127.0.0.1", now),
+        EvidenceError::Audience { .. }
+    ));
+    assert!(matches!(
+        refusal(&token, ISSUER, evidence.expires_ms),
+        EvidenceError::Expired
+    ));
+    assert!(
+        source
+            .verify_jwt_svid(&token, ISSUER, evidence.expires_ms - 1)
+            .is_ok()
+    );
+    assert!(matches!(
+        refusal(&"a".repeat(8193), ISSUER, now),
+        EvidenceError::TooLarge
+    ));
+    assert!(matches!(
+        refusal("", ISSUER, now),
+        EvidenceError::Malformed(_)
+    ));
+    let cut = &token[..token.len() - 4];
+    assert!(source.verify_jwt_svid(cut, ISSUER, now).is_err());
+
+    let client = client(&domain).await;
+    let two = client
+        .fetch_jwt_svid([ISSUER, "other"], None)
+        .await
+        .unwrap();
+    assert!(matches!(
+        refusal(two.token(), ISSUER, now),
+        EvidenceError::Audience { .. }
+    ));
+}
+
+#[tokio::test]
+async fn evidence_of_another_domains_key_is_refused() {
+    let (ours, theirs) = (Domain::start(), Domain::start());
+    let token = theirs.source().await.fetch_jwt_svid(ISSUER).await.unwrap();
+    let refusal = ours
+        .source()
+        .await
+        .verify_jwt_svid(&token, ISSUER, now_ms());
+    assert!(matches!(refusal, Err(EvidenceError::Signature)));
+}
+
+#[tokio::test]
+async fn no_socket_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nobody.sock");
+    let error = identity::Source::connect(&socket, Duration::from_millis(300))
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.to_string().contains("nobody.sock"), "{error}");
+    let error = identity::fetch_jwt_svid(&socket, ISSUER).await.unwrap_err();
+    assert!(error.to_string().contains("nobody.sock"), "{error}");
+}

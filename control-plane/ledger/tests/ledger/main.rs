@@ -1,0 +1,11 @@
+//! The ledger from outside: what it commits, refuses, recovers and shows.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests fail loudly"
+)]
+
+mod commands;
+mod common;
+mod concurrency;
+mod recovery;

@@ -1,0 +1,30 @@
+//! The system seen from outside by those who use it: other people's OAuth and
+//! SPIFFE clients, the token endpoint's callers, approvers at the pages, people
+//! at a terminal, and an operator whose config is wrong.
+//!
+//! WRIT_BIN, WRIT_ENVOY and WRIT_FILTER_WASM say what runs; `cargo xtask test`
+//! sets them. What needs no Envoy starts a control plane alone.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail loudly, and their names say what they are"
+)]
+
+mod browser;
+mod calling;
+mod cutter;
+mod evidence;
+mod exchange_params;
+mod exchange_proofs;
+mod exchange_tokens;
+mod identities;
+mod interop;
+mod judging;
+mod log_commands;
+mod pages;
+mod plane;
+mod programs;
+mod starting;
+mod terminal_approvals;
