@@ -58,11 +58,17 @@ impl Edge {
             return false;
         };
         let _ = stream.write_all(b"x").await;
-        let accepted = tokio::time::timeout(Duration::from_secs(1), self.accepted.recv()).await;
-        let Ok(Some(mut accepted)) = accepted else {
-            // Refused: the server closes, it doesn't leave us hanging.
-            let end = tokio::time::timeout(TIMEOUT, stream.read_u8()).await;
-            assert!(end.unwrap().is_err());
+        let outcome = async {
+            tokio::select! {
+                accepted = self.accepted.recv() => accepted,
+                // Refused: the server closes, it doesn't leave us hanging.
+                end = stream.read_u8() => {
+                    assert!(end.is_err());
+                    None
+                }
+            }
+        };
+        let Some(mut accepted) = tokio::time::timeout(TIMEOUT, outcome).await.unwrap() else {
             return false;
         };
         assert_eq!(accepted.read_u8().await.unwrap(), b'x');
