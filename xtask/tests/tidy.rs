@@ -89,10 +89,12 @@ const NATIVE: [&str; 7] = [
 ];
 
 const LONGEST_FILE: usize = 500;
+/// Tests are lists of cases, which read well at some length.
+const LONGEST_TEST: usize = 700;
 
-/// Files that were longer when the limit came. A number may only fall; at
-/// [`LONGEST_FILE`] the line goes.
-const LONGER: [(&str, usize); 1] = [("filter/src/core.rs", 640)];
+/// Files that were longer when the limit came. A number may only fall; within
+/// the limit the line goes.
+const LONGER: [(&str, usize); 0] = [];
 
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -290,22 +292,17 @@ fn nothing_is_exempted_in_silence() {
 #[test]
 fn no_file_grows_without_end() {
     let mut problems = Vec::new();
-    let sources = sources();
-    for (path, text) in &sources {
+    for (path, text) in sources() {
         let lines = text.lines().count();
-        let allowed = LONGER
-            .iter()
-            .find(|(longer, _)| longer == path)
-            .map_or(LONGEST_FILE, |(_, most)| *most);
+        let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
+        let limit = if is_test { LONGEST_TEST } else { LONGEST_FILE };
+        let longer = LONGER.iter().find(|(longer, _)| *longer == path);
+        let allowed = longer.map_or(limit, |(_, most)| *most);
         if lines > allowed {
             problems.push(format!("{path} has {lines} lines, {allowed} are allowed"));
         }
-    }
-    for (longer, _) in LONGER {
-        let still = sources.iter().find(|(path, _)| path == longer);
-        let lines = still.map_or(0, |(_, text)| text.lines().count());
-        if lines <= LONGEST_FILE {
-            problems.push(format!("{longer} has {lines} lines: take it off the list"));
+        if longer.is_some() && lines <= limit {
+            problems.push(format!("{path} has {lines} lines: take it off the list"));
         }
     }
     report(&problems);

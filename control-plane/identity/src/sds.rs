@@ -62,7 +62,7 @@ struct Subscription {
 }
 
 enum Event {
-    Asked(DiscoveryRequest),
+    Asked(Box<DiscoveryRequest>),
     Rotate,
     Gone,
 }
@@ -94,7 +94,9 @@ impl Subscription {
             }
         };
         tokio::select! {
-            message = self.requests.message() => Ok(message?.map_or(Event::Gone, Event::Asked)),
+            message = self.requests.message() => {
+                Ok(message?.map_or(Event::Gone, |request| Event::Asked(Box::new(request))))
+            },
             () = rotation => Ok(Event::Rotate),
         }
     }

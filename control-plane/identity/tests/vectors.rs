@@ -1,11 +1,5 @@
 //! SPIFFE IDs against the published cases, where they are.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests fail loudly"
-)]
-
 use std::path::Path;
 
 use identity::{SpiffeId, SpiffeIdError};

@@ -207,9 +207,13 @@ impl Ledger {
     /// A [`Refused`]; nothing was spent by it.
     pub async fn commit(&self, command: Command) -> Result<Committed, Refused> {
         let answer = self.inner.queue.push(command)?;
-        // The sender is gone without an answer only when the journal failed,
-        // which ends the process.
-        answer.await.unwrap_or(Err(Refused::Unavailable))
+        if let Ok(answer) = answer.await {
+            return answer;
+        }
+        // Gone without an answer: the journal failed, and what was written is
+        // unknown. Nobody is told anything before that has ended the process.
+        self.ended().await;
+        Err(Refused::Unavailable)
     }
 
     /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.
@@ -314,6 +318,10 @@ impl Ledger {
     /// Takes no more commands, commits what is queued, and releases the journal.
     pub async fn shutdown(&self) {
         self.inner.queue.close();
+        self.ended().await;
+    }
+
+    async fn ended(&self) {
         let mut ended = self.inner.ended.clone();
         // An error means that the thread is gone, which is what is waited for.
         let _ = ended.wait_for(|ended| *ended).await;

@@ -245,6 +245,8 @@ impl Projection {
         let (aside, mark) = (self.beside(".broken"), self.beside(".opening"));
         if aside.is_dir() {
             fs::remove_dir_all(&aside)?;
+        } else if aside.exists() {
+            fs::remove_file(&aside)?;
         }
         if self.dir.exists() {
             fs::rename(&self.dir, &aside)?;

@@ -7,7 +7,7 @@ mod call;
 mod local;
 mod policy;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,6 +75,12 @@ struct Serve {
 pub(crate) const REFUSED: u8 = 1;
 /// Exit code of what could not be done.
 pub(crate) const FAILED: u8 = 2;
+
+/// The command line's shape: what docs/reference/cli.md is tested against.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Runs the command line.
 #[must_use]

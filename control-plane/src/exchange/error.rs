@@ -2,6 +2,7 @@
 //! that maps it to OAuth's words (RFC 6749, 8693, 9396, 9449).
 
 use capability::reason::Reason;
+use identity::EvidenceError;
 
 /// A refused exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +23,10 @@ pub enum ExchangeError {
     Proof(Reason),
     /// The proof was used before.
     ProofReplayed,
-    /// The subject token.
-    Evidence(String),
+    /// The body is over its limit.
+    TooLarge,
+    /// The subject token, and in words what is wrong with it.
+    Evidence(Reason, String),
     // Who the caller is.
     /// The registry does not know it.
     Unregistered,
@@ -42,12 +45,31 @@ pub enum ExchangeError {
     Internal,
 }
 
+impl From<EvidenceError> for ExchangeError {
+    fn from(error: EvidenceError) -> Self {
+        let reason = match &error {
+            EvidenceError::TooLarge => Reason::TooLarge,
+            EvidenceError::Audience { .. } => Reason::TokenAudience,
+            EvidenceError::Expired => Reason::TokenExpired,
+            EvidenceError::NotYetValid => Reason::TokenNotYetValid,
+            EvidenceError::Signature => Reason::TokenSignature,
+            // Nobody can be judged without bundles: an outage, not the caller's fault.
+            EvidenceError::Unavailable(_) => {
+                tracing::error!(%error, "an exchange is refused");
+                return Self::Unavailable;
+            }
+            _ => Reason::TokenMalformed,
+        };
+        Self::Evidence(reason, error.to_string())
+    }
+}
+
 impl ExchangeError {
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Request(_) | Self::Evidence(_) => "invalid_request",
+            Self::Request(_) | Self::TooLarge | Self::Evidence(..) => "invalid_request",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -65,9 +87,9 @@ impl ExchangeError {
         match self {
             Self::Request(_) | Self::Grant | Self::Scope => Reason::MalformedCredentials,
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
-            Self::Proof(reason) => *reason,
+            Self::Proof(reason) | Self::Evidence(reason, _) => *reason,
+            Self::TooLarge => Reason::TooLarge,
             Self::ProofReplayed => Reason::ProofReplayed,
-            Self::Evidence(_) => Reason::TokenMalformed,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
@@ -91,7 +113,10 @@ impl ExchangeError {
     /// Whether nobody has been authenticated yet when this is found.
     #[must_use]
     pub fn unauthenticated(&self) -> bool {
-        matches!(self, Self::Request(_) | Self::Grant | Self::Scope | Self::Proof(_) | Self::Evidence(_))
+        matches!(
+            self,
+            Self::Request(_) | Self::TooLarge | Self::Grant | Self::Scope | Self::Proof(_) | Self::Evidence(..)
+        )
     }
 
     /// What the client is told: enough to mend its request, nothing about policy.
@@ -103,13 +128,14 @@ impl ExchangeError {
             Self::Scope => "scopes are not used here; say the one action in authorization_details".into(),
             Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
             Self::ProofReplayed => "the DPoP proof was used before; make a new one for each request".into(),
-            Self::Evidence(what) => format!("the subject_token is refused: {what}"),
+            Self::TooLarge => "the body is larger than 32 KiB".into(),
+            Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
             Self::Unregistered => "this agent is not registered; its operator can see that it asked".into(),
             Self::Inactive => "this agent is not active".into(),
             Self::Denied => "policy does not allow this action".into(),
             Self::PolicyError => "policy could not be evaluated; nothing is allowed until it can".into(),
             Self::Limit(what) => format!("a limit is reached: {what}"),
-            Self::Unavailable => "the exchange can't be recorded now, so it is refused; try again".into(),
+            Self::Unavailable => "the exchange can't be checked or recorded now, so it is refused; try again".into(),
             Self::Internal => "the server failed".into(),
         }
     }

@@ -4,11 +4,12 @@ use super::form::{BODY_MAX, Params};
 use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, metadata};
 use crate::state::random_id;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -64,7 +65,10 @@ async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError>
         return Err(wrong("the body must be application/x-www-form-urlencoded"));
     }
     let proof = proof(headers)?;
-    let body = to_bytes(request.into_body(), BODY_MAX).await.map_err(|_| wrong("the body is larger than 32 KiB, or was cut off"))?;
+    let body = Limited::new(request.into_body(), BODY_MAX).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() { ExchangeError::TooLarge } else { wrong("the body was cut off") }
+    })?;
+    let body = body.to_bytes();
     Ok((Params::parse(&body)?, proof))
 }
 

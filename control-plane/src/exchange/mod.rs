@@ -76,8 +76,7 @@ impl Exchange {
         let evidence = self
             .core
             .identity
-            .verify_jwt_svid(params.subject_token()?, &self.core.config.server.issuer, now_ms)
-            .map_err(|error| ExchangeError::Evidence(error.to_string()))?;
+            .verify_jwt_svid(params.subject_token()?, &self.core.config.server.issuer, now_ms)?;
         let agent = evidence.agent.to_string();
 
         // From here the caller is known, and a refusal is an entry.

@@ -19,6 +19,8 @@ use crate::{
 
 /// Resources that a proxy may name of one kind.
 const MAX_NAMES: usize = 64;
+/// Responses of one kind that may wait for the proxy's word.
+const MAX_OVERTAKEN: usize = 8;
 
 /// Why a stream ends.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,22 @@ struct Subscription {
     names: Vec<String>,
     sent: Arc<Resources>,
     nonce: String,
+    /// Sent before, and not yet heard of; the oldest first.
+    overtaken: VecDeque<(String, Arc<Resources>)>,
+}
+
+impl Subscription {
+    fn of_nonce(&mut self, nonce: &str) -> Option<Arc<Resources>> {
+        if nonce == self.nonce {
+            self.overtaken.clear();
+            return Some(Arc::clone(&self.sent));
+        }
+        let at = self.overtaken.iter().position(|(sent, _)| sent == nonce)?;
+        self.overtaken
+            .drain(..=at)
+            .next_back()
+            .map(|(_, sent)| sent)
+    }
 }
 
 impl Session {
@@ -82,11 +100,11 @@ impl Session {
             self.send(&key, kind, request.resource_names);
             return Ok(());
         };
-        // An answer to something older: the newer one is on its way.
-        if request.response_nonce != subscription.nonce {
+        let is_latest = request.response_nonce == subscription.nonce;
+        // A word on something older still says what the proxy works with.
+        let Some(sent) = subscription.of_nonce(&request.response_nonce) else {
             return Ok(());
-        }
-        let sent = Arc::clone(&subscription.sent);
+        };
         match request.error_detail {
             Some(error) => self.refused(
                 &key,
@@ -107,7 +125,7 @@ impl Session {
             .subscriptions
             .get(&kind)
             .is_some_and(|subscription| subscription.names != request.resource_names);
-        if wants_others {
+        if is_latest && wants_others {
             self.send(&key, kind, request.resource_names);
         }
         Ok(())
@@ -172,12 +190,21 @@ impl Session {
         });
         tracing::debug!(peer = %key.0, node = ?key.1, kind = kind.as_str(), version = resources.version(), "sent");
         self.registry.sent(key, kind, &resources);
+        let mut overtaken = VecDeque::new();
+        if let Some(before) = self.subscriptions.remove(&kind) {
+            overtaken = before.overtaken;
+            overtaken.push_back((before.nonce, before.sent));
+            if overtaken.len() > MAX_OVERTAKEN {
+                overtaken.pop_front();
+            }
+        }
         self.subscriptions.insert(
             kind,
             Subscription {
                 names,
                 sent: resources,
                 nonce,
+                overtaken,
             },
         );
     }

@@ -185,9 +185,8 @@ async fn every_kind_is_answered_once() {
     stream.silent().await;
 
     let status = server.ads.status();
-    let [proxy] = status.as_slice() else {
-        unreachable_proxies(&status)
-    };
+    assert_eq!(status.len(), 1);
+    let proxy = status.first().unwrap();
     assert_eq!((proxy.node_id.as_str(), proxy.connected), ("node-1", true));
     assert_eq!(proxy.peer.as_str(), "spiffe://writ.example/proxy");
     assert_eq!(proxy.types.len(), 4);
@@ -195,11 +194,6 @@ async fn every_kind_is_answered_once() {
         assert_eq!(one.acked.as_ref(), Some(&server.version(one.kind)));
         assert_eq!((one.nacks, one.nack.is_none()), (0, true));
     }
-}
-
-fn unreachable_proxies(status: &[xds::ProxyStatus]) -> ! {
-    assert_eq!(status.len(), 1);
-    std::process::abort()
 }
 
 #[tokio::test]
@@ -243,10 +237,7 @@ async fn a_refused_version_is_kept_away_until_it_changes() {
     stream.silent().await;
 
     let status = server.ads.status();
-    let types: Vec<_> = status.iter().flat_map(|proxy| &proxy.types).collect();
-    let [filter] = types.as_slice() else {
-        unreachable_proxies(&status)
-    };
+    let filter = status.iter().flat_map(|proxy| &proxy.types).next().unwrap();
     assert_eq!(filter.acked.as_ref(), Some(&good.version_info));
     let nack = filter.nack.as_ref().unwrap();
     assert_eq!(
@@ -281,6 +272,30 @@ async fn a_refused_version_is_kept_away_until_it_changes() {
         again.next().await.version_info,
         server.version(Kind::Filter)
     );
+}
+
+#[tokio::test]
+async fn a_late_word_on_an_older_version_counts() {
+    let server = Server::start().await;
+    let mut stream = server.stream().await;
+    stream.say(request(Kind::Filter, "")).await;
+    let first = stream.next().await;
+    let mut new = settings();
+    new.module = module("two");
+    server.ads.update(&new).unwrap();
+    let second = stream.next().await;
+    let acked = || {
+        let status = server.ads.status();
+        let mut types = status.iter().flat_map(|proxy| &proxy.types);
+        types.next().unwrap().acked.clone()
+    };
+    assert_eq!(acked(), None);
+    stream.say(request(Kind::Filter, &first.nonce)).await;
+    stream.silent().await;
+    assert_eq!(acked(), Some(first.version_info));
+    stream.say(request(Kind::Filter, &second.nonce)).await;
+    stream.silent().await;
+    assert_eq!(acked(), Some(second.version_info));
 }
 
 #[tokio::test]

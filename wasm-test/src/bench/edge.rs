@@ -118,11 +118,12 @@ async fn measure(pid: u32, port: u16, requests: &Arc<Vec<Vec<u8>>>) -> Result<Fi
     let Volley {
         ok,
         refused,
+        example,
         elapsed,
     } = volley;
     if refused > 0 {
         return Err(Error::Unexpected(format!(
-            "{refused} of {} requests were not answered by 200",
+            "{refused} of {} requests were not answered by 200, one of them by\n{example}",
             requests.len()
         )));
     }

@@ -12,12 +12,14 @@ use crate::Error;
 const HEAD_MAX: usize = 64 * 1024;
 
 /// What a volley came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Volley {
     /// Answers with status 200.
     pub ok: u64,
     /// Other answers.
     pub refused: u64,
+    /// One of those others, whole.
+    pub example: String,
     /// From the first byte sent to the last answer.
     pub elapsed: Duration,
 }
@@ -53,11 +55,14 @@ pub async fn fire(
     }
     let mut volley = Volley::default();
     for task in tasks {
-        let (ok, refused) = task
+        let part = task
             .await
             .map_err(|problem| Error::Unexpected(problem.to_string()))??;
-        volley.ok += ok;
-        volley.refused += refused;
+        volley.ok += part.ok;
+        volley.refused += part.refused;
+        if part.refused > 0 {
+            volley.example = part.example;
+        }
     }
     volley.elapsed = start.elapsed();
     Ok(volley)
@@ -66,21 +71,22 @@ pub async fn fire(
 async fn one_connection<'a>(
     mut stream: TcpStream,
     requests: impl Iterator<Item = &'a Vec<u8>>,
-) -> Result<(u64, u64), std::io::Error> {
-    let (mut ok, mut refused) = (0, 0);
+) -> Result<Volley, std::io::Error> {
+    let mut volley = Volley::default();
     let mut buffer = Vec::with_capacity(4096);
     for request in requests {
         stream.write_all(request).await?;
         if answer(&mut stream, &mut buffer).await? == 200 {
-            ok += 1;
+            volley.ok += 1;
         } else {
-            refused += 1;
+            volley.refused += 1;
+            volley.example = String::from_utf8_lossy(&buffer).into_owned();
         }
     }
-    Ok((ok, refused))
+    Ok(volley)
 }
 
-/// Reads one answer and returns its status; `buffer` is empty again afterwards.
+/// Reads one answer into `buffer` and returns its status.
 async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<u16, std::io::Error> {
     buffer.clear();
     let head = loop {

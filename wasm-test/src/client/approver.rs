@@ -90,7 +90,11 @@ impl Approver {
     /// # Errors
     /// When the inbox can't be read.
     pub async fn inbox(&self) -> Result<Vec<String>, Error> {
-        let page = self.page("/approvals").await?.expect("the inbox", 200)?.text();
+        let page = self
+            .page("/approvals")
+            .await?
+            .expect("the inbox", 200)?
+            .text();
         let mut ids: Vec<String> = Vec::new();
         for rest in page.split("/approvals/").skip(1) {
             let id: String = rest

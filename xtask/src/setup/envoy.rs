@@ -245,7 +245,10 @@ mod tests {
     fn reads_versions() {
         let text = "\n/usr/bin/envoy  version: 9e55/1.40.0/Clean/RELEASE/BoringSSL\n";
         assert_eq!(version(text), Some((1, 40, 0)));
-        assert_eq!(version("envoy  version: 9e55/1.41.0-dev/Clean"), Some((1, 41, 0)));
+        assert_eq!(
+            version("envoy  version: 9e55/1.41.0-dev/Clean"),
+            Some((1, 41, 0))
+        );
         assert_eq!(version("envoy"), None);
     }
 

@@ -1,6 +1,6 @@
 //! A trust domain in a temporary directory, served.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![expect(dead_code, reason = "each test file uses a part of it")]
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

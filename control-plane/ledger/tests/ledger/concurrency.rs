@@ -274,17 +274,34 @@ async fn listings_follow_and_are_built_anew_when_damaged() {
     drop(ledger);
     tokio::time::sleep(Duration::from_millis(300)).await;
 
-    // Not even a directory: decisions go on, listings come back.
-    std::fs::remove_dir_all(&listings).unwrap();
-    std::fs::create_dir(&listings).unwrap();
-    std::fs::write(listings.join("db"), b"no database at all").unwrap();
-    std::fs::write(listings.join("conf"), b"nor this").unwrap();
-    let (ledger, _) = Ledger::open(options()).unwrap();
-    ledger.commit(issue(token("b"))).await.unwrap();
-    wait(&ledger, 6).await;
-    assert_eq!(ledger.listing(None, 10).len(), 6);
-    assert!(
-        home.path().join("listings.broken").is_dir(),
-        "what was damaged is kept aside"
-    );
+    // Damaged, then one whose last opening did not get to its end: decisions go
+    // on, listings come back, and what was there is kept aside.
+    for (name, entries) in [("b", 6), ("c", 8)] {
+        if name == "b" {
+            let db = sled::open(&listings).unwrap();
+            db.insert(
+                [0xff; 8]
+                    .iter()
+                    .chain(b"position")
+                    .copied()
+                    .collect::<Vec<u8>>(),
+                b"{",
+            )
+            .unwrap();
+            drop(db);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        } else {
+            std::fs::write(home.path().join("listings.opening"), b"").unwrap();
+        }
+        let aside = home.path().join("listings.broken");
+        assert!(!aside.exists());
+        let (ledger, _) = Ledger::open(options()).unwrap();
+        ledger.commit(issue(token(name))).await.unwrap();
+        wait(&ledger, entries).await;
+        assert_eq!(ledger.listing(None, 10).len() as u64, entries);
+        std::fs::remove_dir_all(&aside).unwrap();
+        ledger.shutdown().await;
+        drop(ledger);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }

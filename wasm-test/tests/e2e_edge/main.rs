@@ -1,0 +1,18 @@
+//! The guarded edge on a real Envoy: what gets through, how often, and what
+//! does not, while parts crash, stall, and change under load.
+//!
+//! The verdict is the upstream's own record each time, never a status alone.
+//! Needs `WRIT_ENVOY`, `WRIT_FILTER_WASM` and `WRIT_BIN`; `cargo xtask test` sets them.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "tests fail loudly"
+)]
+
+mod raw;
+mod refusals;
+mod rig;
