@@ -122,7 +122,7 @@ fn packages() -> Vec<(String, Vec<(String, bool)>)> {
         "1",
     ]);
     let metadata: Value = serde_json::from_str(&text).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
+    let packages = metadata.get("packages").unwrap().as_array().unwrap();
     packages
         .iter()
         .map(|package| {

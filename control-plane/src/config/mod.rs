@@ -191,7 +191,7 @@ impl Config {
         let identity = identity(&root.table("identity"));
         let config = Self {
             server: server(&root.table("server")),
-            proxies: root.tables("proxy").iter().map(|table| table.spiffe_id("spiffe_id")).collect(),
+            proxies: root.tables("proxy").iter().map(proxy).collect(),
             agents: root.tables("agent").iter().map(agent).collect(),
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
@@ -282,6 +282,12 @@ fn identity(table: &Table<'_>) -> Identity {
     };
     table.finish();
     identity
+}
+
+fn proxy(table: &Table<'_>) -> String {
+    let id = table.spiffe_id("spiffe_id");
+    table.finish();
+    id
 }
 
 fn agent(table: &Table<'_>) -> Agent {

@@ -13,6 +13,8 @@
     reason = "tests fail loudly"
 )]
 
+mod headers;
+mod once;
 mod raw;
 mod refusals;
 mod rig;

@@ -37,6 +37,7 @@ impl Rig {
         let agent = system.agent().await.unwrap();
         let rig = Rig { system, agent };
         rig.system.settled().await.unwrap();
+        rig.recovers().await;
         rig
     }
 
@@ -123,21 +124,30 @@ impl Rig {
         assert_eq!(self.arrived(), before + 1, "the next good request, once");
     }
 
-    /// Repeats a good call until it passes, for after something was down.
+    /// Waits until good requests pass on every worker again, after something
+    /// was down: one after the other, each on a connection of its own.
     pub async fn recovers(&self) {
+        const IN_A_ROW: usize = 12;
         let start = Instant::now();
-        loop {
-            if let Ok(answer) = self.agent.call("GET", REPORT).await
-                && answer.status == 200
-            {
-                return;
+        let mut passed = 0;
+        while passed < IN_A_ROW {
+            passed = if self.passes().await { passed + 1 } else { 0 };
+            if passed == 0 {
+                assert!(start.elapsed() < PATIENCE, "good requests pass no more");
+                tokio::time::sleep(POLL).await;
             }
-            assert!(
-                start.elapsed() < PATIENCE,
-                "no good request passes any more"
-            );
-            tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Whether exchange and request pass at this moment, on a new connection.
+    pub async fn passes(&self) -> bool {
+        let Ok(token) = self.agent.token("GET", REPORT).await else {
+            return false;
+        };
+        self.exchange_raw(&self.signed("GET", REPORT, &token))
+            .await
+            .status
+            == 200
     }
 
     /// Sends a GET that takes the token through whatever comes of it.

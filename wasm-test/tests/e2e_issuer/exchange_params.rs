@@ -403,7 +403,7 @@ async fn registry_and_policy_say_no_and_the_log_says_so() {
         };
         entries.iter().filter(fits).count()
     };
-    assert_eq!(count(&["discovered", STRANGER]), 1, "once, however often it asks");
+    assert_eq!(count(&["\"kind\":\"discover\"", STRANGER]), 1, "once, however often it asks");
     assert_eq!(count(&["agent_inactive", STRANGER]), 2);
     assert_eq!(count(&["agent_inactive", RETIRED]), 1);
     assert_eq!(count(&["policy_denied", AGENT, "/admin/keys.txt"]), 1);

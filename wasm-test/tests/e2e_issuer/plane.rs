@@ -232,11 +232,20 @@ impl Plane {
         entries(&self.data().join("journal"))
     }
 
-    /// Stops it and starts it again, on the same data and ports.
-    pub async fn restart(mut self) -> Plane {
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Stops it; its directory stays.
+    pub async fn stopped(mut self) -> Prepared {
         self.child.stop().await;
         std::fs::remove_file(self.path("ready.json")).unwrap();
-        self.prepared.start().await
+        self.prepared
+    }
+
+    /// Stops it and starts it again, on the same data and ports.
+    pub async fn restart(self) -> Plane {
+        self.stopped().await.start().await
     }
 }
 

@@ -1,0 +1,520 @@
+//! What a client may not say: headers that only a proxy sets, paths that two
+//! readers read in two ways, and other ways past the filter.
+
+use wasm_test::client::Answer;
+use wasm_test::system::{AGENT, Options};
+use wasm_test::upstream::{REPORT, Record};
+
+use super::raw::Http2;
+use super::rig::{Field, Rig, field, jti, message};
+
+/// Sends `GET path` with a right token and proof and more headers; what came
+/// back, and what reached the upstream.
+async fn sent_with(rig: &Rig, path: &str, more: &[Field]) -> (Answer, Vec<Record>) {
+    let token = rig.agent.token("GET", path).await.unwrap();
+    let mut headers = rig.credentials("GET", path, &token);
+    headers.extend_from_slice(more);
+    let before = rig.records().len();
+    let answer = rig.exchange_raw(&rig.request("GET", path, &headers)).await;
+    (answer, rig.records().split_off(before))
+}
+
+fn only(records: &[Record]) -> &Record {
+    assert_eq!(records.len(), 1, "{records:?}");
+    &records[0]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_upstream_gets_verified_facts_and_no_credentials() {
+    let rig = Rig::start(Options::default()).await;
+    let token = rig.agent.token("GET", REPORT).await.unwrap();
+    let mut headers = rig.credentials("GET", REPORT, &token);
+    for name in [
+        "x-writ-agent",
+        "X-Writ-Agent",
+        "X-WRIT-USER",
+        "x-writ-token-id",
+        "x-writ-decision",
+        "x-writ-",
+    ] {
+        headers.push(field(name, "spiffe://writ.example/agent/admin"));
+        headers.push(field(name, "twice"));
+    }
+    headers.push(field("X-Request-Id", "chosen-by-the-client"));
+    headers.push(field("x-client-own", "stays"));
+    let answer = rig
+        .exchange_raw(&rig.request("GET", REPORT, &headers))
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let records = rig.records();
+    let record = records.last().unwrap();
+    let ours: Vec<(&str, &str)> = record
+        .headers
+        .iter()
+        .filter(|(name, _)| name.starts_with("x-writ"))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let id = jti(&token);
+    let mut wanted = vec![("x-writ-agent", AGENT), ("x-writ-token-id", &id)];
+    wanted.sort_unstable();
+    let mut ours_sorted = ours.clone();
+    ours_sorted.sort_unstable();
+    assert_eq!(ours_sorted, wanted);
+    for credential in ["authorization", "dpop"] {
+        assert_eq!(record.header(credential), None);
+    }
+    assert!(!format!("{record:?}").contains(&token), "{record:?}");
+    assert_eq!(record.header("x-client-own"), Some("stays"));
+    // The id is Envoy's own, and the one that the log and the answer have.
+    let request_id = record.header("x-request-id").unwrap();
+    assert_ne!(request_id, "chosen-by-the-client");
+    assert_eq!(answer.header("x-request-id"), Some(request_id));
+    let allow = rig.entries_of("allow").pop().unwrap();
+    assert_eq!(allow["body"]["request"]["request_id"], request_id);
+    assert_eq!(allow["body"]["token"]["jti"], id.as_str());
+    rig.finish().await;
+}
+
+/// A header with an underscore is one of ours to a CGI: refused whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_with_an_underscore_is_refused() {
+    let rig = Rig::start(Options::default()).await;
+    for name in [
+        "x_writ_agent",
+        "X_Writ_User",
+        "x_envoy_retry_on",
+        "dpop_",
+        "any_thing",
+    ] {
+        let (answer, records) = sent_with(&rig, REPORT, &[field(name, "x")]).await;
+        assert_eq!(answer.status, 400, "{name}");
+        assert!(records.is_empty(), "{name}: {records:?}");
+        rig.good_request().await;
+    }
+    rig.finish().await;
+}
+
+/// Envoy obeys these from clients that it holds to be internal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_header_of_envoys_has_an_effect() {
+    let rig = Rig::start(Options::default()).await;
+    let internal = || {
+        vec![
+            field("x-envoy-internal", "true"),
+            field("X-Forwarded-For", "127.0.0.1"),
+            field("x-forwarded-proto", "https"),
+        ]
+    };
+    let retry: &[(&str, &str)] = &[
+        (
+            "x-envoy-retry-on",
+            "5xx,gateway-error,reset,connect-failure,retriable-4xx",
+        ),
+        ("x-envoy-retry-grpc-on", "unavailable"),
+        ("X-Envoy-Max-Retries", "5"),
+        ("x-envoy-retriable-status-codes", "503"),
+        ("x-envoy-retriable-header-names", "content-type"),
+    ];
+    let hurry: &[(&str, &str)] = &[
+        ("x-envoy-retry-on", "5xx"),
+        ("x-envoy-upstream-rq-timeout-ms", "20"),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", "10"),
+        ("x-envoy-upstream-rq-timeout-alt-response", "1"),
+        ("x-envoy-upstream-stream-duration-ms", "20"),
+        ("x-envoy-expected-rq-timeout-ms", "20"),
+        ("x-envoy-hedge-on-per-try-timeout", "true"),
+    ];
+    let elsewhere: &[(&str, &str)] = &[
+        ("x-envoy-original-path", "/admin/keys.txt"),
+        ("X-ENVOY-ORIGINAL-URL", "/admin/keys.txt"),
+        ("x-envoy-original-dst-host", "127.0.0.1:1"),
+        ("x-envoy-force-trace", "1"),
+        ("x-envoy-decorator-operation", "x"),
+        ("x-envoy-attempt-count", "7"),
+        ("x-envoy-ip-tags", "x"),
+        ("x-envoy-external-address", "10.0.0.1"),
+    ];
+    let rows = [
+        ("/echo/fails?status=503", 503, retry),
+        ("/echo/slow?ms=300", 200, hurry),
+        (REPORT, 200, elsewhere),
+    ];
+    for (path, status, headers) in rows {
+        let mut all = internal();
+        all.extend(headers.iter().map(|(name, value)| field(name, *value)));
+        let (answer, records) = sent_with(&rig, path, &all).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text());
+        let record = only(&records);
+        assert_eq!(record.path, path);
+        let envoys: Vec<_> = record
+            .headers
+            .iter()
+            .filter(|(n, _)| n.starts_with("x-envoy-"))
+            .collect();
+        assert!(envoys.is_empty(), "{envoys:?}");
+        assert_eq!(record.header("x-forwarded-proto"), Some("http"));
+        let seen: Vec<_> = answer
+            .headers
+            .iter()
+            .filter(|(n, _)| n.starts_with("x-envoy-"))
+            .collect();
+        assert!(seen.is_empty(), "{seen:?}");
+    }
+    assert_eq!(rig.uses().values().max(), Some(&1));
+    rig.finish().await;
+}
+
+/// Paths that one reader takes for `REPORT` or for something else than the next.
+const PATHS: &[&str] = &[
+    "/files%2Freport.txt",
+    "/files%2freport.txt",
+    "/files%5Creport.txt",
+    "/files\\report.txt",
+    "//files/report.txt",
+    "/files//report.txt",
+    "/./files/report.txt",
+    "/files/./report.txt",
+    "/files/x/../report.txt",
+    "/files/../admin/keys.txt",
+    "/files/report.txt/../../admin/keys.txt",
+    "/../files/report.txt",
+    "/files/%2e%2e/admin/keys.txt",
+    "/files/%2E%2E/files/report.txt",
+    "/files/%252e%252e/admin/keys.txt",
+    "/files/..;/admin/keys.txt",
+    "/files/..%3b/admin/keys.txt",
+    "/files/report.txt;x=1",
+    "/files;x/report.txt",
+    "/files/report.txt%00",
+    "/files/report.txt%00.html",
+    "/files/report.txt%0d%0ax-writ-agent:%20x",
+    "/files/report.txt%20",
+    "/files/report.txt%23",
+    "/files/report.txt%3Fall=1",
+    "/files/report.txt#frag",
+    "/files/report.txt?#frag",
+    "/files/report.txt/",
+    "/files/report%2etxt",
+    "/files/%72eport.txt",
+    "/files/rep%u006frt.txt",
+    "/files/rep%6",
+    "/files/rep%zzort.txt",
+    "/FILES/report.txt",
+    "/files/Report.txt",
+    "/files/r\u{e9}port.txt",
+    "/files/*",
+    "/files/{x}",
+    "/%c0%afadmin/keys.txt",
+    "*",
+    "files/report.txt",
+    "http:/files/report.txt",
+    "http://other.example/files/report.txt",
+    "//other.example/files/report.txt",
+    "/\t/files/report.txt",
+];
+
+/// Refused, or exactly what the token names reaches the upstream.
+fn exact(rig: &Rig, what: &str, before: usize, status: u16) {
+    let records = rig.records().split_off(before);
+    match status {
+        200 => assert_eq!(only(&records).path, REPORT, "{what}"),
+        _ => assert!(records.is_empty(), "{what}: {status} {records:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_other_spelling_of_a_path_is_another_action() {
+    let rig = Rig::start(Options::default()).await;
+    let authority = rig.authority();
+    let mut served = Vec::new();
+    for path in PATHS {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        // A proof for what is sent, and one for what the token names.
+        for proof_for in [*path, REPORT] {
+            let mut headers = rig.credentials("GET", proof_for, &token);
+            headers.insert(0, field("host", authority.as_str()));
+            let before = rig.records().len();
+            let mut connection = rig.connect().await;
+            connection.send(&message("GET", path, &headers)).await;
+            let status = connection.answer().await.map_or(0, |answer| answer.status);
+            exact(&rig, path, before, status);
+            assert!(
+                status == 200 || status == 0 || (400..500).contains(&status),
+                "{path}: {status}"
+            );
+            if status == 200 {
+                served.push(*path);
+            }
+        }
+        // HTTP/2 has no request line that could be split elsewhere.
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let before = rig.records().len();
+        let answer = over_http_2(&rig, path, &authority, &token).await;
+        exact(&rig, path, before, answer);
+        rig.good_request().await;
+    }
+    // Envoy normalises these before anybody looks, so they are the action.
+    let normal = [
+        "//files/report.txt",
+        "/files//report.txt",
+        "/./files/report.txt",
+        "/files/./report.txt",
+        "/files/x/../report.txt",
+        "/../files/report.txt",
+        "/files/%2E%2E/files/report.txt",
+        "/files\\report.txt",
+        "/files/%72eport.txt",
+        "/files/report%2etxt",
+    ];
+    served.retain(|path| !normal.contains(path));
+    assert!(served.is_empty(), "served in another spelling: {served:?}");
+    rig.finish().await;
+}
+
+async fn over_http_2(rig: &Rig, path: &str, authority: &str, token: &str) -> u16 {
+    let proof = rig.proof("GET", REPORT, token);
+    let authorization = format!("DPoP {token}");
+    let mut connection = Http2::connect(&rig.authority()).await;
+    let (id, bytes) = connection.request(&[
+        (":method", b"GET"),
+        (":scheme", b"http"),
+        (":authority", authority.as_bytes()),
+        (":path", path.as_bytes()),
+        ("authorization", authorization.as_bytes()),
+        ("dpop", proof.as_bytes()),
+    ]);
+    connection.send(&bytes).await;
+    connection.answers(&[id]).await[&id].status
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_authority_is_the_configured_one() {
+    let rig = Rig::start(Options::default()).await;
+    let own = rig.authority();
+    let port = own.rsplit(':').next().unwrap().to_owned();
+    let hosts: Vec<Vec<String>> = vec![
+        vec![],
+        vec![String::new()],
+        vec![format!("{own}/files/report.txt?x=")],
+        vec![format!("{own}?x=")],
+        vec![format!("user@{own}")],
+        vec![format!("127.0.0.1.:{port}")],
+        vec![format!("127.0.0.1:0{port}")],
+        vec!["127.0.0.1".to_owned()],
+        vec![format!("localhost:{port}")],
+        vec!["other.example".to_owned()],
+        vec![format!("{own}, other.example")],
+        vec![format!("{own} other.example")],
+        vec![own.clone(), "other.example".to_owned()],
+        vec!["other.example".to_owned(), own.clone()],
+        vec![own.clone(), own.clone()],
+    ];
+    for hosts in &hosts {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let mut headers = rig.credentials("GET", REPORT, &token);
+        headers.extend(hosts.iter().map(|host| field("host", host.as_str())));
+        let before = rig.arrived();
+        let mut connection = rig.connect().await;
+        connection.send(&message("GET", REPORT, &headers)).await;
+        let status = connection.answer().await.map_or(0, |answer| answer.status);
+        assert!(
+            status == 0 || (400..500).contains(&status),
+            "{hosts:?}: {status}"
+        );
+        assert_eq!(rig.arrived(), before, "{hosts:?}");
+        rig.good_request().await;
+    }
+    for authority in [
+        "other.example",
+        "",
+        &format!("user@{own}"),
+        &format!("{own}/files"),
+    ] {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let before = rig.arrived();
+        let status = over_http_2(&rig, REPORT, authority, &token).await;
+        assert_ne!(status, 200, "{authority:?}");
+        assert_eq!(rig.arrived(), before, "{authority:?}");
+        rig.good_request().await;
+    }
+    // The absolute form names the authority itself (RFC 9112, section 3.2.2).
+    let token = rig.agent.token("GET", REPORT).await.unwrap();
+    let before = rig.records().len();
+    let absolute = format!("http://{own}{REPORT}");
+    let mut headers = rig.credentials("GET", REPORT, &token);
+    headers.push(field("host", "other.example"));
+    let answer = rig.exchange_raw(&message("GET", &absolute, &headers)).await;
+    exact(&rig, "absolute form", before, answer.status);
+    rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_tunnel_and_no_second_request_in_the_shadow_of_the_first() {
+    let rig = Rig::start(Options::default()).await;
+    let upgrades: [&[(&str, &str)]; 3] = [
+        &[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ],
+        &[
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+        ],
+        &[("connection", "upgrade"), ("upgrade", "anything")],
+    ];
+    for upgrade in upgrades {
+        let more: Vec<Field> = upgrade
+            .iter()
+            .map(|(name, value)| field(name, *value))
+            .collect();
+        let (answer, records) = sent_with(&rig, REPORT, &more).await;
+        assert_ne!(answer.status, 101, "{upgrade:?}");
+        // Refused, or served as the plain request that the token is for.
+        match answer.status {
+            200 => assert_eq!(only(&records).header("upgrade"), None, "{upgrade:?}"),
+            status => {
+                assert!((400..500).contains(&status), "{upgrade:?}: {status}");
+                assert!(records.is_empty(), "{upgrade:?}: {records:?}");
+            }
+        }
+        rig.good_request().await;
+    }
+    let own = rig.authority();
+    for target in [own.as_str(), "other.example:443", "/files/report.txt"] {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let headers = rig.credentials("CONNECT", REPORT, &token);
+        let before = rig.arrived();
+        let mut connection = rig.connect().await;
+        let mut all = vec![field("host", own.as_str())];
+        all.extend(headers);
+        connection.send(&message("CONNECT", target, &all)).await;
+        let status = connection.answer().await.map_or(0, |answer| answer.status);
+        assert!(
+            status == 0 || (400..500).contains(&status),
+            "CONNECT {target}: {status}"
+        );
+        assert_eq!(rig.arrived(), before, "CONNECT {target}");
+    }
+    for method in ["get", "FOO", "TRACE", "GET\u{1}", "PRI"] {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let before = rig.arrived();
+        let mut connection = rig.connect().await;
+        connection.send(&rig.signed(method, REPORT, &token)).await;
+        let status = connection.answer().await.map_or(0, |answer| answer.status);
+        assert!(
+            status == 0 || (400..500).contains(&status),
+            "{method}: {status}"
+        );
+        assert_eq!(rig.arrived(), before, "{method}");
+    }
+    rig.good_request().await;
+
+    // Pipelined: what is true of the first request is not true of the second.
+    let token = rig.agent.token("GET", REPORT).await.unwrap();
+    let first = rig.signed("GET", REPORT, &token);
+    let second = rig.request("GET", REPORT, &[]);
+    let third = rig.signed("GET", REPORT, &token);
+    let before = rig.arrived();
+    let mut connection = rig.connect().await;
+    connection.send(&[first, second, third].concat()).await;
+    for (status, reason) in [
+        (200, ""),
+        (401, "missing_credentials"),
+        (401, "token_spent"),
+    ] {
+        let answer = connection.answer().await.expect("a pipelined request has no answer");
+        eprintln!("{answer:?}");
+        assert_eq!((answer.status, answer.reason().as_str()), (status, reason));
+    }
+    assert_eq!(rig.arrived(), before + 1);
+
+    // A second request hidden behind the first one's length.
+    let smuggled = rig.request("GET", "/admin/keys.txt", &[]);
+    for (name, framing) in [
+        (
+            "both lengths",
+            vec![
+                field("content-length", "0"),
+                field("transfer-encoding", "chunked"),
+            ],
+        ),
+        (
+            "two lengths",
+            vec![field("content-length", "0"), field("content-length", "40")],
+        ),
+        (
+            "a strange coding",
+            vec![field("transfer-encoding", "chunked, identity")],
+        ),
+        (
+            "a coding with a space",
+            vec![field("transfer-encoding ", "chunked")],
+        ),
+    ] {
+        let path = "/echo/post";
+        let token = rig.agent.token("POST", path).await.unwrap();
+        let mut headers = rig.credentials("POST", path, &token);
+        headers.extend(framing);
+        let before = rig.records().len();
+        let mut connection = rig.connect().await;
+        let bytes = [
+            rig.request("POST", path, &headers),
+            b"0\r\n\r\n".to_vec(),
+            smuggled.clone(),
+        ];
+        connection.try_send(&bytes.concat()).await;
+        let first = connection.answer().await.map_or(0, |answer| answer.status);
+        assert!(
+            first == 200 || first == 0 || (400..502).contains(&first),
+            "{name}: {first}"
+        );
+        let records = rig.records().split_off(before);
+        let others = records.iter().filter(|record| record.path != path);
+        assert_eq!(others.count(), 0, "{name}: {records:?}");
+        assert!(records.len() <= 1, "{name}: {records:?}");
+        rig.good_request().await;
+    }
+    rig.finish().await;
+}
+
+/// What HTTP/2 can say and HTTP/1 must not be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_smuggled_from_http_2_to_http_1() {
+    let rig = Rig::start(Options::default()).await;
+    let own = rig.authority();
+    let extra: [(&str, &[u8]); 8] = [
+        ("x-a", b"b\r\nx-writ-agent: admin"),
+        ("x-a", b"b\nGET /admin/keys.txt HTTP/1.1"),
+        ("x-a", b"b\0c"),
+        ("x-a: b\r\nx-writ-user", b"admin"),
+        ("transfer-encoding", b"chunked"),
+        ("connection", b"keep-alive"),
+        ("X-Writ-Agent", b"admin"),
+        (":path", b"/admin/keys.txt"),
+    ];
+    for (name, value) in extra {
+        let token = rig.agent.token("GET", REPORT).await.unwrap();
+        let proof = rig.proof("GET", REPORT, &token);
+        let authorization = format!("DPoP {token}");
+        let before = rig.arrived();
+        let mut connection = Http2::connect(&own).await;
+        let (id, bytes) = connection.request(&[
+            (":method", b"GET"),
+            (":scheme", b"http"),
+            (":authority", own.as_bytes()),
+            (":path", REPORT.as_bytes()),
+            ("authorization", authorization.as_bytes()),
+            ("dpop", proof.as_bytes()),
+            (name, value),
+        ]);
+        connection.send(&bytes).await;
+        let answer = connection.answers(&[id]).await[&id].clone();
+        assert_ne!(answer.status, 200, "{name:?}: {value:?}");
+        assert_eq!(rig.arrived(), before, "{name:?}: {value:?}");
+        rig.good_request().await;
+    }
+    rig.finish().await;
+}
