@@ -416,19 +416,25 @@ async fn no_tunnel_and_no_second_request_in_the_shadow_of_the_first() {
     let token = rig.agent.token("GET", REPORT).await.unwrap();
     let first = rig.signed("GET", REPORT, &token);
     let second = rig.request("GET", REPORT, &[]);
-    let third = rig.signed("GET", REPORT, &token);
     let before = rig.arrived();
     let mut connection = rig.connect().await;
-    connection.send(&[first, second, third].concat()).await;
-    for (status, reason) in [
-        (200, ""),
-        (401, "missing_credentials"),
-        (401, "token_spent"),
-    ] {
-        let answer = connection.answer().await.expect("a pipelined request has no answer");
-        eprintln!("{answer:?}");
+    connection.send(&[first, second].concat()).await;
+    for (status, reason) in [(200, ""), (401, "missing_credentials")] {
+        let answer = connection
+            .answer()
+            .await
+            .expect("a pipelined request has no answer");
         assert_eq!((answer.status, answer.reason().as_str()), (status, reason));
     }
+    connection.send(&rig.signed("GET", REPORT, &token)).await;
+    let answer = connection
+        .answer()
+        .await
+        .expect("the connection is good for more");
+    assert_eq!(
+        (answer.status, answer.reason().as_str()),
+        (401, "token_spent")
+    );
     assert_eq!(rig.arrived(), before + 1);
 
     // A second request hidden behind the first one's length.

@@ -13,8 +13,12 @@
     reason = "tests fail loudly"
 )]
 
+mod bodies;
+mod crash;
 mod headers;
+mod hold;
 mod once;
 mod raw;
 mod refusals;
+mod reload;
 mod rig;

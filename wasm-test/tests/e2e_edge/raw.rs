@@ -39,6 +39,28 @@ impl Http1 {
         self.stream.write_all(bytes).await.is_ok()
     }
 
+    /// Sends a body while an answer is awaited, which may come before all of
+    /// it could be sent.
+    pub async fn exchange(self, body: &[u8]) -> Option<Answer> {
+        let stream = self.stream.into_std().unwrap();
+        let mut write = TcpStream::from_std(stream.try_clone().unwrap()).unwrap();
+        let stream = TcpStream::from_std(stream).unwrap();
+        let mut reader = Http1 {
+            stream,
+            unread: self.unread,
+            interim: self.interim,
+        };
+        let send = async {
+            // The other side may stop reading once it has answered.
+            let _stopped = write.write_all(body).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            answer = reader.answer() => answer,
+            () = send => None,
+        }
+    }
+
     /// The next answer; `None` when the connection was closed instead.
     pub async fn answer(&mut self) -> Option<Answer> {
         timeout(PATIENCE, self.read_answer())

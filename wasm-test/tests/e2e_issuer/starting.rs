@@ -86,8 +86,8 @@ fn a_config_that_is_not_one_is_named_with_file_and_line() {
         ("[server]\nplaintext_grpc = true\ngrpc_listen = \"0.0.0.0:1\"", "plaintext_grpc", "loopback"),
         ("[edge]\nlisten = \"0.0.0.0:1\"", "dev_single_uid", "loopback"),
         ("[edge]\nmodule = \"filter.wasm\"", "module", "absolute"),
-        ("[policy]\nfiles = []", "files", "nothing would ever be allowed"),
-        ("[policy]\nfiles = [\"nowhere.cedar\"]", "files", "nowhere.cedar"),
+        ("[policy]\nfiles = []", "files = ", "nothing would ever be allowed"),
+        ("[policy]\nfiles = [\"nowhere.cedar\"]", "files = ", "nowhere.cedar"),
         (
             "[[agent]]\nspiffe_id = \"demo\"\nowner = \"a\"",
             "spiffe_id = \"demo\"",
@@ -164,7 +164,7 @@ fn files_and_directories_that_cannot_be_used_are_named() {
 
     let prepared = Prepared::new();
     std::fs::write(prepared.path("admin.sock"), "precious").unwrap();
-    refuses("a file where the admin socket goes", &prepared, &["admin.sock"]);
+    refuses("a file where the admin socket goes", &prepared, &["admin.sock", "not a socket"]);
     assert_eq!(std::fs::read(prepared.path("admin.sock")).unwrap(), b"precious");
 }
 
