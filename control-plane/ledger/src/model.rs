@@ -431,8 +431,8 @@ impl Default for Limits {
             held_per_agent: 16,
             held_total: 1024,
             keys_per_evidence: 16,
-            discovered: 4096,
-            approvals_open: 4096,
+            discovered: 1024,
+            approvals_open: 1024,
         }
     }
 }

@@ -166,6 +166,8 @@ pub struct Limits {
     pub open_approvals: usize,
     /// Questions in flight per proxy worker.
     pub questions_in_flight: usize,
+    /// Sizes of what is read, at the edge and at the token endpoint.
+    pub read: capability::Limits,
 }
 
 impl Config {
@@ -380,7 +382,19 @@ fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {
 
 fn limits(table: &Table<'_>) -> Limits {
     let size = |key, default, most| usize::try_from(table.number(key, default, 1, most)).unwrap_or(1);
+    let within = |key, default: usize, least, most: usize| {
+        let bounds = [default, most].map(|value| u64::try_from(value).unwrap_or(u64::MAX));
+        usize::try_from(table.number(key, bounds[0], least, bounds[1])).unwrap_or(default)
+    };
+    let (default, ceiling) = (capability::Limits::default(), capability::Limits::CEILING);
     let limits = Limits {
+        read: capability::Limits {
+            header_block: within("header_block", default.header_block, 4_096, ceiling.header_block),
+            token: within("token", default.token, 1_024, ceiling.token),
+            proof: within("proof", default.proof, 1_024, ceiling.proof),
+            json_depth: within("json_depth", default.json_depth, 8, ceiling.json_depth),
+            json_members: within("json_members", default.json_members, 16, ceiling.json_members),
+        },
         outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
         held_per_agent: size("held_per_agent", 16, 256),
         held_total: size("held_total", 1_024, 65_536),

@@ -73,11 +73,11 @@ impl Params {
     }
 
     /// The one `authorization_details` element (RFC 9396).
-    pub(super) fn one_element(&self) -> Result<serde_json::Value, ExchangeError> {
+    pub(super) fn one_element(&self, limits: &capability::Limits) -> Result<serde_json::Value, ExchangeError> {
         let text = self
             .get("authorization_details")
             .ok_or_else(|| ExchangeError::Details("authorization_details is missing: say the one action".into()))?;
-        let value = capability::json::parse(text.as_bytes(), &capability::Limits::default())
+        let value = capability::json::parse(text.as_bytes(), limits)
             .map_err(|_| ExchangeError::Details("authorization_details is not JSON, or has a member twice".into()))?;
         match value {
             serde_json::Value::Array(items) => {

@@ -80,8 +80,7 @@ impl Exchange {
         let agent = evidence.agent.to_string();
 
         // From here the caller is known, and a refusal is an entry.
-        let element = params.one_element()?;
-        let action = match self.action(&element, params) {
+        let action = match params.one_element(&self.core.config.limits.read).and_then(|element| self.action(&element, params)) {
             Ok(action) => action,
             Err(error) => return Err(self.refused(&agent, None, None, error).await),
         };
@@ -100,7 +99,6 @@ impl Exchange {
     }
 
     fn proof(&self, proof: &str, now_ms: u64) -> Result<VerifiedProof, ExchangeError> {
-        let limits = capability::Limits::default();
         let expected = Expected {
             method: "POST",
             target: &self.endpoint,
@@ -110,7 +108,7 @@ impl Exchange {
             jkt: None,
             nonce: None,
         };
-        let proof = UnverifiedProof::parse(proof.as_bytes(), &limits)
+        let proof = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
             .and_then(|proof| proof.check(&expected, &Portable))
             .map_err(ExchangeError::Proof)?;
         // The record of proofs seen is in memory: one made before this start

@@ -26,7 +26,7 @@ pub fn open(
     stop: &CancellationToken,
 ) -> Result<(), ServeError> {
     let path = core.config.server.admin_socket.clone();
-    let failed = |error| ServeError::Listen(path.display().to_string(), error);
+    let failed = |error| ServeError::AdminSocket(path.clone(), error);
     let listener = bind(&path).map_err(failed)?;
     let refused_uids = core.config.identity.workloads.iter().filter_map(|workload| workload.uid).collect();
     let settings = AdminSettings { refused_uids, dev_single_uid: core.config.identity.dev_single_uid, module_sha256 };
@@ -53,15 +53,21 @@ pub fn open(
     Ok(())
 }
 
-/// A socket that nobody answers on is a leftover; a live one is somebody else's.
+/// A socket that nobody answers on is a leftover; a live one, and anything that
+/// is no socket, is somebody else's.
 fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another process answers there"));
-    }
+    use std::io::{Error, ErrorKind};
     match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
-        Ok(_) => return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists and is not a socket: move it away")),
-        Err(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::new(ErrorKind::AlreadyExists, "it exists and is not a socket"));
+        }
+        Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            // A full backlog or a missing permission is somebody, too.
+            _ => return Err(Error::new(ErrorKind::AddrInUse, "another process answers there")),
+        },
     }
     let listener = UnixListener::bind(path)?;
     // For this user and its group; peer credentials then tell workloads apart.

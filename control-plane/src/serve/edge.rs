@@ -77,7 +77,7 @@ fn settings(config: &Config, jwk: serde_json::Value, module: &xds::Module) -> Re
         module: module.clone(),
         hold_ms,
         stream_idle_ms: xds::default_stream_idle_ms(hold_ms.max(edge.decision_deadline_ms)),
-        max_request_headers_kib: 32,
+        max_request_headers_kib: u32::try_from(config.limits.read.header_block.div_ceil(1024)).unwrap_or(32),
         access_log: xds::AccessLog::Stdout,
         allow_on_headers_stop_iteration: false,
     })
@@ -100,6 +100,11 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
         "decision_deadline_ms": edge.decision_deadline_ms,
         "hold_ms": edge.hold_s.saturating_mul(1000),
         "limits": {
+            "header_block": config.limits.read.header_block,
+            "token": config.limits.read.token,
+            "proof": config.limits.read.proof,
+            "json_depth": config.limits.read.json_depth,
+            "json_members": config.limits.read.json_members,
             "proof_window_s": edge.proof_window_s,
             "questions_in_flight": config.limits.questions_in_flight,
         },
@@ -179,6 +184,7 @@ pub async fn serve_grpc(
     ads: Ads,
     decisions: DecisionsService,
     stop: CancellationToken,
+    failed: CancellationToken,
 ) {
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
@@ -190,6 +196,7 @@ pub async fn serve_grpc(
         Ok(incoming) => incoming,
         Err(error) => {
             tracing::error!(error, "the gRPC listener can't be opened");
+            failed.cancel();
             stop.cancel();
             return;
         }
@@ -199,6 +206,7 @@ pub async fn serve_grpc(
         served = router.serve_with_incoming(incoming) => {
             if let Err(error) = served {
                 tracing::error!(%error, "the gRPC listener ended");
+                failed.cancel();
                 stop.cancel();
             }
         }

@@ -16,7 +16,7 @@ use axum::Router;
 use axum::routing::get;
 use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
 use ledger::model::Command;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,12 +65,21 @@ pub enum ServeError {
     /// A listener.
     #[error("can't listen on {0}: {1}; is the port taken? name another in the config file")]
     Listen(String, std::io::Error),
+    /// The admin socket.
+    #[error("can't listen on the admin socket `{0}`: {1}; make its directory, stop who uses it, or name another in server.admin_socket")]
+    AdminSocket(PathBuf, std::io::Error),
     /// The filter's module or what Envoy is told.
     #[error("{0}")]
     Edge(String),
     /// The ready file.
     #[error("can't write the ready file `{0}`: {1}")]
     Ready(PathBuf, std::io::Error),
+    /// The data directory.
+    #[error("others may enter the data directory `{0}` (mode {1:o}), which holds keys; make it 0700")]
+    Open(PathBuf, u32),
+    /// A listener ended by itself.
+    #[error("a listener failed, so everything was stopped; the log says which")]
+    ListenerFailed,
     /// The audit log did not take the entry that this start has to have.
     #[error("the first entry of this start could not be made durable")]
     FirstEntry,
@@ -85,6 +94,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let policies = policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
+    let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
 
     make_dir(&config.server.data_dir)?;
@@ -119,8 +129,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         },
     );
     let router = pages.merge(crate::exchange::routes(exchange.clone())).merge(health(core.clone()));
-    tasks.spawn(serve_http(http, router, stop.clone()));
-    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), DecisionsService::new(core.clone()), stop.clone()));
+    tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
+    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), DecisionsService::new(core.clone()), stop.clone(), failed.clone()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), flush_each_minute(exchange.clone())));
@@ -149,12 +159,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     }
     core.ledger.shutdown().await;
     identities.cancel();
-    Ok(())
+    if failed.is_cancelled() { Err(ServeError::ListenerFailed) } else { Ok(()) }
 }
 
 fn stop_on_signal() -> CancellationToken {
     let stop = CancellationToken::new();
     let token = stop.clone();
+    tokio::spawn(async {
+        // The default action would end the process without a drain.
+        if let Ok(mut hangups) = signal(SignalKind::hangup()) {
+            while hangups.recv().await.is_some() {
+                tracing::info!("SIGHUP: the module's file is watched anyway; a changed config or policy needs a restart");
+            }
+        }
+    });
     let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     tokio::spawn(async move {
         match (term, int) {
@@ -176,7 +194,9 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|error| ServeError::Directory(dir.to_owned(), error))
+        .map_err(|error| ServeError::Directory(dir.to_owned(), error))?;
+    let mode = std::fs::metadata(dir).map_err(|error| ServeError::Directory(dir.to_owned(), error))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 { Err(ServeError::Open(dir.to_owned(), mode)) } else { Ok(()) }
 }
 
 fn open_ledger(config: &Config, clock: &Clock) -> Result<ledger::Ledger, ServeError> {
@@ -266,10 +286,11 @@ fn health(core: Arc<Core>) -> Router {
         .route("/readyz", get(move || async move { format!("ready {}\n", core.ledger.head().0) }))
 }
 
-async fn serve_http(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn serve_http(listener: TcpListener, router: Router, stop: CancellationToken, failed: CancellationToken) {
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the HTTP listener ended");
+        failed.cancel();
         stop.cancel();
     }
 }

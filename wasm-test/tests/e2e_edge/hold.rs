@@ -50,17 +50,20 @@ async fn held(
     (approver.next(&known, NOTICE).await.unwrap(), answer)
 }
 
-/// As [`held`], for a connection that the test can drop.
-async fn held_raw(rig: &Rig, path: &str) -> (String, Http1) {
+/// As [`held`], for a connection that the test can drop: the token, the
+/// approval's id, the connection.
+async fn held_raw(rig: &Rig, path: &str) -> (String, String, Http1) {
     let token = rig.agent.token("GET", path).await.unwrap();
     let mut connection = rig.connect().await;
     connection.send(&rig.signed("GET", path, &token)).await;
     let hash = sha256(token.as_bytes());
-    rig.entry("the hold", |entry| {
-        entry["kind"] == "hold" && entry["body"]["token"]["hash"] == hash.as_str()
-    })
-    .await;
-    (token, connection)
+    let hold = rig
+        .entry("the hold", |entry| {
+            entry["kind"] == "hold" && entry["body"]["token"]["hash"] == hash.as_str()
+        })
+        .await;
+    let id = hold["body"]["approval"].as_str().unwrap().to_owned();
+    (token, id, connection)
 }
 
 async fn decide(approver: &Approver, id: &str, verdict: Verdict) {
@@ -112,8 +115,7 @@ async fn a_yes_in_time_lets_it_go_on_and_a_no_ends_it() {
     assert_eq!(about(&rig.entries(), "allow", &other).len(), 0);
 
     // The token of a refused request is gone with it.
-    let (token, mut connection) = held_raw(&rig, &path("no")).await;
-    let id = approver.inbox().await.unwrap().pop().unwrap();
+    let (token, id, mut connection) = held_raw(&rig, &path("no")).await;
     decide(&approver, &id, Verdict::Deny).await;
     expect(&connection.answer().await.unwrap(), 403, "approval_denied");
     expect(&rig.present(&path("no"), &token).await, 401, "token_spent");
@@ -225,8 +227,7 @@ async fn a_client_that_left_executes_nothing_and_leaves_the_yes_usable() {
     let (rig, approver) = start(20).await;
     let gone = path("gone");
     let before = rig.arrived();
-    let (token, connection) = held_raw(&rig, &gone).await;
-    let id = approver.inbox().await.unwrap().pop().unwrap();
+    let (token, id, connection) = held_raw(&rig, &gone).await;
     drop(connection);
     let hash = sha256(token.as_bytes());
     let lapse = rig
@@ -253,8 +254,7 @@ async fn a_client_that_left_executes_nothing_and_leaves_the_yes_usable() {
     for round in 0..10 {
         let race = path(&format!("race{round}"));
         let before = rig.arrived();
-        let (token, connection) = held_raw(&rig, &race).await;
-        let id = approver.inbox().await.unwrap().pop().unwrap();
+        let (token, id, connection) = held_raw(&rig, &race).await;
         let leave = async {
             tokio::time::sleep(Duration::from_millis(round * 3)).await;
             drop(connection);
@@ -343,7 +343,7 @@ async fn the_control_plane_dies_while_requests_are_held() {
     let survives = path("survives");
     let before = rig.arrived();
     let (id, first) = held(&rig, &approver, "GET", &survives).await;
-    let (token, mut second) = held_raw(&rig, &survives).await;
+    let (token, _, mut second) = held_raw(&rig, &survives).await;
     rig.system.kill_control_plane();
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(rig.arrived(), before);

@@ -15,8 +15,10 @@
 
 mod bodies;
 mod crash;
+mod denials;
 mod headers;
 mod hold;
+mod mesh;
 mod once;
 mod raw;
 mod refusals;
