@@ -2,9 +2,13 @@
 //!
 //! Everything is recomputed from the bytes: digests, canonical form, chain,
 //! attachments. What cannot be seen from the bytes alone is a cut at the very
-//! end; that takes a head that was remembered.
+//! end; that takes a head that was remembered. What the lines mean is not
+//! judged: a writer that lies does so in good form.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -129,12 +133,7 @@ impl Checker {
         let last = files.len().saturating_sub(1);
         for (at, (number, path)) in files.iter().enumerate() {
             let bytes = fs::read(path)?;
-            let later = || {
-                let rest = files.get(at.saturating_add(1)..).unwrap_or_default();
-                rest.iter()
-                    .filter_map(|(_, path)| fs::read(path).ok())
-                    .collect::<Vec<_>>()
-            };
+            let later = files.get(at.saturating_add(1)..).unwrap_or_default();
             if let Err(found) = self.segment(*number, &bytes, at == last, later) {
                 return Ok(Err(found));
             }
@@ -159,7 +158,7 @@ impl Checker {
         number: u64,
         bytes: &[u8],
         last: bool,
-        later: impl Fn() -> Vec<Vec<u8>>,
+        later: &[(u64, PathBuf)],
     ) -> Result<(), Found> {
         let mut offset = 0;
         while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
@@ -167,7 +166,7 @@ impl Checker {
                 Ok(group) => {
                     if let Err(problem) = self.place(number, &group) {
                         let after = rest.get(group.len()..).unwrap_or_default();
-                        return self.misplaced(problem, after, &later());
+                        return self.misplaced(problem, after, later);
                     }
                     self.group(&group)?;
                     offset = offset.saturating_add(group.len());
@@ -195,16 +194,22 @@ impl Checker {
         }
     }
 
-    /// A gap is a reordering when what is missing comes later.
-    fn misplaced(&self, problem: Problem, after: &[u8], later: &[Vec<u8>]) -> Result<(), Found> {
+    /// A gap is a reordering when what is missing comes later. One file is read
+    /// at a time: there may be many.
+    fn misplaced(
+        &self,
+        problem: Problem,
+        after: &[u8],
+        later: &[(u64, PathBuf)],
+    ) -> Result<(), Found> {
         let ours = |group: &Group<'_>| {
             Some(group.header.log) == self.log && group.header.first == self.entries
         };
         let elsewhere = || {
             find_group(after, 0, ours).is_some()
-                || later
-                    .iter()
-                    .any(|bytes| find_group(bytes, 0, ours).is_some())
+                || later.iter().any(|(_, path)| {
+                    fs::read(path).is_ok_and(|bytes| find_group(&bytes, 0, ours).is_some())
+                })
         };
         if problem == Problem::Gap && elsewhere() {
             return self.found(Problem::Reordered);

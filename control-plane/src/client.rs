@@ -16,6 +16,10 @@ use std::time::Duration;
 /// A body that is shown is at most this long; bytes.
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
+/// How long a lost answer's outcome may take to be known, look by look.
+const OUTCOME_WAITS: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+
 /// Why an action did not happen, or why it is not known whether it did.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -143,6 +147,11 @@ impl Answer {
     pub fn reason(&self) -> Option<&str> {
         self.refusal.as_ref()?.get("reason")?.as_str()
     }
+
+    /// What became of a spent token's first use, as far as the proxy says.
+    fn first_use(&self) -> Option<&str> {
+        self.refusal.as_ref()?.get("first_use")?.get("result")?.as_str()
+    }
 }
 
 impl Agent {
@@ -151,6 +160,9 @@ impl Agent {
     /// # Errors
     /// When the key or the HTTP client can't be set up.
     pub fn new(issuer: &str, workload_api: &Path, key: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        if !may_carry_secrets(issuer) {
+            return Err(ClientError::Usage(format!("{issuer} is not https: identities would cross the network in the clear")));
+        }
         let http = reqwest::Client::builder()
             // A capability is for one URL: a redirect would be another action.
             .redirect(reqwest::redirect::Policy::none())
@@ -204,19 +216,30 @@ impl Agent {
     }
 
     /// Spends the token on the request that it is for. If the answer is lost,
-    /// the same token is shown once more: it can't act twice, and the proxy says
+    /// the same token is shown again: it can't act twice, and the proxy says
     /// what became of the first use.
     ///
     /// # Errors
     /// [`ClientError::NotSent`] or [`ClientError::Unknown`].
     pub async fn spend(&self, token: &str, method: &str, url: &str, body: Option<&[u8]>, content_type: &str) -> Result<Answer, ClientError> {
-        match self.send(token, method, url, body, content_type).await {
-            Ok(answer) => Ok(answer),
-            Err(ClientError::Unknown(lost)) => match self.send(token, method, url, body, content_type).await {
-                Ok(answer) => Ok(answer),
-                Err(_) => Err(ClientError::Unknown(lost)),
-            },
-            Err(error) => Err(error),
+        let lost = match self.send(token, method, url, body, content_type).await {
+            Err(ClientError::Unknown(lost)) => lost,
+            answer => return answer,
+        };
+        let mut waits = OUTCOME_WAITS.iter();
+        loop {
+            // Only an answer of the upstream's, or what the proxy knows of the
+            // first use, says what became of it; any other refusal is about
+            // this showing alone, such as that the token has ended since.
+            let answer = match self.send(token, method, url, body, content_type).await {
+                Ok(answer) if matches!(answer.reason(), None | Some("token_spent")) => answer,
+                _ => return Err(ClientError::Unknown(lost)),
+            };
+            // The outcome is reported when the first use ends, which may be now.
+            match waits.next().filter(|_| answer.first_use() == Some("unknown")) {
+                Some(wait) => tokio::time::sleep(*wait).await,
+                None => return Ok(answer),
+            }
         }
     }
 
@@ -287,6 +310,19 @@ impl Agent {
             }
             tokio::time::sleep(Duration::from_secs(1).min(deadline - now)).await;
         }
+    }
+}
+
+/// https, or http on this machine.
+#[must_use]
+pub fn may_carry_secrets(url: &str) -> bool {
+    match reqwest::Url::parse(url) {
+        Ok(url) if url.scheme() == "https" => true,
+        Ok(url) => {
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+        Err(_) => false,
     }
 }
 

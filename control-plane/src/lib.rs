@@ -13,6 +13,7 @@ pub mod config;
 pub mod decide;
 pub mod exchange;
 pub mod keys;
+pub mod refusals;
 pub mod serve;
 pub mod state;
 pub mod web;

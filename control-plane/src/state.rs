@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::keys::TokenKey;
+use crate::refusals::Refusals;
 use ledger::model::{ActionRecord, Hash, TokenRecord};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,10 +35,15 @@ pub struct Core {
     pub key: TokenKey,
     /// Who the evidence says it is.
     pub identity: identity::Source,
+    /// Refusals that are counted instead of written.
+    pub refusals: Refusals,
     /// Now.
     pub clock: Clock,
     /// When this process started, in ms: evidence of replay from before is gone.
     pub started_ms: u64,
+    /// The first second whose proofs nobody can have used before this start:
+    /// the record of used ones is in memory.
+    pub proofs_from_s: u64,
 }
 
 /// Whether an agent may act.
@@ -52,6 +58,13 @@ pub enum Standing {
 }
 
 impl Core {
+    /// Now, in ms: the ledger's time where the clock has stepped back, so that
+    /// nothing that ended comes back.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        (self.clock)().max(self.ledger.now())
+    }
+
     /// What the registry says of this agent.
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {

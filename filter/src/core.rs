@@ -369,10 +369,8 @@ impl Core {
         if !self.stream.is_up() || self.put(self.root).is_err() {
             return;
         }
-        if let Some(batch) = self.denials.flush(self.now_ms) {
-            let _lost = self
-                .stream
-                .send(ToServer::Denials(batch.clone()), self.now_ms);
+        for batch in self.denials.flush(self.now_ms) {
+            let _lost = self.stream.send(ToServer::Denials(batch), self.now_ms);
         }
     }
 }

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Entries in one batch.
 const BATCH_ENTRIES: usize = 64;
+/// Batches that are sent at once at the end.
+const LAST_BATCHES: usize = 64;
 /// Counts alone are sent this often; milliseconds.
 const COUNTS_EVERY_MS: u64 = 5_000;
 /// A batch that nobody acknowledged is sent again after this; milliseconds.
@@ -89,15 +91,27 @@ impl Denials {
         self.unacknowledged.as_ref()
     }
 
-    /// Whatever there is, for the last message before the end.
-    pub fn flush(&mut self, now_ms: u64) -> Option<&DenialBatch> {
-        self.last_sent_ms = now_ms;
-        if self.unacknowledged.is_none()
-            && (!self.entries.is_empty() || self.dropped > 0 || !self.counts.is_empty())
-        {
-            self.unacknowledged = Some(self.next_batch());
+    /// Everything there is, for the last messages before the end: what nobody
+    /// has acknowledged yet, and what has come since. Of too many the newest are
+    /// counted in the last batch's `dropped`.
+    pub fn flush(&mut self) -> Vec<DenialBatch> {
+        let mut batches: Vec<DenialBatch> = self.unacknowledged.iter().cloned().collect();
+        let over = self.entries.split_off(
+            self.entries
+                .len()
+                .min(LAST_BATCHES.saturating_mul(BATCH_ENTRIES)),
+        );
+        let over = u64::try_from(over.len()).unwrap_or(u64::MAX);
+        self.dropped = self.dropped.saturating_add(over);
+        let dropped = std::mem::take(&mut self.dropped);
+        while !self.entries.is_empty() || !self.counts.is_empty() {
+            batches.push(self.next_batch());
         }
-        self.unacknowledged.as_ref()
+        if dropped > 0 {
+            self.dropped = dropped;
+            batches.push(self.next_batch());
+        }
+        batches
     }
 
     /// The stream is new: what was not acknowledged on the old one is due at

@@ -8,12 +8,14 @@
 //!
 //! `host` is the one file that calls the host.
 
+mod arrival;
 mod config;
 mod core;
 mod denials;
 mod host;
 mod http;
 mod metrics;
+mod outcomes;
 mod questions;
 mod refusal;
 mod root;

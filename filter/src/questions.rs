@@ -95,7 +95,7 @@ impl Facts {
 
 /// The first header of that name as text, cut to so many bytes; what is not
 /// UTF-8 is replaced.
-pub fn text(headers: &[Header], name: &str, most: usize) -> String {
+fn text(headers: &[Header], name: &str, most: usize) -> String {
     let value = headers
         .iter()
         .find(|(candidate, _)| candidate == name.as_bytes())
@@ -105,14 +105,17 @@ pub fn text(headers: &[Header], name: &str, most: usize) -> String {
 
 /// The text's first bytes, at most so many, whole characters only.
 pub fn cut(text: &str, most: usize) -> String {
-    let mut kept = String::new();
-    for character in text.chars() {
-        if kept.len() + character.len_utf8() > most {
-            break;
-        }
-        kept.push(character);
-    }
-    kept
+    let (kept, _) = text.split_at(text.floor_char_boundary(most));
+    kept.to_owned()
+}
+
+/// An approval that a request waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// Its id.
+    pub approval_id: String,
+    /// Where the client sees whether somebody has decided; may be empty.
+    pub status_url: String,
 }
 
 /// Where an entry stands.
@@ -124,14 +127,14 @@ pub enum Phase {
     Held {
         /// When the wait began.
         since_ms: u64,
-        /// The approval that it waits for.
-        approval_id: String,
+        /// What it waits for.
+        awaited: Awaited,
     },
     /// Its time is over, and the control plane has been told. Nothing that
     /// arrives now can let the request through.
     Withdrawing {
-        /// The approval that it waited for, if it was held.
-        approval_id: Option<String>,
+        /// What it waited for, if it was held.
+        awaited: Option<Awaited>,
     },
 }
 
@@ -161,10 +164,11 @@ pub struct Entry {
     pub phase: Phase,
 }
 
-/// A question that was withdrawn since its client left.
-struct Abandoned {
+/// A question that nobody waits for any more, and whose last answer has not come.
+struct Gone {
     prefix: Vec<u8>,
     until_ms: u64,
+    why: &'static str,
 }
 
 /// All of them.
@@ -172,7 +176,7 @@ pub struct Questions {
     capacity: usize,
     counter: u64,
     entries: BTreeMap<u64, Entry>,
-    abandoned: BTreeMap<u64, Abandoned>,
+    gone: BTreeMap<u64, Gone>,
 }
 
 impl Questions {
@@ -182,7 +186,7 @@ impl Questions {
             capacity,
             counter: 0,
             entries: BTreeMap::new(),
-            abandoned: BTreeMap::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -227,6 +231,7 @@ impl Questions {
             pending,
             ask: FromFilter {
                 message: Some(from_filter::Message::Ask(ask)),
+                outcomes: Vec::new(),
             }
             .encode_to_vec(),
             asked_ms,
@@ -268,32 +273,48 @@ impl Questions {
         self.entries.values()
     }
 
-    /// Remembers for a while that this question's client has left.
-    pub fn abandon(&mut self, id: &QuestionId, until_ms: u64) {
-        if self.abandoned.len() < self.capacity {
-            self.abandoned.insert(
-                id.counter,
-                Abandoned {
-                    prefix: id.prefix.clone(),
-                    until_ms,
-                },
-            );
+    /// True when nothing waits for an answer.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// True for an id that was given out under this prefix, whatever became of it.
+    pub fn was_asked(&self, id: &QuestionId, prefix: &[u8]) -> bool {
+        id.prefix == prefix && (1..=self.counter).contains(&id.counter)
+    }
+
+    /// Remembers for a while that nobody waits for this question's answer, and
+    /// why. Of too many the oldest is forgotten.
+    pub fn leave(&mut self, id: &QuestionId, until_ms: u64, why: &'static str) {
+        if self.gone.len() >= self.capacity {
+            self.gone.pop_first();
         }
+        let gone = Gone {
+            prefix: id.prefix.clone(),
+            until_ms,
+            why,
+        };
+        self.gone.insert(id.counter, gone);
     }
 
-    /// Forgets an abandoned question; true when it was one.
-    pub fn forget(&mut self, id: Option<&QuestionId>) -> bool {
-        let Some(id) = id else { return false };
-        let ours = self
-            .abandoned
-            .get(&id.counter)
-            .is_some_and(|abandoned| abandoned.prefix == id.prefix);
-        ours && self.abandoned.remove(&id.counter).is_some()
+    /// Forgets a question that nobody waits for; why that was, when it was one.
+    pub fn forget(&mut self, id: &QuestionId) -> Option<&'static str> {
+        let gone = self.gone.get(&id.counter)?;
+        let why = (gone.prefix == id.prefix).then_some(gone.why)?;
+        self.gone.remove(&id.counter);
+        Some(why)
     }
 
-    /// Forgets the abandoned ones that nothing has come for.
+    /// Those that nobody waits for and whose last answer has not come.
+    pub fn gone(&self) -> impl Iterator<Item = QuestionId> {
+        self.gone.iter().map(|(counter, gone)| QuestionId {
+            prefix: gone.prefix.clone(),
+            counter: *counter,
+        })
+    }
+
+    /// Forgets those of them that nothing has come for.
     pub fn sweep(&mut self, now_ms: u64) {
-        self.abandoned
-            .retain(|_, abandoned| now_ms < abandoned.until_ms);
+        self.gone.retain(|_, gone| now_ms < gone.until_ms);
     }
 }

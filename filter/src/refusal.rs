@@ -2,6 +2,7 @@
 //! challenge and a problem document.
 
 use crate::host::{self, HostFault};
+use crate::questions::Awaited;
 use capability::reason::Reason;
 use decision_api::{Deny, FirstUse};
 use serde_json::{Map, Value};
@@ -45,10 +46,11 @@ impl Refusal {
     }
 
     /// The request waited for a human as long as it may; the approval stays open.
-    pub fn still_pending(approval_id: String) -> Self {
+    pub fn still_pending(awaited: &Awaited) -> Self {
         Self {
             retry_after_s: Some(APPROVAL_RETRY_S),
-            approval_id,
+            approval_id: awaited.approval_id.clone(),
+            status_url: awaited.status_url.clone(),
             ..Self::new(Reason::ApprovalPending)
         }
     }

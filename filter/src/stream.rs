@@ -90,6 +90,7 @@ impl Stream {
             stream,
             &FromFilter {
                 message: Some(Body::Hello(hello)),
+                outcomes: Vec::new(),
             }
             .encode_to_vec(),
         )
@@ -144,6 +145,7 @@ impl Stream {
         self.send_encoded(
             &FromFilter {
                 message: Some(body),
+                outcomes: Vec::new(),
             }
             .encode_to_vec(),
             now_ms,

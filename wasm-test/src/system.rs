@@ -203,7 +203,10 @@ impl System {
             .arg("--disable-hot-restart")
             .current_dir(self.dir.path());
         let mut child = Child::spawn("Envoy", &mut command, &self.dir.log("envoy"))?;
-        let ready = wait::for_guard(&mut child, &self.admin_url(), &self.proxy_url()).await;
+        // The main thread runs the filter as well, though it serves nobody.
+        let threads = u64::from(self.options.concurrency).saturating_add(1);
+        let ready =
+            wait::for_guard(&mut child, &self.admin_url(), &self.proxy_url(), threads).await;
         self.envoy = Some(child);
         ready
     }

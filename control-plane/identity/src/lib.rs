@@ -14,6 +14,8 @@ mod attest;
 mod authority;
 mod ca;
 mod evidence;
+mod files;
+mod handshakes;
 mod jwt;
 mod keyfile;
 pub mod mtls;
@@ -22,6 +24,7 @@ mod socket;
 mod source;
 mod spiffe_id;
 mod svid;
+mod throttle;
 mod trust_domain;
 mod workload_api;
 

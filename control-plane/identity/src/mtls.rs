@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
@@ -19,19 +19,24 @@ use spiffe::X509Context;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 pub use crate::svid::SvidError;
-use crate::{Source, SourceError, SpiffeId, svid::leaf_identity};
+use crate::{
+    Source, SourceError, SpiffeId, files,
+    handshakes::{Handshakes, MAX_HANDSHAKES},
+    svid::leaf_identity,
+    throttle::Throttle,
+};
 
 /// A handshake that takes longer is dropped.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at one time; further connections wait in the kernel's backlog.
-const MAX_HANDSHAKES: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Handshakes have at most this part of the files that may be open: one in so many.
+const HANDSHAKE_FILES: u64 = 8;
 /// After a failed accept (usually: too many open files).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -61,7 +66,7 @@ enum Refused {
     Own(String),
     #[error("the handshake failed: {0}")]
     Handshake(io::Error),
-    #[error("the handshake took longer than 10 s")]
+    #[error("the handshake took longer than 3 s")]
     Timeout,
     #[error("the peer sent no certificate")]
     NoCertificate,
@@ -93,6 +98,7 @@ pub fn serve_incoming(listener: TcpListener, source: Source, allowed: Allowed) -
         source,
         allowed,
         current: Mutex::new(None),
+        warnings: Throttle::new(Instant::now()),
     });
     accept(listener, move |stream, remote| {
         let acceptor = Arc::clone(&acceptor);
@@ -100,7 +106,7 @@ pub fn serve_incoming(listener: TcpListener, source: Source, allowed: Allowed) -
             match acceptor.handshake(stream, remote).await {
                 Ok(stream) => Some(stream),
                 Err(refused) => {
-                    tracing::warn!(%remote, reason = %refused, "a connection was refused");
+                    acceptor.warn(remote, &refused);
                     None
                 }
             }
@@ -142,12 +148,9 @@ where
     R: Future<Output = Option<MtlsStream>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(1);
-    let slots = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Handshakes::new(files::share(MAX_HANDSHAKES, HANDSHAKE_FILES));
     tokio::spawn(async move {
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-                return;
-            };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
@@ -163,14 +166,23 @@ where
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, %remote, "TCP_NODELAY could not be set");
             }
+            let place = handshakes.enter(remote.ip());
             let handshake = handshake(stream, remote);
             let sender = sender.clone();
             tokio::spawn(async move {
-                if let Some(stream) = handshake.await {
+                let done = tokio::select! {
+                    done = handshake => done,
+                    () = place.lost() => {
+                        tracing::debug!(%remote, "a handshake gave way to a newer one");
+                        None
+                    }
+                };
+                // Whoever has been authenticated gives way to nobody.
+                drop(place);
+                if let Some(stream) = done {
                     // Fails only when the server is gone, and then so is this.
                     let _ = sender.send(Ok(stream)).await;
                 }
-                drop(slot);
             });
         }
     });
@@ -183,6 +195,7 @@ struct Acceptor {
     allowed: Allowed,
     /// The configuration of the context that it was made from.
     current: Mutex<Option<Current>>,
+    warnings: Throttle,
 }
 
 #[derive(Clone)]
@@ -193,6 +206,13 @@ struct Current {
 }
 
 impl Acceptor {
+    /// Anybody can cause this one, so it comes ten times in a second at most.
+    fn warn(&self, remote: SocketAddr, refused: &Refused) {
+        if let Some(suppressed) = self.warnings.pass(Instant::now()) {
+            tracing::warn!(%remote, reason = %refused, suppressed, "a connection was refused");
+        }
+    }
+
     async fn handshake(
         &self,
         stream: TcpStream,

@@ -5,8 +5,8 @@
 use crate::{
     event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
     model::{
-        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, FirstUse, Hash, Limits,
-        Millis, NOTE_KINDS, PolicyFacts, Refused, RequestFacts, TokenRecord,
+        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, Hash, HexHash, Limits,
+        Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, PolicyFacts, Refused, RequestFacts, TokenRecord,
     },
     state::{Outstanding, State},
 };
@@ -173,6 +173,7 @@ impl State {
                     why: why.to_owned(),
                 }))
             }
+            Command::LapseOverdue { held_before_ms } => self.check_overdue(held_before_ms),
             Command::DecideApproval {
                 id,
                 digest,
@@ -184,17 +185,23 @@ impl State {
             Command::Outcome {
                 attempt,
                 status,
+                not_forwarded,
                 response_bytes,
                 details,
             } => {
-                let spent = self.attempt(&attempt).and_then(|hash| self.spent(hash));
-                if spent.is_some_and(|record| record.outcome != FirstUse::Unknown) {
-                    return Err(Refused::AttemptKnown);
+                if !self.awaits_outcome(&attempt) {
+                    let known = self.attempt(&attempt).is_some();
+                    return Err(if known {
+                        Refused::AttemptKnown
+                    } else {
+                        Refused::NotOutstanding(None)
+                    });
                 }
                 let response_bytes = response_bytes.min(LARGEST_INTEGER);
                 Ok(Draft::plain(Event::Outcome {
                     attempt,
                     status,
+                    not_forwarded,
                     response_bytes,
                     details,
                 }))
@@ -240,6 +247,14 @@ impl State {
         let (known, keys) = self.evidence_keys(evidence, &token.jkt);
         if !known && keys >= limits.keys_per_evidence {
             return Err(Refused::Limit("keys per piece of evidence"));
+        }
+        if keys == 0 {
+            if self.evidence_of(&token.agent) >= limits.evidence_per_agent {
+                return Err(Refused::Limit("evidence per agent"));
+            }
+            if self.evidence_total() >= limits.evidence_total {
+                return Err(Refused::Limit("evidence"));
+            }
         }
         Ok(())
     }
@@ -322,6 +337,10 @@ impl State {
         let (id, opened) = match found {
             Some(id) => (id, None),
             None => {
+                // An agent's own share ends first: it cannot take what others need.
+                if self.open_approvals_of(&approval.agent) >= limits.approvals_open_per_agent {
+                    return Err(Refused::Limit("open approvals per agent"));
+                }
                 if self.open_approvals() >= limits.approvals_open {
                     return Err(Refused::Limit("open approvals"));
                 }
@@ -406,6 +425,18 @@ impl State {
             attachments: Vec::new(),
             approval: Some(id),
         })
+    }
+
+    fn check_overdue(&self, held_before_ms: Millis) -> Result<Draft, Refused> {
+        let tokens: Vec<HexHash> = self
+            .held_before(held_before_ms)
+            .take(OVERDUE_PER_ENTRY)
+            .map(HexHash)
+            .collect();
+        if tokens.is_empty() {
+            return Err(Refused::NotOutstanding(None));
+        }
+        Ok(Draft::plain(Event::LapsesOverdue { tokens }))
     }
 
     fn check_expiry(&self, now: Millis) -> Result<Draft, Refused> {

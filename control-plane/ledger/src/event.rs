@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::{
-    ActionRecord, Approval, Hash, Millis, NOTE_KINDS, PolicyFacts, RequestFacts, TokenRecord, User,
-    hash_hex,
+    ActionRecord, Approval, Hash, HexHash, Millis, NOTE_KINDS, PolicyFacts, RequestFacts,
+    TokenRecord, User, hash_hex,
 };
 
 /// The token that a decision is about, as its record has it.
@@ -126,6 +126,9 @@ pub(crate) enum Event {
         attempt: String,
         why: String,
     },
+    LapsesOverdue {
+        tokens: Vec<HexHash>,
+    },
     Approval {
         id: String,
         #[serde(with = "hash_hex")]
@@ -140,6 +143,8 @@ pub(crate) enum Event {
     Outcome {
         attempt: String,
         status: u16,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        not_forwarded: bool,
         response_bytes: u64,
         details: String,
     },

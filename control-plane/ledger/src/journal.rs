@@ -5,8 +5,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
@@ -19,6 +19,9 @@ use audit::{
 /// Where the next group goes.
 pub(crate) struct Journal {
     dir: PathBuf,
+    // Open, as the spare is: going on to the next segment needs no new
+    // descriptor, so that a process that has none left does not have to end.
+    dir_file: File,
     log: [u8; 16],
     file: File,
     number: u64,
@@ -48,6 +51,7 @@ impl Journal {
         let file = OpenOptions::new()
             .write(true)
             .open(at.dir.join(segment::file_name(at.number)))?;
+        let dir_file = File::open(&at.dir)?;
         let spare = Arc::new(Spare {
             dir: at.dir.clone(),
             len: at.next_len,
@@ -57,6 +61,7 @@ impl Journal {
         spare.prepare();
         Ok(Self {
             dir: at.dir,
+            dir_file,
             log: at.log,
             file,
             number: at.number,
@@ -81,7 +86,7 @@ impl Journal {
     /// Whether no next segment could be made, so that what room is left is for
     /// what takes rights away.
     pub(crate) fn is_short(&self) -> bool {
-        matches!(*self.spare.lock(), SpareState::Failed)
+        matches!(*self.spare.lock(), SpareState::Missing)
     }
 
     /// Goes on to the spare segment. `Ok(false)` when there is none and none can be made.
@@ -89,14 +94,18 @@ impl Journal {
     /// # Errors
     /// After which it is unknown what the directory holds.
     pub(crate) fn roll(&mut self) -> io::Result<bool> {
-        if !self.spare.wait() && !self.spare.prepare() {
+        let Some(file) = self.spare.take() else {
             return Ok(false);
-        }
+        };
         let next = self.number.saturating_add(1);
         let path = self.dir.join(segment::file_name(next));
         fs::rename(self.dir.join(segment::SPARE), &path)?;
-        sync_dir(&self.dir)?;
-        self.file = OpenOptions::new().write(true).open(&path)?;
+        let (named, open) = (fs::metadata(&path)?, file.metadata()?);
+        if (named.dev(), named.ino()) != (open.dev(), open.ino()) {
+            return Err(io::Error::other("another file took the spare's name"));
+        }
+        self.dir_file.sync_all()?;
+        self.file = file;
         self.number = next;
         self.offset = 0;
         self.len = self.spare.len;
@@ -151,13 +160,13 @@ pub(crate) fn header(log: [u8; 16], segment: u64, group: u64, first: u64) -> Hea
     }
 }
 
-#[derive(Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Default)]
 enum SpareState {
+    /// There is none: taken, or it could not be made.
     #[default]
     Missing,
     Making,
-    Ready,
-    Failed,
+    Ready(File),
 }
 
 /// The segment that is reserved, so that there is room when the disk is full.
@@ -180,16 +189,17 @@ impl Spare {
 
     /// Makes it now; says whether there is one.
     fn prepare(&self) -> bool {
-        let made = self.make();
-        if let Err(error) = &made {
-            tracing::error!(dir = %self.dir.display(), %error, "no room for another journal segment: free some space");
+        match self.make() {
+            Ok(file) => {
+                self.set(SpareState::Ready(file));
+                true
+            }
+            Err(error) => {
+                tracing::error!(dir = %self.dir.display(), %error, "no other journal segment can be made: free some space, or descriptors");
+                self.set(SpareState::Missing);
+                false
+            }
         }
-        self.set(if made.is_ok() {
-            SpareState::Ready
-        } else {
-            SpareState::Failed
-        });
-        made.is_ok()
     }
 
     fn prepare_in_background(self: &Arc<Self>) {
@@ -199,59 +209,72 @@ impl Spare {
             .name("journal-spare".into())
             .spawn(move || spare.prepare());
         if started.is_err() {
-            self.set(SpareState::Failed);
+            self.set(SpareState::Missing);
         }
     }
 
-    /// Waits while one is being made; says whether there is one.
-    fn wait(&self) -> bool {
+    /// Waits while one is being made, and makes one now if that failed; `None`
+    /// when that fails as well.
+    fn take(&self) -> Option<File> {
         let mut state = self.lock();
-        while *state == SpareState::Making {
+        while matches!(*state, SpareState::Making) {
             state = self
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *state == SpareState::Ready
+        if matches!(*state, SpareState::Missing) {
+            drop(state);
+            self.prepare();
+            state = self.lock();
+        }
+        match std::mem::take(&mut *state) {
+            SpareState::Ready(file) => Some(file),
+            SpareState::Missing | SpareState::Making => None,
+        }
     }
 
-    fn make(&self) -> io::Result<()> {
+    fn make(&self) -> io::Result<File> {
         let path = self.dir.join(segment::SPARE);
         if let Ok(found) = fs::metadata(&path)
             && usize::try_from(found.len()).is_ok_and(|len| len == self.len)
-            && is_zero(&path)?
+            && let Some(file) = zeroed(&path)?
         {
-            return Ok(());
+            return Ok(file);
         }
         create_segment(&self.dir, segment::SPARE, &[], self.len)
     }
 }
 
-fn is_zero(path: &Path) -> io::Result<bool> {
+/// The file, opened for writing from its start, if it holds zeros only.
+fn zeroed(path: &Path) -> io::Result<Option<File>> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let mut bytes = Vec::new();
-    File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes.iter().all(|b| *b == 0))
+    file.read_to_end(&mut bytes)?;
+    file.rewind()?;
+    Ok(bytes.iter().all(|b| *b == 0).then_some(file))
 }
 
 /// Writes a whole segment to a new file and puts it in place: `start`, then
 /// zeros. The zeros are written, not reserved, so that a later fdatasync has no
-/// extents to convert and cannot run out of space.
+/// extents to convert and cannot run out of space. Returns it open for writing.
 ///
 /// # Errors
 /// Any I/O error; the new name is then not in place, or not durably so.
-pub(crate) fn create_segment(dir: &Path, name: &str, start: &[u8], len: usize) -> io::Result<()> {
+pub(crate) fn create_segment(dir: &Path, name: &str, start: &[u8], len: usize) -> io::Result<File> {
     let temporary = dir.join(format!("{name}.tmp"));
     let written = write_new(&temporary, start, len);
     if written.is_err() {
         // Best effort: a full disk should get its space back.
         let _ = fs::remove_file(&temporary);
     }
-    written?;
+    let file = written?;
     fs::rename(&temporary, dir.join(name))?;
-    sync_dir(dir)
+    sync_dir(dir)?;
+    Ok(file)
 }
 
-fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<()> {
+fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<File> {
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut file = OpenOptions::new()
         .write(true)
@@ -268,7 +291,8 @@ fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<()> {
         file.write_all(zeros)?;
         left = left.saturating_sub(zeros.len());
     }
-    file.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }
 
 /// Makes a created or renamed name durable.

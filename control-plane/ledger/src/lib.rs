@@ -101,6 +101,7 @@ impl Options {
 pub(crate) struct Shared {
     published: RwLock<State>,
     groups: watch::Sender<u64>,
+    approvals: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -116,12 +117,16 @@ impl Shared {
             .published
             .write()
             .unwrap_or_else(PoisonError::into_inner);
+        let before = state.holds_changed;
         for (stamp, entry) in applied {
             state.apply(*stamp, entry);
         }
-        let entries = state.entries;
+        let (entries, changed) = (state.entries, state.holds_changed != before);
         drop(state);
         self.groups.send_replace(entries);
+        if changed {
+            self.approvals.send_replace(entries);
+        }
     }
 }
 
@@ -160,6 +165,7 @@ impl Ledger {
         let shared = Arc::new(Shared {
             published: RwLock::new(recovered.published),
             groups,
+            approvals: watch::channel(entries).0,
         });
         let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
         let writer = Writer {
@@ -274,6 +280,13 @@ impl Ledger {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.inner.shared.groups.subscribe()
+    }
+
+    /// Changes whenever a group became durable in which an approval changed, or a
+    /// token came to be held or ceased to; the value is the number of entries.
+    #[must_use]
+    pub fn subscribe_approvals(&self) -> watch::Receiver<u64> {
+        self.inner.shared.approvals.subscribe()
     }
 
     /// The number of durable entries and the leaf hash of the last.

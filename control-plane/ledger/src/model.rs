@@ -25,6 +25,11 @@ pub(crate) mod hash_hex {
     }
 }
 
+/// A [`Hash`] in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct HexHash(#[serde(with = "hash_hex")] pub(crate) Hash);
+
 /// Milliseconds since the Unix epoch, as the ledger's own clock has them.
 pub type Millis = u64;
 
@@ -132,8 +137,12 @@ pub struct Approval {
     pub rules: Vec<String>,
     /// What those rules say of why (`@reason`), in their order.
     pub reasons: Vec<String>,
-    /// Who may decide (`@approvers`), in the rules' order.
+    /// Everybody who one of the rules names (`@approvers`), for showing; who may
+    /// decide is in `approver_sets`.
     pub approvers: Vec<String>,
+    /// The approvers of each rule, in the order of `rules`: who lifts all of
+    /// them is in every set.
+    pub approver_sets: Vec<Vec<String>>,
     /// The policy's version when it was asked for.
     pub policy_version: String,
     /// Where it stands.
@@ -159,17 +168,19 @@ pub struct SpentRecord {
     pub expires_ms: Millis,
     /// The request that spent it.
     pub request_id: String,
-    /// `Forwarded` once an outcome came; `Unknown` until then.
+    /// `Unknown` until an outcome says more.
     pub outcome: FirstUse,
 }
 
 /// The outcome of a token's one use, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstUse {
-    /// Allowed; no outcome has come yet.
+    /// Allowed; no outcome has come yet, or one that cannot tell.
     Unknown,
     /// The upstream answered with this status.
     Forwarded(u16),
+    /// Allowed, but nothing was sent to the upstream: the proxy says so.
+    NotForwarded,
     /// The use was refused, and refusing spent it.
     Refused,
     /// It was held and lapsed.
@@ -309,6 +320,14 @@ pub enum Command {
         /// `timeout`, `withdrawn`, `approval_denied`, `approval_expired`, `policy` or `stream_lost`.
         why: &'static str,
     },
+    /// Tokens that are held since before a time lapse, those held longest first,
+    /// at most [`OVERDUE_PER_ENTRY`] of them in one entry: whoever held them is
+    /// gone, or could not say so. Refused with
+    /// [`Refused::NotOutstanding`]`(None)` when there is none, so that nothing is written.
+    LapseOverdue {
+        /// Ledger time; what is held since then, or later, stays.
+        held_before_ms: Millis,
+    },
     /// A human decided.
     DecideApproval {
         /// The approval, pending.
@@ -326,13 +345,18 @@ pub enum Command {
     /// [`EXPIRED_PER_ENTRY`] of them in one entry. Refused with
     /// [`Refused::ApprovalState`]`(None)` when there is none, so that nothing is written.
     ExpireApprovals,
-    /// An allowed request ended. A second outcome of one attempt is refused with
-    /// [`Refused::AttemptKnown`] as long as the first is remembered.
+    /// An allowed request ended. One outcome is taken of each of the newest
+    /// [`OUTCOMES_AWAITED`] allows of this epoch. Any other is refused: with
+    /// [`Refused::AttemptKnown`] while it is remembered what became of the
+    /// attempt, else with [`Refused::NotOutstanding`]`(None)`.
     Outcome {
         /// The attempt that allowed it.
         attempt: String,
         /// Upstream status; 0 when none was seen.
         status: u16,
+        /// Whether the proxy knows that nothing was sent. A status says the
+        /// opposite, and counts.
+        not_forwarded: bool,
         /// Size of the response's body.
         response_bytes: u64,
         /// The proxy's own word for how it ended.
@@ -361,8 +385,16 @@ pub const NOTE_KINDS: &[&str] = &[
     "shutdown",
 ];
 
+/// Kinds of notes that are also taken when no further segment can be made: few,
+/// and not at the will of whoever sends requests.
+pub const RESERVED_NOTE_KINDS: &[&str] = &["config", "gap", "login", "shutdown"];
+
 /// How many approvals one [`Command::ExpireApprovals`] ends.
 pub const EXPIRED_PER_ENTRY: usize = 64;
+/// How many tokens one [`Command::LapseOverdue`] ends: as many hashes fit a line.
+pub const OVERDUE_PER_ENTRY: usize = 48;
+/// How many allowed requests may still report an outcome.
+pub const OUTCOMES_AWAITED: usize = 65_536;
 
 /// A commit that is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -378,7 +410,8 @@ pub struct Committed {
 /// Why a command was not committed. Nothing was spent by it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// No such outstanding token; what is known of its first use.
+    /// No such outstanding token, or no such allowed request; what is known of
+    /// the token's first use.
     #[error("the token is not outstanding")]
     NotOutstanding(Option<SpentRecord>),
     /// The token ended before the commit.
@@ -412,14 +445,21 @@ pub enum Refused {
 pub struct Limits {
     /// Outstanding tokens per agent.
     pub outstanding_per_agent: usize,
-    /// Held requests per agent, and in all.
+    /// Held requests per agent.
     pub held_per_agent: usize,
     /// Held requests in all.
     pub held_total: usize,
     /// DPoP keys per piece of evidence.
     pub keys_per_evidence: usize,
+    /// Pieces of evidence per agent whose keys are counted: each until a minute
+    /// past its end. An agent that fetches an SVID of an hour each second has 3,660.
+    pub evidence_per_agent: usize,
+    /// Pieces of evidence whose keys are counted, in all.
+    pub evidence_total: usize,
     /// Discovered agents that are remembered.
     pub discovered: usize,
+    /// Approvals of one agent that are pending or approved. Joining one is free.
+    pub approvals_open_per_agent: usize,
     /// Approvals that are pending or approved, in all.
     pub approvals_open: usize,
 }
@@ -431,7 +471,10 @@ impl Default for Limits {
             held_per_agent: 16,
             held_total: 1024,
             keys_per_evidence: 16,
+            evidence_per_agent: 4096,
+            evidence_total: 65_536,
             discovered: 1024,
+            approvals_open_per_agent: 32,
             approvals_open: 1024,
         }
     }

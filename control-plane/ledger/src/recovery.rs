@@ -171,6 +171,7 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
     let write = |number, start: &[u8], len| {
         let name = segment::file_name(number);
         create_segment(dir, &name, start, len)
+            .map(drop)
             .map_err(|error| io_error("write", &dir.join(&name), error))
     };
     let Tail {

@@ -4,12 +4,16 @@
 //! It never fails: whether an event may happen is decided before it is written,
 //! by `check`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
-    event::{Answer, Entry, Event, EvidenceUse, Subject},
+    event::{Answer, Entry, Event, EvidenceUse},
     model::{
-        Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, TokenRecord, TokenState,
+        Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
+        TokenRecord, TokenState,
     },
 };
 
@@ -28,6 +32,8 @@ pub(crate) struct Outstanding {
     pub(crate) record: TokenRecord,
     /// The attempt that holds it.
     pub(crate) held_by: Option<String>,
+    /// Since when.
+    held_since_ms: Millis,
     /// The request id of that attempt.
     request_id: String,
 }
@@ -50,6 +56,7 @@ struct Spent {
 
 #[derive(Clone)]
 struct EvidenceKeys {
+    agent: String,
     keys: HashSet<String>,
     until_ms: Millis,
 }
@@ -81,17 +88,49 @@ pub(crate) struct State {
     pub(crate) epoch: u64,
     tokens: HashMap<Hash, Outstanding>,
     agents: HashMap<String, Counts>,
-    held: usize,
+    /// Held tokens, those held longest first.
+    held: BTreeSet<(Millis, Hash)>,
     spent: HashMap<Hash, Spent>,
     attempts: HashMap<String, Hash>,
+    /// Allowed attempts of which no outcome came, and the newest allowed ones in
+    /// their order, with outcome or without.
+    awaited: HashSet<Arc<str>>,
+    allowed: VecDeque<Arc<str>>,
     ends: BTreeSet<(Millis, Hash)>,
     evidence: HashMap<Hash, EvidenceKeys>,
     evidence_ends: BTreeSet<(Millis, Hash)>,
+    evidence_agents: Tally,
     approvals: BTreeMap<String, Approval>,
     /// Pending and approved ones by digest, oldest first.
     open: HashMap<Hash, Vec<String>>,
+    open_agents: Tally,
     ended: VecDeque<String>,
     discovered: BTreeMap<String, Millis>,
+    /// How often an approval or a held token changed.
+    pub(crate) holds_changed: u64,
+}
+
+/// How many of something each agent has; those without are not in it.
+#[derive(Clone, Default)]
+struct Tally(HashMap<String, usize>);
+
+impl Tally {
+    fn of(&self, agent: &str) -> usize {
+        self.0.get(agent).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, agent: &str) {
+        *self.0.entry(agent.to_owned()).or_default() += 1;
+    }
+
+    fn remove(&mut self, agent: &str) {
+        if let Some(count) = self.0.get_mut(agent) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.0.remove(agent);
+            }
+        }
+    }
 }
 
 impl State {
@@ -112,7 +151,28 @@ impl State {
     }
 
     pub(crate) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Tokens that are held since before `ms`, those held longest first.
+    pub(crate) fn held_before(&self, ms: Millis) -> impl Iterator<Item = Hash> {
         self.held
+            .range(..(ms, Hash::default()))
+            .map(|(_, hash)| *hash)
+    }
+
+    /// Whether the attempt was allowed in this epoch, not too long ago, and no outcome of it came.
+    pub(crate) fn awaits_outcome(&self, attempt: &str) -> bool {
+        self.awaited.contains(attempt)
+    }
+
+    /// Pieces of evidence of one agent that are remembered.
+    pub(crate) fn evidence_of(&self, agent: &str) -> usize {
+        self.evidence_agents.of(agent)
+    }
+
+    pub(crate) fn evidence_total(&self) -> usize {
+        self.evidence.len()
     }
 
     /// Whether `jkt` is one of the keys that the evidence was shown under, and how many there are.
@@ -137,7 +197,12 @@ impl State {
 
     /// How many approvals are pending or approved.
     pub(crate) fn open_approvals(&self) -> usize {
-        self.approvals.len() - self.ended.len()
+        self.approvals.len().saturating_sub(self.ended.len())
+    }
+
+    /// How many of one agent are.
+    pub(crate) fn open_approvals_of(&self, agent: &str) -> usize {
+        self.open_agents.of(agent)
     }
 
     pub(crate) fn approvals(&self) -> impl Iterator<Item = &Approval> {
@@ -177,7 +242,13 @@ impl State {
                 approval,
                 ..
             } => {
-                self.spend(token, attempt, Some(&request.request_id), FirstUse::Unknown);
+                self.spend(
+                    &token.hash,
+                    attempt,
+                    Some(&request.request_id),
+                    FirstUse::Unknown,
+                );
+                self.await_outcome(attempt);
                 if let Some(used) = approval {
                     self.end_approval(&used.id, ApprovalState::Consumed);
                 }
@@ -188,7 +259,12 @@ impl State {
                 request,
                 ..
             } => {
-                self.spend(token, attempt, Some(&request.request_id), FirstUse::Refused);
+                self.spend(
+                    &token.hash,
+                    attempt,
+                    Some(&request.request_id),
+                    FirstUse::Refused,
+                );
             }
             Event::Hold {
                 token,
@@ -199,16 +275,13 @@ impl State {
             } => {
                 self.hold(&token.hash, attempt, &request.request_id);
                 if let Some(approval) = opened {
-                    self.open
-                        .entry(approval.digest)
-                        .or_default()
-                        .push(approval.id.clone());
-                    self.approvals.insert(approval.id.clone(), approval.clone());
+                    self.open_approval(approval);
                 }
             }
             Event::Lapse { token, attempt, .. } => {
-                self.spend(token, attempt, None, FirstUse::Lapsed)
+                self.spend(&token.hash, attempt, None, FirstUse::Lapsed)
             }
+            Event::LapsesOverdue { tokens } => self.lapse_overdue(tokens),
             Event::Approval {
                 id,
                 decision,
@@ -222,11 +295,19 @@ impl State {
                 }
             }
             Event::Outcome {
-                attempt, status, ..
+                attempt,
+                status,
+                not_forwarded,
+                ..
             } => {
+                self.awaited.remove(attempt.as_str());
                 let hash = self.attempts.get(attempt).copied();
                 if let Some(spent) = hash.and_then(|hash| self.spent.get_mut(&hash)) {
-                    spent.record.outcome = FirstUse::Forwarded(*status);
+                    spent.record.outcome = match (*status, *not_forwarded) {
+                        (0, false) => FirstUse::Unknown,
+                        (0, true) => FirstUse::NotForwarded,
+                        (status, _) => FirstUse::Forwarded(status),
+                    };
                 }
             }
         }
@@ -237,12 +318,15 @@ impl State {
     fn forget_tokens(&mut self) {
         self.tokens.clear();
         self.agents.clear();
-        self.held = 0;
+        self.held.clear();
         self.spent.clear();
         self.attempts.clear();
+        self.awaited.clear();
+        self.allowed.clear();
         self.ends.clear();
         self.evidence.clear();
         self.evidence_ends.clear();
+        self.evidence_agents = Tally::default();
     }
 
     fn issue(&mut self, token: &TokenRecord, evidence: &EvidenceUse) {
@@ -254,6 +338,7 @@ impl State {
         let outstanding = Outstanding {
             record: token.clone(),
             held_by: None,
+            held_since_ms: 0,
             request_id: String::new(),
         };
         self.tokens.insert(token.token_hash, outstanding);
@@ -262,9 +347,13 @@ impl State {
             .expires_ms
             .max(self.time_ms)
             .saturating_add(EVIDENCE_LINGER_MS);
-        let keys = self.evidence.entry(evidence.id).or_insert(EvidenceKeys {
-            keys: HashSet::new(),
-            until_ms,
+        let keys = self.evidence.entry(evidence.id).or_insert_with(|| {
+            self.evidence_agents.add(&token.agent);
+            EvidenceKeys {
+                agent: token.agent.clone(),
+                keys: HashSet::new(),
+                until_ms,
+            }
         });
         self.evidence_ends.remove(&(keys.until_ms, evidence.id));
         keys.until_ms = keys.until_ms.max(until_ms);
@@ -277,8 +366,10 @@ impl State {
             return;
         };
         token.held_by = Some(attempt.to_owned());
+        token.held_since_ms = self.time_ms;
         token.request_id = request_id.to_owned();
-        self.held += 1;
+        self.held.insert((self.time_ms, *hash));
+        self.holds_changed += 1;
         self.agents
             .entry(token.record.agent.clone())
             .or_default()
@@ -287,20 +378,14 @@ impl State {
     }
 
     /// Removes the token and keeps the record of its one use.
-    fn spend(
-        &mut self,
-        token: &Subject,
-        attempt: &str,
-        request_id: Option<&str>,
-        outcome: FirstUse,
-    ) {
-        let Some(gone) = self.remove_token(&token.hash) else {
+    fn spend(&mut self, hash: &Hash, attempt: &str, request_id: Option<&str>, outcome: FirstUse) {
+        let Some(gone) = self.remove_token(hash) else {
             return;
         };
         let until = gone.record.expires_ms.max(self.time_ms);
-        self.ends.remove(&(gone.record.expires_ms, token.hash));
-        self.ends.insert((until, token.hash));
-        self.attempts.insert(attempt.to_owned(), token.hash);
+        self.ends.remove(&(gone.record.expires_ms, *hash));
+        self.ends.insert((until, *hash));
+        self.attempts.insert(attempt.to_owned(), *hash);
         let record = SpentRecord {
             jti: gone.record.jti,
             expires_ms: until,
@@ -308,7 +393,7 @@ impl State {
             outcome,
         };
         self.spent.insert(
-            token.hash,
+            *hash,
             Spent {
                 record,
                 attempt: attempt.to_owned(),
@@ -316,10 +401,33 @@ impl State {
         );
     }
 
+    fn lapse_overdue(&mut self, tokens: &[HexHash]) {
+        for HexHash(hash) in tokens {
+            let holder = self.tokens.get(hash).and_then(|t| t.held_by.clone());
+            if let Some(attempt) = holder {
+                self.spend(hash, &attempt, None, FirstUse::Lapsed);
+            }
+        }
+    }
+
+    fn await_outcome(&mut self, attempt: &str) {
+        let attempt: Arc<str> = attempt.into();
+        self.awaited.insert(Arc::clone(&attempt));
+        self.allowed.push_back(attempt);
+        if self.allowed.len() > OUTCOMES_AWAITED
+            && let Some(oldest) = self.allowed.pop_front()
+        {
+            self.awaited.remove(&oldest);
+        }
+    }
+
     fn remove_token(&mut self, hash: &Hash) -> Option<Outstanding> {
         let gone = self.tokens.remove(hash)?;
         let held = gone.held_by.is_some();
-        self.held -= usize::from(held);
+        if held {
+            self.held.remove(&(gone.held_since_ms, *hash));
+            self.holds_changed += 1;
+        }
         if let Some(counts) = self.agents.get_mut(&gone.record.agent) {
             counts.outstanding -= 1;
             counts.held -= usize::from(held);
@@ -328,6 +436,16 @@ impl State {
             }
         }
         Some(gone)
+    }
+
+    fn open_approval(&mut self, approval: &Approval) {
+        self.open
+            .entry(approval.digest)
+            .or_default()
+            .push(approval.id.clone());
+        self.open_agents.add(&approval.agent);
+        self.approvals.insert(approval.id.clone(), approval.clone());
+        self.holds_changed += 1;
     }
 
     fn decide(&mut self, now: Millis, id: &str, decision: Answer, by: &str, expires_ms: Millis) {
@@ -340,6 +458,7 @@ impl State {
             Answer::Approved => {
                 approval.state = ApprovalState::Approved;
                 approval.expires_ms = expires_ms;
+                self.holds_changed += 1;
             }
             Answer::Denied => self.end_approval(id, ApprovalState::Denied),
         }
@@ -349,7 +468,15 @@ impl State {
         let Some(approval) = self.approvals.get_mut(id) else {
             return;
         };
+        if !matches!(
+            approval.state,
+            ApprovalState::Pending | ApprovalState::Approved
+        ) {
+            return;
+        }
         approval.state = state;
+        self.holds_changed += 1;
+        self.open_agents.remove(&approval.agent);
         if let Some(ids) = self.open.get_mut(&approval.digest) {
             ids.retain(|other| other != id);
             if ids.is_empty() {
@@ -387,7 +514,9 @@ impl State {
                 break;
             }
             self.evidence_ends.pop_first();
-            self.evidence.remove(&id);
+            if let Some(gone) = self.evidence.remove(&id) {
+                self.evidence_agents.remove(&gone.agent);
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     event::Entry,
     journal::Journal,
     lines::{self, Encoded, Place},
-    model::{Command, Committed, Limits, Refused},
+    model::{Command, Committed, Limits, RESERVED_NOTE_KINDS, Refused},
     queue::{Job, Queue},
     state::{Stamp, State},
 };
@@ -183,14 +183,15 @@ impl Writer {
 }
 
 /// What still goes on when no further segment can be made: what takes rights
-/// away, and what says how things ended.
+/// away, what says how things ended, and few notes.
 fn is_essential(command: &Command) -> bool {
-    matches!(
-        command,
+    match command {
         Command::Lapse { .. }
-            | Command::DecideApproval { approve: false, .. }
-            | Command::ExpireApprovals
-            | Command::Outcome { .. }
-            | Command::Note { .. }
-    )
+        | Command::LapseOverdue { .. }
+        | Command::DecideApproval { approve: false, .. }
+        | Command::ExpireApprovals
+        | Command::Outcome { .. } => true,
+        Command::Note { kind, .. } => RESERVED_NOTE_KINDS.contains(kind),
+        _ => false,
+    }
 }

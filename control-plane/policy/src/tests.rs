@@ -170,6 +170,21 @@ fn load_errors_name_file_line_and_remedy() {
             "24h at most",
         ),
         (
+            "@approvers(\"platform\") permit(principal, action, resource);",
+            "test.cedar",
+            "would be ignored",
+        ),
+        (
+            "@ttl(\"5m\") forbid(principal, action, resource);",
+            "test.cedar",
+            "would be ignored",
+        ),
+        (
+            "@aprovers(\"platform\") forbid(principal, action, resource);",
+            "test.cedar",
+            "means nothing",
+        ),
+        (
             "permit(principal == ?principal, action, resource);",
             "test.cedar",
             "templates",

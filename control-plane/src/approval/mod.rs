@@ -8,6 +8,9 @@ use ledger::model::{Approval, ApprovalState, Command, Hash, Refused};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long after its own time a hold counts as forgotten, in seconds.
+const OVERDUE_AFTER_S: u64 = 10;
+
 /// The desk at which humans decide.
 pub struct ApprovalDesk {
     core: Arc<Core>,
@@ -25,7 +28,11 @@ impl ApprovalDesk {
         let approval = self.core.ledger.approval(id).ok_or(DeskError::NotFound)?;
         // Asked at the click, not when the page was drawn: rights may have gone.
         let approver = self.core.config.approvers.iter().find(|approver| approver.name == by);
-        if !approver.is_some_and(|approver| approver.is_one_of(&approval.approvers)) {
+        // Each rule's demand has to be met, not one of them.
+        let may = approver.is_some_and(|approver| {
+            !approval.approver_sets.is_empty() && approval.approver_sets.iter().all(|set| approver.is_one_of(set))
+        });
+        if !may {
             return Err(DeskError::NotAllowed);
         }
         let command = Command::DecideApproval {
@@ -123,12 +130,20 @@ pub async fn expire(core: Arc<Core>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let now = core.ledger.now().max((core.clock)());
+        let now = core.now();
         let due = core.ledger.approvals().iter().any(|approval| {
             matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved) && approval.expires_ms <= now
         });
         if due && let Err(error) = core.ledger.commit(Command::ExpireApprovals).await {
             tracing::warn!(%error, "approvals that ran out could not be ended; they will be");
+        }
+        // A hold ends by itself; one whose lapse could not be written ends here.
+        let overdue = core.config.edge.hold_s.saturating_add(OVERDUE_AFTER_S).saturating_mul(1000);
+        let lapse = Command::LapseOverdue { held_before_ms: now.saturating_sub(overdue) };
+        match core.ledger.commit(lapse).await {
+            Ok(_) => tracing::warn!("held tokens that nobody had ended were lapsed"),
+            Err(Refused::NotOutstanding(_)) => {}
+            Err(error) => tracing::warn!(%error, "overdue holds could not be ended; they will be"),
         }
     }
 }

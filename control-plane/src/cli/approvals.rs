@@ -3,9 +3,11 @@
 
 use super::local::{admin_get, session_file, write_secret};
 use super::{fail, plain, refuse};
+use crate::client::may_carry_secrets;
 use clap::{Args, Subcommand};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -58,7 +60,8 @@ pub struct Decide {
     id: String,
 }
 
-/// Sign in.
+/// Sign in. The link is read from standard input, since every process of this
+/// machine can read a command line.
 #[derive(Args)]
 pub struct Login {
     #[command(flatten)]
@@ -66,8 +69,6 @@ pub struct Login {
     /// End the session instead
     #[arg(long)]
     logout: bool,
-    /// The one-time link or its secret; asked for on standard input when left out
-    secret: Option<String>,
 }
 
 /// What runs.
@@ -216,15 +217,14 @@ impl Login {
     }
 
     async fn login(&self, issuer: &str) -> Result<String, String> {
-        let given = match &self.secret {
-            Some(secret) => secret.clone(),
-            None => {
-                eprintln!("Paste the one-time link or its secret:");
-                let mut line = String::new();
-                std::io::stdin().read_line(&mut line).map_err(|error| format!("can't read it: {error}"))?;
-                line
-            }
-        };
+        if !may_carry_secrets(issuer) {
+            return Err(format!("{issuer} is not https: the session would cross the network in the clear"));
+        }
+        if std::io::stdin().is_terminal() {
+            eprintln!("Paste the one-time link or its secret:");
+        }
+        let mut given = String::new();
+        std::io::stdin().read_line(&mut given).map_err(|error| format!("can't read it: {error}"))?;
         let secret = given.trim().rsplit('#').next().unwrap_or_default();
         if secret.is_empty() {
             return Err("no secret was given".into());

@@ -36,7 +36,7 @@ enum Command {
         #[command(subcommand)]
         command: approvals::Approvals,
     },
-    /// Sign in with a login link or its secret, so that this terminal may approve
+    /// Sign in with a login link, read from standard input, so that this terminal may approve
     Login(approvals::Login),
     /// What runs, as the control plane on this machine sees it
     Status(approvals::Status),

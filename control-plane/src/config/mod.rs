@@ -164,6 +164,8 @@ pub struct Limits {
     pub discovered_agents: usize,
     /// Approvals that are pending or approved.
     pub open_approvals: usize,
+    /// Of one agent's.
+    pub open_approvals_per_agent: usize,
     /// Questions in flight per proxy worker.
     pub questions_in_flight: usize,
     /// Sizes of what is read, at the edge and at the token endpoint.
@@ -401,6 +403,7 @@ fn limits(table: &Table<'_>) -> Limits {
         keys_per_evidence: size("keys_per_evidence", 16, 256),
         discovered_agents: size("discovered_agents", 1_024, 65_536),
         open_approvals: size("open_approvals", 1_024, 65_536),
+        open_approvals_per_agent: size("open_approvals_per_agent", 32, 1_024),
         questions_in_flight: size("questions_in_flight", 4_096, 65_536),
     };
     table.finish();

@@ -13,7 +13,10 @@ use policy::{Demand, Verdict};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+/// How often a lapse that found the queue full is tried.
+const LAPSE_TRIES: usize = 5;
 /// How often a commit that found the state changed is evaluated again.
 const EVALUATIONS_MAX: usize = 4;
 
@@ -62,6 +65,7 @@ impl Engine {
             Ok(hash) => hash,
             Err(reason) => return Ruling::Refused(reason, None),
         };
+        let mut unusable = false;
         for _ in 0..EVALUATIONS_MAX {
             let token = match self.outstanding(&hash, facts) {
                 Ok(token) => token,
@@ -72,6 +76,11 @@ impl Engine {
                     (self.allow(hash, facts, policy, approval.as_ref()), Ruling::Allow(Box::new(token)))
                 }
                 Opinion::Deny(policy, reason) => (self.deny(hash, facts, policy, reason), Ruling::Deny(reason)),
+                // An equal approval was given, and it does not lift the rules: who
+                // gave it may not any more. Asking again would not help.
+                Opinion::Hold(policy, _) if unusable => {
+                    (self.deny(hash, facts, policy, Reason::PolicyDenied), Ruling::Deny(Reason::PolicyDenied))
+                }
                 Opinion::Hold(policy, demands) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
                     (self.hold(hash, facts, policy, approval.clone()), Ruling::Hold(Box::new(approval)))
@@ -79,7 +88,10 @@ impl Engine {
             };
             match self.core.ledger.commit(command).await {
                 Ok(committed) => return joined(ruling, committed),
-                // Somebody else consumed or ended the approval: look again.
+                // Somebody else consumed, ended or gave the approval: look again.
+                Err(Refused::ApprovalState(Some(ApprovalState::Approved))) => {
+                    unusable = true;
+                }
                 Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => {}
                 Err(refused) => return self.not_committed(&refused),
             }
@@ -122,15 +134,20 @@ impl Engine {
 
     /// Lets a held token lapse; its approval stays open.
     pub async fn lapse(&self, facts: &Facts, why: &'static str) -> bool {
-        let Ok(hash) = self.token_hash(facts) else { return false };
-        let command = Command::Lapse { token_hash: hash, attempt: facts.attempt.clone(), why };
-        match self.core.ledger.commit(command).await {
-            Ok(_) => true,
-            Err(error) => {
-                tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
-                false
+        let Ok(token_hash) = self.token_hash(facts) else { return false };
+        for _ in 0..LAPSE_TRIES {
+            let command = Command::Lapse { token_hash, attempt: facts.attempt.clone(), why };
+            match self.core.ledger.commit(command).await {
+                Ok(_) => return true,
+                Err(Refused::Unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => {
+                    tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
+                    return false;
+                }
             }
         }
+        // The ledger lapses what is overdue by itself, once it takes anything.
+        false
     }
 
     /// A refusal that changed nothing is an entry all the same, before it is
@@ -139,9 +156,14 @@ impl Engine {
         if reason == Reason::ControlPlaneUnavailable {
             return reason;
         }
+        let agent = claim(&facts.question.token, "client_id").and_then(|claim| claim.as_str().map(str::to_owned)).unwrap_or_default();
+        if !self.core.refusals.may_have_line(&agent, reason, self.core.now()) {
+            return reason;
+        }
         let body = serde_json::json!({
             "reason": reason.as_str(),
             "attempt": facts.attempt,
+            "agent": cut(&agent),
             "token": hex::encode(&facts.question.token_hash),
             "request": bounded(request_facts(facts)),
         });
@@ -192,13 +214,7 @@ impl Engine {
     /// A token that is not outstanding and whose use we do not remember: if it
     /// is from before this epoch its outcome is unknown, else we never issued it.
     fn absent(&self, token: &str) -> Reason {
-        let issued_s = token
-            .split('.')
-            .nth(1)
-            .and_then(capability::b64::decode)
-            .and_then(|claims| capability::json::parse(&claims, &capability::Limits::default()).ok())
-            .and_then(|claims| claims.get("iat").and_then(serde_json::Value::as_u64));
-        match issued_s {
+        match claim(token, "iat").and_then(|iat| iat.as_u64()) {
             Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => Reason::TokenUnknown,
             _ => Reason::OutcomeUnknown,
         }
@@ -227,6 +243,17 @@ impl Engine {
             Verdict::Hold(demands) => demands,
         };
         let ids = || demands.iter().map(|demand| demand.rule.clone()).collect::<Vec<_>>();
+        // One person has to be able to meet every rule's demands.
+        let nobody = !self
+            .core
+            .config
+            .approvers
+            .iter()
+            .any(|approver| demands.iter().all(|demand| approver.is_one_of(&demand.approvers)));
+        if nobody {
+            tracing::error!(rules = ?ids(), "no approver is named by all of these rules, so nobody can lift them; the request is refused");
+            return Opinion::Deny(facts(ids()), Reason::PolicyDenied);
+        }
         let Some(approval) = approval.filter(|approval| self.lifts(approval, token, request, &demands)) else {
             return Opinion::Hold(facts(ids()), demands);
         };
@@ -267,7 +294,7 @@ impl Engine {
                 origin,
                 path,
                 query,
-                time_s: (self.core.clock)() / 1000,
+                time_s: self.core.now() / 1000,
             },
             approved,
         )
@@ -292,6 +319,7 @@ impl Engine {
             rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
             reasons: demands.iter().map(|demand| demand.reason.clone()).collect(),
             approvers,
+            approver_sets: demands.iter().map(|demand| demand.approvers.clone()).collect(),
             policy_version: policy.version.clone(),
             state: ApprovalState::Pending,
             created_ms: now,
@@ -392,11 +420,23 @@ fn request_facts(facts: &Facts) -> RequestFacts {
     }
 }
 
+/// A claim of a token that the filter has verified and we have not: for the log
+/// and for what to say, never for a decision.
+fn claim(token: &str, name: &str) -> Option<serde_json::Value> {
+    let claims = token.split('.').nth(1).and_then(capability::b64::decode)?;
+    let claims = capability::json::parse(&claims, &capability::Limits::CEILING).ok()?;
+    claims.get(name).cloned()
+}
+
+fn cut(text: &str) -> &str {
+    let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 512).last().unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
 /// Cut so that the line it goes into stays within its limit.
 fn bounded(mut facts: RequestFacts) -> RequestFacts {
     for text in [&mut facts.path, &mut facts.authority, &mut facts.request_id, &mut facts.source, &mut facts.method] {
-        let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 512).last().unwrap_or(0);
-        text.truncate(end);
+        text.truncate(cut(text).len());
     }
     facts
 }

@@ -6,40 +6,53 @@ use ledger::model::Hash;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Questions that are remembered under one prefix. What is forgotten was
 /// answered, and asking it again finds its token spent.
 const REMEMBERED_MAX: usize = 16_384;
+/// How long an answered question, or a prefix that nobody uses, is remembered.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
 /// Where a question stands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Stage {
     /// Being evaluated; it can still be withdrawn.
     Evaluating,
-    /// A commit is under way; it can't.
-    Committing,
-    /// It waits for a human.
-    Held,
+    /// A commit is under way, so it can't be withdrawn; whether the client left
+    /// meanwhile is kept for a hold, which must not outlive its client.
+    Committing {
+        /// A withdrawal came.
+        left: bool,
+    },
+    /// It waits for a human; this was said.
+    Held(Box<Answer>),
     /// It was withdrawn.
     Withdrawn,
     /// This was answered.
     Answered(Box<Answer>),
 }
 
+impl Stage {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Answered(_) | Self::Withdrawn)
+    }
+}
+
 /// One question.
 pub struct Entry {
     digest: Hash,
-    /// Where it stands; who waits for it watches this.
-    pub stage: watch::Sender<Stage>,
+    stage: watch::Sender<Stage>,
 }
 
 /// What [`Prefix::ask`] found.
 pub enum Asked {
     /// Nobody has asked this: decide it.
     New(Arc<Entry>),
-    /// It is being decided; the answer will come.
+    /// It is being decided, and an answer will come; or it was withdrawn.
     UnderWay,
-    /// It was answered: this was the answer.
+    /// This was said last, the hold of a held one included.
     Answered(Box<Answer>),
     /// The same id with other bytes.
     Conflict,
@@ -53,42 +66,52 @@ pub struct Prefix {
     pub bytes: [u8; 16],
     /// The proxy's SPIFFE ID: the prefix is good for its certificate only.
     pub peer: String,
+    /// The last denial batch that is durable; held while one is being written.
+    pub denials: tokio::sync::Mutex<u64>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    entries: BTreeMap<u64, Arc<Entry>>,
-    stream: Option<(u64, mpsc::Sender<FromControlPlane>)>,
-    streams: u64,
-    denials_seen: u64,
+    entries: BTreeMap<u64, Remembered>,
+    /// The highest counter that was asked or withdrawn.
+    highest: Option<u64>,
+    stream: Option<(CancellationToken, mpsc::Sender<FromControlPlane>)>,
+    idle_since: Option<Instant>,
+}
+
+struct Remembered {
+    entry: Arc<Entry>,
+    over_since: Option<Instant>,
 }
 
 impl Prefix {
     /// A new prefix of `peer`'s.
     #[must_use]
     pub fn new(bytes: [u8; 16], peer: String) -> Self {
-        Self { bytes, peer, inner: Mutex::default() }
+        Self { bytes, peer, denials: tokio::sync::Mutex::new(0), inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on answers go to this stream. Returns the stream's number.
-    pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> u64 {
+    /// From now on answers go to this stream. The one before is not read any
+    /// more: its questions could come after their own withdrawals. The token is
+    /// cancelled when this stream is replaced in turn.
+    pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
+        let replaced = CancellationToken::new();
         let mut inner = self.lock();
-        inner.streams = inner.streams.saturating_add(1);
-        let number = inner.streams;
-        inner.stream = Some((number, stream));
-        number
+        if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
+            before.cancel();
+        }
+        replaced
     }
 
     /// The stream ended, unless another has taken its place.
-    pub fn detach(&self, number: u64) {
-        let mut inner = self.lock();
-        if inner.stream.as_ref().is_some_and(|(current, _)| *current == number) {
-            inner.stream = None;
+    pub fn detach(&self, replaced: &CancellationToken) {
+        if !replaced.is_cancelled() {
+            self.lock().stream = None;
         }
     }
 
@@ -98,39 +121,57 @@ impl Prefix {
         self.lock().stream.as_ref().is_some_and(|(_, stream)| !stream.is_closed())
     }
 
-    /// Whether anything under this prefix is undecided.
-    #[must_use]
-    pub fn busy(&self) -> bool {
-        self.lock().entries.values().any(|entry| !matches!(*entry.stage.borrow(), Stage::Answered(_) | Stage::Withdrawn))
-    }
-
     /// Takes a question in.
     pub fn ask(&self, counter: u64, digest: Hash, in_flight_max: usize) -> Asked {
         let mut inner = self.lock();
-        if let Some(entry) = inner.entries.get(&counter) {
-            if entry.digest != digest {
-                return Asked::Conflict;
-            }
-            return match &*entry.stage.borrow() {
-                Stage::Answered(answer) => Asked::Answered(answer.clone()),
+        if let Some(known) = inner.entries.get(&counter) {
+            return match &*known.entry.stage.borrow() {
+                Stage::Withdrawn => Asked::UnderWay,
+                _ if known.entry.digest != digest => Asked::Conflict,
+                Stage::Answered(answer) | Stage::Held(answer) => Asked::Answered(answer.clone()),
                 _ => Asked::UnderWay,
             };
         }
-        if inner.entries.len() >= in_flight_max.min(REMEMBERED_MAX) {
-            inner.forget_answered(in_flight_max.min(REMEMBERED_MAX) / 2);
-            if inner.entries.len() >= in_flight_max {
+        let most = in_flight_max.min(REMEMBERED_MAX);
+        if inner.entries.len() >= most {
+            inner.forget_oldest_over(most / 2);
+            if inner.entries.len() >= most {
                 return Asked::Full;
             }
         }
-        let entry = Arc::new(Entry { digest, stage: watch::Sender::new(Stage::Evaluating) });
-        inner.entries.insert(counter, entry.clone());
-        Asked::New(entry)
+        Asked::New(inner.insert(counter, digest, Stage::Evaluating))
     }
 
-    /// The question, if it is remembered.
-    #[must_use]
-    pub fn entry(&self, counter: u64) -> Option<Arc<Entry>> {
-        self.lock().entries.get(&counter).cloned()
+    /// Takes a question back. True: it is closed and nothing was spent for it;
+    /// false: it was, or may have been, decided.
+    pub fn withdraw(&self, counter: u64) -> bool {
+        let mut inner = self.lock();
+        let Some(known) = inner.entries.get(&counter) else {
+            if inner.highest.is_some_and(|highest| counter <= highest) {
+                return false;
+            }
+            // It has not arrived, and when it does it stays closed.
+            inner.insert(counter, [0; 32], Stage::Withdrawn);
+            return true;
+        };
+        let mut closed = false;
+        known.entry.stage.send_if_modified(|stage| match stage {
+            Stage::Evaluating | Stage::Held(_) => {
+                *stage = Stage::Withdrawn;
+                closed = true;
+                true
+            }
+            Stage::Committing { left } => {
+                *left = true;
+                true
+            }
+            Stage::Withdrawn => {
+                closed = true;
+                false
+            }
+            Stage::Answered(_) => false,
+        });
+        closed
     }
 
     /// Sends to the open stream, if there is one. A peer that does not read
@@ -156,36 +197,43 @@ impl Prefix {
         QuestionId { prefix: self.bytes.to_vec(), counter }
     }
 
-    /// Takes a batch's number: `None` when it was taken before, else how many
-    /// batches are missing before it.
-    pub fn take_batch(&self, sequence: u64) -> Option<u64> {
+    /// Forgets what has been over for a minute. False when the prefix itself
+    /// has been unused for that long.
+    pub fn sweep(&self, now: Instant) -> bool {
         let mut inner = self.lock();
-        if sequence <= inner.denials_seen {
-            return None;
+        inner.entries.retain(|_, known| {
+            if !known.entry.stage.borrow().is_over() {
+                return true;
+            }
+            now.duration_since(*known.over_since.get_or_insert(now)) < REMEMBERED_FOR
+        });
+        let used = inner.stream.as_ref().is_some_and(|(_, stream)| !stream.is_closed())
+            || inner.entries.values().any(|known| !known.entry.stage.borrow().is_over());
+        if used {
+            inner.idle_since = None;
+            return true;
         }
-        let missing = sequence - inner.denials_seen - 1;
-        inner.denials_seen = sequence;
-        Some(missing)
-    }
-
-    /// Gives a batch's number back when it could not be recorded.
-    pub fn give_back(&self, sequence: u64) {
-        let mut inner = self.lock();
-        if inner.denials_seen == sequence {
-            inner.denials_seen = sequence.saturating_sub(1);
-        }
+        now.duration_since(*inner.idle_since.get_or_insert(now)) < REMEMBERED_FOR
     }
 }
 
 impl Inner {
+    fn insert(&mut self, counter: u64, digest: Hash, stage: Stage) -> Arc<Entry> {
+        let entry = Arc::new(Entry { digest, stage: watch::Sender::new(stage) });
+        self.entries.insert(counter, Remembered { entry: entry.clone(), over_since: None });
+        self.highest = self.highest.max(Some(counter));
+        entry
+    }
+
     /// Forgets the oldest that are over, down to `keep` entries.
-    fn forget_answered(&mut self, keep: usize) {
+    fn forget_oldest_over(&mut self, keep: usize) {
+        let excess = self.entries.len().saturating_sub(keep);
         let over: Vec<u64> = self
             .entries
             .iter()
-            .filter(|(_, entry)| matches!(*entry.stage.borrow(), Stage::Answered(_) | Stage::Withdrawn))
+            .filter(|(_, known)| known.entry.stage.borrow().is_over())
             .map(|(counter, _)| *counter)
-            .take(self.entries.len().saturating_sub(keep))
+            .take(excess)
             .collect();
         for counter in over {
             self.entries.remove(&counter);
@@ -194,15 +242,35 @@ impl Inner {
 }
 
 impl Entry {
-    /// Moves from `from` to `to`; false when it has moved elsewhere meanwhile.
-    pub fn step(&self, from: &Stage, to: Stage) -> bool {
-        self.stage.send_if_modified(|stage| {
-            if *stage == *from {
+    /// Where it stands, now and from now on.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    /// A commit begins. False when it was withdrawn before.
+    pub fn begin_commit(&self) -> bool {
+        self.change(|stage| match stage {
+            Stage::Evaluating | Stage::Held(_) => Some(Stage::Committing { left: false }),
+            _ => None,
+        })
+    }
+
+    /// The hold is committed. False when the client left meanwhile.
+    pub fn hold(&self, said: Answer) -> bool {
+        self.change(|stage| match stage {
+            Stage::Committing { left: false } => Some(Stage::Held(Box::new(said.clone()))),
+            _ => None,
+        })
+    }
+
+    fn change(&self, next: impl Fn(&Stage) -> Option<Stage>) -> bool {
+        self.stage.send_if_modified(|stage| match next(stage) {
+            Some(to) => {
                 *stage = to;
                 true
-            } else {
-                false
             }
+            None => false,
         })
     }
 }
@@ -211,10 +279,21 @@ impl Entry {
 mod tests {
     use super::*;
 
+    fn prefix() -> Prefix {
+        Prefix::new([7; 16], "spiffe://writ.example/proxy".into())
+    }
+
+    fn new(prefix: &Prefix, counter: u64) -> Arc<Entry> {
+        match prefix.ask(counter, [1; 32], 4) {
+            Asked::New(entry) => entry,
+            _ => panic!("{counter} is not new"),
+        }
+    }
+
     #[test]
     fn asking_again_is_idempotent_and_other_bytes_conflict() {
-        let prefix = Prefix::new([7; 16], "spiffe://writ.example/proxy".into());
-        let Asked::New(entry) = prefix.ask(1, [1; 32], 4) else { panic!("new") };
+        let prefix = prefix();
+        let entry = new(&prefix, 1);
         assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::UnderWay));
         assert!(matches!(prefix.ask(1, [2; 32], 4), Asked::Conflict));
         prefix.answer(&entry, Answer::default());
@@ -223,31 +302,75 @@ mod tests {
     }
 
     #[test]
+    fn a_held_question_that_is_asked_again_hears_of_its_hold() {
+        let prefix = prefix();
+        let entry = new(&prefix, 1);
+        assert!(entry.begin_commit() && entry.hold(Answer::default()));
+        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
+    }
+
+    #[test]
     fn what_is_under_way_is_never_forgotten() {
-        let prefix = Prefix::new([7; 16], String::new());
-        for counter in 0..4 {
-            assert!(matches!(prefix.ask(counter, [1; 32], 4), Asked::New(_)));
+        let prefix = prefix();
+        let first = new(&prefix, 0);
+        for counter in 1..4 {
+            new(&prefix, counter);
         }
         assert!(matches!(prefix.ask(4, [1; 32], 4), Asked::Full));
-        prefix.answer(&prefix.entry(0).unwrap(), Answer::default());
-        assert!(matches!(prefix.ask(4, [1; 32], 4), Asked::New(_)));
+        prefix.answer(&first, Answer::default());
+        new(&prefix, 4);
         assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::UnderWay));
     }
 
     #[test]
-    fn a_withdrawn_question_can_not_be_committed() {
-        let entry = Entry { digest: [0; 32], stage: watch::Sender::new(Stage::Evaluating) };
-        assert!(entry.step(&Stage::Evaluating, Stage::Withdrawn));
-        assert!(!entry.step(&Stage::Evaluating, Stage::Committing));
+    fn withdrawing_by_stage() {
+        let prefix = prefix();
+        let evaluating = new(&prefix, 1);
+        assert!(prefix.withdraw(1) && prefix.withdraw(1), "closed, and still closed");
+        assert!(!evaluating.begin_commit(), "a withdrawn question is not committed");
+
+        let committing = new(&prefix, 2);
+        assert!(committing.begin_commit());
+        assert!(!prefix.withdraw(2), "too late to be sure");
+        assert!(!committing.hold(Answer::default()), "a hold does not outlive its client");
+
+        let held = new(&prefix, 3);
+        assert!(held.begin_commit() && held.hold(Answer::default()));
+        assert!(prefix.withdraw(3));
+        assert!(!held.begin_commit(), "no release after the client left");
     }
 
     #[test]
-    fn batches_are_taken_once_and_gaps_are_seen() {
-        let prefix = Prefix::new([7; 16], String::new());
-        assert_eq!(prefix.take_batch(1), Some(0));
-        assert_eq!(prefix.take_batch(1), None);
-        assert_eq!(prefix.take_batch(4), Some(2));
-        prefix.give_back(4);
-        assert_eq!(prefix.take_batch(4), Some(0));
+    fn a_withdrawal_that_overtakes_its_question_closes_it() {
+        let prefix = prefix();
+        assert!(prefix.withdraw(9));
+        assert!(matches!(prefix.ask(9, [1; 32], 4), Asked::UnderWay), "never decided");
+        assert!(!prefix.withdraw(3), "one that may have been forgotten is not called closed");
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten_after_a_minute_and_so_is_an_unused_prefix() {
+        let prefix = prefix();
+        let entry = new(&prefix, 1);
+        let start = Instant::now();
+        assert!(prefix.sweep(start) && prefix.sweep(start + REMEMBERED_FOR * 2), "busy");
+        prefix.answer(&entry, Answer::default());
+        assert!(prefix.sweep(start));
+        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
+        assert!(!prefix.sweep(start + REMEMBERED_FOR));
+        assert!(prefix.lock().entries.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_is_replaced_is_not_read_any_more() {
+        let prefix = prefix();
+        let (down, _open) = mpsc::channel(1);
+        let first = prefix.attach(down.clone());
+        let second = prefix.attach(down);
+        assert!(first.is_cancelled() && !second.is_cancelled());
+        prefix.detach(&first);
+        assert!(prefix.connected(), "the old stream's end does not close the new one");
+        prefix.detach(&second);
+        assert!(!prefix.connected());
     }
 }

@@ -14,22 +14,25 @@ const TEXT_MAX: usize = 512;
 /// Refusals that one batch may carry.
 pub const BATCH_MAX: usize = 256;
 
-/// Makes a batch durable. False when it could not be, so that it comes again.
-pub async fn take(core: &Core, proxy: &str, batch: &DenialBatch, missing: u64) -> bool {
+/// Makes a batch durable, by one name that a repeat has as well. False when it
+/// could not be, so that it comes again.
+pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, missing: u64) -> bool {
     let mut entries = Vec::new();
-    if missing > 0 || batch.dropped > 0 || batch.entries.len() > BATCH_MAX {
-        let over = batch.entries.len().saturating_sub(BATCH_MAX);
-        entries.push(("gap", json!({ "proxy": proxy, "missing_batches": missing, "dropped_denials": batch.dropped, "over": over })));
+    let over = batch.entries.len().saturating_sub(BATCH_MAX);
+    if missing > 0 || batch.dropped > 0 || over > 0 {
+        entries.push(("gap", json!({ "proxy": proxy, "batch": name, "missing_batches": missing, "dropped_denials": batch.dropped, "over": over })));
     }
     for denial in batch.entries.iter().take(BATCH_MAX) {
-        entries.push(("edge_denial", line(proxy, denial)));
+        entries.push(("edge_denial", line(proxy, name, denial)));
     }
     let counts = counts(batch);
     if !counts.is_empty() {
-        entries.push(("edge_counts", json!({ "proxy": proxy, "counts": counts })));
+        entries.push(("edge_counts", json!({ "proxy": proxy, "batch": name, "counts": counts })));
     }
-    for (kind, body) in entries {
-        if let Err(error) = core.ledger.commit(Command::Note { kind, body }).await {
+    // Together, so that they share a sync.
+    let commits = entries.into_iter().map(|(kind, body)| core.ledger.commit(Command::Note { kind, body }));
+    for result in futures::future::join_all(commits).await {
+        if let Err(error) = result {
             tracing::error!(%error, proxy, "refusals at the edge could not be recorded; the proxy will send them again");
             return false;
         }
@@ -44,15 +47,17 @@ pub async fn outcome(core: &Core, attempt: String, outcome: &Outcome) {
         status: u16::try_from(outcome.status).unwrap_or(0),
         response_bytes: outcome.response_bytes,
         details: cut(&outcome.details),
+        not_forwarded: outcome.not_forwarded,
     };
     if let Err(error) = core.ledger.commit(command).await {
         tracing::warn!(%error, "an outcome was not recorded");
     }
 }
 
-fn line(proxy: &str, denial: &Denial) -> serde_json::Value {
+fn line(proxy: &str, name: &str, denial: &Denial) -> serde_json::Value {
     json!({
         "proxy": proxy,
+        "batch": name,
         "reason": reason(&denial.reason),
         "token": hex::encode(denial.token_hash.get(..32).unwrap_or_default()),
         "jti": cut(&denial.jti),

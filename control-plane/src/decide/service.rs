@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -29,6 +29,12 @@ const DOWN_QUEUE: usize = 8_192;
 const PREFIXES_MAX: usize = 4_096;
 /// A request that is held on a stream that was lost waits this long for it to come back.
 const STREAM_GRACE: Duration = Duration::from_secs(3);
+/// A stream whose Hello takes longer is ended.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Denial batches of one stream that wait to be written.
+const DENIAL_BATCHES: usize = 64;
+/// Outcomes that are being written, over all proxies.
+const OUTCOMES_IN_FLIGHT: usize = 4_096;
 /// A gRPC message of a filter's, in bytes.
 const MESSAGE_MAX: usize = 256 * 1024;
 
@@ -41,13 +47,24 @@ pub struct DecisionsService {
 struct Shared {
     engine: Engine,
     prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
+    outcome_room: Arc<Semaphore>,
 }
 
 impl DecisionsService {
     /// Serves decisions that rest on `core`.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Self {
-        Self { shared: Arc::new(Shared { engine: Engine { core }, prefixes: Mutex::default() }) }
+        let outcome_room = Arc::new(Semaphore::new(OUTCOMES_IN_FLIGHT));
+        Self { shared: Arc::new(Shared { engine: Engine { core }, prefixes: Mutex::default(), outcome_room }) }
+    }
+
+    /// Forgets what is over, each few seconds, until the task is dropped.
+    pub async fn sweep(self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tick.tick().await;
+            self.shared.sweep();
+        }
     }
 
     /// As a tonic service.
@@ -87,7 +104,10 @@ impl Shared {
         mut ups: Streaming<FromFilter>,
         down: mpsc::Sender<FromControlPlane>,
     ) -> Result<(), Status> {
-        let first = ups.message().await?.and_then(|first| first.message);
+        let first = tokio::time::timeout(HELLO_WITHIN, ups.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Hello came"))??
+            .and_then(|first| first.message);
         let Some(Up::Hello(hello)) = first else {
             return Err(Status::invalid_argument("the first message is a Hello"));
         };
@@ -96,22 +116,35 @@ impl Shared {
             return Err(Status::failed_precondition("protocol version"));
         }
         let prefix = self.prefix(&peer, &hello.resume_prefix)?;
-        let number = prefix.attach(down);
+        let replaced = prefix.attach(down);
         tracing::info!(peer, prefix = hex::encode(prefix.bytes), module = hello.module_version, "a filter connected");
         prefix.send(Down::Welcome(Welcome { protocol: PROTOCOL, prefix: prefix.bytes.to_vec() }));
-        let result = self.read(&prefix, &mut ups).await;
-        prefix.detach(number);
+        let result = tokio::select! {
+            result = self.read(&prefix, &mut ups) => result,
+            () = replaced.cancelled() => Ok(()),
+        };
+        prefix.detach(&replaced);
         result
     }
 
     async fn read(self: &Arc<Self>, prefix: &Arc<Prefix>, ups: &mut Streaming<FromFilter>) -> Result<(), Status> {
+        // Denial batches are taken in their order, beside the questions.
+        let (batches, queue) = mpsc::channel(DENIAL_BATCHES);
+        tokio::spawn(self.clone().take_denials(prefix.clone(), queue));
         while let Some(up) = ups.message().await? {
+            if !up.outcomes.is_empty() {
+                self.outcomes(prefix, up.outcomes).await;
+            }
             match up.message {
                 Some(Up::Ask(ask)) => self.ask(prefix, ask).await,
                 Some(Up::Withdraw(withdraw)) => self.withdraw(prefix, withdraw.id),
-                Some(Up::Outcome(outcome)) => self.outcome(prefix, outcome),
-                Some(Up::Denials(batch)) => self.denials(prefix, batch),
-                Some(Up::Hello(_)) | None => return Err(Status::invalid_argument("unexpected message")),
+                Some(Up::Denials(batch)) => {
+                    // A full queue stops the reading: the proxy feels it.
+                    let _ = batches.send(batch).await;
+                }
+                Some(Up::Hello(_)) => return Err(Status::invalid_argument("unexpected message")),
+                // A message that carried outcomes alone.
+                None => {}
             }
         }
         Ok(())
@@ -126,9 +159,6 @@ impl Shared {
             return Ok(known);
         }
         if prefixes.len() >= PREFIXES_MAX {
-            prefixes.retain(|_, prefix| prefix.connected() || prefix.busy());
-        }
-        if prefixes.len() >= PREFIXES_MAX {
             return Err(Status::resource_exhausted("too many filters are connected"));
         }
         let prefix = Arc::new(Prefix::new(rand::random(), peer.to_owned()));
@@ -139,39 +169,63 @@ impl Shared {
     async fn ask(self: &Arc<Self>, prefix: &Arc<Prefix>, ask: Ask) {
         let Some(counter) = own_counter(prefix, ask.id.as_ref()) else {
             // A prefix from before a restart: what became of it can't be known.
-            let id = ask.id.unwrap_or_default();
-            let answer = answer_with(id, &ask.question, refused_verdict(Reason::OutcomeUnknown, None));
-            prefix.send(Down::Answer(answer));
+            let (shared, prefix) = (self.clone(), prefix.clone());
+            tokio::spawn(async move { shared.refuse_foreign(&prefix, ask).await });
             return;
         };
         let digest = Sha256::digest(&ask.question).into();
-        match prefix.ask(counter, digest, self.engine.core.config.limits.questions_in_flight) {
+        let verdict = match prefix.ask(counter, digest, self.engine.core.config.limits.questions_in_flight) {
             Asked::New(entry) => {
                 let (shared, prefix) = (self.clone(), prefix.clone());
                 tokio::spawn(async move { shared.decide(prefix, counter, entry, ask).await });
+                return;
             }
-            Asked::UnderWay => {}
-            Asked::Answered(answer) => prefix.send(Down::Answer(*answer)),
+            Asked::UnderWay => return,
+            Asked::Answered(answer) => {
+                prefix.send(Down::Answer(*answer));
+                return;
+            }
             Asked::Conflict => {
-                let body = serde_json::json!({ "proxy": prefix.peer, "id": attempt(prefix, counter), "question": hex::encode(digest) });
+                let body = serde_json::json!({ "proxy": prefix.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
                 let note = Command::Note { kind: "question_refused", body };
                 if let Err(error) = self.engine.core.ledger.commit(note).await {
                     tracing::error!(%error, "a refused question could not be recorded");
                 }
-                let verdict = refused_verdict(Reason::InternalError, None);
-                prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+                refused_verdict(Reason::InternalError, None)
             }
             Asked::Full => {
-                let verdict = refused_verdict(Reason::LimitExceeded, None);
-                prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+                self.engine.core.refusals.count(Reason::LimitExceeded);
+                refused_verdict(Reason::LimitExceeded, None)
             }
-        }
+        };
+        prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+    }
+
+    async fn refuse_foreign(&self, prefix: &Prefix, ask: Ask) {
+        let reason = match (Question::decode(ask.question.as_slice()), ask.id.clone()) {
+            (Ok(question), Some(id)) => {
+                let facts = Facts {
+                    question,
+                    digest: Sha256::digest(&ask.question).into(),
+                    attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
+                    proxy: prefix.peer.clone(),
+                };
+                self.engine.record_refusal(&facts, Reason::OutcomeUnknown).await
+            }
+            _ => {
+                self.engine.core.refusals.count(Reason::InternalError);
+                Reason::InternalError
+            }
+        };
+        let id = ask.id.unwrap_or_default();
+        prefix.send(Down::Answer(answer_with(id, &ask.question, refused_verdict(reason, None))));
     }
 
     /// Decides one question, from its arrival to its last answer.
     async fn decide(self: Arc<Self>, prefix: Arc<Prefix>, counter: u64, entry: Arc<Entry>, ask: Ask) {
         let answer = |verdict| answer_with(prefix.id(counter), &ask.question, verdict);
         let Ok(question) = Question::decode(ask.question.as_slice()) else {
+            self.engine.core.refusals.count(Reason::InternalError);
             prefix.answer(&entry, answer(refused_verdict(Reason::InternalError, None)));
             return;
         };
@@ -181,15 +235,15 @@ impl Shared {
             attempt: attempt(&prefix, counter),
             proxy: prefix.peer.clone(),
         };
-        if !entry.step(&Stage::Evaluating, Stage::Committing) {
+        if !entry.begin_commit() {
             return;
         }
         let verdict = match self.engine.decide(&facts).await {
-            Ruling::Hold(approval) => self.hold(&prefix, counter, &entry, &facts, &ask, *approval).await,
+            Ruling::Hold(approval) => self.hold(&prefix, &entry, &facts, &answer, *approval).await,
             Ruling::Refused(reason, first) => {
                 let reason = self.engine.record_refusal(&facts, reason).await;
                 Some(refused_verdict(reason, first))
-            },
+            }
             ruling => Some(verdict(ruling)),
         };
         if let Some(verdict) = verdict {
@@ -202,22 +256,28 @@ impl Shared {
     async fn hold(
         &self,
         prefix: &Prefix,
-        counter: u64,
         entry: &Entry,
         facts: &Facts,
-        ask: &Ask,
+        answer: &(impl Fn(Verdict) -> Answer + Sync),
         approval: Approval,
     ) -> Option<Verdict> {
         let core = &self.engine.core;
         let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
         tracing::info!(approval = approval.id, agent = approval.agent, url, "a request waits for a human");
         let wait = Duration::from_secs(core.config.edge.hold_s);
-        let mut changes = core.ledger.subscribe();
-        let mut stage = entry.stage.subscribe();
-        entry.stage.send_replace(Stage::Held);
-        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-        let hold = Hold { wait_ms, approval_id: approval.id.clone() };
-        prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, Verdict::Hold(hold))));
+        let mut changes = core.ledger.subscribe_approvals();
+        let mut stage = entry.watch();
+        let said = answer(Verdict::Hold(Hold {
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            approval_id: approval.id.clone(),
+            status_url: status_url(core, &approval),
+        }));
+        // A client that left during the commit has nobody left to hold for.
+        if !entry.hold(said.clone()) {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        prefix.send(Down::Answer(said));
 
         let deadline = Instant::now() + wait;
         let mut stream_lost: Option<Instant> = None;
@@ -266,7 +326,7 @@ impl Shared {
         if !prefix.connected() {
             return self.end(entry, facts, "stream_lost", Reason::ControlPlaneUnavailable, approval).await;
         }
-        if !entry.step(&Stage::Held, Stage::Committing) {
+        if !entry.begin_commit() {
             self.engine.lapse(facts, "withdrawn").await;
             return None;
         }
@@ -275,52 +335,70 @@ impl Shared {
                 self.engine.lapse(facts, "policy").await;
                 Some(pending_verdict(Reason::ApprovalExpired, approval, &self.engine.core))
             }
+            Ruling::Refused(reason, first) => {
+                let reason = self.engine.record_refusal(facts, reason).await;
+                Some(refused_verdict(reason, first))
+            }
             ruling => Some(verdict(ruling)),
         }
     }
 
     /// The held request ends without passing; its token lapses.
     async fn end(&self, entry: &Entry, facts: &Facts, why: &'static str, reason: Reason, approval: &Approval) -> Option<Verdict> {
-        if !entry.step(&Stage::Held, Stage::Committing) {
+        if !entry.begin_commit() {
             self.engine.lapse(facts, "withdrawn").await;
             return None;
         }
-        self.engine.lapse(facts, why).await;
+        if !self.engine.lapse(facts, why).await {
+            // Without its entry nothing is said but that it did not pass.
+            return Some(refused_verdict(Reason::ControlPlaneUnavailable, None));
+        }
         Some(pending_verdict(reason, approval, &self.engine.core))
     }
 
-    fn withdraw(self: &Arc<Self>, prefix: &Arc<Prefix>, id: Option<QuestionId>) {
+    fn withdraw(&self, prefix: &Prefix, id: Option<QuestionId>) {
         let Some(counter) = own_counter(prefix, id.as_ref()) else { return };
-        let confirmed = match prefix.entry(counter) {
-            // Never arrived: nothing was spent, and it can't arrive any more on this stream.
-            None => true,
-            Some(entry) => entry.step(&Stage::Evaluating, Stage::Withdrawn) || entry.step(&Stage::Held, Stage::Withdrawn),
-        };
+        let confirmed = prefix.withdraw(counter);
         prefix.send(Down::Withdrawn(Withdrawn { id: Some(prefix.id(counter)), confirmed }));
     }
 
-    fn outcome(self: &Arc<Self>, prefix: &Arc<Prefix>, outcome: Outcome) {
-        let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else { return };
-        let attempt = attempt(prefix, counter);
-        let shared = self.clone();
-        tokio::spawn(async move { reports::outcome(&shared.engine.core, attempt, &outcome).await });
+    /// Takes what became of allowed requests. Waits when too many are being
+    /// written, so that a proxy can't queue without end.
+    async fn outcomes(&self, prefix: &Prefix, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else { continue };
+            let Ok(room) = self.outcome_room.clone().acquire_owned().await else { return };
+            let (core, attempt) = (self.engine.core.clone(), attempt(prefix, counter));
+            tokio::spawn(async move {
+                reports::outcome(&core, attempt, &outcome).await;
+                drop(room);
+            });
+        }
     }
 
-    fn denials(self: &Arc<Self>, prefix: &Arc<Prefix>, batch: DenialBatch) {
-        let taken = prefix.take_batch(batch.sequence);
-        let (shared, prefix) = (self.clone(), prefix.clone());
-        tokio::spawn(async move {
-            let durable = match taken {
-                // A repeat: it was durable when it was first acknowledged.
-                None => true,
-                Some(missing) => reports::take(&shared.engine.core, &prefix.peer, &batch, missing).await,
-            };
-            if durable {
-                prefix.send(Down::DenialsTaken(DenialsTaken { sequence: batch.sequence }));
-            } else {
-                prefix.give_back(batch.sequence);
+    /// Takes one prefix's batches in their order; one is acknowledged when it is
+    /// durable, and not before.
+    async fn take_denials(self: Arc<Self>, prefix: Arc<Prefix>, mut queue: mpsc::Receiver<DenialBatch>) {
+        while let Some(batch) = queue.recv().await {
+            let mut durable = prefix.denials.lock().await;
+            if batch.sequence > *durable {
+                let missing = batch.sequence - *durable - 1;
+                let name = format!("{}-{}", hex::encode(prefix.bytes), batch.sequence);
+                if !reports::take(&self.engine.core, &prefix.peer, &name, &batch, missing).await {
+                    continue;
+                }
+                *durable = batch.sequence;
             }
-        });
+            drop(durable);
+            prefix.send(Down::DenialsTaken(DenialsTaken { sequence: batch.sequence }));
+        }
+    }
+
+    /// Forgets what is over, so that memory follows what is in use.
+    fn sweep(&self) {
+        let now = Instant::now();
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        prefixes.retain(|_, prefix| prefix.sweep(now));
     }
 }
 
@@ -357,6 +435,7 @@ fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
         let (result, upstream_status) = match first.outcome {
             FirstUse::Forwarded(status) => ("forwarded", u32::from(status)),
             FirstUse::Refused | FirstUse::Lapsed => ("refused", 0),
+            FirstUse::NotForwarded => ("not_forwarded", 0),
             FirstUse::Unknown => ("unknown", 0),
         };
         WireFirstUse { result: result.to_owned(), upstream_status, request_id: first.request_id }
@@ -371,9 +450,13 @@ fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict 
     Verdict::Deny(Deny {
         reason: reason.as_str().to_owned(),
         approval_id: approval.id.clone(),
-        status_url: format!("{}/approvals/{}/status", core.config.server.issuer, approval.id),
+        status_url: status_url(core, approval),
         retry_after_s: 5,
         first_use: None,
     })
 }
 
+/// Where the agent asks whether somebody has decided.
+fn status_url(core: &Core, approval: &Approval) -> String {
+    format!("{}/approvals/{}/status", core.config.server.issuer, approval.id)
+}

@@ -24,8 +24,7 @@ use identity::JwtEvidence;
 use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
 use policy::Verdict;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// `subject_token_type` and its kin (RFC 8693, section 3).
 pub const TYPE_JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
@@ -34,15 +33,16 @@ pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_tok
 /// The grant.
 pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
+/// Proofs that are remembered, in all and per agent.
+const PROOFS_MAX: usize = 262_144;
+const PROOFS_PER_AGENT_MAX: usize = 32_768;
+
 /// The token endpoint's own state.
 pub struct Exchange {
     core: Arc<Core>,
     proofs: SeenProofs,
     /// `htu` of proofs: the token endpoint as clients know it.
     endpoint: capability::url::Target,
-    /// Refusals of callers that nobody has authenticated, by error: they are
-    /// counted per minute, so that they can't fill the log.
-    unauthenticated: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// A capability and what the reply says of it.
@@ -61,7 +61,7 @@ impl Exchange {
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
         let url = format!("{}/oauth2/token", core.config.server.issuer);
         let endpoint = capability::url::Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
-        Ok(Self { core, proofs: SeenProofs::new(65_536), endpoint, unauthenticated: Mutex::default() })
+        Ok(Self { core, proofs: SeenProofs::new(PROOFS_MAX, PROOFS_PER_AGENT_MAX), endpoint })
     }
 
     /// Answers one exchange. Everything is checked before anything is kept.
@@ -70,7 +70,7 @@ impl Exchange {
     /// An [`ExchangeError`], which has its OAuth form in one place.
     pub async fn exchange(&self, params: &Params, proof: &str) -> Result<Issued, ExchangeError> {
         params.check_grant()?;
-        let now_ms = (self.core.clock)();
+        let now_ms = self.core.now();
         let proof_text = proof;
         let proof = self.proof(proof, now_ms)?;
         let evidence = self
@@ -92,7 +92,7 @@ impl Exchange {
             return Err(self.refused(&agent, Some(action), Some(policy), error).await);
         }
         // Last before the mint: what was refused above has used up no proof.
-        if let Err(error) = self.proofs.take(&proof, self.core.config.token.proof_window_s, now_ms) {
+        if let Err(error) = self.proofs.take(&agent, &proof, self.core.config.token.proof_window_s, now_ms) {
             return Err(self.refused(&agent, Some(action), Some(policy), error).await);
         }
         self.issue(&evidence, &proof, proof_text, action, policy, now_ms).await
@@ -113,7 +113,7 @@ impl Exchange {
             .map_err(ExchangeError::Proof)?;
         // The record of proofs seen is in memory: one made before this start
         // may have been used before it.
-        if proof.iat_s().saturating_mul(1000).saturating_add(999) < self.core.started_ms {
+        if proof.iat_s() < self.core.proofs_from_s {
             return Err(ExchangeError::Proof(Reason::ProofTime));
         }
         Ok(proof)
@@ -250,6 +250,9 @@ impl Exchange {
         policy: Option<PolicyFacts>,
         error: ExchangeError,
     ) -> ExchangeError {
+        if !self.core.refusals.may_have_line(agent, error.reason(), self.core.now()) {
+            return error;
+        }
         let command = Command::ExchangeRefused {
             agent: agent.to_owned(),
             reason: error.reason().as_str().to_owned(),
@@ -268,20 +271,6 @@ impl Exchange {
 
     /// Counts a refusal of somebody unknown.
     pub fn count(&self, error: &ExchangeError) {
-        if let Ok(mut counts) = self.unauthenticated.lock() {
-            let count = counts.entry(error.reason().as_str()).or_default();
-            *count = count.saturating_add(1);
-        }
-    }
-
-    /// Moves the counts into the log; called each minute and at the end.
-    pub async fn flush_counts(&self) {
-        let counts = self.unauthenticated.lock().map(|mut counts| std::mem::take(&mut *counts)).unwrap_or_default();
-        if !counts.is_empty() {
-            let body = serde_json::json!({ "counts": counts });
-            if let Err(error) = self.core.ledger.commit(Command::Note { kind: "exchange_counts", body }).await {
-                tracing::error!(%error, "the counts of refused exchanges were lost");
-            }
-        }
+        self.core.refusals.count(error.reason());
     }
 }

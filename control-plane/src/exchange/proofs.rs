@@ -7,56 +7,79 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// Remembers proofs until they would not be accepted anyway. When it is full it
-/// refuses; it never forgets one that could still be replayed.
+/// refuses; it never forgets one that could still be replayed. Each agent has a
+/// share, so that one can't use up the others'.
 pub struct SeenProofs {
     most: usize,
+    most_per_agent: usize,
     seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
-    until: BTreeMap<[u8; 32], u64>,
-    by_time: BTreeMap<(u64, [u8; 32]), ()>,
+    ids: BTreeMap<[u8; 32], ()>,
+    by_time: BTreeMap<(u64, [u8; 32]), String>,
+    per_agent: BTreeMap<String, usize>,
+}
+
+impl Seen {
+    /// Forgets what has ended.
+    fn expire(&mut self, now_ms: u64) {
+        while let Some(first) = self.by_time.first_entry() {
+            let (time, id) = *first.key();
+            if time >= now_ms {
+                break;
+            }
+            let agent = first.remove();
+            self.ids.remove(&id);
+            if let Some(count) = self.per_agent.get_mut(&agent) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.per_agent.remove(&agent);
+                }
+            }
+        }
+    }
 }
 
 impl SeenProofs {
-    /// A record of at most `most` proofs.
+    /// A record of at most `most` proofs, and `most_per_agent` of each agent's.
     #[must_use]
-    pub fn new(most: usize) -> Self {
-        Self { most, seen: Mutex::default() }
+    pub fn new(most: usize, most_per_agent: usize) -> Self {
+        Self { most, most_per_agent, seen: Mutex::default() }
     }
 
     /// Uses the proof, once.
     ///
     /// # Errors
-    /// [`ExchangeError::ProofReplayed`], or [`ExchangeError::Unavailable`] when full.
-    pub fn take(&self, proof: &VerifiedProof, window_s: u64, now_ms: u64) -> Result<(), ExchangeError> {
+    /// [`ExchangeError::ProofReplayed`]; [`ExchangeError::Limit`] when the agent's
+    /// share is used up, [`ExchangeError::Unavailable`] when everything is.
+    pub fn take(&self, agent: &str, proof: &VerifiedProof, window_s: u64, now_ms: u64) -> Result<(), ExchangeError> {
         let mut digest = Sha256::new();
         digest.update(proof.jkt().as_bytes());
         digest.update([0]);
         digest.update(proof.jti().as_bytes());
         // Its last acceptable moment, not now plus the window.
         let until = proof.iat_s().saturating_add(window_s).saturating_add(1).saturating_mul(1000);
-        self.insert(digest.finalize().into(), until, now_ms)
+        self.insert(agent, digest.finalize().into(), until, now_ms)
     }
 
-    fn insert(&self, id: [u8; 32], until: u64, now_ms: u64) -> Result<(), ExchangeError> {
+    fn insert(&self, agent: &str, id: [u8; 32], until: u64, now_ms: u64) -> Result<(), ExchangeError> {
         let mut seen = self.seen.lock().map_err(|_| ExchangeError::Internal)?;
-        while let Some((&(time, old), ())) = seen.by_time.first_key_value() {
-            if time >= now_ms {
-                break;
-            }
-            seen.by_time.remove(&(time, old));
-            seen.until.remove(&old);
-        }
-        if seen.until.contains_key(&id) {
+        seen.expire(now_ms);
+        if seen.ids.contains_key(&id) {
             return Err(ExchangeError::ProofReplayed);
         }
-        if seen.until.len() >= self.most {
+        if seen.per_agent.get(agent).is_some_and(|count| *count >= self.most_per_agent) {
+            return Err(ExchangeError::Limit("proofs of one agent that could still be replayed"));
+        }
+        if seen.ids.len() >= self.most {
             return Err(ExchangeError::Unavailable);
         }
-        seen.until.insert(id, until);
-        seen.by_time.insert((until, id), ());
+        seen.ids.insert(id, ());
+        seen.by_time.insert((until, id), agent.to_owned());
+        let count = seen.per_agent.entry(agent.to_owned()).or_default();
+        *count = count.saturating_add(1);
         Ok(())
     }
 }
@@ -67,12 +90,24 @@ mod tests {
 
     #[test]
     fn once_until_it_ends_and_never_forgotten_early() {
-        let seen = SeenProofs::new(2);
-        assert_eq!(seen.insert([1; 32], 100, 10), Ok(()));
-        assert_eq!(seen.insert([1; 32], 100, 10), Err(ExchangeError::ProofReplayed));
-        assert_eq!(seen.insert([2; 32], 200, 10), Ok(()));
-        assert_eq!(seen.insert([3; 32], 200, 10), Err(ExchangeError::Unavailable), "full refuses, it does not evict");
-        assert_eq!(seen.insert([1; 32], 100, 100), Err(ExchangeError::ProofReplayed), "its last moment counts");
-        assert_eq!(seen.insert([3; 32], 300, 101), Ok(()), "the first has ended");
+        let seen = SeenProofs::new(2, 2);
+        let mut insert = |id, until, now| seen.insert("a", [id; 32], until, now);
+        assert_eq!(insert(1, 100, 10), Ok(()));
+        assert_eq!(insert(1, 100, 10), Err(ExchangeError::ProofReplayed));
+        assert_eq!(insert(2, 200, 10), Ok(()));
+        assert!(insert(3, 200, 10).is_err(), "full refuses, it does not evict");
+        assert_eq!(insert(1, 100, 100), Err(ExchangeError::ProofReplayed), "its last moment counts");
+        assert_eq!(insert(3, 300, 101), Ok(()), "the first has ended");
+    }
+
+    #[test]
+    fn one_agent_has_a_share_and_everybody_together_the_whole() {
+        let seen = SeenProofs::new(3, 2);
+        assert_eq!(seen.insert("a", [1; 32], 100, 10), Ok(()));
+        assert_eq!(seen.insert("a", [2; 32], 100, 10), Ok(()));
+        assert!(matches!(seen.insert("a", [3; 32], 100, 10), Err(ExchangeError::Limit(_))));
+        assert_eq!(seen.insert("b", [3; 32], 100, 10), Ok(()));
+        assert_eq!(seen.insert("c", [4; 32], 100, 10), Err(ExchangeError::Unavailable));
+        assert_eq!(seen.insert("a", [3; 32], 300, 101), Ok(()), "its share is free again");
     }
 }

@@ -10,6 +10,7 @@ use crate::config::{Config, ConfigError};
 use crate::decide::DecisionsService;
 use crate::exchange::Exchange;
 use crate::keys::{KeyError, TokenKey};
+use crate::refusals::Refusals;
 use crate::state::{Clock, Core, system_clock};
 use crate::web::{self, Logins, WebSettings};
 use axum::Router;
@@ -101,12 +102,15 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let clock = system_clock();
     let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
     let module = edge::Module::read(&config.edge.module).map_err(ServeError::Edge)?;
-    let ledger = open_ledger(&config, &clock)?;
+    let (ledger, begun) = open_ledger(&config, &clock)?;
 
     // The built-in trust domain outlives everything that uses its identities.
     let identities = CancellationToken::new();
     let source = identities_from(&config, &clock, &identities).await?;
-    let core = Arc::new(Core { started_ms: clock(), ledger, policies, key, identity: source, clock, config });
+    let started_ms = clock();
+    // With a journal that was just begun there was nobody to use a proof.
+    let proofs_from_s = if begun { started_ms / 1000 } else { started_ms.div_ceil(1000) };
+    let core = Arc::new(Core { started_ms, proofs_from_s, ledger, policies, key, identity: source, refusals: Refusals::default(), clock, config });
     first_entry(&core, &module).await?;
 
     let ads = edge::ads(&core, &module).map_err(ServeError::Edge)?;
@@ -115,6 +119,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let desk: Arc<dyn web::Desk> = Arc::new(ApprovalDesk::new(core.clone(), ads.clone()));
     let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);
 
+    // A fresh proof of this very second would be refused: let the second pass.
+    let early_ms = core.proofs_from_s.saturating_mul(1000).saturating_sub((core.clock)());
+    tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     let http = listen(core.config.server.listen).await?;
     let grpc = listen(core.config.server.grpc_listen).await?;
     let pages = web::pages(
@@ -130,10 +137,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     );
     let router = pages.merge(crate::exchange::routes(exchange.clone())).merge(health(core.clone()));
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
-    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), DecisionsService::new(core.clone()), stop.clone(), failed.clone()));
+    let decisions = DecisionsService::new(core.clone());
+    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), decisions.clone(), stop.clone(), failed.clone()));
+    tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
-    tasks.spawn(until(stop.clone(), flush_each_minute(exchange.clone())));
+    tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
         format!("{}/login#{}", core.config.server.issuer, logins.mint_for(&core.config.server.login_as, core.ledger.now()))
@@ -152,7 +161,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!("some connections did not finish in time and are cut");
     }
-    exchange.flush_counts().await;
+    core.refusals.flush(&core.ledger).await;
     let note = Command::Note { kind: "shutdown", body: serde_json::json!({ "reason": "signal" }) };
     if let Err(error) = core.ledger.commit(note).await {
         tracing::error!(%error, "the last entry could not be recorded");
@@ -199,7 +208,8 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
     if mode & 0o077 != 0 { Err(ServeError::Open(dir.to_owned(), mode)) } else { Ok(()) }
 }
 
-fn open_ledger(config: &Config, clock: &Clock) -> Result<ledger::Ledger, ServeError> {
+/// The ledger, and whether its journal was begun just now.
+fn open_ledger(config: &Config, clock: &Clock) -> Result<(ledger::Ledger, bool), ServeError> {
     let dir = config.server.data_dir.join("journal");
     let mut options = ledger::Options::new(&dir, clock.clone());
     options.listings = Some(config.server.data_dir.join("listings"));
@@ -210,10 +220,12 @@ fn open_ledger(config: &Config, clock: &Clock) -> Result<ledger::Ledger, ServeEr
         keys_per_evidence: config.limits.keys_per_evidence,
         discovered: config.limits.discovered_agents,
         approvals_open: config.limits.open_approvals,
+        approvals_open_per_agent: config.limits.open_approvals_per_agent,
+        ..ledger::model::Limits::default()
     };
     let (ledger, report) = ledger::Ledger::open(options).map_err(|error| ServeError::Ledger(dir.clone(), error))?;
     tracing::info!(dir = %dir.display(), ?report, "the ledger is open");
-    Ok(ledger)
+    Ok((ledger, report.created))
 }
 
 /// The built-in trust domain is consumed like SPIRE: over its socket.
@@ -299,10 +311,10 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! { () = stop.cancelled() => {}, () = work => {} }
 }
 
-async fn flush_each_minute(exchange: Arc<Exchange>) {
+async fn flush_each_minute(core: Arc<Core>) {
     let mut tick = tokio::time::interval(Duration::from_secs(60));
     loop {
         tick.tick().await;
-        exchange.flush_counts().await;
+        core.refusals.flush(&core.ledger).await;
     }
 }

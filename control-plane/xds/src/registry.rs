@@ -14,7 +14,12 @@ const MAX_PROXIES: usize = 1024;
 /// The longest node id and error that are kept, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
 
-/// Is told what proxies do. Every method returns quickly: it runs on the stream.
+/// Changes of one kind and version that an observer is told of, for each proxy.
+/// A proxy may take, refuse and take again; more than this is noise.
+const MAX_TOLD: u32 = 8;
+
+/// Is told what proxies do, at most eight times of one kind and version while
+/// that version is the one that the proxy speaks of. Every method returns quickly: it runs on the stream.
 pub trait Observer: Send + Sync {
     /// A proxy has opened its stream.
     fn connected(&self, peer: &SpiffeId, node_id: &str) {
@@ -31,7 +36,8 @@ pub trait Observer: Send + Sync {
         let _ = (peer, node_id, kind, version);
     }
 
-    /// A proxy has refused a version and works on with the one before.
+    /// A proxy has refused a version and works on with the one before. The same
+    /// refusal is told once.
     fn nacked(&self, peer: &SpiffeId, node_id: &str, kind: Kind, nack: &Nack) {
         let _ = (peer, node_id, kind, nack);
     }
@@ -98,6 +104,17 @@ struct TypeRecord {
     acked: Option<Arc<Resources>>,
     nack: Option<Nack>,
     nacks: u64,
+    /// The version that the observer was last told of, and how often.
+    told: Option<(String, u32)>,
+}
+
+/// What a proxy's word is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word {
+    /// It changes what is known of the proxy.
+    pub(crate) news: bool,
+    /// The observer should hear of it.
+    pub(crate) tell: bool,
 }
 
 /// All proxies.
@@ -173,11 +190,10 @@ impl Registry {
         });
     }
 
-    /// Notes that a proxy took a version; whether that is news.
-    pub(crate) fn acked(&self, key: &ProxyKey, kind: Kind, resources: &Arc<Resources>) -> bool {
-        let mut news = false;
-        self.record(key, kind, |record| {
-            news = record
+    /// Notes that a proxy took a version.
+    pub(crate) fn acked(&self, key: &ProxyKey, kind: Kind, resources: &Arc<Resources>) -> Word {
+        self.word(key, kind, resources.version(), |record| {
+            let mut news = record
                 .acked
                 .as_ref()
                 .is_none_or(|acked| acked.version() != resources.version());
@@ -192,15 +208,37 @@ impl Registry {
                 news = true;
             }
             record.acked = Some(Arc::clone(resources));
-        });
-        news
+            news
+        })
     }
 
-    pub(crate) fn nacked(&self, key: &ProxyKey, kind: Kind, nack: Nack) {
-        self.record(key, kind, |record| {
+    /// Notes that a proxy refused a version.
+    pub(crate) fn nacked(&self, key: &ProxyKey, kind: Kind, nack: &Nack) -> Word {
+        self.word(key, kind, &nack.version, |record| {
             record.nacks = record.nacks.saturating_add(1);
-            record.nack = Some(nack);
+            let news = record.nack.as_ref() != Some(nack);
+            record.nack = Some(nack.clone());
+            news
+        })
+    }
+
+    /// Makes a change that says whether it is news.
+    fn word(
+        &self,
+        key: &ProxyKey,
+        kind: Kind,
+        version: &str,
+        change: impl FnOnce(&mut TypeRecord) -> bool,
+    ) -> Word {
+        let mut word = Word {
+            news: false,
+            tell: false,
+        };
+        self.record(key, kind, |record| {
+            word.news = change(record);
+            word.tell = word.news && record.may_tell(version);
         });
+        word
     }
 
     /// Drops refusals of versions that nobody wants any more.
@@ -248,6 +286,15 @@ impl Registry {
 }
 
 impl TypeRecord {
+    fn may_tell(&mut self, version: &str) -> bool {
+        let (_, times) = match self.told.take() {
+            Some(told) if told.0 == version => self.told.insert(told),
+            _ => self.told.insert((version.to_owned(), 0)),
+        };
+        *times = times.saturating_add(1);
+        *times <= MAX_TOLD
+    }
+
     fn status(&self, kind: Kind) -> TypeStatus {
         let version = |resources: &Arc<Resources>| resources.version().to_owned();
         TypeStatus {

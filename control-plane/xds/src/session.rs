@@ -109,7 +109,7 @@ impl Session {
             Some(error) => self.refused(
                 &key,
                 kind,
-                Nack {
+                &Nack {
                     version: sent.version().to_owned(),
                     error: bounded(&error.message),
                 },
@@ -224,18 +224,19 @@ impl Session {
 
     /// Notes an acknowledgement; whether it says something new.
     fn taken(&self, key: &ProxyKey, kind: Kind, sent: &Arc<Resources>) -> bool {
-        let news = self.registry.acked(key, kind, sent);
-        if news {
+        let word = self.registry.acked(key, kind, sent);
+        if word.tell {
             tracing::info!(peer = %key.0, node = ?key.1, kind = kind.as_str(), version = sent.version(), "ACK");
             self.observer.acked(&key.0, &key.1, kind, sent.version());
         }
-        news
+        word.news
     }
 
-    fn refused(&self, key: &ProxyKey, kind: Kind, nack: Nack) {
-        tracing::error!(peer = %key.0, node = ?key.1, kind = kind.as_str(), version = nack.version, error = ?nack.error, "NACK: the proxy keeps what it had");
-        self.observer.nacked(&key.0, &key.1, kind, &nack);
-        self.registry.nacked(key, kind, nack);
+    fn refused(&self, key: &ProxyKey, kind: Kind, nack: &Nack) {
+        if self.registry.nacked(key, kind, nack).tell {
+            tracing::error!(peer = %key.0, node = ?key.1, kind = kind.as_str(), version = nack.version, error = ?nack.error, "NACK: the proxy keeps what it had");
+            self.observer.nacked(&key.0, &key.1, kind, nack);
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use envoy_types::pb::{
     envoy::{
@@ -20,8 +23,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 use xds::{
-    AccessLog, Ads, FILTER_NAME, Kind, Listener, Module, NoObserver, ROUTES_NAME, Route, Settings,
-    SettingsError, Snapshot, default_stream_idle_ms,
+    AccessLog, Ads, FILTER_NAME, Kind, Listener, Module, Nack, NoObserver, Observer, ROUTES_NAME,
+    Route, Settings, SettingsError, Snapshot, default_stream_idle_ms,
 };
 
 const QUIET: Duration = Duration::from_millis(200);
@@ -67,7 +70,11 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let ads = Ads::new(&settings(), Arc::new(NoObserver)).unwrap();
+        Self::observed(Arc::new(NoObserver)).await
+    }
+
+    async fn observed(observer: Arc<dyn Observer>) -> Self {
+        let ads = Ads::new(&settings(), observer).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let proxy = SpiffeId::parse("spiffe://writ.example/proxy").unwrap();
@@ -312,6 +319,57 @@ async fn a_listener_refused_for_its_filter_gets_one_more_attempt() {
     assert_eq!(retried.version_info, listeners.version_info);
     stream.say(refusal(Kind::Listeners, &retried.nonce)).await;
     stream.silent().await;
+}
+
+/// What an observer was told.
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Observer for Told {
+    fn acked(&self, _: &SpiffeId, _: &str, _: Kind, _: &str) {
+        self.0.lock().unwrap().push("taken".to_owned());
+    }
+
+    fn nacked(&self, _: &SpiffeId, _: &str, _: Kind, nack: &Nack) {
+        self.0.lock().unwrap().push(nack.error.clone());
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_repeats_itself_is_told_of_once() {
+    let told = Arc::new(Told::default());
+    let server = Server::observed(told.clone()).await;
+    let mut stream = server.stream().await;
+    stream.say(request(Kind::Filter, "")).await;
+    let nonce = stream.next().await.nonce;
+    let refused = |error: &str| {
+        let mut refusal = refusal(Kind::Filter, &nonce);
+        refusal.error_detail.as_mut().unwrap().message = error.to_owned();
+        refusal
+    };
+    for _ in 0..40 {
+        stream.say(refused("one")).await;
+    }
+    stream.silent().await;
+    assert_eq!(*told.0.lock().unwrap(), ["one"]);
+    // Another error is news, and so is a change of mind, within reason.
+    for round in 0..40 {
+        stream.say(refused(&format!("error {round}"))).await;
+        stream.say(request(Kind::Filter, &nonce)).await;
+    }
+    stream.silent().await;
+    assert_eq!(told.0.lock().unwrap().len(), 8);
+    let status = server.ads.status();
+    let filter = status.iter().flat_map(|proxy| &proxy.types).next().unwrap();
+    assert_eq!(filter.nacks, 80);
+
+    let mut new = settings();
+    new.module = module("two");
+    server.ads.update(&new).unwrap();
+    let nonce = stream.next().await.nonce;
+    stream.say(refusal(Kind::Filter, &nonce)).await;
+    stream.silent().await;
+    assert_eq!(told.0.lock().unwrap().last().unwrap(), "no such thing");
 }
 
 #[tokio::test]

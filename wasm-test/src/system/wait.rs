@@ -48,14 +48,23 @@ pub async fn for_ready_file(child: &mut Child, path: &Path) -> Result<ServeReady
     }
 }
 
-/// Waits until Envoy is live and its guarded listener refuses a request that
-/// has no credentials with the filter's own challenge.
-pub async fn for_guard(child: &mut Child, admin: &str, proxy: &str) -> Result<(), Error> {
+/// Waits until Envoy is live, its guarded listener refuses a request that has no
+/// credentials with the filter's own challenge, and all of its `threads` that
+/// run the filter have a stream to the control plane: a worker without one
+/// answers 503.
+pub async fn for_guard(
+    child: &mut Child,
+    admin: &str,
+    proxy: &str,
+    threads: u64,
+) -> Result<(), Error> {
     let deadline = Instant::now() + START_DEADLINE;
     let client = reqwest::Client::new();
     loop {
         child.still_running()?;
-        let Err(problem) = guard_answers(&client, admin, proxy).await else {
+        let Err(problem) = guard_answers(&client, admin, proxy, threads).await else {
+            // The last stream is open; its greeting takes a round trip.
+            tokio::time::sleep(POLL).await;
             return Ok(());
         };
         if Instant::now() > deadline {
@@ -66,7 +75,12 @@ pub async fn for_guard(child: &mut Child, admin: &str, proxy: &str) -> Result<()
     }
 }
 
-async fn guard_answers(client: &reqwest::Client, admin: &str, proxy: &str) -> Result<(), String> {
+async fn guard_answers(
+    client: &reqwest::Client,
+    admin: &str,
+    proxy: &str,
+    threads: u64,
+) -> Result<(), String> {
     let ready = client
         .get(format!("{admin}/ready"))
         .timeout(Duration::from_secs(2))
@@ -83,11 +97,39 @@ async fn guard_answers(client: &reqwest::Client, admin: &str, proxy: &str) -> Re
         .await
         .map_err(|problem| format!("its listener: {problem}"))?;
     let challenge = refused.headers().get("www-authenticate");
-    if refused.status() == 401 && challenge.is_some() {
-        return Ok(());
+    if refused.status() != 401 || challenge.is_none() {
+        return Err(format!(
+            "its listener answers {} where the filter would answer 401",
+            refused.status()
+        ));
     }
-    Err(format!(
-        "its listener answers {} where the filter would answer 401",
-        refused.status()
-    ))
+    let streams = streams_opened(client, admin).await?;
+    if streams < threads {
+        return Err(format!(
+            "{streams} of {threads} threads have a stream to the control plane"
+        ));
+    }
+    Ok(())
+}
+
+/// The filter's own count, `writ.streams_opened`.
+async fn streams_opened(client: &reqwest::Client, admin: &str) -> Result<u64, String> {
+    let answer = client
+        .get(format!("{admin}/stats?filter=writ.streams_opened"))
+        .timeout(Duration::from_secs(2))
+        .send()
+        .await
+        .map_err(|problem| format!("its admin interface: {problem}"))?;
+    let stats = answer
+        .text()
+        .await
+        .map_err(|problem| format!("its admin interface: {problem}"))?;
+    let value = stats
+        .lines()
+        .find_map(|line| line.rsplit_once(": "))
+        .map_or("0", |(_, value)| value);
+    value
+        .trim()
+        .parse()
+        .map_err(|_| format!("its admin interface counts {value:?} streams"))
 }

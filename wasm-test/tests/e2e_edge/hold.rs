@@ -67,6 +67,16 @@ async fn held_raw(rig: &Rig, path: &str) -> (String, String, Http1) {
 }
 
 async fn decide(approver: &Approver, id: &str, verdict: Verdict) {
+    // An entry is in the journal's file before what it says is shown.
+    eventually("the approval is shown", async || {
+        approver
+            .inbox()
+            .await
+            .unwrap()
+            .iter()
+            .any(|shown| shown == id)
+    })
+    .await;
     let answer = approver.decide(id, verdict).await.unwrap();
     assert!(answer.status < 400, "{}", answer.text());
 }

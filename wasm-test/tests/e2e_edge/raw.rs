@@ -73,12 +73,6 @@ impl Http1 {
         !self.unread.is_empty() || timeout(time, self.more()).await.is_ok()
     }
 
-    /// True once the other side has closed, whatever it sent before.
-    pub async fn closed(&mut self) -> bool {
-        let end = async { while self.more().await {} };
-        timeout(PATIENCE, end).await.is_ok()
-    }
-
     async fn read_answer(&mut self) -> Option<Answer> {
         loop {
             let end = loop {

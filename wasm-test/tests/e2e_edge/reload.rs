@@ -1,17 +1,19 @@
 //! New modules under load: nothing passes unfiltered, nothing twice, and a
 //! module that is no good changes nothing.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use wasm_test::client::{Agent, Call};
+use wasm_test::client::{Agent, Approver, Call, Verdict};
 use wasm_test::system::Options;
 use wasm_test::upstream::REPORT;
 
 use super::rig::{Rig, eventually, jti, sha256};
 
 const RELOADS: u8 = 4;
+const OTHER: &str = "/files/notes.txt";
 
 /// The module with another hash: a custom section (id 0) is no code.
 fn relabelled(module: &[u8], label: u8) -> Vec<u8> {
@@ -58,6 +60,8 @@ struct Load {
     good: AtomicU64,
     unavailable: AtomicU64,
     bad: AtomicU64,
+    /// The `jti` of each token that was refused with both signatures right.
+    denied: Mutex<Vec<String>>,
 }
 
 impl Load {
@@ -119,12 +123,22 @@ async fn bad(agent: Agent, load: Arc<Load>) {
             );
             load.bad.fetch_add(1, Ordering::SeqCst);
         }
+        let other = agent.present("GET", OTHER, &token).await.unwrap();
+        match (other.status, other.reason().as_str()) {
+            (403, "action_mismatch") => load.denied.lock().unwrap().push(jti(&token)),
+            (status, _) => assert_eq!(status, 503, "another action: {}", other.text()),
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn modules_pushed_under_load_let_nothing_through_unfiltered() {
-    let rig = Rig::start(Options::default()).await;
+    let options = Options {
+        // The bad load uses none of its tokens up.
+        extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+        ..Options::default()
+    };
+    let rig = Rig::start(options).await;
     let before = rig.arrived();
     let load = Arc::new(Load::default());
     let clients = [
@@ -178,6 +192,21 @@ async fn modules_pushed_under_load_let_nothing_through_unfiltered() {
         .collect();
     assert!(uses.keys().all(|jti| ids.contains(&jti.as_str())));
     assert!(rig.arrived() - before <= u64::try_from(ids.len()).unwrap());
+    // A filter that goes hands its refusals in first.
+    let denied = std::mem::take(&mut *load.denied.lock().unwrap());
+    assert!(denied.len() > 20);
+    let lost = || {
+        let entries = rig.entries_of("edge_denial");
+        let logged = entries
+            .iter()
+            .map(|entry| entry["body"]["jti"].as_str().unwrap());
+        let logged: BTreeSet<&str> = logged.collect();
+        denied
+            .iter()
+            .filter(|jti| !logged.contains(jti.as_str()))
+            .count()
+    };
+    eventually("every refusal is logged", async || lost() == 0).await;
     rig.finish().await;
 }
 
@@ -201,10 +230,7 @@ async fn a_held_request_survives_a_new_module_or_ends_without_passing() {
     taken(&rig, &next).await;
     rig.recovers().await;
     let passed = rig.arrived();
-    approver
-        .decide(&id, wasm_test::client::Verdict::Approve)
-        .await
-        .unwrap();
+    approver.decide(&id, Verdict::Approve).await.unwrap();
     let answer = connection.answer().await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(rig.arrived(), passed + 1);
@@ -218,6 +244,7 @@ async fn a_module_that_is_no_good_changes_nothing() {
     let rig = Rig::start(Options::default()).await;
     let module = std::fs::read(rig.system.module_file()).unwrap();
     let served = rig.status()["module_sha256"].clone();
+    let approver = rig.system.approver().await.unwrap();
 
     // What is no module at all is not pushed, and the control plane says so.
     deploy(&rig, b"this is no module");
@@ -232,8 +259,8 @@ async fn a_module_that_is_no_good_changes_nothing() {
     // What has a module's first bytes is pushed, and Envoy refuses it.
     let mut broken = module[..module.len() / 2].to_vec();
     broken.extend([0xff; 64]);
-    refused(&rig, "cut in the middle", &broken).await;
-    refused(&rig, "no proxy-wasm module", b"\0asm\x01\0\0\0").await;
+    refused(&rig, &approver, "cut in the middle", &broken).await;
+    refused(&rig, &approver, "no proxy-wasm module", b"\0asm\x01\0\0\0").await;
 
     // A good one is taken again.
     let good = relabelled(&module, b'g');
@@ -243,7 +270,7 @@ async fn a_module_that_is_no_good_changes_nothing() {
     rig.finish().await;
 }
 
-async fn refused(rig: &Rig, what: &str, module: &[u8]) {
+async fn refused(rig: &Rig, approver: &Approver, what: &str, module: &[u8]) {
     let before = nacks(rig);
     deploy(rig, module);
     eventually(what, async || nacks(rig) > before).await;
@@ -252,6 +279,8 @@ async fn refused(rig: &Rig, what: &str, module: &[u8]) {
         problem.as_str().is_some_and(|text| text.contains("Filter")),
         "{what}: {problem}"
     );
+    let page = approver.page("/proxies").await.unwrap();
+    assert!(page.text().contains("Filter:"), "{what}: {}", page.text());
     // The last good version goes on.
     for _ in 0..10 {
         rig.good_request().await;

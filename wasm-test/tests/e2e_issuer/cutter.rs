@@ -27,7 +27,9 @@ impl Cutter {
                 let (client, _) = listener.accept().await.unwrap();
                 counted.fetch_add(1, Ordering::SeqCst);
                 let cut = left
-                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                        left.checked_sub(1)
+                    })
                     .is_ok();
                 tokio::spawn(pass(client, target, cut));
             }
@@ -59,7 +61,7 @@ async fn pass(mut client: TcpStream, target: SocketAddr, cut: bool) {
         drop(copy_bidirectional(&mut client, &mut server).await);
         return;
     }
-    let (mut from_client, to_client) = client.split();
+    let (mut from_client, _to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let forward = async {
         let mut buffer = [0; 4096];
@@ -72,5 +74,4 @@ async fn pass(mut client: TcpStream, target: SocketAddr, cut: bool) {
         () = forward => {}
         answer = from_server.read(&mut begun) => { answer.unwrap(); }
     }
-    drop(to_client);
 }

@@ -25,10 +25,14 @@ fn with_courier(plain_uid_too: bool) -> (Prepared, PathBuf) {
         "[[identity.workload]]\nspiffe_id = {COURIER:?}\nuid = {uid}\nexecutable = {copy:?}\n"
     );
     if plain_uid_too {
-        entries.push_str(&format!("[[identity.workload]]\nspiffe_id = {AGENT:?}\nuid = {uid}\n"));
+        entries.push_str(&format!(
+            "[[identity.workload]]\nspiffe_id = {AGENT:?}\nuid = {uid}\n"
+        ));
     }
     for agent in [AGENT, COURIER] {
-        entries.push_str(&format!("[[agent]]\nspiffe_id = {agent:?}\nowner = \"a\"\n"));
+        entries.push_str(&format!(
+            "[[agent]]\nspiffe_id = {agent:?}\nowner = \"a\"\n"
+        ));
     }
     (prepared.with(&entries), copy)
 }
@@ -52,7 +56,10 @@ async fn an_executable_is_an_identity_of_its_own() {
         let output = token(program).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let (_, claims) = decoded(text(&output.stdout).trim());
-        assert_eq!((&claims["sub"], &claims["client_id"]), (&json!(agent), &json!(agent)));
+        assert_eq!(
+            (&claims["sub"], &claims["client_id"]),
+            (&json!(agent), &json!(agent))
+        );
     }
     // A file of the same bytes in another place is another executable.
     let other = plane.path("pretender");
@@ -71,7 +78,10 @@ async fn who_has_no_entry_gets_nothing() {
     command.args(["token", &url]);
     let output = run(command).await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(text(&output.stderr).contains("no identity issued"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("no identity issued"),
+        "{output:?}"
+    );
     let mut command = std::process::Command::new(copy);
     command.envs(plane.writ().get_envs().filter_map(|(k, v)| Some((k, v?))));
     command.args(["token", &url]);
@@ -82,7 +92,11 @@ async fn who_has_no_entry_gets_nothing() {
     command.arg(plane.path("workload.sock"));
     let got = ask(command, Value::Null).await;
     for (call, status) in got.as_object().unwrap() {
-        let wanted = if call.contains("header") { "INVALID_ARGUMENT" } else { "PERMISSION_DENIED" };
+        let wanted = if call.contains("header") {
+            "INVALID_ARGUMENT"
+        } else {
+            "PERMISSION_DENIED"
+        };
         assert_eq!(status, wanted, "{call}");
     }
 }
@@ -131,19 +145,34 @@ async fn identities_are_rotated_under_load_without_a_failed_request() {
         let agent = system.agent().await.unwrap();
         for _ in 0..10 {
             let answer = agent.call("GET", REPORT).await.unwrap();
-            assert_eq!(answer.status, 200, "after {:?}: {}", begin.elapsed(), answer.text());
+            assert_eq!(
+                answer.status,
+                200,
+                "after {:?}: {}",
+                begin.elapsed(),
+                answer.text()
+            );
             requests += 1;
         }
         seen.extend(serials(&system).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
-    assert!(seen.len() >= 3, "the certificate was rotated twice in 13 s: {seen:?}");
+    assert!(
+        seen.len() >= 3,
+        "the certificate was rotated twice in 13 s: {seen:?}"
+    );
     assert_eq!(system.upstream().unwrap().arrived(), requests);
 
     // What was valid at the start is over: both ends reconnect with new ones.
     system.restart_control_plane().await.unwrap();
     system.settled().await.unwrap();
-    let answer = system.agent().await.unwrap().call("GET", REPORT).await.unwrap();
+    let answer = system
+        .agent()
+        .await
+        .unwrap()
+        .call("GET", REPORT)
+        .await
+        .unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     system.stop().await;
 }

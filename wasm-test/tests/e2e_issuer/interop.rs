@@ -13,13 +13,21 @@ async fn fetched(clients: &Clients, socket: &std::path::Path, audience: &str) ->
     command.arg(socket).arg(audience);
     let got = ask(command, json!({})).await;
     assert_eq!(got["x509_id"], AGENT);
-    assert!(got["x509_leaf"].as_str().unwrap().contains("BEGIN CERTIFICATE"));
+    assert!(
+        got["x509_leaf"]
+            .as_str()
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
     assert_eq!(got["x509_authorities"], 1);
     assert_eq!(got["jwt_id"], AGENT);
     assert_eq!(got["jwt_audience"], json!([audience]));
     assert_eq!(got["jwt_authorities"], 1);
     assert_eq!(got["validated_id"], AGENT);
-    assert_ne!(got["elsewhere"], "accepted", "validated for another audience");
+    assert_ne!(
+        got["elsewhere"], "accepted",
+        "validated for another audience"
+    );
     got
 }
 
@@ -38,12 +46,20 @@ async fn standard_clients_get_a_token_and_spend_it_once() {
         });
         let seen = ask(clients.node("oauth.mjs"), given.clone()).await;
         assert_eq!(seen["first"]["status"], 200, "{seen}");
-        assert!(seen["first"]["body"].as_str().unwrap().contains("Quarterly report"));
+        assert!(
+            seen["first"]["body"]
+                .as_str()
+                .unwrap()
+                .contains("Quarterly report")
+        );
         let second = &seen["second"];
         assert_eq!(second["status"], 401, "{seen}");
         assert_eq!(second["challenges"].as_array().unwrap().len(), 1, "{seen}");
         assert_eq!(second["challenges"][0]["scheme"], "dpop");
-        assert_eq!(second["challenges"][0]["parameters"]["error"], "invalid_token");
+        assert_eq!(
+            second["challenges"][0]["parameters"]["error"],
+            "invalid_token"
+        );
         assert_eq!(second["problem"]["reason"], "token_spent");
         assert_eq!(seen["claims"]["sub"], AGENT);
         expected += 1;
@@ -62,7 +78,9 @@ async fn standard_clients_get_a_token_and_spend_it_once() {
 async fn the_spiffe_crate_gets_everything_too() {
     let plane = Plane::start().await;
     let endpoint = format!("unix:{}", plane.path("workload.sock").display());
-    let client = spiffe::WorkloadApiClient::connect_to(&endpoint).await.unwrap();
+    let client = spiffe::WorkloadApiClient::connect_to(&endpoint)
+        .await
+        .unwrap();
     let issuer = plane.issuer();
 
     let x509 = client.fetch_x509_svid().await.unwrap();
@@ -75,8 +93,13 @@ async fn the_spiffe_crate_gets_everything_too() {
     assert_eq!(jwt.audience(), std::slice::from_ref(&issuer));
     let keys = client.fetch_jwt_bundles().await.unwrap();
     assert!(keys.get(&domain).is_some());
-    let validated = client.validate_jwt_token(&issuer, jwt.token()).await.unwrap();
+    let validated = client
+        .validate_jwt_token(&issuer, jwt.token())
+        .await
+        .unwrap();
     assert_eq!(validated.spiffe_id().to_string(), AGENT);
-    let elsewhere = client.validate_jwt_token("https://elsewhere.example", jwt.token()).await;
+    let elsewhere = client
+        .validate_jwt_token("https://elsewhere.example", jwt.token())
+        .await;
     assert!(elsewhere.is_err());
 }

@@ -67,8 +67,7 @@ impl Bench {
     }
 
     pub fn svid(&self) -> String {
-        self.authority
-            .svid(AGENT, &self.plane.issuer(), &json!({}))
+        self.authority.svid(AGENT, &self.plane.issuer(), &json!({}))
     }
 
     pub fn proof(&self) -> String {
@@ -202,4 +201,17 @@ fn not_stored(what: &str, answer: &Answer) {
     };
     assert_eq!(all("cache-control"), ["no-store"], "{what}");
     assert_eq!(all("content-type"), ["application/json"], "{what}");
+}
+
+/// One way to spoil an exchange, and what must come of it.
+pub type Case = (&'static str, Verdict, fn(&Bench, &mut Attempt));
+
+pub async fn judge(bench: &Bench, cases: &[Case]) {
+    for (what, verdict, spoil) in cases {
+        let mut attempt = bench.attempt();
+        spoil(bench, &mut attempt);
+        refused(what, &bench.send(attempt).await, *verdict);
+    }
+    // Whatever came before, the next good one is served.
+    bench.token().await;
 }

@@ -34,7 +34,9 @@ async fn verdict(plane: &Plane, args: &[&str], dir: &Path) -> (Option<i32>, Valu
 fn segment_with(dir: &Path, needle: &str) -> (PathBuf, usize) {
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
         let bytes = std::fs::read(entry.path()).unwrap_or_default();
-        let found = bytes.windows(needle.len()).position(|window| window == needle.as_bytes());
+        let found = bytes
+            .windows(needle.len())
+            .position(|window| window == needle.as_bytes());
         if let Some(at) = found {
             return (entry.path(), at);
         }
@@ -54,10 +56,16 @@ async fn verify_tells_whole_from_damaged_from_unreadable() {
     assert_eq!((code, &whole["whole"]), (Some(0), &json!(true)), "{whole}");
     let members: Vec<&String> = whole.as_object().unwrap().keys().collect();
     assert_eq!(members, ["entries", "head", "index", "problem", "whole"]);
-    assert_eq!((&whole["problem"], &whole["index"]), (&Value::Null, &Value::Null));
+    assert_eq!(
+        (&whole["problem"], &whole["index"]),
+        (&Value::Null, &Value::Null)
+    );
     assert!(whole["entries"].as_u64().unwrap() >= 6, "{whole}");
     let in_words = audit(&plane, &["verify"], &journal).await;
-    assert!(text(&in_words.stdout).starts_with("whole: "), "{in_words:?}");
+    assert!(
+        text(&in_words.stdout).starts_with("whole: "),
+        "{in_words:?}"
+    );
 
     // The head that it prints is the one that it takes, now and later.
     let head = whole["head"].as_str().unwrap().to_owned();
@@ -66,7 +74,10 @@ async fn verify_tells_whole_from_damaged_from_unreadable() {
     for _ in 0..3 {
         agent.token("GET", "/files/report.txt").await.unwrap();
     }
-    assert_eq!(verdict(&plane, &["--head", &head], &journal).await.0, Some(0));
+    assert_eq!(
+        verdict(&plane, &["--head", &head], &journal).await.0,
+        Some(0)
+    );
     let (_, newer) = verdict(&plane, &[], &journal).await;
     let newer = newer["head"].as_str().unwrap().to_owned();
     assert_ne!(head, newer);
@@ -74,12 +85,24 @@ async fn verify_tells_whole_from_damaged_from_unreadable() {
     // A tail that was cut shows against a remembered head only.
     assert_eq!(verdict(&plane, &[], &old).await.0, Some(0));
     let (code, cut) = verdict(&plane, &["--head", &newer], &old).await;
-    assert_eq!((code, &cut["whole"], &cut["problem"]), (Some(1), &json!(false), &json!("cut")), "{cut}");
+    assert_eq!(
+        (code, &cut["whole"], &cut["problem"]),
+        (Some(1), &json!(false), &json!("cut")),
+        "{cut}"
+    );
     // So does another history of the same length.
     let (size, hash) = head.split_once(':').unwrap();
     let other: String = hash.chars().rev().collect();
-    assert_eq!(verdict(&plane, &["--head", &format!("{size}:{other}")], &journal).await.0, Some(1));
-    assert_eq!(verdict(&plane, &["--head", "many"], &journal).await.0, Some(2));
+    assert_eq!(
+        verdict(&plane, &["--head", &format!("{size}:{other}")], &journal)
+            .await
+            .0,
+        Some(1)
+    );
+    assert_eq!(
+        verdict(&plane, &["--head", "many"], &journal).await.0,
+        Some(2)
+    );
 
     let changed = plane.path("changed");
     copy(&journal, &changed);
@@ -88,16 +111,30 @@ async fn verify_tells_whole_from_damaged_from_unreadable() {
     bytes[at] = b'R';
     std::fs::write(&file, bytes).unwrap();
     let (code, damaged) = verdict(&plane, &[], &changed).await;
-    assert_eq!((code, &damaged["whole"]), (Some(1), &json!(false)), "{damaged}");
-    assert!(damaged["problem"].is_string() && damaged["index"].is_u64(), "{damaged}");
+    assert_eq!(
+        (code, &damaged["whole"]),
+        (Some(1), &json!(false)),
+        "{damaged}"
+    );
+    assert!(
+        damaged["problem"].is_string() && damaged["index"].is_u64(),
+        "{damaged}"
+    );
     let in_words = audit(&plane, &["verify"], &changed).await;
-    assert!(text(&in_words.stdout).starts_with("damaged: "), "{in_words:?}");
+    assert!(
+        text(&in_words.stdout).starts_with("damaged: "),
+        "{in_words:?}"
+    );
 
     let empty = plane.path("empty");
     std::fs::create_dir(&empty).unwrap();
     for (what, dir) in [("nowhere", plane.path("nowhere")), ("empty", empty)] {
         let (code, body) = verdict(&plane, &[], &dir).await;
-        assert_eq!((code, &body["whole"]), (Some(2), &json!(false)), "{what}: {body}");
+        assert_eq!(
+            (code, &body["whole"]),
+            (Some(2), &json!(false)),
+            "{what}: {body}"
+        );
         assert_eq!(body["problem"], "unreadable", "{what}: {body}");
     }
 }
@@ -130,7 +167,10 @@ async fn verify_holds_while_the_log_is_written() {
         writer.await.unwrap();
     }
     let (_, body) = verdict(&plane, &[], &journal).await;
-    assert!(body["entries"].as_u64().unwrap() >= 121, "every refusal is an entry: {body}");
+    assert!(
+        body["entries"].as_u64().unwrap() >= 121,
+        "every refusal is an entry: {body}"
+    );
 }
 
 #[tokio::test]
@@ -147,16 +187,25 @@ async fn tail_prints_what_is_there_and_follows_what_comes() {
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(lines.len(), 3, "{printed}");
     let all = plane.entries();
-    let shown: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shown: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(shown, all[all.len() - 3..]);
 
     let mut command = plane.writ();
-    command.args(["audit", "tail", "-n", "0"]).arg(&journal).stdout(Stdio::piped());
+    command
+        .args(["audit", "tail", "-n", "0"])
+        .arg(&journal)
+        .stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
     let (send, receive) = std::sync::mpsc::channel();
     let reading = std::thread::spawn(move || {
-        for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
+        for line in std::io::BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+        {
             if send.send(line).is_err() {
                 break;
             }
@@ -190,7 +239,10 @@ async fn status_says_what_runs() {
     assert_eq!(status["approvals"], json!({ "pending": 0, "approved": 0 }));
     assert_eq!(status["proxies"], json!([]));
     let output = ask(&[]).await;
-    assert!(text(&output.stdout).contains("none has connected"), "{output:?}");
+    assert!(
+        text(&output.stdout).contains("none has connected"),
+        "{output:?}"
+    );
     let output = ask(&["--admin-socket", "/nowhere.sock"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("writ serve"), "{output:?}");

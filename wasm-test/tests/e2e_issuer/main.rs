@@ -12,10 +12,13 @@
     reason = "tests fail loudly, and their names say what they are"
 )]
 
+mod admin_socket;
 mod browser;
 mod calling;
 mod cutter;
+mod deciding;
 mod evidence;
+mod exchange_callers;
 mod exchange_params;
 mod exchange_proofs;
 mod exchange_tokens;
@@ -23,8 +26,10 @@ mod identities;
 mod interop;
 mod judging;
 mod log_commands;
+mod page_contents;
 mod pages;
 mod plane;
 mod programs;
 mod starting;
 mod terminal_approvals;
+mod visitor;

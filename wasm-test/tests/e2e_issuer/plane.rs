@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wasm_test::child::Child;
-use wasm_test::client::{Agent, Approver};
+use wasm_test::client::Agent;
 use wasm_test::ports::{self, Ports};
 use wasm_test::system::{AGENT, PROXY};
 use wasm_test::tools::Tools;
@@ -221,10 +221,6 @@ impl Plane {
         Agent::connect(&self.issuer(), &self.origin(), &socket)
             .await
             .unwrap()
-    }
-
-    pub async fn approver(&self) -> Approver {
-        Approver::login(self.login_link()).await.unwrap()
     }
 
     /// Every entry of the log, oldest first.

@@ -47,7 +47,10 @@ fn refuses(what: &str, prepared: &Prepared, words: &[&str]) {
 fn at_line(prepared: &Prepared, holds: &str) -> String {
     let path = prepared.write();
     let config = std::fs::read_to_string(path).unwrap();
-    let line = config.lines().position(|line| line.contains(holds)).unwrap();
+    let line = config
+        .lines()
+        .position(|line| line.contains(holds))
+        .unwrap();
     format!("writ.toml:{}", line + 1)
 }
 
@@ -60,11 +63,23 @@ fn a_number_out_of_bounds_is_named_with_file_and_line() {
         ("[token]\nproof_window_s = 301", "proof_window_s", "300"),
         ("[edge]\nhold_s = 56", "hold_s", "55"),
         ("[edge]\nproof_window_s = 301", "proof_window_s", "300"),
-        ("[edge]\ndecision_deadline_ms = 10001", "decision_deadline_ms", "10000"),
+        (
+            "[edge]\ndecision_deadline_ms = 10001",
+            "decision_deadline_ms",
+            "10000",
+        ),
         ("[identity]\nsvid_ttl_s = 9", "svid_ttl_s", "10"),
         ("[limits]\nheld_per_agent = 257", "held_per_agent", "256"),
-        ("[limits]\nkeys_per_evidence = 257", "keys_per_evidence", "256"),
-        ("[limits]\noutstanding_per_agent = 65537", "outstanding_per_agent", "65536"),
+        (
+            "[limits]\nkeys_per_evidence = 257",
+            "keys_per_evidence",
+            "256",
+        ),
+        (
+            "[limits]\noutstanding_per_agent = 65537",
+            "outstanding_per_agent",
+            "65536",
+        ),
         ("[approval]\npending_s = 86401", "pending_s", "86400"),
     ];
     for (over, key, limit) in cases {
@@ -79,15 +94,43 @@ fn a_config_that_is_not_one_is_named_with_file_and_line() {
     let cases = [
         ("[token]\nlifetime_s = \"30\"", "lifetime_s", "whole number"),
         ("[token]\nlifetimes = 30", "lifetimes", "lifetimes"),
-        ("[server]\nlisten = \"somewhere\"", "listen = \"somewhere\"", "address"),
-        ("[server]\nissuer = \"http://127.0.0.1:1/path\"", "issuer", "nothing after"),
-        ("[server]\nlogin_as = \"nobody\"", "login_as", "[[approver]]"),
+        (
+            "[server]\nlisten = \"somewhere\"",
+            "listen = \"somewhere\"",
+            "address",
+        ),
+        (
+            "[server]\nissuer = \"http://127.0.0.1:1/path\"",
+            "issuer",
+            "nothing after",
+        ),
+        (
+            "[server]\nlogin_as = \"nobody\"",
+            "login_as",
+            "[[approver]]",
+        ),
         ("[server]\nlisten = \"0.0.0.0:1\"", "issuer", "https"),
-        ("[server]\nplaintext_grpc = true\ngrpc_listen = \"0.0.0.0:1\"", "plaintext_grpc", "loopback"),
-        ("[edge]\nlisten = \"0.0.0.0:1\"", "dev_single_uid", "loopback"),
+        (
+            "[server]\nplaintext_grpc = true\ngrpc_listen = \"0.0.0.0:1\"",
+            "plaintext_grpc",
+            "loopback",
+        ),
+        (
+            "[edge]\nlisten = \"0.0.0.0:1\"",
+            "dev_single_uid",
+            "loopback",
+        ),
         ("[edge]\nmodule = \"filter.wasm\"", "module", "absolute"),
-        ("[policy]\nfiles = []", "files = ", "nothing would ever be allowed"),
-        ("[policy]\nfiles = [\"nowhere.cedar\"]", "files = ", "nowhere.cedar"),
+        (
+            "[policy]\nfiles = []",
+            "files = ",
+            "nothing would ever be allowed",
+        ),
+        (
+            "[policy]\nfiles = [\"nowhere.cedar\"]",
+            "files = ",
+            "nowhere.cedar",
+        ),
         (
             "[[agent]]\nspiffe_id = \"demo\"\nowner = \"a\"",
             "spiffe_id = \"demo\"",
@@ -112,13 +155,20 @@ fn a_config_that_is_not_one_is_named_with_file_and_line() {
     assert!(said.contains("broken.toml:2"), "{said}");
     let (code, said) = ended(prepared.serve(&prepared.path("nowhere.toml")));
     assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("nowhere.toml") && said.contains("--config"), "{said}");
+    assert!(
+        said.contains("nowhere.toml") && said.contains("--config"),
+        "{said}"
+    );
 }
 
 #[test]
 fn all_that_is_wrong_is_said_at_once() {
     let over = "[token]\nlifetime_s = 301\n[edge]\nhold_s = 56\n[limits]\nheld_total = 0";
-    refuses("three mistakes", &Prepared::new().with(over), &["lifetime_s", "hold_s", "held_total"]);
+    refuses(
+        "three mistakes",
+        &Prepared::new().with(over),
+        &["lifetime_s", "hold_s", "held_total"],
+    );
 }
 
 #[test]
@@ -136,12 +186,23 @@ fn a_taken_port_is_named() {
 fn files_and_directories_that_cannot_be_used_are_named() {
     let prepared = Prepared::new();
     std::fs::write(prepared.path("file"), "").unwrap();
-    let below = format!("[server]\ndata_dir = {:?}", prepared.path("file").join("data"));
-    refuses("a data_dir below a file", &prepared.with(&below), &["file/data", "writable"]);
+    let below = format!(
+        "[server]\ndata_dir = {:?}",
+        prepared.path("file").join("data")
+    );
+    refuses(
+        "a data_dir below a file",
+        &prepared.with(&below),
+        &["file/data", "writable"],
+    );
 
     // Nobody may write there, not even root.
     let prepared = Prepared::new().with("[server]\ndata_dir = \"/proc/writ\"");
-    refuses("an unwritable data_dir", &prepared, &["/proc/writ", "writable"]);
+    refuses(
+        "an unwritable data_dir",
+        &prepared,
+        &["/proc/writ", "writable"],
+    );
 
     let prepared = Prepared::new();
     let nowhere = prepared.path("nowhere.wasm").display().to_string();
@@ -151,28 +212,57 @@ fn files_and_directories_that_cannot_be_used_are_named() {
     let prepared = Prepared::new();
     let not_wasm = prepared.path("policy.cedar").display().to_string();
     let over = format!("[edge]\nmodule = {not_wasm:?}");
-    refuses("a module that is none", &prepared.with(&over), &["policy.cedar"]);
+    refuses(
+        "a module that is none",
+        &prepared.with(&over),
+        &["policy.cedar"],
+    );
 
     let prepared = Prepared::new();
-    let over = format!("[server]\nadmin_socket = {:?}", prepared.path("no/such/admin.sock"));
-    refuses("a socket in no directory", &prepared.with(&over), &["no/such/admin.sock"]);
+    let over = format!(
+        "[server]\nadmin_socket = {:?}",
+        prepared.path("no/such/admin.sock")
+    );
+    refuses(
+        "a socket in no directory",
+        &prepared.with(&over),
+        &["no/such/admin.sock"],
+    );
 
     let prepared = Prepared::new();
     std::fs::write(prepared.path("workload.sock"), "precious").unwrap();
-    refuses("a file where the socket goes", &prepared, &["workload.sock"]);
-    assert_eq!(std::fs::read(prepared.path("workload.sock")).unwrap(), b"precious");
+    refuses(
+        "a file where the socket goes",
+        &prepared,
+        &["workload.sock"],
+    );
+    assert_eq!(
+        std::fs::read(prepared.path("workload.sock")).unwrap(),
+        b"precious"
+    );
 
     let prepared = Prepared::new();
     std::fs::write(prepared.path("admin.sock"), "precious").unwrap();
-    refuses("a file where the admin socket goes", &prepared, &["admin.sock", "not a socket"]);
-    assert_eq!(std::fs::read(prepared.path("admin.sock")).unwrap(), b"precious");
+    refuses(
+        "a file where the admin socket goes",
+        &prepared,
+        &["admin.sock", "not a socket"],
+    );
+    assert_eq!(
+        std::fs::read(prepared.path("admin.sock")).unwrap(),
+        b"precious"
+    );
 }
 
 #[test]
 fn a_broken_policy_is_named() {
     let cases = [
         ("syntax", "permit (principal, action", "policy.cedar"),
-        ("an unknown attribute", "permit (principal, action, resource) when { resource.nothing };", "nothing"),
+        (
+            "an unknown attribute",
+            "permit (principal, action, resource) when { resource.nothing };",
+            "nothing",
+        ),
         (
             "approvers that nobody is",
             "@id(\"x\")\n@approvers(\"nobody\")\nforbid (principal, action, resource)\nunless { context.approvals.contains(\"x\") };",
@@ -196,7 +286,8 @@ async fn keys_that_others_may_read_are_refused() {
     }
     let prepared = plane.stopped().await;
     for key in &keys {
-        let set = |mode| std::fs::set_permissions(key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let set =
+            |mode| std::fs::set_permissions(key, std::fs::Permissions::from_mode(mode)).unwrap();
         set(0o644);
         let name = key.file_name().unwrap().to_str().unwrap();
         refuses(name, &prepared, &[name, "read by others"]);
@@ -211,17 +302,37 @@ async fn two_never_share_a_data_dir_or_a_socket() {
     let plane = Plane::start().await;
     let second = Prepared::new();
     let over = format!("[server]\ndata_dir = {:?}", plane.data());
-    refuses("the same data_dir", &second.with(&over), &["in use", "journal"]);
+    refuses(
+        "the same data_dir",
+        &second.with(&over),
+        &["in use", "journal"],
+    );
 
     let second = Prepared::new();
     let over = format!("[server]\nadmin_socket = {:?}", plane.path("admin.sock"));
-    refuses("the same admin socket", &second.with(&over), &["admin.sock", "another process"]);
+    refuses(
+        "the same admin socket",
+        &second.with(&over),
+        &["admin.sock", "another process"],
+    );
 
     let second = Prepared::new();
-    let over = format!("[identity]\nworkload_api = {:?}", plane.path("workload.sock"));
-    refuses("the same Workload API", &second.with(&over), &["workload.sock", "another process"]);
+    let over = format!(
+        "[identity]\nworkload_api = {:?}",
+        plane.path("workload.sock")
+    );
+    refuses(
+        "the same Workload API",
+        &second.with(&over),
+        &["workload.sock", "another process"],
+    );
     // The first one took no harm.
-    plane.agent().await.token("GET", "/files/report.txt").await.unwrap();
+    plane
+        .agent()
+        .await
+        .token("GET", "/files/report.txt")
+        .await
+        .unwrap();
 }
 
 #[test]
@@ -251,22 +362,39 @@ async fn the_ready_file_is_for_its_owner_and_right() {
     assert_eq!(told("issuer"), plane.issuer());
     assert_eq!(told("ui"), plane.issuer());
     assert_eq!(told("grpc"), format!("127.0.0.1:{}", plane.ports().grpc));
-    assert_eq!(told("workload_api"), plane.path("workload.sock").display().to_string());
-    assert_eq!(told("admin_socket"), plane.path("admin.sock").display().to_string());
-    assert_eq!(told("audit_dir"), plane.data().join("journal").display().to_string());
+    assert_eq!(
+        told("workload_api"),
+        plane.path("workload.sock").display().to_string()
+    );
+    assert_eq!(
+        told("admin_socket"),
+        plane.path("admin.sock").display().to_string()
+    );
+    assert_eq!(
+        told("audit_dir"),
+        plane.data().join("journal").display().to_string()
+    );
     assert_eq!(ready["pid"].as_u64(), Some(u64::from(plane.pid())));
     let module = std::fs::read(std::env::var("WRIT_FILTER_WASM").unwrap()).unwrap();
     use sha2::Digest as _;
-    assert_eq!(told("module_sha256"), hex::encode(sha2::Sha256::digest(module)));
+    assert_eq!(
+        told("module_sha256"),
+        hex::encode(sha2::Sha256::digest(module))
+    );
     let (page, secret) = plane.login_link().split_once('#').unwrap();
     assert_eq!(page, format!("{}/login", plane.issuer()));
     assert!(secret.len() >= 22, "at least 128 bits");
     // Everything that it names answers.
     for path in ["/healthz", "/readyz", "/login"] {
-        let answer = reqwest::get(format!("{}{path}", plane.issuer())).await.unwrap();
+        let answer = reqwest::get(format!("{}{path}", plane.issuer()))
+            .await
+            .unwrap();
         assert_eq!(answer.status(), 200, "{path}");
     }
     // The link is nowhere else.
     let log = std::fs::read_to_string(plane.path("serve.log")).unwrap();
-    assert!(!log.contains(secret), "the login link's secret is in the log");
+    assert!(
+        !log.contains(secret),
+        "the login link's secret is in the log"
+    );
 }

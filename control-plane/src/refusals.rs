@@ -1,0 +1,92 @@
+//! Refusals that get no line of their own: those of callers nobody has
+//! authenticated, and those of an agent that provokes too many. They are counted
+//! by reason and written once a minute, so that refused traffic can't fill the log.
+
+use capability::reason::Reason;
+use ledger::Ledger;
+use ledger::model::Command;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Lines per agent and second that refusals may cause.
+const LINES_PER_AGENT: u32 = 20;
+/// Agents whose lines are counted within one second; beyond, refusals are counted only.
+const AGENTS_MAX: usize = 4_096;
+
+/// The counts and the budgets.
+#[derive(Default)]
+pub struct Refusals {
+    counts: Mutex<BTreeMap<&'static str, u64>>,
+    second: Mutex<(u64, BTreeMap<String, u32>)>,
+}
+
+impl Refusals {
+    /// Counts a refusal that gets no line.
+    pub fn count(&self, reason: Reason) {
+        self.add(reason.as_str(), 1);
+    }
+
+    fn add(&self, reason: &'static str, more: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(reason).or_default();
+        *count = count.saturating_add(more);
+    }
+
+    /// Whether a refusal of this agent's may have a line now; it is counted when
+    /// it may not.
+    pub fn may_have_line(&self, agent: &str, reason: Reason, now_ms: u64) -> bool {
+        let may = {
+            let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+            if second.0 != now_ms / 1000 {
+                *second = (now_ms / 1000, BTreeMap::new());
+            }
+            let known = second.1.len();
+            match second.1.get_mut(agent) {
+                Some(lines) => {
+                    *lines = lines.saturating_add(1);
+                    *lines <= LINES_PER_AGENT
+                }
+                None if known < AGENTS_MAX => {
+                    second.1.insert(agent.to_owned(), 1);
+                    true
+                }
+                None => false,
+            }
+        };
+        if !may {
+            self.count(reason);
+        }
+        may
+    }
+
+    /// Moves the counts into the log; called each minute and at the end. What
+    /// could not be written is kept for the next time.
+    pub async fn flush(&self, ledger: &Ledger) {
+        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        if counts.is_empty() {
+            return;
+        }
+        let body = serde_json::json!({ "counts": counts });
+        if let Err(error) = ledger.commit(Command::Note { kind: "exchange_counts", body }).await {
+            tracing::error!(%error, "the counts of refusals could not be recorded yet");
+            for (reason, count) in counts {
+                self.add(reason, count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_has_so_many_lines_a_second_and_the_rest_is_counted() {
+        let refusals = Refusals::default();
+        let lines = |agent: &str, now| (0..50).filter(|_| refusals.may_have_line(agent, Reason::TokenSpent, now)).count();
+        assert_eq!(lines("a", 1_000), 20);
+        assert_eq!(lines("b", 1_999), 20, "one agent does not use up another's");
+        assert_eq!(lines("a", 2_000), 20);
+        assert_eq!(refusals.counts.lock().unwrap().get("token_spent"), Some(&90));
+    }
+}

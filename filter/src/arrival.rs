@@ -1,0 +1,87 @@
+//! A request's headers on arrival: what only a proxy may set is taken off before
+//! anything is read, and what an action is digested from has one reading.
+
+use crate::host::{self, Header, HostFault};
+use capability::reason::Reason;
+
+/// Headers that only this side of the proxy sets.
+const OURS: [&[u8]; 2] = [b"x-writ-", b"x-envoy-"];
+/// Headers by which some servers take a request for another one than its
+/// method, path and authority say, which is what was signed and approved.
+const REINTERPRETING: [&[u8]; 7] = [
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+    b"x-original-url",
+    b"x-rewrite-url",
+    b"x-original-host",
+    b"x-forwarded-host",
+];
+/// A content type or encoding is at most this long; bytes.
+const CONTENT_MAX: usize = 256;
+
+/// Removes the headers that no client may send, and returns the others. Only
+/// for the request in force.
+///
+/// # Errors
+/// The host gave no headers, or did not remove one.
+pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
+    let mut headers = host::request_headers()?;
+    let mut stripped: Vec<Vec<u8>> = Vec::new();
+    headers.retain(|(name, _)| {
+        let stays = !is_untrusted(name);
+        if !stays && !stripped.contains(name) {
+            stripped.push(name.clone());
+        }
+        stays
+    });
+    for name in &stripped {
+        host::remove_request_header(&String::from_utf8_lossy(name))?;
+    }
+    Ok(headers)
+}
+
+fn is_untrusted(name: &[u8]) -> bool {
+    name.starts_with(b"x-")
+        && (OURS.iter().any(|prefix| name.starts_with(prefix)) || REINTERPRETING.contains(&name))
+}
+
+/// What a body is, as the digest of an action has it.
+pub struct Content {
+    /// `content-type`, exactly; empty without one.
+    pub media_type: String,
+    /// `content-encoding`, exactly; empty without one.
+    pub encoding: String,
+}
+
+impl Content {
+    /// Reads both headers.
+    ///
+    /// # Errors
+    /// `action_mismatch` when one of them is there twice, is longer than 256
+    /// bytes or is not printable ASCII, or when the content type has a comma
+    /// (which is how hosts join two of them): no action says which would count.
+    pub fn of(headers: &[Header]) -> Result<Self, Reason> {
+        let media_type = exact(headers, b"content-type")?;
+        if media_type.contains(',') {
+            return Err(Reason::ActionMismatch);
+        }
+        Ok(Self {
+            media_type,
+            encoding: exact(headers, b"content-encoding")?,
+        })
+    }
+}
+
+fn exact(headers: &[Header], name: &[u8]) -> Result<String, Reason> {
+    let mut values = headers.iter().filter(|(known, _)| known == name);
+    let value = match (values.next(), values.next()) {
+        (None, _) => return Ok(String::new()),
+        (Some((_, value)), None) if value.len() <= CONTENT_MAX => value,
+        (Some(_), _) => return Err(Reason::ActionMismatch),
+    };
+    let text = std::str::from_utf8(value).ok();
+    text.filter(|text| text.bytes().all(|byte| (0x20..0x7f).contains(&byte)))
+        .map(str::to_owned)
+        .ok_or(Reason::ActionMismatch)
+}
