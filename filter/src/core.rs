@@ -8,27 +8,32 @@
 
 mod answers;
 
+use crate::arrival::{self, Content};
 use crate::config::Settings;
 use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Header, HostFault};
 use crate::metrics::Metrics;
-use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut, text};
+use crate::outcomes::{Outcomes, not_forwarded};
+use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
 use crate::refusal::Refusal;
-use crate::stream::Stream;
+use crate::stream::{NotSent, Stream};
 use capability::decide::Permit;
 use capability::gates::{self, RequestView, TokenCheck};
 use capability::reason::Reason;
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{Allow, Outcome, Question, QuestionId, Withdraw};
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// How long the answer to a withdrawal is waited for; milliseconds.
 const WITHDRAWAL_MS: u64 = 500;
 /// What a hold may take beyond its own time for its last answer; milliseconds.
 const HOLD_MARGIN_MS: u64 = 2_000;
-/// Outcomes that wait for a stream.
-const OUTCOMES: usize = 4_096;
+/// How long it is remembered that nobody waits for an answer that may still
+/// come; milliseconds. A hold is at most 55 s.
+const GONE_MS: u64 = 60_000;
+/// Why an allowed request went no further.
+const CLIENT_LEFT: &str = "the client had left";
+const TOO_LATE: &str = "the deadline had passed";
 /// A message from the control plane is at most this long; bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
 /// The proxy's word for how a response ended is cut to this; bytes.
@@ -53,7 +58,7 @@ pub struct Core {
     stream: Stream,
     questions: Questions,
     denials: Denials,
-    outcomes: VecDeque<Outcome>,
+    outcomes: Outcomes,
 }
 
 impl Core {
@@ -66,7 +71,7 @@ impl Core {
             stream: Stream::new(),
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
-            outcomes: VecDeque::new(),
+            outcomes: Outcomes::new(),
             settings,
             metrics,
         }
@@ -77,6 +82,7 @@ impl Core {
         self.questions.resize(settings.questions);
         self.denials.resize(settings.denials);
         self.settings = settings;
+        self.metrics.flush();
         self.metrics = metrics;
     }
 
@@ -98,7 +104,7 @@ impl Core {
     /// A request's headers are there. It is asked about or refused; either way
     /// it is paused now. `None` when it was refused.
     pub fn arrive(&mut self, http: u32) -> Option<Rc<Passage>> {
-        let headers = match untrusted_headers_stripped() {
+        let headers = match arrival::trusted_headers() {
             Ok(headers) => headers,
             Err(HostFault) => {
                 self.refuse(
@@ -147,6 +153,7 @@ impl Core {
                 token_hash: checked.token_hash(),
             });
         }
+        let content = Content::of(headers).map_err(Refusal::new)?;
         if !self.stream.is_up() || self.questions.is_full() {
             return Err(Refusal::not_asked());
         }
@@ -156,8 +163,8 @@ impl Core {
             method: checked.method().to_owned(),
             authority: checked.authority().to_owned(),
             path: checked.path().to_owned(),
-            content_type: text(headers, "content-type", 256),
-            content_encoding: text(headers, "content-encoding", 256),
+            content_type: content.media_type,
+            content_encoding: content.encoding,
             request_id: facts.request_id.clone(),
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
             route: self.settings.route(checked.path()).to_owned(),
@@ -177,10 +184,7 @@ impl Core {
             times,
         );
         let (passage, ask) = (Rc::clone(&entry.request.passage), entry.ask.clone());
-        // The stream belongs to the root context.
-        let sent =
-            self.put(self.root).is_ok() && self.stream.send_encoded(&ask, self.now_ms).is_ok();
-        if !sent {
+        if self.send_with_outcomes(ask).is_err() {
             self.questions.take(Some(passage.id()));
             return Err(Refusal::not_asked());
         }
@@ -195,41 +199,58 @@ impl Core {
             return;
         }
         self.metrics.clients_gone.add(1);
-        self.questions
-            .abandon(id, self.now_ms.saturating_add(WITHDRAWAL_MS));
+        self.leave(id, CLIENT_LEFT);
         self.withdraw(id);
     }
 
-    /// A request that was let through ended, or it turned out that it did not
-    /// go on. Kept until there is a stream to report it on.
-    pub fn outcome(&mut self, id: &QuestionId, status: u32, response_bytes: u64, details: &str) {
-        if self.outcomes.len() >= OUTCOMES {
-            self.metrics.outcomes_dropped.add(1);
-            return;
-        }
-        self.outcomes.push_back(Outcome {
+    /// Nobody waits for this question any more, and its last answer may come yet.
+    fn leave(&mut self, id: &QuestionId, why: &'static str) {
+        self.questions
+            .leave(id, self.now_ms.saturating_add(GONE_MS), why);
+    }
+
+    /// A request that was let through ended.
+    pub fn ended(&mut self, id: &QuestionId, status: u32, response_bytes: u64, details: &str) {
+        self.outcome(Outcome {
             id: Some(id.clone()),
             status,
             response_bytes,
             details: cut(details, DETAILS_MAX),
+            not_forwarded: false,
         });
-        self.report_outcomes();
+    }
+
+    /// Takes an outcome, to be reported with the next question. When nothing is
+    /// in flight, the next question may be far, so it is reported at once; the
+    /// next tick reports what is left.
+    fn outcome(&mut self, outcome: Outcome) {
+        if self.outcomes.push(outcome) == Kept::Dropped {
+            self.metrics.outcomes_dropped.add(1);
+        }
+        if self.questions.is_empty() || self.outcomes.fill_a_message() {
+            self.report_outcomes();
+        }
     }
 
     fn report_outcomes(&mut self) {
-        if self.outcomes.is_empty() || !self.stream.is_up() || self.put(self.root).is_err() {
-            return;
-        }
-        while let Some(outcome) = self.outcomes.pop_front() {
-            if self
-                .stream
-                .send(ToServer::Outcome(outcome.clone()), self.now_ms)
-                .is_err()
-            {
-                self.outcomes.push_front(outcome);
+        while !self.outcomes.is_empty() && self.stream.is_up() {
+            if self.send_with_outcomes(Vec::new()).is_err() {
                 return;
             }
         }
+    }
+
+    /// Sends a serialised message, and with it the outcomes that wait.
+    fn send_with_outcomes(&mut self, mut message: Vec<u8>) -> Result<(), NotSent> {
+        // The stream belongs to the root context.
+        self.put(self.root).map_err(|ContextGone| NotSent)?;
+        let outcomes = self.outcomes.take();
+        outcomes.append_to(&mut message);
+        let sent = self.stream.send_encoded(&message, self.now_ms);
+        if sent.is_err() {
+            self.outcomes.put_back(outcomes);
+        }
+        sent
     }
 
     fn take(&mut self, id: Option<&QuestionId>) -> Option<Entry> {
@@ -251,7 +272,7 @@ impl Core {
         let id = request.passage.id().clone();
         if self.put(request.http).is_err() {
             self.metrics.contexts_lost.add(1);
-            self.outcome(&id, 0, 0, "writ: not forwarded, the request is gone");
+            self.outcome(not_forwarded(&id, "the request is gone"));
             return;
         }
         if set_verified_headers(allow).is_err() {
@@ -262,7 +283,7 @@ impl Core {
                 &Refusal::new(Reason::InternalError),
                 By::Filter,
             );
-            self.outcome(&id, 0, 0, "writ: not forwarded, headers could not be set");
+            self.outcome(not_forwarded(&id, "headers could not be set"));
             return;
         }
         request.passage.open(permit);
@@ -307,7 +328,9 @@ impl Core {
             self.overdue(&id);
         }
         self.questions.sweep(self.now_ms);
+        self.report_outcomes();
         self.report_denials();
+        self.metrics.flush();
     }
 
     /// True while there is no stream, when ticks should come sooner.
@@ -319,9 +342,9 @@ impl Core {
         let Some(entry) = self.questions.find(Some(id)) else {
             return;
         };
-        let approval_id = match &entry.phase {
+        let awaited = match &entry.phase {
             Phase::Asked => None,
-            Phase::Held { approval_id, .. } => Some(approval_id.clone()),
+            Phase::Held { awaited, .. } => Some(awaited.clone()),
             Phase::Withdrawing { .. } => {
                 let Some(entry) = self.take(Some(id)) else {
                     return;
@@ -335,7 +358,7 @@ impl Core {
                 return;
             }
         };
-        entry.phase = Phase::Withdrawing { approval_id };
+        entry.phase = Phase::Withdrawing { awaited };
         entry.deadline_ms = self.now_ms.saturating_add(WITHDRAWAL_MS);
         self.metrics.deadlines.add(1);
         if !self.withdraw(id) {
@@ -364,33 +387,23 @@ impl Core {
         }
     }
 
-    /// The last chance to report refusals: the configuration is going away.
+    /// The last chance to report anything: the configuration is going away.
     pub fn flush(&mut self) {
+        self.metrics.flush();
+        self.report_outcomes();
         if !self.stream.is_up() || self.put(self.root).is_err() {
             return;
         }
-        for batch in self.denials.flush(self.now_ms) {
-            let _lost = self.stream.send(ToServer::Denials(batch), self.now_ms);
+        for batch in self.denials.flush() {
+            if self
+                .stream
+                .send(ToServer::Denials(batch), self.now_ms)
+                .is_err()
+            {
+                return;
+            }
         }
     }
-}
-
-/// The request's headers without those that only a proxy may set, which are
-/// removed before anything is read. Only headers of the request in force.
-fn untrusted_headers_stripped() -> Result<Vec<Header>, HostFault> {
-    let mut headers = host::request_headers()?;
-    let mut stripped: Vec<Vec<u8>> = Vec::new();
-    headers.retain(|(name, _)| {
-        let untrusted = name.starts_with(b"x-writ-") || name.starts_with(b"x-envoy-");
-        if untrusted && !stripped.contains(name) {
-            stripped.push(name.clone());
-        }
-        !untrusted
-    });
-    for name in &stripped {
-        host::remove_request_header(&String::from_utf8_lossy(name))?;
-    }
-    Ok(headers)
 }
 
 /// Takes the credentials off and sets what was verified. Only for the request

@@ -93,7 +93,7 @@ impl Denials {
 
     /// Everything there is, for the last messages before the end: what nobody
     /// has acknowledged yet, and what has come since. Of too many the newest are
-    /// counted in the last batch's `dropped`.
+    /// counted as dropped.
     pub fn flush(&mut self) -> Vec<DenialBatch> {
         let mut batches: Vec<DenialBatch> = self.unacknowledged.iter().cloned().collect();
         let over = self.entries.split_off(
@@ -103,12 +103,7 @@ impl Denials {
         );
         let over = u64::try_from(over.len()).unwrap_or(u64::MAX);
         self.dropped = self.dropped.saturating_add(over);
-        let dropped = std::mem::take(&mut self.dropped);
-        while !self.entries.is_empty() || !self.counts.is_empty() {
-            batches.push(self.next_batch());
-        }
-        if dropped > 0 {
-            self.dropped = dropped;
+        while !self.entries.is_empty() || !self.counts.is_empty() || self.dropped > 0 {
             batches.push(self.next_batch());
         }
         batches

@@ -55,7 +55,7 @@ impl Request {
         }
         let bytes = host::number_property(&["response", "size"]).unwrap_or_default();
         let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
-        core.outcome(passage.id(), self.upstream_status, bytes, &details);
+        core.ended(passage.id(), self.upstream_status, bytes, &details);
     }
 }
 

@@ -21,7 +21,9 @@ pub struct WorkloadEntry {
     pub uid: Option<u32>,
     /// The file that the process runs. It is compared as a file (device and
     /// inode), not as a name, so that a mount namespace can't rename another
-    /// program to it. Reading it needs the same user or `CAP_SYS_PTRACE`.
+    /// program to it. Reading it needs the same user or `CAP_SYS_PTRACE`. It
+    /// tells honest programs of one uid apart and is no boundary between them:
+    /// a process may start any program, and look into those of its own uid.
     pub executable: Option<PathBuf>,
 }
 

@@ -11,7 +11,8 @@
 //! Huffman code for them). What isn't understood passes unchanged: the server
 //! judges it.
 
-const PREFACE_BYTES: usize = 24;
+/// A connection begins with so many (RFC 9113, section 3.4).
+pub(crate) const PREFACE_BYTES: usize = 24;
 const FRAME_HEADER_BYTES: usize = 9;
 /// We announce no larger frames; the server refuses those that come anyway.
 const MAX_FRAME_BYTES: usize = 16 * 1024;

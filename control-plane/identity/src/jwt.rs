@@ -11,7 +11,11 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::{Millis, SpiffeId, TrustDomainError, keyfile};
+use crate::{
+    Millis, SpiffeId, TrustDomainError,
+    jwt_cache::{Full, JwtCache},
+    keyfile,
+};
 
 const KEY_FILE: &str = "jwt.key";
 
@@ -21,12 +25,18 @@ pub(crate) struct JwtAuthority {
     kid: String,
     jwks: String,
     lifetime: Duration,
+    issued: JwtCache,
 }
 
-/// Signing failed, which healthy hardware doesn't do.
+/// Why there is no JWT-SVID.
 #[derive(Debug, thiserror::Error)]
-#[error("a JWT-SVID could not be signed")]
-pub(crate) struct SigningFault;
+pub(crate) enum NotIssued {
+    /// Healthy hardware doesn't do this.
+    #[error("a JWT-SVID could not be signed")]
+    Signing,
+    #[error(transparent)]
+    Full(#[from] Full),
+}
 
 impl JwtAuthority {
     /// Reads the key, or makes it on the first start.
@@ -59,6 +69,7 @@ impl JwtAuthority {
             kid,
             jwks,
             lifetime,
+            issued: JwtCache::default(),
         })
     }
 
@@ -67,13 +78,22 @@ impl JwtAuthority {
         &self.jwks
     }
 
-    /// Makes a JWT-SVID.
+    /// The JWT-SVID of a caller with this uid: the same one until half of its
+    /// life has passed.
     pub(crate) fn issue(
         &self,
+        uid: u32,
         id: &SpiffeId,
         audience: &[String],
         now: Millis,
-    ) -> Result<String, SigningFault> {
+    ) -> Result<String, NotIssued> {
+        let half = u64::try_from(self.lifetime.as_millis() / 2).unwrap_or(Millis::MAX);
+        self.issued.get((uid, id), audience, now, half, || {
+            self.make(id, audience, now)
+        })
+    }
+
+    fn make(&self, id: &SpiffeId, audience: &[String], now: Millis) -> Result<String, NotIssued> {
         let issued = now / 1000;
         let header = json!({ "alg": "ES256", "kid": self.kid, "typ": "JWT" });
         let claims = json!({
@@ -88,7 +108,7 @@ impl JwtAuthority {
         let signature = self
             .key
             .sign(&SystemRandom::new(), token.as_bytes())
-            .map_err(|_| SigningFault)?;
+            .map_err(|_| NotIssued::Signing)?;
         token.push('.');
         token.push_str(&encode(signature.as_ref()));
         Ok(token)

@@ -13,10 +13,12 @@
 mod attest;
 mod authority;
 mod ca;
+mod crowd;
 mod evidence;
 mod files;
 mod handshakes;
 mod jwt;
+mod jwt_cache;
 mod keyfile;
 pub mod mtls;
 mod sds;

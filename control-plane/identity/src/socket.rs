@@ -5,23 +5,40 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
+    time::Sleep,
 };
 use tonic::transport::server::Connected;
 
-use crate::{Caller, TrustDomainError, authority::Mender};
+use crate::{
+    Caller, TrustDomainError,
+    authority::{Mender, PREFACE_BYTES},
+    crowd::{Crowd, Place},
+    files,
+    throttle::Throttle,
+};
 
 /// Any local process may connect: attestation decides what it gets.
 const SOCKET_MODE: u32 = 0o666;
 /// After a failed accept (usually: too many open files).
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Connections at one time. Workloads keep theirs open, so a further one is
+/// refused at once and doesn't wait.
+const MAX_CONNECTIONS: usize = 1024;
+/// Connections have at most this part of the files that may be open: one in so many.
+const CONNECTION_FILES: u64 = 8;
+/// Connections of one uid: one part in so many. The others have the rest.
+const UID_PARTS: usize = 4;
+/// A connection that hasn't begun with HTTP/2's preface by then is closed.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Listener(UnixListener);
 
@@ -65,22 +82,55 @@ pub(crate) fn remove(path: &Path) {
 impl Listener {
     /// The connections, each with its caller. Never ends.
     pub(crate) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
-        stream::unfold(self.0, |listener| async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => match Caller::of(&stream) {
-                        Ok(caller) => return Some((Ok(Connection::new(stream, caller)), listener)),
-                        Err(error) => {
-                            tracing::warn!(%error, "a caller without peer credentials was refused");
-                        }
-                    },
-                    Err(error) => {
-                        tracing::warn!(%error, "the workload api could not accept a connection");
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
-                }
-            }
+        let most = files::share(MAX_CONNECTIONS, CONNECTION_FILES);
+        let accepting = Accepting {
+            listener: self.0,
+            crowd: Crowd::new(most, most.div_ceil(UID_PARTS)),
+            warnings: Throttle::new(Instant::now()),
+        };
+        stream::unfold(accepting, |accepting| async move {
+            let connection = accepting.next().await;
+            Some((Ok(connection), accepting))
         })
+    }
+}
+
+struct Accepting {
+    listener: UnixListener,
+    crowd: Arc<Crowd>,
+    warnings: Throttle,
+}
+
+impl Accepting {
+    async fn next(&self) -> Connection {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the workload api could not accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let caller = match Caller::of(&stream) {
+                Ok(caller) => caller,
+                Err(error) => {
+                    tracing::warn!(%error, "a caller without peer credentials was refused");
+                    continue;
+                }
+            };
+            if let Some(place) = self.crowd.enter(caller.uid) {
+                return Connection::new(stream, caller, place);
+            }
+            if let Some(suppressed) = self.warnings.pass(Instant::now()) {
+                tracing::warn!(
+                    uid = caller.uid,
+                    pid = caller.pid,
+                    suppressed,
+                    "a connection to the workload api was refused: too many are open"
+                );
+            }
+        }
     }
 }
 
@@ -94,13 +144,21 @@ pub(crate) struct Connection {
     mender: Mender,
     /// Mended and not yet taken.
     ready: Vec<u8>,
+    /// What is missing of the preface, in bytes, and until when it may be.
+    preface: usize,
+    deadline: Pin<Box<Sleep>>,
+    /// After the stream: the place is free once the file is closed.
+    _place: Place,
 }
 
 impl Connection {
-    fn new(stream: UnixStream, caller: Caller) -> Self {
+    fn new(stream: UnixStream, caller: Caller, place: Place) -> Self {
         Self {
             stream,
             caller,
+            preface: PREFACE_BYTES,
+            deadline: Box::pin(tokio::time::sleep(PREFACE_TIMEOUT)),
+            _place: place,
             mender: Mender::new(),
             ready: Vec::new(),
         }
@@ -126,7 +184,17 @@ impl AsyncRead for Connection {
         while this.ready.is_empty() {
             let mut bytes = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+            if Pin::new(&mut this.stream)
+                .poll_read(cx, &mut read)?
+                .is_pending()
+            {
+                if this.preface > 0 {
+                    ready!(this.deadline.as_mut().poll(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                return Poll::Pending;
+            }
+            this.preface = this.preface.saturating_sub(read.filled().len());
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     Caller, MAX_JWT_SVID_BYTES, SpiffeId,
+    jwt::NotIssued,
     proto::{
         JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
         ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
@@ -78,13 +79,15 @@ impl WorkloadApi {
     }
 }
 
+/// The process that a request came from.
+fn caller<T>(request: &Request<T>) -> Result<&Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.ok_or_else(|| Status::permission_denied("no identity issued"))
+}
+
 /// The identities of the process that a request came from, at least one.
 pub(crate) fn attest<T>(shared: &Shared, request: &Request<T>) -> Result<Vec<SpiffeId>, Status> {
-    let ids = request
-        .extensions()
-        .get::<Caller>()
-        .map(|caller| shared.identities(caller))
-        .unwrap_or_default();
+    let ids = shared.identities(caller(request)?);
     if ids.is_empty() {
         return Err(Status::permission_denied("no identity issued"));
     }
@@ -134,6 +137,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
         let mut ids = self.attest(&request)?;
+        let uid = caller(&request)?.uid;
         let JwtsvidRequest {
             audience,
             spiffe_id,
@@ -159,11 +163,13 @@ impl SpiffeWorkloadApi for WorkloadApi {
         let svids = ids
             .iter()
             .map(|id| {
-                let svid = self
-                    .shared
-                    .jwt()
-                    .issue(id, &audience, now)
-                    .map_err(|fault| Status::internal(fault.to_string()))?;
+                let svid =
+                    self.shared.jwt().issue(uid, id, &audience, now).map_err(
+                        |fault| match fault {
+                            NotIssued::Signing => Status::internal(fault.to_string()),
+                            NotIssued::Full(full) => Status::resource_exhausted(full.to_string()),
+                        },
+                    )?;
                 Ok(Jwtsvid {
                     spiffe_id: id.to_string(),
                     svid,

@@ -4,7 +4,13 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -67,6 +73,26 @@ async fn every_call_of_the_public_client() {
     assert!(client.fetch_jwt_svid(none, None).await.is_err());
     assert!(client.fetch_jwt_svid([""], None).await.is_err());
     assert!(client.fetch_jwt_svid(["a"; 17], None).await.is_err());
+}
+
+#[tokio::test]
+async fn a_jwt_svid_is_the_same_one_until_half_of_its_life() {
+    let ahead_ms = Arc::new(AtomicU64::new(0));
+    let ahead = Arc::clone(&ahead_ms);
+    let clock = Arc::new(move || now_ms() + ahead.load(Ordering::Relaxed));
+    let domain = Domain::with(|settings| settings.clock = clock);
+    let fetch = async || {
+        identity::fetch_jwt_svid(&domain.socket(), ISSUER)
+            .await
+            .unwrap()
+    };
+    let first = fetch().await;
+    ahead_ms.store(140_000, Ordering::Relaxed);
+    assert_eq!(fetch().await, first);
+    ahead_ms.store(151_000, Ordering::Relaxed);
+    let second = fetch().await;
+    assert_ne!(second, first);
+    assert_eq!(fetch().await, second);
 }
 
 #[tokio::test]
@@ -295,4 +321,37 @@ async fn no_socket_is_an_error_that_names_it() {
     assert!(error.to_string().contains("nobody.sock"), "{error}");
     let error = identity::fetch_jwt_svid(&socket, ISSUER).await.unwrap_err();
     assert!(error.to_string().contains("nobody.sock"), "{error}");
+}
+
+#[tokio::test]
+async fn one_uid_may_not_have_every_connection() {
+    let domain = Domain::start();
+    let open = async || {
+        tokio::net::UnixStream::connect(domain.socket())
+            .await
+            .unwrap()
+    };
+    let mut idle = vec![open().await];
+    // Refused is closed: of those that are served nothing can be read.
+    let closed = async |stream: &tokio::net::UnixStream| {
+        let read = tokio::time::timeout(Duration::from_millis(50), stream.readable());
+        read.await.is_ok()
+    };
+    loop {
+        let next = open().await;
+        if closed(&next).await {
+            break;
+        }
+        idle.push(next);
+        assert!(idle.len() <= 256, "no end in sight");
+    }
+    assert!(idle.len() >= 16, "only {}", idle.len());
+    // Those who have never said anything go by themselves, and make room.
+    let first = idle.first().unwrap();
+    tokio::time::timeout(TIMEOUT * 2, first.readable())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!closed(&open().await).await);
+    assert!(client(&domain).await.fetch_x509_svid().await.is_ok());
 }

@@ -15,6 +15,7 @@ pub mod model;
 mod queue;
 mod recovery;
 mod state;
+mod tally;
 mod writer;
 
 use std::{

@@ -110,29 +110,6 @@ pub(crate) struct State {
     pub(crate) holds_changed: u64,
 }
 
-/// How many of something each agent has; those without are not in it.
-#[derive(Clone, Default)]
-struct Tally(HashMap<String, usize>);
-
-impl Tally {
-    fn of(&self, agent: &str) -> usize {
-        self.0.get(agent).copied().unwrap_or_default()
-    }
-
-    fn add(&mut self, agent: &str) {
-        *self.0.entry(agent.to_owned()).or_default() += 1;
-    }
-
-    fn remove(&mut self, agent: &str) {
-        if let Some(count) = self.0.get_mut(agent) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.0.remove(agent);
-            }
-        }
-    }
-}
-
 impl State {
     pub(crate) fn token(&self, hash: &Hash) -> Option<&Outstanding> {
         self.tokens.get(hash)

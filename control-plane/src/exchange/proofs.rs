@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn once_until_it_ends_and_never_forgotten_early() {
         let seen = SeenProofs::new(2, 2);
-        let mut insert = |id, until, now| seen.insert("a", [id; 32], until, now);
+        let insert = |id, until, now| seen.insert("a", [id; 32], until, now);
         assert_eq!(insert(1, 100, 10), Ok(()));
         assert_eq!(insert(1, 100, 10), Err(ExchangeError::ProofReplayed));
         assert_eq!(insert(2, 200, 10), Ok(()));

@@ -2,9 +2,10 @@
 //! in time and with the right echoes, gives a permit; the rest is ignored and
 //! counted.
 
-use super::{By, Core, HOLD_MARGIN_MS, MESSAGE_MAX};
+use super::{By, Core, HOLD_MARGIN_MS, MESSAGE_MAX, TOO_LATE};
 use crate::host;
-use crate::questions::{Entry, Phase};
+use crate::outcomes::not_forwarded;
+use crate::questions::{Awaited, Entry, Phase};
 use crate::refusal::Refusal;
 use crate::stream::Greeting;
 use capability::decide::{Echo, Verdict};
@@ -59,23 +60,21 @@ impl Core {
     /// The stream is open again: what is still paused is asked again with the
     /// same ids and bytes, which is idempotent, and what waited is sent.
     fn resumed(&mut self, new_prefix: bool) {
-        let mut again: Vec<Vec<u8>> = Vec::new();
+        let mut withdrawn: Vec<QuestionId> = self.questions.gone().collect();
+        let mut asked: Vec<Vec<u8>> = Vec::new();
         for entry in self.questions.entries() {
-            again.push(match entry.phase {
-                Phase::Asked | Phase::Held { .. } => entry.ask.clone(),
-                Phase::Withdrawing { .. } => {
-                    let withdraw = Withdraw {
-                        id: Some(entry.request.passage.id().clone()),
-                    };
-                    decision_api::FromFilter {
-                        message: Some(ToServer::Withdraw(withdraw)),
-                    }
-                    .encode_to_vec()
-                }
-            });
+            match entry.phase {
+                Phase::Asked | Phase::Held { .. } => asked.push(entry.ask.clone()),
+                Phase::Withdrawing { .. } => withdrawn.push(entry.request.passage.id().clone()),
+            }
         }
-        for message in again {
+        for message in asked {
             if self.stream.send_encoded(&message, self.now_ms).is_err() {
+                return;
+            }
+        }
+        for id in withdrawn {
+            if !self.withdraw(&id) {
                 return;
             }
         }
@@ -119,13 +118,8 @@ impl Core {
             answer::Verdict::Allow(_) if !in_time => {
                 let Some(entry) = self.take(id) else { return };
                 self.metrics.answers_ignored.add(1);
-                self.outcome(
-                    entry.request.passage.id(),
-                    0,
-                    0,
-                    "writ: not forwarded, the deadline had passed",
-                );
-                self.unanswered(&entry);
+                self.outcome(not_forwarded(entry.request.passage.id(), TOO_LATE));
+                self.refuse_unanswered(&entry);
             }
             answer::Verdict::Allow(allow) => {
                 let Some(entry) = self.take(id) else { return };
@@ -152,15 +146,27 @@ impl Core {
         }
     }
 
-    /// Late, repeated or foreign: nobody is let through by it. An allow for a
-    /// client that has left is reported as what it became.
+    /// Late, repeated or foreign: nobody is let through by it. A hold is
+    /// withdrawn again, or a human would be asked, and a token kept, for nobody;
+    /// an allow is reported as what it became.
     fn answered_nobody(&mut self, id: Option<&QuestionId>, verdict: &answer::Verdict) {
         self.metrics.answers_ignored.add(1);
-        if matches!(verdict, answer::Verdict::Hold(_)) || !self.questions.forget(id) {
+        let Some(id) = id.filter(|id| self.questions.was_asked(id, self.stream.prefix())) else {
             return;
-        }
-        if let (answer::Verdict::Allow(_), Some(id)) = (verdict, id) {
-            self.outcome(id, 0, 0, "writ: not forwarded, the client had left");
+        };
+        match verdict {
+            answer::Verdict::Hold(_) => {
+                // One that does not leave is said again on the next stream.
+                self.withdraw(id);
+            }
+            answer::Verdict::Allow(_) => {
+                if let Some(why) = self.questions.forget(id) {
+                    self.outcome(not_forwarded(id, why));
+                }
+            }
+            answer::Verdict::Deny(_) => {
+                self.questions.forget(id);
+            }
         }
     }
 
@@ -186,31 +192,39 @@ impl Core {
         entry.deadline_ms = ends_ms.saturating_add(HOLD_MARGIN_MS);
         entry.phase = Phase::Held {
             since_ms,
-            approval_id: hold.approval_id,
+            awaited: Awaited {
+                approval_id: hold.approval_id,
+                status_url: hold.status_url,
+            },
         };
     }
 
     fn withdrawn(&mut self, withdrawn: &Withdrawn) {
-        let id = withdrawn.id.as_ref();
-        let withdrawing = self
-            .questions
-            .find(id)
-            .is_some_and(|entry| matches!(entry.phase, Phase::Withdrawing { .. }));
-        if !withdrawing {
-            // A client that had left, or nothing of ours.
-            self.questions.forget(id);
+        let Some(id) = withdrawn.id.as_ref() else {
+            return;
+        };
+        let Some(entry) = self.questions.find(Some(id)) else {
+            // A client that had left. What was decided before is still to come.
+            if withdrawn.confirmed {
+                self.questions.forget(id);
+            }
+            return;
+        };
+        if !matches!(entry.phase, Phase::Withdrawing { .. }) {
             return;
         }
-        let Some(entry) = self.take(id) else { return };
-        let refusal = match (withdrawn.confirmed, &entry.phase) {
-            (
-                true,
-                Phase::Withdrawing {
-                    approval_id: Some(approval),
-                },
-            ) => Refusal::still_pending(approval.clone()),
-            (true, _) => Refusal::not_asked(),
-            (false, _) => Refusal::new(Reason::ControlPlaneUnavailable),
+        let Some(entry) = self.take(Some(id)) else {
+            return;
+        };
+        if !withdrawn.confirmed {
+            self.unanswered(&entry);
+            return;
+        }
+        let refusal = match &entry.phase {
+            Phase::Withdrawing {
+                awaited: Some(awaited),
+            } => Refusal::still_pending(awaited),
+            _ => Refusal::not_asked(),
         };
         self.refuse(
             entry.request.http,
@@ -220,8 +234,14 @@ impl Core {
         );
     }
 
-    /// Nobody knows whether the token is spent: 503, and no word of trying again.
+    /// The request is refused for want of an answer, which may come yet.
     pub(super) fn unanswered(&mut self, entry: &Entry) {
+        self.leave(entry.request.passage.id(), TOO_LATE);
+        self.refuse_unanswered(entry);
+    }
+
+    /// Nobody knows whether the token is spent: 503, and no word of trying again.
+    fn refuse_unanswered(&mut self, entry: &Entry) {
         self.refuse(
             entry.request.http,
             &entry.request.facts,

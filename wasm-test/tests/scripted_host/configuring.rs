@@ -256,7 +256,7 @@ fn portable_crypto_is_used_only_when_asked_for_by_name() {
         ..World::default()
     };
     let mut vm = Vm::ready_with(world, &portable);
-    assert_eq!(vm.world().metric("writ.portable_crypto"), 1);
+    assert_eq!(vm.metric("writ.portable_crypto"), 1);
     let context = vm.request(&Headers::good("/files/a", "jti-1"));
     let ask = vm.asked();
     vm.answer(&ask, allow());
@@ -264,7 +264,7 @@ fn portable_crypto_is_used_only_when_asked_for_by_name() {
     assert_eq!(vm.world().verifications, 0);
 
     let mut vm = Vm::ready();
-    assert_eq!(vm.world().metric("writ.portable_crypto"), 0);
+    assert_eq!(vm.metric("writ.portable_crypto"), 0);
     vm.assert_serves();
     // Two for the self-check, and two for the request.
     assert_eq!(vm.world().verifications, 4);

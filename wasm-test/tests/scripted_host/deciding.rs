@@ -1,7 +1,7 @@
 //! Allow, deny and hold, as they should go.
 
 use super::fixtures::{AGENT, Headers, Key, claims, proof, token};
-use super::vm::{CONTINUE, Vm, allow, answer_to, asks, deny, hold, outcomes, withdrawals};
+use super::vm::{CONTINUE, Vm, allow, answer_to, asks, deny, hold, withdrawals};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{Allow, Deny, FirstUse, Question, answer};
 use prost::Message;
@@ -80,8 +80,8 @@ fn an_allowed_request_goes_on_with_verified_headers_only() {
     assert_eq!(header(&mut vm, context, "accept"), ["*/*"]);
     assert_eq!(
         (
-            vm.world().metric("writ.accepted"),
-            vm.world().metric("writ.in_flight")
+            vm.metric("writ.accepted"),
+            vm.metric("writ.in_flight")
         ),
         (1, 0)
     );
@@ -95,7 +95,7 @@ fn the_outcome_of_an_allowed_request_is_reported_once() {
     vm.answer(&ask, allow());
     vm.respond(context, 201);
     let heard = vm.heard();
-    let reported = outcomes(&heard);
+    let reported = vm.outcomes();
     assert_eq!(reported.len(), 1);
     assert_eq!((reported[0].id.clone(), reported[0].status), (ask.id, 201));
     assert_eq!(
@@ -164,7 +164,7 @@ fn a_denied_request_gets_the_reason() {
             );
             assert!(challenge.ends_with("algs=\"ES256 Ed25519\""), "{challenge}");
         }
-        assert_eq!(vm.world().metric(&format!("writ.refused.{reason}")), 1);
+        assert_eq!(vm.metric(&format!("writ.refused.{reason}")), 1);
         vm.assert_serves();
     }
 }
@@ -225,7 +225,7 @@ fn a_held_request_waits_and_goes_on_when_somebody_approves() {
     assert!(withdrawals(&vm.heard()).is_empty());
     vm.answer(&ask, allow());
     assert_eq!(vm.resumed(context), 1);
-    assert_eq!(vm.world().metric("writ.held"), 1);
+    assert_eq!(vm.metric("writ.held"), 1);
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn each_answer_finds_its_own_request() {
             (context, vm.asked())
         })
         .collect();
-    assert_eq!(vm.world().metric("writ.in_flight"), 5);
+    assert_eq!(vm.metric("writ.in_flight"), 5);
     for at in [3, 0, 4] {
         let (context, ask) = &waiting[at];
         vm.answer(ask, allow());

@@ -1,7 +1,7 @@
 //! Peers that leave, stall or say the wrong thing: nobody is let through by it.
 
 use super::fixtures::{Headers, configuration};
-use super::vm::{PREFIX, Vm, allow, answer_to, asks, deny, hold, outcomes, withdrawals};
+use super::vm::{PREFIX, Vm, allow, answer_to, asks, deny, hold, withdrawals};
 use super::world::{ROOT, World};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{Answer, Welcome};
@@ -22,16 +22,16 @@ fn a_failed_context_switch_releases_nobody() {
         assert_eq!((vm.resumed(lost), vm.resumed(bystander)), (0, 0));
     }
     vm.assert_paused(bystander);
-    assert_eq!(vm.world().metric("writ.contexts_lost"), 1);
+    assert_eq!(vm.metric("writ.contexts_lost"), 1);
     // Even when its context can be entered again, its question is over.
     vm.world().unenterable.clear();
     vm.answer(&second, allow());
     assert_eq!(vm.resumed(lost), 0);
     // The token is spent; the log learns that nothing was forwarded.
     let heard = vm.heard();
-    assert_eq!(outcomes(&heard).len(), 1);
+    assert_eq!(vm.outcomes().len(), 1);
     assert_eq!(
-        (outcomes(&heard)[0].status, outcomes(&heard)[0].id.clone()),
+        (vm.outcomes()[0].status, vm.outcomes()[0].id.clone()),
         (0, second.id)
     );
     vm.answer(&first, allow());
@@ -83,8 +83,8 @@ fn an_answer_for_a_client_that_left_touches_nothing() {
         assert_eq!(vm.resumed(gone), 0);
         vm.assert_paused(waiting);
         let heard = vm.heard();
-        assert_eq!(outcomes(&heard).len(), usize::from(allowed));
-        assert_eq!(vm.world().metric("writ.clients_gone"), 1);
+        assert_eq!(vm.outcomes().len(), usize::from(allowed));
+        assert_eq!(vm.metric("writ.clients_gone"), 1);
         vm.assert_serves();
     }
 }
@@ -100,7 +100,7 @@ fn a_client_that_leaves_while_held_is_withdrawn() {
     vm.withdrawn(&ask.id.clone().unwrap(), true);
     vm.answer(&ask, allow());
     assert_eq!(vm.resumed(gone), 0);
-    assert_eq!(vm.world().metric("writ.in_flight"), 0);
+    assert_eq!(vm.metric("writ.in_flight"), 0);
     vm.assert_serves();
 }
 
@@ -153,7 +153,7 @@ fn an_allow_after_the_deadline_lets_nothing_through() {
     let reply = vm.assert_refused(context, 503, "control_plane_unavailable");
     assert!(!reply.headers.contains_key("retry-after"));
     let heard = vm.heard();
-    assert_eq!(outcomes(&heard)[0].status, 0);
+    assert_eq!(vm.outcomes()[0].status, 0);
     vm.assert_serves();
 }
 
@@ -201,7 +201,7 @@ fn answers_that_do_not_fit_are_ignored() {
         spoil(&mut answer);
         vm.say(FromServer::Answer(answer));
         vm.assert_paused(context);
-        assert_eq!(vm.world().metric("writ.answers_ignored"), 1, "{what}");
+        assert_eq!(vm.metric("writ.answers_ignored"), 1, "{what}");
         // The true answer still counts.
         vm.answer(&ask, allow());
         assert_eq!(vm.resumed(context), 1, "{what}");

@@ -1,7 +1,7 @@
 //! Refusals made at the edge on their way to the log.
 
 use super::fixtures::{AGENT, Headers, Key, claims, proof, token};
-use super::vm::{PREFIX, Vm, allow, batches, outcomes};
+use super::vm::{PREFIX, Vm, allow, batches};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{DenialBatch, DenialsTaken};
 
@@ -131,7 +131,7 @@ fn what_does_not_fit_is_counted() {
     for n in 0..7 {
         vm.request(&mismatched(&format!("jti-{n}")));
     }
-    assert_eq!(vm.world().metric("writ.denials_dropped"), 3);
+    assert_eq!(vm.metric("writ.denials_dropped"), 3);
     vm.pass_ms(500);
     vm.welcome(PREFIX);
     let heard = vm.heard();
@@ -166,7 +166,7 @@ fn outcomes_wait_for_a_stream() {
     vm.welcome(PREFIX);
     let heard = vm.heard();
     assert_eq!(
-        (outcomes(&heard)[0].id.clone(), outcomes(&heard)[0].status),
+        (vm.outcomes()[0].id.clone(), vm.outcomes()[0].status),
         (ask.id, 200)
     );
 }

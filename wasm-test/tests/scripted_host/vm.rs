@@ -11,7 +11,7 @@ use decision_api::{
 use prost::Message;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use wasmi::{Engine, Instance, Module, Store, WasmParams, WasmResults};
+use wasmi::{CallHook, Engine, Instance, Module, Store, WasmParams, WasmResults};
 
 /// What a callback returns.
 pub const CONTINUE: i32 = 0;
@@ -38,6 +38,8 @@ pub struct Vm {
     next_context: u32,
     /// Messages of the newest stream that a test has looked at already.
     seen: usize,
+    /// Outcomes of the newest stream that a test has looked at already.
+    seen_outcomes: usize,
 }
 
 impl Vm {
@@ -52,6 +54,12 @@ impl Vm {
             ..world
         };
         let mut store = Store::new(&engine, world);
+        store.call_hook(|world, call| {
+            if matches!(call, CallHook::CallingHost) {
+                world.host_calls += 1;
+            }
+            Ok(())
+        });
         let linker = super::imports::linker(module);
         let instance = linker
             .instantiate_and_start(&mut store, module)
@@ -61,6 +69,7 @@ impl Vm {
             instance,
             next_context: ROOT + 1,
             seen: 0,
+            seen_outcomes: 0,
         };
         vm.call::<(), ()>(ROOT, "_initialize", ());
         vm.call::<_, ()>(ROOT, "proxy_on_context_create", (ROOT.cast_signed(), 0));
@@ -285,6 +294,7 @@ impl Vm {
     /// Reads the greeting and answers it.
     pub fn welcome(&mut self, prefix: &[u8; 16]) -> Hello {
         self.seen = 0;
+        self.seen_outcomes = 0;
         let Some(ToServer::Hello(hello)) = self.heard().into_iter().next() else {
             panic!("the filter greets first");
         };
@@ -313,8 +323,35 @@ impl Vm {
         self.seen = sent.len();
         sent[seen.min(sent.len())..]
             .iter()
-            .map(|message| message.message.clone().unwrap())
+            .filter_map(|message| message.message.clone())
             .collect()
+    }
+
+    /// The outcomes that the filter has sent on the newest stream since the last
+    /// look, whatever they came with.
+    pub fn outcomes(&mut self) -> Vec<Outcome> {
+        let stream = self.newest_stream();
+        let sent = self.store.data().streams[&stream].sent.iter();
+        let outcomes: Vec<Outcome> = sent.flat_map(|message| message.outcomes.clone()).collect();
+        let seen = std::mem::replace(&mut self.seen_outcomes, outcomes.len());
+        outcomes[seen.min(outcomes.len())..].to_vec()
+    }
+
+    /// What the filter has counted, which it tells on a tick.
+    pub fn metric(&mut self, name: &str) -> i64 {
+        self.tick();
+        self.world().metric(name)
+    }
+
+    /// Calls of host functions so far.
+    pub fn host_calls(&mut self) -> usize {
+        self.world().host_calls
+    }
+
+    /// The configuration goes away: Envoy is done with the root context.
+    pub fn shut_down(&mut self) {
+        let done: i32 = self.call(ROOT, "proxy_on_done", ROOT.cast_signed());
+        assert_eq!(done, 1);
     }
 
     /// The one question that was asked since the last look.
@@ -374,6 +411,7 @@ pub fn hold(wait_ms: u32) -> answer::Verdict {
     answer::Verdict::Hold(Hold {
         wait_ms,
         approval_id: "apr_1".to_owned(),
+        status_url: "http://127.0.0.1:8480/approvals/apr_1/status".to_owned(),
     })
 }
 
@@ -384,19 +422,6 @@ pub fn withdrawals(heard: &[ToServer]) -> Vec<&Withdraw> {
         .filter_map(|m| {
             if let ToServer::Withdraw(withdraw) = m {
                 Some(withdraw)
-            } else {
-                None
-            }
-        })
-        .collect()
-}
-
-pub fn outcomes(heard: &[ToServer]) -> Vec<&Outcome> {
-    heard
-        .iter()
-        .filter_map(|m| {
-            if let ToServer::Outcome(outcome) = m {
-                Some(outcome)
             } else {
                 None
             }

@@ -74,6 +74,7 @@ pub struct World {
     pub log: Vec<String>,
     pub tick_ms: u32,
     pub verifications: usize,
+    pub host_calls: usize,
     pub current: u32,
     pub effective: u32,
 }

@@ -350,6 +350,7 @@ async fn limits_hold() {
         keys_per_evidence: 2,
         discovered: 1,
         approvals_open: 2,
+        ..Limits::default()
     };
     let (ledger, _) = ledger::Ledger::open(Options {
         limits,

@@ -141,7 +141,8 @@ pub fn approval(id: &str, digest: Hash) -> Approval {
         action: action(),
         rules: vec!["ask".into()],
         reasons: vec!["payments need a human".into()],
-        approvers: vec!["ops".into()],
+        approvers: vec!["ops".into(), "board".into()],
+        approver_sets: vec![vec!["ops".into(), "board".into()]],
         policy_version: "v1".into(),
         state: ApprovalState::Pending,
         created_ms: START,
@@ -184,6 +185,7 @@ pub fn outcome(attempt: &str, status: u16) -> Command {
     Command::Outcome {
         attempt: attempt.into(),
         status,
+        not_forwarded: false,
         response_bytes: 5,
         details: "via_upstream".into(),
     }

@@ -8,4 +8,5 @@
 mod commands;
 mod common;
 mod concurrency;
+mod fairness;
 mod recovery;

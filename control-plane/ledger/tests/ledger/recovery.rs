@@ -396,13 +396,15 @@ async fn on_a_full_disk_only_what_takes_rights_away_goes_on() {
         ..clock.options(dir.path())
     };
     let (ledger, _) = Ledger::open(options()).unwrap();
-    for name in ["a", "b"] {
+    for name in ["a", "b", "c"] {
         ledger.commit(issue(token(name))).await.unwrap();
     }
-    ledger
-        .commit(hold("a", "1", approval("apr", [1; 32])))
-        .await
-        .unwrap();
+    for (name, attempt) in [("a", "1"), ("c", "3")] {
+        ledger
+            .commit(hold(name, attempt, approval("apr", [1; 32])))
+            .await
+            .unwrap();
+    }
     // No further spare segment can be made: its name is taken by a directory.
     fs::create_dir(dir.path().join("spare.seg.tmp")).unwrap();
     let segments = || audit::reader::segments(dir.path()).unwrap().len();
@@ -424,8 +426,16 @@ async fn on_a_full_disk_only_what_takes_rights_away_goes_on() {
         Err(Refused::Unavailable)
     );
     assert!(ledger.token(&hash("b")).is_some());
+    for kind in NOTE_KINDS {
+        let taken = ledger.commit(note(kind, n)).await.is_ok();
+        assert_eq!(taken, RESERVED_NOTE_KINDS.contains(kind), "{kind}");
+    }
     ledger.commit(answer("apr", [1; 32], false)).await.unwrap();
     ledger.commit(lapse("a", "1")).await.unwrap();
+    let overdue = Command::LapseOverdue {
+        held_before_ms: START + 1,
+    };
+    ledger.commit(overdue).await.unwrap();
     while ledger.commit(note("config", n)).await.is_ok() {
         n += 1;
     }

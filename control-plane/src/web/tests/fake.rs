@@ -139,6 +139,7 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
         },
         rules: vec!["delete-needs-a-person".to_owned()],
         reasons: vec!["Deleting a report can't be undone.".to_owned()],
+        approver_sets: vec![vec!["platform".to_owned()]],
         approvers: vec!["operator".to_owned()],
         policy_version: "0f".repeat(32),
         state: ApprovalState::Pending,

@@ -1,0 +1,26 @@
+//! Counting by agent.
+
+use std::collections::HashMap;
+
+/// How many of something each agent has; those without are not in it.
+#[derive(Clone, Default)]
+pub(crate) struct Tally(HashMap<String, usize>);
+
+impl Tally {
+    pub(crate) fn of(&self, agent: &str) -> usize {
+        self.0.get(agent).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn add(&mut self, agent: &str) {
+        *self.0.entry(agent.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn remove(&mut self, agent: &str) {
+        if let Some(count) = self.0.get_mut(agent) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.0.remove(agent);
+            }
+        }
+    }
+}

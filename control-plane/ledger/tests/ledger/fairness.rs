@@ -1,0 +1,297 @@
+//! One caller cannot use up what all need, and nothing that is held stays for ever.
+
+use crate::common::*;
+use ledger::{Ledger, Options, model::*};
+
+fn of(agent: &str, name: &str) -> TokenRecord {
+    TokenRecord {
+        agent: agent.into(),
+        ..token(name)
+    }
+}
+
+fn with(clock: &TestClock, dir: &std::path::Path, limits: Limits) -> Ledger {
+    let options = Options {
+        limits,
+        ..clock.options(dir)
+    };
+    Ledger::open(options).unwrap().0
+}
+
+#[tokio::test]
+async fn one_agent_cannot_take_the_approvals_of_all_others() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let limits = Limits {
+        approvals_open_per_agent: 2,
+        approvals_open: 3,
+        ..Limits::default()
+    };
+    let mut ledger = with(&clock, dir.path(), limits.clone());
+    let ask = async |ledger: &Ledger, agent: &str, name: &str, digest: u8| {
+        ledger.commit(issue(of(agent, name))).await.unwrap();
+        let wanted = Approval {
+            agent: agent.into(),
+            ..approval(name, [digest; 32])
+        };
+        ledger.commit(hold(name, name, wanted)).await.map(|_| ())
+    };
+    let refused = |what| Err(Refused::Limit(what));
+    assert_eq!(ask(&ledger, "one", "a", 1).await, Ok(()));
+    assert_eq!(ask(&ledger, "one", "b", 2).await, Ok(()));
+    let more = ask(&ledger, "one", "c", 3).await;
+    assert_eq!(more, refused("open approvals per agent"));
+    assert_eq!(ask(&ledger, "one", "d", 1).await, Ok(()), "joining is free");
+    assert_eq!(ask(&ledger, "two", "e", 4).await, Ok(()));
+    assert_eq!(ask(&ledger, "two", "f", 5).await, refused("open approvals"));
+    let at_both = ask(&ledger, "one", "g", 6).await;
+    assert_eq!(at_both, refused("open approvals per agent"));
+
+    // Approvals survive a restart, and are counted after it.
+    ledger.shutdown().await;
+    ledger = with(&clock, dir.path(), limits);
+    let again = ask(&ledger, "one", "h", 7).await;
+    assert_eq!(again, refused("open approvals per agent"));
+    ledger.commit(answer("a", [1; 32], false)).await.unwrap();
+    ledger.commit(answer("b", [2; 32], true)).await.unwrap();
+    assert_eq!(ask(&ledger, "one", "i", 7).await, Ok(()), "one has ended");
+    let again = ask(&ledger, "one", "j", 8).await;
+    assert_eq!(again, refused("open approvals per agent"), "a yes counts");
+    clock.set(START + 900_000);
+    while ledger.commit(Command::ExpireApprovals).await.is_ok() {}
+    let mut late = of("one", "k");
+    late.expires_ms += 900_000;
+    ledger.commit(issue(late)).await.unwrap();
+    let mut wanted = approval("k", [9; 32]);
+    (wanted.agent, wanted.expires_ms) = ("one".into(), START + 1_800_000);
+    ledger.commit(hold("k", "k", wanted)).await.unwrap();
+}
+
+#[tokio::test]
+async fn evidence_is_counted_per_agent_and_in_all_until_it_ends() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let limits = Limits {
+        evidence_per_agent: 2,
+        evidence_total: 3,
+        ..Limits::default()
+    };
+    let ledger = with(&clock, dir.path(), limits);
+    let show = async |agent: &str, name: &str, id: u8, expires_ms: Millis| {
+        let mut token = of(agent, name);
+        token.expires_ms = expires_ms;
+        let mut command = issue(token);
+        if let Command::Issue {
+            evidence_id,
+            evidence_expires_ms,
+            ..
+        } = &mut command
+        {
+            (*evidence_id, *evidence_expires_ms) = ([id; 32], expires_ms);
+        }
+        ledger.commit(command).await.map(|_| ())
+    };
+    let (first, end) = (START + 30_000, START + 600_000);
+    let refused = |what| Err(Refused::Limit(what));
+    assert_eq!(show("one", "a", 1, first).await, Ok(()));
+    assert_eq!(show("one", "b", 2, end).await, Ok(()));
+    assert_eq!(show("one", "c", 1, first).await, Ok(()), "known evidence");
+    let third = show("one", "d", 3, end).await;
+    assert_eq!(third, refused("evidence per agent"));
+    assert_eq!(show("two", "e", 4, end).await, Ok(()));
+    assert_eq!(show("two", "f", 5, end).await, refused("evidence"));
+    // A minute past its end it is forgotten, and makes room.
+    clock.set(first + 59_999);
+    ledger.commit(note("config", 0)).await.unwrap();
+    let early = show("one", "g", 3, end).await;
+    assert_eq!(early, refused("evidence per agent"));
+    clock.set(first + 60_000);
+    ledger.commit(note("config", 1)).await.unwrap();
+    assert_eq!(show("one", "h", 3, end).await, Ok(()));
+    assert_eq!(show("two", "i", 5, end).await, refused("evidence"));
+}
+
+#[tokio::test]
+async fn what_nobody_released_lapses() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let limits = Limits {
+        held_per_agent: 51,
+        ..Limits::default()
+    };
+    let ledger = with(&clock, dir.path(), limits.clone());
+    let sweep = |held_before_ms| ledger.commit(Command::LapseOverdue { held_before_ms });
+    let held = async |name: &str| {
+        ledger.commit(issue(token(name))).await.unwrap();
+        let wanted = approval("apr", [1; 32]);
+        ledger.commit(hold(name, name, wanted)).await.map(|_| ())
+    };
+    for n in 0..50 {
+        assert_eq!(held(&n.to_string()).await, Ok(()));
+    }
+    clock.set(START + 10_000);
+    assert_eq!(held("later").await, Ok(()));
+    assert_eq!(
+        held("over").await,
+        Err(Refused::Limit("held requests per agent"))
+    );
+    let none = Err(Refused::NotOutstanding(None));
+    assert_eq!(sweep(START).await, none, "none is held since before");
+    let entries = ledger.head().0;
+
+    // Long past their own ends, too.
+    clock.set(START + 60_000);
+    sweep(START + 1).await.unwrap();
+    let state = |name: &str| ledger.token(&hash(name)).map(|(_, state)| state);
+    let left = (0..50).filter(|n| state(&n.to_string()).is_some()).count();
+    assert_eq!(left, 50 - OVERDUE_PER_ENTRY);
+    sweep(START + 1).await.unwrap();
+    assert_eq!(sweep(START + 1).await, none);
+    assert_eq!(ledger.head().0, entries + 2, "a refusal writes nothing");
+    for n in 0..50 {
+        let name = n.to_string();
+        let first = ledger.spent(&hash(&name)).unwrap();
+        assert_eq!(first.outcome, FirstUse::Lapsed);
+        assert_eq!(
+            ledger.commit(allow(&name, &name, None)).await,
+            Err(Refused::NotOutstanding(Some(first))),
+            "its holder comes too late"
+        );
+    }
+    assert_eq!(state("later"), Some(TokenState::Held));
+    assert_eq!(
+        ledger.approval("apr").unwrap().state,
+        ApprovalState::Pending,
+        "it stays open"
+    );
+    let mut fresh = token("fresh");
+    fresh.expires_ms = START + 90_000;
+    ledger.commit(issue(fresh)).await.unwrap();
+    let wanted = approval("apr", [1; 32]);
+    ledger.commit(hold("fresh", "f", wanted)).await.unwrap();
+
+    let line = &lines(dir.path())[usize::try_from(entries).unwrap()].line;
+    let named = line.body["tokens"].as_array().unwrap();
+    assert_eq!(
+        (line.kind.as_str(), named.len()),
+        ("lapses_overdue", OVERDUE_PER_ENTRY),
+        "none is cut from the line"
+    );
+    let head = ledger.head();
+    ledger.shutdown().await;
+    let ledger = with(&clock, dir.path(), limits);
+    assert!(audit::verify(dir.path(), Some(head)).whole);
+    assert_eq!(ledger.head().0, head.0 + 1);
+}
+
+#[tokio::test]
+async fn an_outcome_is_taken_once_of_what_was_allowed() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let mut ledger = clock.open(dir.path());
+    let names = ["a", "b", "c", "d", "slow", "old"];
+    for name in names {
+        ledger.commit(issue(token(name))).await.unwrap();
+        ledger.commit(allow(name, name, None)).await.unwrap();
+    }
+    let told = |attempt: &str, status, nothing_sent| Command::Outcome {
+        attempt: attempt.into(),
+        status,
+        not_forwarded: nothing_sent,
+        response_bytes: 0,
+        details: String::new(),
+    };
+    let first = |ledger: &Ledger, name: &str| ledger.spent(&hash(name)).unwrap().outcome;
+    for (name, status, nothing_sent, outcome) in [
+        ("a", 200, false, FirstUse::Forwarded(200)),
+        ("b", 0, false, FirstUse::Unknown),
+        ("c", 0, true, FirstUse::NotForwarded),
+        ("d", 503, true, FirstUse::Forwarded(503)),
+    ] {
+        ledger
+            .commit(told(name, status, nothing_sent))
+            .await
+            .unwrap();
+        assert_eq!(first(&ledger, name), outcome, "{name}");
+        // Not even when the first one could not tell.
+        for again in [told(name, 500, false), told(name, 0, true)] {
+            assert_eq!(ledger.commit(again).await, Err(Refused::AttemptKnown));
+        }
+        assert_eq!(first(&ledger, name), outcome, "{name}");
+    }
+    let unknown = Err(Refused::NotOutstanding(None));
+    let entries = ledger.head().0;
+    assert_eq!(ledger.commit(told("nobody", 200, false)).await, unknown);
+    assert_eq!(ledger.head().0, entries, "a proxy cannot fill the log");
+
+    // An answer may take longer than its token is remembered.
+    clock.set(START + 600_000);
+    ledger.commit(note("config", 0)).await.unwrap();
+    assert_eq!(ledger.spent(&hash("slow")), None);
+    ledger.commit(told("slow", 200, false)).await.unwrap();
+    assert_eq!(ledger.commit(told("slow", 200, false)).await, unknown);
+
+    // But not than the epoch.
+    ledger.shutdown().await;
+    ledger = clock.open(dir.path());
+    assert_eq!(ledger.commit(told("old", 200, false)).await, unknown);
+    let bodies: Vec<_> = lines(dir.path())
+        .into_iter()
+        .filter(|entry| entry.line.kind == "outcome")
+        .map(|entry| {
+            (
+                entry.line.body.get("not_forwarded").cloned(),
+                entry.line.body,
+            )
+        })
+        .collect();
+    assert_eq!(bodies.len(), 5);
+    let said = |n: usize| bodies[n].0.as_ref().and_then(serde_json::Value::as_bool);
+    assert_eq!([said(0), said(1), said(2)], [None, None, Some(true)]);
+}
+
+#[tokio::test]
+async fn followers_of_approvals_hear_of_nothing_else() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let ledger = clock.open(dir.path());
+    let mut follower = ledger.subscribe_approvals();
+    let mut heard = async |command: Command| {
+        let index = ledger.commit(command).await.unwrap().index;
+        let changed = follower.has_changed().unwrap();
+        if changed {
+            assert_eq!(*follower.borrow_and_update(), index + 1);
+        }
+        changed
+    };
+    let d = |n: u8| [n; 32];
+    for name in ["a", "b", "c", "d", "e"] {
+        assert!(!heard(issue(token(name))).await);
+    }
+    assert!(!heard(note("config", 0)).await);
+    assert!(!heard(allow("a", "a", None)).await);
+    assert!(!heard(outcome("a", 200)).await);
+    assert!(heard(hold("b", "b", approval("1", d(1)))).await, "opened");
+    assert!(heard(hold("c", "c", approval("2", d(1)))).await, "joined");
+    assert!(heard(answer("1", d(1), true)).await, "decided");
+    assert!(heard(allow("b", "b", Some(("1", d(1))))).await, "consumed");
+    assert!(heard(deny("c", "c")).await, "a held one spent");
+    assert!(heard(hold("d", "d", approval("3", d(3)))).await);
+    assert!(heard(lapse("d", "d")).await, "lapsed");
+    assert!(heard(hold("e", "e", approval("4", d(4)))).await);
+    let overdue = Command::LapseOverdue {
+        held_before_ms: START + 1,
+    };
+    assert!(heard(overdue).await, "swept");
+    clock.set(START + 900_000);
+    assert!(heard(Command::ExpireApprovals).await, "expired");
+}
+
+#[tokio::test]
+async fn the_approvers_of_each_rule_survive() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let ledger = clock.open(dir.path());
+    ledger.commit(issue(token("a"))).await.unwrap();
+    let mut wanted = approval("apr", [1; 32]);
+    wanted.rules = vec!["two".into(), "one".into()];
+    wanted.approver_sets = vec![vec!["ops".into(), "board".into()], vec!["board".into()]];
+    ledger.commit(hold("a", "a", wanted.clone())).await.unwrap();
+    assert_eq!(ledger.approval("apr").unwrap(), wanted);
+    ledger.shutdown().await;
+    assert_eq!(clock.open(dir.path()).approval("apr").unwrap(), wanted);
+}
