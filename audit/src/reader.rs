@@ -16,6 +16,7 @@ use crate::{
     group::{Group, GroupError, HEADER_LEN, Header, is_unfinished},
     line::Line,
     segment,
+    verify::LOOKS,
 };
 
 /// One entry as it was read.
@@ -183,13 +184,17 @@ impl Reader {
     }
 
     fn unfinished_or(&mut self, error: GroupError) -> Result<Option<Vec<u8>>, ReadError> {
-        // Read once more: a group that became whole in between is none of both.
-        let rest = self.read_at(usize::MAX)?;
-        match Group::decode(&rest) {
-            Ok(group) => Ok(rest.get(..group.len()).map(<[u8]>::to_vec)),
-            Err(_) if is_unfinished(&rest) => Ok(None),
-            Err(_) => Err(self.damaged(error)),
+        // A group that is written meanwhile may be read with its beginning still
+        // missing and its end there, which looks like damage, but not for long.
+        for _ in 0..LOOKS {
+            let rest = self.read_at(usize::MAX)?;
+            match Group::decode(&rest) {
+                Ok(group) => return Ok(rest.get(..group.len()).map(<[u8]>::to_vec)),
+                Err(_) if is_unfinished(&rest) => return Ok(None),
+                Err(_) => {}
+            }
         }
+        Err(self.damaged(error))
     }
 
     fn read_at(&mut self, len: usize) -> Result<Vec<u8>, ReadError> {

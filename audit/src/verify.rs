@@ -60,7 +60,7 @@ struct Found {
 
 /// How often a problem is looked at again: a file that is being written, or put
 /// in place anew, may read as if it were damaged, but not twice.
-const LOOKS: usize = 3;
+pub(crate) const LOOKS: usize = 3;
 
 /// Verifies the journal in `dir`, also while it is being written: a last group
 /// that is not finished is not there yet, and is no damage. With `head`, its

@@ -14,6 +14,8 @@
 
 #[path = "scripted_host/configuring.rs"]
 mod configuring;
+#[path = "scripted_host/cost.rs"]
+mod cost;
 #[path = "scripted_host/deciding.rs"]
 mod deciding;
 #[path = "scripted_host/faults.rs"]

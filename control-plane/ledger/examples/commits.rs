@@ -50,7 +50,7 @@ async fn one(ledger: &Ledger, caller: usize, n: u64) -> Result<(), Refused> {
     };
     let issue = Command::Issue {
         token,
-        evidence_id: token_hash,
+        evidence_id: audit::leaf_hash(&caller.to_be_bytes()),
         evidence_expires_ms: now() + 60_000,
         policy: policy.clone(),
         attachments: vec![evidence("proof", 400)],

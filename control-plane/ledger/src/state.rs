@@ -15,6 +15,7 @@ use crate::{
         Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
         TokenRecord, TokenState,
     },
+    tally::Tally,
 };
 
 /// How long an ended token is remembered past its end, so that it is refused

@@ -1,6 +1,5 @@
 //! A process that has no file descriptor left. Its own binary, since the limit
 //! is the whole process's.
-#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
 use std::{sync::Arc, time::Duration};
 

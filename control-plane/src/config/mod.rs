@@ -226,6 +226,9 @@ impl Config {
                 }
             }
         }
+        if self.identity.built_in && !self.identity.dev_single_uid {
+            self.check_uids(reader);
+        }
         for proxy in &self.proxies {
             if self.agents.iter().any(|agent| agent.spiffe_id == *proxy) {
                 reader.error_at("proxy", format!("`{proxy}` is an agent as well; a proxy must not be one"));
@@ -242,6 +245,24 @@ impl Config {
         }
         if self.server.issuer.starts_with("http://") && !self.server.listen.ip().is_loopback() {
             reader.error_at("server.issuer", "an http issuer is for loopback only; put TLS in front and say https".into());
+        }
+    }
+}
+
+impl Config {
+    /// An `executable` tells programs of one uid apart, but any process of that
+    /// uid can start the program or look into it: to the kernel they are one.
+    fn check_uids(&self, reader: &Reader) {
+        let is_proxy = |workload: &&Workload| self.proxies.contains(&workload.spiffe_id);
+        let (proxies, others): (Vec<_>, Vec<_>) = self.identity.workloads.iter().partition(is_proxy);
+        for proxy in proxies {
+            let same = |other: &&&Workload| other.uid.is_some() && other.uid == proxy.uid;
+            if let (Some(other), Some(uid)) = (others.iter().find(same), proxy.uid) {
+                reader.error_at("identity.workload", format!(
+                    "`{}` is a proxy and has uid {uid}, as `{}` has: a process of that uid could be either; give the proxy a uid of its own",
+                    proxy.spiffe_id, other.spiffe_id
+                ));
+            }
         }
     }
 }

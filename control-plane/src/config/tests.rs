@@ -90,3 +90,22 @@ fn all_problems_come_at_once() {
     let text = GOOD.replace("8480\"\nlisten", "8480/\"\nlisten").replace("uid = 1000", "uid = \"x\"").replace("\"files\"", "7");
     assert!(parse(&text).unwrap_err().len() >= 3);
 }
+
+#[test]
+fn a_proxy_shares_its_uid_with_no_other_workload() {
+    let agent = "[[identity.workload]]\nspiffe_id = \"spiffe://writ.example/agent/demo\"\nuid = 1000\nexecutable = \"/bin/sh\"\n[[proxy]]";
+    let shared = GOOD.replacen("[[proxy]]", agent, 1);
+    let errors = parse(&shared).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    let said = errors[0].to_string();
+    for part in ["writ.example/proxy", "agent/demo", "uid 1000", "of its own"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(errors[0].line > 0, "{said}");
+    let with = |to: &str| parse(&shared.replacen("[identity]\n", &format!("[identity]\n{to}\n"), 1));
+    assert!(with("dev_single_uid = true").is_ok());
+    assert!(with("built_in = false").is_ok(), "attested by SPIRE");
+    // Of its own, or with another entry of its own, it may be.
+    assert!(parse(&shared.replacen("uid = 1000", "uid = 1001", 1)).is_ok());
+    assert!(parse(&shared.replacen("agent/demo", "proxy", 1)).is_ok());
+}

@@ -1,18 +1,19 @@
 //! The Unix socket for the command line on the same machine.
 
 use super::ServeError;
+use super::http::{self, Patience};
 use crate::state::Core;
 use crate::web::{self, AdminSettings, Desk, PeerUid};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Connections at one time; further ones wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Listens on the admin socket; who calls is what the kernel says.
 ///
@@ -33,14 +34,20 @@ pub fn open(
     let router = web::admin(desk, settings);
     let (stop, handlers) = (stop.clone(), tasks.clone());
     tasks.spawn(async move {
-        loop {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        while let Some(place) = http::place(&places, &stop).await {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    handlers.spawn(handle(stream, router.clone(), stop.clone()));
+                    let (router, stop) = (router.clone(), stop.clone());
+                    handlers.spawn(async move {
+                        handle(stream, router, stop).await;
+                        // Only now is the file closed.
+                        drop(place);
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin socket could not accept");
@@ -83,15 +90,6 @@ async fn handle(stream: UnixStream, router: axum::Router, stop: CancellationToke
             return;
         }
     };
-    let service = TowerToHyperService::new(router.layer(axum::Extension(axum::extract::ConnectInfo(peer))));
-    let builder = Builder::new(TokioExecutor::new());
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
-    }
+    let router = router.layer(axum::Extension(axum::extract::ConnectInfo(peer)));
+    http::connection(stream, router, stop, Patience::default()).await;
 }

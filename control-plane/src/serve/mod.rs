@@ -3,6 +3,8 @@
 
 mod admin_socket;
 mod edge;
+mod hardening;
+mod http;
 mod ready;
 
 use crate::approval::{ApprovalDesk, expire};

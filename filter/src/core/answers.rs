@@ -11,8 +11,7 @@ use crate::stream::Greeting;
 use capability::decide::{Echo, Verdict};
 use capability::reason::Reason;
 use decision_api::from_control_plane::Message as FromServer;
-use decision_api::from_filter::Message as ToServer;
-use decision_api::{Answer, FromControlPlane, Hold, QuestionId, Withdraw, Withdrawn, answer};
+use decision_api::{Answer, FromControlPlane, Hold, QuestionId, Withdrawn, answer};
 use prost::Message;
 
 impl Core {

@@ -105,11 +105,11 @@ async fn no_byte_before_the_answer_and_every_byte_after() {
         headers.extend(framing.headers(MIB));
         let head = rig.request("POST", UPLOAD, &headers);
         let before = rig.arrived();
-        rig.freeze(true);
+        rig.freeze(true).await;
         let answer = sending(&rig, head, framing.bytes(&upload)).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let early = rig.arrived();
-        rig.freeze(false);
+        rig.freeze(false).await;
         assert_eq!(
             early, before,
             "{framing:?}: it was forwarded before the answer"
@@ -188,7 +188,7 @@ async fn a_held_body_waits_and_a_broken_one_stays_outside() {
         headers.extend(Framing::Length.headers(MIB));
         let before = rig.arrived();
         if frozen {
-            rig.freeze(true);
+            rig.freeze(true).await;
         }
         let mut connection = rig.connect().await;
         connection
@@ -199,7 +199,7 @@ async fn a_held_body_waits_and_a_broken_one_stays_outside() {
         drop(connection);
         tokio::time::sleep(Duration::from_millis(200)).await;
         if frozen {
-            rig.freeze(false);
+            rig.freeze(false).await;
             tokio::time::sleep(Duration::from_secs(1)).await;
             assert_eq!(
                 rig.arrived(),

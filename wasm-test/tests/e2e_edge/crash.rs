@@ -136,7 +136,7 @@ async fn a_decision_that_never_comes_forwards_nothing_even_when_it_comes_late() 
     let post = rig.agent.token("POST", path).await.unwrap();
     let proof = rig.proof("POST", path, &post);
     let before = rig.arrived();
-    rig.freeze(true);
+    rig.freeze(true).await;
     let start = Instant::now();
     let upload = Call {
         method: "POST",
@@ -173,7 +173,7 @@ async fn a_decision_that_never_comes_forwards_nothing_even_when_it_comes_late() 
         );
     }
     assert_eq!(rig.arrived(), before, "an undecided request was forwarded");
-    rig.freeze(false);
+    rig.freeze(false).await;
     rig.recovers().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let uses = rig.uses();

@@ -223,11 +223,22 @@ impl Rig {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// Stops the control plane's threads, or lets them go on.
-    pub fn freeze(&self, frozen: bool) {
+    /// Stops all threads of the control plane, or lets them go on.
+    pub async fn freeze(&self, frozen: bool) {
         let signal = if frozen { Signal::STOP } else { Signal::CONT };
         let pid = i32::try_from(self.system.control_plane_pid()).unwrap();
         kill_process(Pid::from_raw(pid).expect("it runs"), signal).unwrap();
+        // The signal is sent; on a busy machine a thread may still go on.
+        let stopped = |stat: String| stat.rsplit(") ").next().unwrap().starts_with('T');
+        eventually("every thread has heard", async || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+                .unwrap()
+                .flatten();
+            let mut stats =
+                threads.filter_map(|it| std::fs::read_to_string(it.path().join("stat")).ok());
+            stats.all(|stat| stopped(stat) == frozen)
+        })
+        .await;
     }
 
     /// Envoy's resident memory in bytes.

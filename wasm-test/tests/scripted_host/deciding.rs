@@ -79,10 +79,7 @@ fn an_allowed_request_goes_on_with_verified_headers_only() {
     }
     assert_eq!(header(&mut vm, context, "accept"), ["*/*"]);
     assert_eq!(
-        (
-            vm.metric("writ.accepted"),
-            vm.metric("writ.in_flight")
-        ),
+        (vm.metric("writ.accepted"), vm.metric("writ.in_flight")),
         (1, 0)
     );
 }
@@ -268,6 +265,10 @@ fn a_hold_is_never_longer_than_the_configuration_says() {
     vm.withdrawn(&ask.id.clone().unwrap(), true);
     let reply = vm.assert_refused(context, 403, "approval_pending");
     assert_eq!(reply.body["approval_id"], "apr_1");
+    assert_eq!(
+        reply.body["status_url"],
+        "http://127.0.0.1:8480/approvals/apr_1/status"
+    );
     assert!(reply.headers.contains_key("retry-after"));
     // The yes that comes now is for nobody.
     vm.answer(&ask, allow());

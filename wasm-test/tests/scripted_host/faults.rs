@@ -28,11 +28,12 @@ fn a_failed_context_switch_releases_nobody() {
     vm.answer(&second, allow());
     assert_eq!(vm.resumed(lost), 0);
     // The token is spent; the log learns that nothing was forwarded.
-    let heard = vm.heard();
-    assert_eq!(vm.outcomes().len(), 1);
+    vm.tick();
+    let outcomes = vm.outcomes();
+    assert_eq!(outcomes.len(), 1);
     assert_eq!(
-        (vm.outcomes()[0].status, vm.outcomes()[0].id.clone()),
-        (0, second.id)
+        (outcomes[0].not_forwarded, outcomes[0].id.clone()),
+        (true, second.id)
     );
     vm.answer(&first, allow());
     assert_eq!(vm.resumed(bystander), 1);
@@ -78,12 +79,25 @@ fn an_answer_for_a_client_that_left_touches_nothing() {
         assert_eq!(withdrawals(&heard).len(), 1);
         assert_eq!(withdrawals(&heard)[0].id, ask.id);
         let allowed = matches!(late, decision_api::answer::Verdict::Allow(_));
+        let held = matches!(late, decision_api::answer::Verdict::Hold(_));
         vm.answer(&ask, late);
         // Editing its headers would have crashed the VM.
         assert_eq!(vm.resumed(gone), 0);
         vm.assert_paused(waiting);
+        // Nobody is there to be held: the control plane must let it lapse.
         let heard = vm.heard();
-        assert_eq!(vm.outcomes().len(), usize::from(allowed));
+        let withdrawn: Vec<_> = withdrawals(&heard)
+            .iter()
+            .map(|withdraw| withdraw.id.clone())
+            .collect();
+        assert_eq!(withdrawn, vec![ask.id.clone(); usize::from(held)]);
+        vm.tick();
+        let outcomes = vm.outcomes();
+        assert_eq!(outcomes.len(), usize::from(allowed));
+        for outcome in outcomes {
+            assert_eq!((outcome.id, outcome.status), (ask.id.clone(), 0));
+            assert!(outcome.not_forwarded);
+        }
         assert_eq!(vm.metric("writ.clients_gone"), 1);
         vm.assert_serves();
     }
@@ -152,9 +166,76 @@ fn an_allow_after_the_deadline_lets_nothing_through() {
     vm.answer(&ask, allow());
     let reply = vm.assert_refused(context, 503, "control_plane_unavailable");
     assert!(!reply.headers.contains_key("retry-after"));
-    let heard = vm.heard();
-    assert_eq!(vm.outcomes()[0].status, 0);
+    let outcomes = vm.outcomes();
+    assert_eq!((outcomes[0].status, outcomes[0].not_forwarded), (0, true));
     vm.assert_serves();
+}
+
+#[test]
+fn a_decision_that_was_under_way_when_it_was_withdrawn_is_accounted_for() {
+    for left in [true, false] {
+        for verdict in [allow(), hold(25_000)] {
+            let mut vm = Vm::ready();
+            let context = vm.request(&Headers::good("/files/a", "jti-1"));
+            let ask = vm.asked();
+            if left {
+                vm.end(context);
+            } else {
+                vm.pass_ms(2_200);
+            }
+            vm.withdrawn(&ask.id.clone().unwrap(), false);
+            vm.heard();
+            let held = matches!(verdict, decision_api::answer::Verdict::Hold(_));
+            // The commit took its time.
+            vm.pass_ms(5_000);
+            vm.answer(&ask, verdict);
+            let heard = vm.heard();
+            assert_eq!(withdrawals(&heard).len(), usize::from(held));
+            let outcomes = vm.outcomes();
+            assert_eq!(outcomes.len(), usize::from(!held));
+            for outcome in outcomes {
+                assert_eq!(outcome.id, ask.id);
+                assert!(outcome.not_forwarded);
+            }
+            // It was forwarded by nobody, and that is said once.
+            vm.answer(&ask, allow());
+            vm.answer(&ask, allow());
+            assert_eq!(vm.outcomes().len(), usize::from(held));
+            assert_eq!(vm.resumed(context), 0);
+            vm.assert_serves();
+        }
+    }
+}
+
+#[test]
+fn a_hold_that_is_nothing_of_ours_is_not_withdrawn() {
+    let mut vm = Vm::ready();
+    vm.request(&Headers::good("/files/a", "jti-1"));
+    let ask = vm.asked();
+    let mut foreign = ask.clone();
+    foreign.id.as_mut().unwrap().prefix = OTHER_PREFIX.to_vec();
+    vm.answer(&foreign, hold(1_000));
+    let mut unasked = ask.clone();
+    unasked.id.as_mut().unwrap().counter += 1;
+    vm.answer(&unasked, hold(1_000));
+    unasked.id.as_mut().unwrap().counter = 0;
+    vm.answer(&unasked, hold(1_000));
+    assert!(withdrawals(&vm.heard()).is_empty());
+}
+
+#[test]
+fn a_client_that_leaves_while_there_is_no_stream_is_withdrawn_on_the_next() {
+    let mut vm = Vm::ready();
+    let gone = vm.request(&Headers::good("/files/a", "jti-1"));
+    let ask = vm.asked();
+    vm.answer(&ask, hold(25_000));
+    vm.cut();
+    vm.end(gone);
+    vm.pass_ms(500);
+    vm.welcome(PREFIX);
+    let heard = vm.heard();
+    assert_eq!(withdrawals(&heard)[0].id, ask.id);
+    assert!(asks(&heard).is_empty());
 }
 
 #[test]

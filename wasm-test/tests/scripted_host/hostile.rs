@@ -91,7 +91,6 @@ fn headers_that_are_not_utf8_neither_crash_nor_confuse() {
     let strange = Headers::good("/files/a", "jti-1")
         .with("x-latin", b"caf\xe9")
         .with("cookie", b"\xff\xfe\x00\x01")
-        .with("content-type", b"text/\xc3\x28")
         .with("x-writ-agent", b"\xf0\x28\x8c\x28");
     let context = vm.request(&strange);
     let ask = vm.asked();
@@ -120,6 +119,92 @@ fn headers_that_are_not_utf8_neither_crash_nor_confuse() {
         );
         assert_turned_away(name, &good.clone().without(name), 401, reason);
     }
+}
+
+#[test]
+fn headers_that_reinterpret_the_request_are_taken_off() {
+    let names = [
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-original-host",
+        "x-forwarded-host",
+    ];
+    let mut vm = Vm::ready();
+    let mut headers = Headers::good("/files/a", "jti-1")
+        .with("x-http-methods", "harmless")
+        .with("x-forwarded-for", "10.1.2.3");
+    for name in names {
+        headers = headers.with(name, "DELETE").with(name, "/admin");
+    }
+    let context = vm.request(&headers);
+    let left = |vm: &mut Vm| -> Vec<String> {
+        let headers = vm.http(context).headers.iter();
+        headers.map(|(name, _)| name.clone()).collect()
+    };
+    assert!(
+        left(&mut vm)
+            .iter()
+            .all(|name| !names.contains(&name.as_str()))
+    );
+    let ask = vm.asked();
+    vm.answer(&ask, allow());
+    assert_eq!(vm.resumed(context), 1);
+    for name in ["x-http-methods", "x-forwarded-for"] {
+        assert!(left(&mut vm).iter().any(|known| known == name), "{name}");
+    }
+}
+
+#[test]
+fn a_body_that_could_be_read_in_two_ways_is_refused() {
+    let good = Headers::good("/files/a", "jti-1");
+    for (what, headers) in [
+        (
+            "two content types",
+            good.clone()
+                .with("content-type", "text/plain")
+                .with("content-type", "application/json"),
+        ),
+        (
+            "the same twice",
+            good.clone()
+                .with("content-type", "text/plain")
+                .with("content-type", "text/plain"),
+        ),
+        (
+            "two joined by the host",
+            good.clone()
+                .with("content-type", "text/plain,application/json"),
+        ),
+        (
+            "two content encodings",
+            good.clone()
+                .with("content-encoding", "gzip")
+                .with("content-encoding", "br"),
+        ),
+        (
+            "a content type that is not UTF-8",
+            good.clone().with("content-type", b"text/\xc3\x28"),
+        ),
+        (
+            "a content type that would be cut",
+            good.clone()
+                .with("content-type", format!("text/plain;x={}", "a".repeat(256))),
+        ),
+    ] {
+        assert_turned_away(what, &headers, 403, "action_mismatch");
+    }
+    let mut vm = Vm::ready();
+    let context = vm.request(
+        &good
+            .with("content-type", "text/plain")
+            .with("content-encoding", "gzip, br"),
+    );
+    let ask = vm.asked();
+    vm.answer(&ask, allow());
+    assert_eq!(vm.resumed(context), 1);
 }
 
 #[test]

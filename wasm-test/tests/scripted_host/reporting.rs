@@ -1,7 +1,7 @@
 //! Refusals made at the edge on their way to the log.
 
 use super::fixtures::{AGENT, Headers, Key, claims, proof, token};
-use super::vm::{PREFIX, Vm, allow, batches};
+use super::vm::{PREFIX, Vm, allow, asks, batches};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{DenialBatch, DenialsTaken};
 
@@ -164,9 +164,146 @@ fn outcomes_wait_for_a_stream() {
     vm.respond(context, 200);
     vm.pass_ms(500);
     vm.welcome(PREFIX);
-    let heard = vm.heard();
+    let outcomes = vm.outcomes();
     assert_eq!(
-        (vm.outcomes()[0].id.clone(), vm.outcomes()[0].status),
-        (ask.id, 200)
+        (
+            outcomes[0].id.clone(),
+            outcomes[0].status,
+            outcomes[0].not_forwarded
+        ),
+        (ask.id, 200, false)
     );
+}
+
+/// Allowed requests of this many clients.
+fn allowed(vm: &mut Vm, count: usize) -> Vec<u32> {
+    let contexts = (0..count).map(|n| {
+        let context = vm.request(&Headers::good("/files/a", &format!("allowed-{n}")));
+        let ask = vm.asked();
+        vm.answer(&ask, allow());
+        context
+    });
+    contexts.collect()
+}
+
+#[test]
+fn outcomes_ride_on_the_next_question_of_a_busy_worker() {
+    let mut vm = Vm::ready();
+    let contexts = allowed(&mut vm, 2);
+    let waiting = vm.request(&Headers::good("/files/b", "jti-1"));
+    let before = vm.asked();
+    for context in contexts {
+        vm.respond(context, 200);
+    }
+    assert!(vm.outcomes().is_empty() && vm.heard().is_empty());
+    vm.request(&Headers::good("/files/c", "jti-2"));
+    let stream = vm.newest_stream();
+    let message = vm.world().streams[&stream].sent.last().unwrap().clone();
+    assert_eq!(
+        message
+            .outcomes
+            .iter()
+            .map(|o| (o.status, o.response_bytes))
+            .collect::<Vec<_>>(),
+        [(200, 42), (200, 42)]
+    );
+    let ask = vm.asked();
+    // The question's own bytes are what they would have been alone.
+    vm.cut();
+    vm.pass_ms(500);
+    vm.welcome(PREFIX);
+    assert_eq!(asks(&vm.heard()), [&before, &ask]);
+    assert!(vm.outcomes().is_empty(), "reported once");
+    vm.answer(&before, allow());
+    assert_eq!(vm.resumed(waiting), 1);
+}
+
+#[test]
+fn the_tick_reports_outcomes_that_no_question_took_along() {
+    let mut vm = Vm::ready();
+    let contexts = allowed(&mut vm, 1);
+    vm.request(&Headers::good("/files/b", "jti-1"));
+    vm.asked();
+    vm.respond(contexts[0], 404);
+    assert!(vm.outcomes().is_empty());
+    vm.tick();
+    assert_eq!(vm.outcomes()[0].status, 404);
+}
+
+#[test]
+fn an_idle_worker_reports_an_outcome_at_once() {
+    let mut vm = Vm::ready();
+    let contexts = allowed(&mut vm, 1);
+    vm.respond(contexts[0], 200);
+    assert_eq!(vm.outcomes().len(), 1);
+}
+
+#[test]
+fn no_message_has_more_than_64_outcomes() {
+    let mut vm = Vm::ready();
+    let contexts = allowed(&mut vm, 150);
+    vm.cut();
+    for context in contexts {
+        vm.respond(context, 200);
+    }
+    vm.pass_ms(500);
+    vm.welcome(PREFIX);
+    let stream = vm.newest_stream();
+    let sizes: Vec<usize> = vm.world().streams[&stream]
+        .sent
+        .iter()
+        .map(|message| message.outcomes.len())
+        .filter(|size| *size > 0)
+        .collect();
+    assert_eq!(sizes, [64, 64, 22]);
+}
+
+#[test]
+fn nothing_is_lost_when_the_configuration_goes_away() {
+    let mut config = super::fixtures::configuration();
+    config["limits"]["denials_buffered"] = serde_json::json!(1_000);
+    let mut vm = Vm::ready_with(super::world::World::default(), &config);
+    let contexts = allowed(&mut vm, 1);
+    vm.request(&mismatched("jti-0"));
+    // One batch is on its way and not acknowledged.
+    let first = next_batch(&mut vm, 200);
+    for n in 1..150 {
+        vm.request(&mismatched(&format!("jti-{n}")));
+    }
+    vm.request(&Headers::bare("/files/a"));
+    vm.request(&Headers::good("/files/b", "waits"));
+    vm.asked();
+    vm.respond(contexts[0], 200);
+    assert!(vm.outcomes().is_empty());
+    vm.shut_down();
+    assert_eq!(vm.outcomes().len(), 1);
+    let heard = vm.heard();
+    let sent = batches(&heard);
+    assert_eq!(sent[0], &first);
+    let shape: Vec<_> = sent
+        .iter()
+        .map(|batch| (batch.sequence, batch.entries.len(), batch.dropped))
+        .collect();
+    assert_eq!(shape, [(1, 1, 0), (2, 64, 0), (3, 64, 0), (4, 21, 0)]);
+    assert_eq!(sent[1].counts[0].reason, "missing_credentials");
+    assert_eq!(vm.world().metric("writ.refused.missing_credentials"), 1);
+}
+
+#[test]
+fn what_the_last_messages_cannot_carry_is_counted() {
+    let mut config = super::fixtures::configuration();
+    config["limits"]["denials_buffered"] = serde_json::json!(4_100);
+    let mut vm = Vm::ready_with(super::world::World::default(), &config);
+    let refused = mismatched("jti-1");
+    for _ in 0..4_100 {
+        vm.request(&refused);
+    }
+    vm.shut_down();
+    let heard = vm.heard();
+    let sent = batches(&heard);
+    assert_eq!(sent.len(), 64);
+    let carried: usize = sent.iter().map(|batch| batch.entries.len()).sum();
+    let dropped: u64 = sent.iter().map(|batch| batch.dropped).sum();
+    assert_eq!((carried, dropped), (4_096, 4));
+    assert!(sent.iter().zip(1..).all(|(batch, n)| batch.sequence == n));
 }
