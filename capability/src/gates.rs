@@ -256,12 +256,12 @@ pub fn check<V: Verifier>(
         return Err(refused(Reason::ActionMismatch));
     }
     Ok(Checked {
+        method: action.method(),
         token_hash: token.hash(),
-        claims: token.claims().clone(),
+        claims: token.into_claims(),
         token: credentials.token.to_owned(),
         proof: credentials.proof.to_owned(),
         proof_jti: proof.jti().to_owned(),
-        method: action.method(),
         authority: config.origin.authority().to_owned(),
         path: line.path.to_owned(),
     })

@@ -188,6 +188,12 @@ impl Token {
         }
     }
 
+    /// What it says, when nothing else is wanted any more.
+    #[must_use]
+    pub fn into_claims(self) -> Claims {
+        self.claims
+    }
+
     /// What it says.
     #[must_use]
     pub fn claims(&self) -> &Claims {

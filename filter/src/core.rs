@@ -180,12 +180,14 @@ impl Core {
             checked,
             &question,
             self.stream.prefix(),
-            facts.clone(),
+            std::mem::take(facts),
             times,
         );
         let (passage, ask) = (Rc::clone(&entry.request.passage), entry.ask.clone());
         if self.send_with_outcomes(ask).is_err() {
-            self.questions.take(Some(passage.id()));
+            if let Some(entry) = self.questions.take(Some(passage.id())) {
+                *facts = entry.request.facts;
+            }
             return Err(Refusal::not_asked());
         }
         self.metrics.in_flight.add(1);

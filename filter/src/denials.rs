@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 /// Entries in one batch.
 const BATCH_ENTRIES: usize = 64;
 /// Batches that are sent at once at the end.
-const LAST_BATCHES: usize = 64;
+const LAST_BATCHES: usize = 16;
 /// Counts alone are sent this often; milliseconds.
 const COUNTS_EVERY_MS: u64 = 5_000;
 /// A batch that nobody acknowledged is sent again after this; milliseconds.

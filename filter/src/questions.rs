@@ -42,7 +42,7 @@ impl Passage {
 }
 
 /// Who asks for what, as far as refusals and the log need it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Envoy's own request id.
     pub request_id: String,

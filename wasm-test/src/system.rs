@@ -203,8 +203,7 @@ impl System {
             .arg("--disable-hot-restart")
             .current_dir(self.dir.path());
         let mut child = Child::spawn("Envoy", &mut command, &self.dir.log("envoy"))?;
-        // The main thread runs the filter as well, though it serves nobody.
-        let threads = u64::from(self.options.concurrency).saturating_add(1);
+        let threads = self.filter_threads();
         let ready =
             wait::for_guard(&mut child, &self.admin_url(), &self.proxy_url(), threads).await;
         self.envoy = Some(child);
@@ -225,6 +224,13 @@ impl System {
     /// # Errors
     /// When that takes longer than [`START_DEADLINE`].
     pub async fn settled(&self) -> Result<(), Error> {
+        // One request asks one worker; the others must be there as well.
+        let (http, admin) = (reqwest::Client::new(), self.admin_url());
+        wait::until("every worker has a stream to the control plane", || async {
+            let open = wait::streams_are_open(&http, &admin, self.filter_threads()).await;
+            open.is_ok()
+        })
+        .await?;
         let agent = self.agent().await?;
         wait::until("Envoy asks the control plane again", || async {
             match agent.call("GET", crate::upstream::REPORT).await {
@@ -233,6 +239,12 @@ impl System {
             }
         })
         .await
+    }
+
+    /// Threads that run the filter: the main one does as well, though it serves
+    /// nobody.
+    fn filter_threads(&self) -> u64 {
+        u64::from(self.options.concurrency).saturating_add(1)
     }
 
     /// The processes that have ended without being stopped, each with an

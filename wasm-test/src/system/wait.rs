@@ -103,19 +103,31 @@ async fn guard_answers(
             refused.status()
         ));
     }
-    let streams = streams_opened(client, admin).await?;
-    if streams < threads {
+    streams_are_open(client, admin, threads).await
+}
+
+/// Whether all of Envoy's `threads` that run the filter have a stream to the
+/// control plane, beside the one that brings the configuration.
+pub async fn streams_are_open(
+    client: &reqwest::Client,
+    admin: &str,
+    threads: u64,
+) -> Result<(), String> {
+    let wanted = threads.saturating_add(1);
+    let open = open_streams(client, admin).await?;
+    if open < wanted {
         return Err(format!(
-            "{streams} of {threads} threads have a stream to the control plane"
+            "{open} of {wanted} streams to the control plane are open"
         ));
     }
     Ok(())
 }
 
-/// The filter's own count, `writ.streams_opened`.
-async fn streams_opened(client: &reqwest::Client, admin: &str) -> Result<u64, String> {
+async fn open_streams(client: &reqwest::Client, admin: &str) -> Result<u64, String> {
     let answer = client
-        .get(format!("{admin}/stats?filter=writ.streams_opened"))
+        .get(format!(
+            "{admin}/stats?filter=writ_control_plane.upstream_rq_active"
+        ))
         .timeout(Duration::from_secs(2))
         .send()
         .await

@@ -266,7 +266,7 @@ async fn a_client_that_left_executes_nothing_and_leaves_the_yes_usable() {
         let before = rig.arrived();
         let (token, id, connection) = held_raw(&rig, &race).await;
         let leave = async {
-            tokio::time::sleep(Duration::from_millis(round * 3)).await;
+            tokio::time::sleep(Duration::from_millis(round * 6)).await;
             drop(connection);
         };
         tokio::join!(decide(&approver, &id, Verdict::Approve), leave);
@@ -276,15 +276,15 @@ async fn a_client_that_left_executes_nothing_and_leaves_the_yes_usable() {
         let again = rig.agent.token("GET", &race).await.unwrap();
         let mut next = rig.connect().await;
         next.send(&rig.signed("GET", &race, &again)).await;
-        let allowed = about(&rig.entries(), "allow", &id).len();
-        if next.answers_within(Duration::from_secs(1)).await {
+        let passed = next.answers_within(Duration::from_secs(1)).await;
+        if passed {
             assert_eq!(next.answer().await.unwrap().status, 200);
-            assert_eq!(
-                (executed, allowed.max(1)),
-                (0, 1),
-                "one yes, two executions"
-            );
         }
+        // Used by the one or by the other, or by the first whose client left
+        // between the commit and the answer: that is in the log.
+        let consumed = about(&rig.entries(), "allow", &id).len();
+        assert_eq!(consumed, 1, "a yes was used {consumed} times");
+        assert!(executed == 0 || !passed, "one yes, two executions");
         assert!(rig.uses().get(&jti(&token)).is_none_or(|uses| *uses == 1));
         assert!(rig.arrived() - before <= 1, "one yes, two executions");
     }

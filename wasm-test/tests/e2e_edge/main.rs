@@ -19,6 +19,7 @@ mod headers;
 mod hold;
 mod mesh;
 mod once;
+mod paths;
 mod raw;
 mod refusals;
 mod reload;

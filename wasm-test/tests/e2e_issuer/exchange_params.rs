@@ -119,13 +119,12 @@ async fn headers_without_end_are_refused_and_the_next_is_served() {
         let mut attempt = bench.attempt();
         let header = |number| (format!("x-filler-{number}"), "x".repeat(length));
         attempt.headers = (0..count).map(header).collect();
-        let answer = bench.send(attempt).await;
-        let what = format!("{count} headers of {length} bytes");
-        assert!(
-            (400..500).contains(&answer.status),
-            "{what}: {}",
-            answer.status
-        );
+        // A server that has seen enough may hang up before all is sent.
+        if let Some(answer) = bench.try_send(attempt).await {
+            let what = format!("{count} headers of {length} bytes");
+            let refused = (400..500).contains(&answer.status);
+            assert!(refused, "{what}: {}", answer.status);
+        }
         bench.token().await;
     }
 }

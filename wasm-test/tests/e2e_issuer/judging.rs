@@ -107,6 +107,11 @@ impl Bench {
     }
 
     pub async fn send(&self, attempt: Attempt) -> Answer {
+        self.try_send(attempt).await.expect("no answer")
+    }
+
+    /// None when the server hangs up instead of answering.
+    pub async fn try_send(&self, attempt: Attempt) -> Option<Answer> {
         let body = attempt.body.unwrap_or_else(|| form(&attempt.params));
         let mut request = self.http.post(&attempt.url).body(body);
         if let Some(content_type) = attempt.content_type {
@@ -119,7 +124,8 @@ impl Bench {
         for (name, value) in attempt.headers {
             request = request.header(name, value);
         }
-        Answer::read(request.send().await.unwrap()).await.unwrap()
+        let answer = request.send().await.ok()?;
+        Some(Answer::read(answer).await.unwrap())
     }
 
     /// Sends a good one and takes the token.

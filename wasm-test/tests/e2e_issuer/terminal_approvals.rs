@@ -24,13 +24,18 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
     )
 }
 
-async fn pending(system: &System) -> Vec<Value> {
-    let output = run(writ(system, &["approvals", "list", "--json"])).await;
-    let body: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let all = body["approvals"].as_array().unwrap().iter();
-    all.filter(|approval| approval["status"] == "pending")
-        .cloned()
-        .collect()
+/// The first approval that is pending, as soon as there is one.
+async fn pending(system: &System) -> Value {
+    for _ in 0..100 {
+        let output = run(writ(system, &["approvals", "list", "--json"])).await;
+        let body: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let all = body["approvals"].as_array().unwrap();
+        if let Some(found) = all.iter().find(|one| one["status"] == "pending") {
+            return found.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("nothing is pending");
 }
 
 #[tokio::test]
@@ -44,17 +49,10 @@ async fn approving_takes_a_login_and_goes_through() {
     let agent = system.agent().await.unwrap();
     let calling = agent.clone();
     let waiting = tokio::spawn(async move { calling.call("GET", PAYROLL).await.unwrap() });
-    let mut held = Vec::new();
-    for _ in 0..100 {
-        held = pending(&system).await;
-        if !held.is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let held = pending(&system).await;
     let (id, digest) = (
-        held[0]["id"].as_str().unwrap(),
-        held[0]["digest"].as_str().unwrap(),
+        held["id"].as_str().unwrap(),
+        held["digest"].as_str().unwrap(),
     );
 
     let (code, _, err) = said(&run(writ(&system, &["approvals", "approve", id])).await);
@@ -106,12 +104,8 @@ async fn approving_takes_a_login_and_goes_through() {
 
     // The other way, without a digest: what is shown is what is decided.
     let waiting = tokio::spawn(async move { agent.call("GET", PAYROLL).await.unwrap() });
-    let mut held = Vec::new();
-    while held.is_empty() {
-        held = pending(&system).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let id = held[0]["id"].as_str().unwrap();
+    let held = pending(&system).await;
+    let id = held["id"].as_str().unwrap();
     let (code, out, err) = said(&run(writ(&system, &["approvals", "deny", "--json", id])).await);
     assert_eq!(code, Some(0), "{err}");
     assert!(err.contains(PAYROLL), "{err}");

@@ -292,18 +292,18 @@ fn nothing_is_lost_when_the_configuration_goes_away() {
 #[test]
 fn what_the_last_messages_cannot_carry_is_counted() {
     let mut config = super::fixtures::configuration();
-    config["limits"]["denials_buffered"] = serde_json::json!(4_100);
+    config["limits"]["denials_buffered"] = serde_json::json!(1_030);
     let mut vm = Vm::ready_with(super::world::World::default(), &config);
     let refused = mismatched("jti-1");
-    for _ in 0..4_100 {
+    for _ in 0..1_030 {
         vm.request(&refused);
     }
     vm.shut_down();
     let heard = vm.heard();
     let sent = batches(&heard);
-    assert_eq!(sent.len(), 64);
+    assert_eq!(sent.len(), 16);
     let carried: usize = sent.iter().map(|batch| batch.entries.len()).sum();
     let dropped: u64 = sent.iter().map(|batch| batch.dropped).sum();
-    assert_eq!((carried, dropped), (4_096, 4));
+    assert_eq!((carried, dropped), (1_024, 6));
     assert!(sent.iter().zip(1..).all(|(batch, n)| batch.sequence == n));
 }
