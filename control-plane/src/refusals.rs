@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Lines per agent and second that refusals may cause.
-const LINES_PER_AGENT: u32 = 20;
+const LINES_PER_AGENT: u32 = 500;
 /// Agents whose lines are counted within one second; beyond, refusals are counted only.
 const AGENTS_MAX: usize = 4_096;
 
@@ -83,10 +83,10 @@ mod tests {
     #[test]
     fn an_agent_has_so_many_lines_a_second_and_the_rest_is_counted() {
         let refusals = Refusals::default();
-        let lines = |agent: &str, now| (0..50).filter(|_| refusals.may_have_line(agent, Reason::TokenSpent, now)).count();
-        assert_eq!(lines("a", 1_000), 20);
-        assert_eq!(lines("b", 1_999), 20, "one agent does not use up another's");
-        assert_eq!(lines("a", 2_000), 20);
-        assert_eq!(refusals.counts.lock().unwrap().get("token_spent"), Some(&90));
+        let lines = |agent: &str, now| (0..700).filter(|_| refusals.may_have_line(agent, Reason::TokenSpent, now)).count();
+        assert_eq!(lines("a", 1_000), 500);
+        assert_eq!(lines("b", 1_999), 500, "one agent does not use up another's");
+        assert_eq!(lines("a", 2_000), 500);
+        assert_eq!(refusals.counts.lock().unwrap().get("token_spent"), Some(&600));
     }
 }

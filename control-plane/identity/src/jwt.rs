@@ -11,11 +11,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    Millis, SpiffeId, TrustDomainError,
-    jwt_cache::{Full, JwtCache},
-    keyfile,
-};
+use crate::{Millis, SpiffeId, TrustDomainError, keyfile};
 
 const KEY_FILE: &str = "jwt.key";
 
@@ -25,18 +21,12 @@ pub(crate) struct JwtAuthority {
     kid: String,
     jwks: String,
     lifetime: Duration,
-    issued: JwtCache,
 }
 
-/// Why there is no JWT-SVID.
+/// Signing failed, which healthy hardware doesn't do.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotIssued {
-    /// Healthy hardware doesn't do this.
-    #[error("a JWT-SVID could not be signed")]
-    Signing,
-    #[error(transparent)]
-    Full(#[from] Full),
-}
+#[error("a JWT-SVID could not be signed")]
+pub(crate) struct SigningFault;
 
 impl JwtAuthority {
     /// Reads the key, or makes it on the first start.
@@ -69,7 +59,6 @@ impl JwtAuthority {
             kid,
             jwks,
             lifetime,
-            issued: JwtCache::default(),
         })
     }
 
@@ -78,25 +67,21 @@ impl JwtAuthority {
         &self.jwks
     }
 
-    /// The JWT-SVID of a caller with this uid: the same one until half of its
-    /// life has passed.
+    /// Makes a JWT-SVID, another one at each call: who may fetch one at all may
+    /// use as many keys as it likes, and the count of DPoP keys per SVID is about
+    /// one that was stolen.
     pub(crate) fn issue(
         &self,
-        uid: u32,
         id: &SpiffeId,
         audience: &[String],
         now: Millis,
-    ) -> Result<String, NotIssued> {
-        let half = u64::try_from(self.lifetime.as_millis() / 2).unwrap_or(Millis::MAX);
-        self.issued.get((uid, id), audience, now, half, || {
-            self.make(id, audience, now)
-        })
-    }
-
-    fn make(&self, id: &SpiffeId, audience: &[String], now: Millis) -> Result<String, NotIssued> {
+    ) -> Result<String, SigningFault> {
         let issued = now / 1000;
+        let mut id_bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut id_bytes).map_err(|_| SigningFault)?;
         let header = json!({ "alg": "ES256", "kid": self.kid, "typ": "JWT" });
         let claims = json!({
+            "jti": encode(&id_bytes),
             "sub": id.as_str(),
             "aud": audience,
             "iat": issued,
@@ -108,7 +93,7 @@ impl JwtAuthority {
         let signature = self
             .key
             .sign(&SystemRandom::new(), token.as_bytes())
-            .map_err(|_| NotIssued::Signing)?;
+            .map_err(|_| SigningFault)?;
         token.push('.');
         token.push_str(&encode(signature.as_ref()));
         Ok(token)

@@ -18,7 +18,6 @@ mod evidence;
 mod files;
 mod handshakes;
 mod jwt;
-mod jwt_cache;
 mod keyfile;
 pub mod mtls;
 mod sds;

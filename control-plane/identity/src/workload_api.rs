@@ -11,7 +11,6 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     Caller, MAX_JWT_SVID_BYTES, SpiffeId,
-    jwt::NotIssued,
     proto::{
         JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
         ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
@@ -137,7 +136,6 @@ impl SpiffeWorkloadApi for WorkloadApi {
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
         let mut ids = self.attest(&request)?;
-        let uid = caller(&request)?.uid;
         let JwtsvidRequest {
             audience,
             spiffe_id,
@@ -163,13 +161,11 @@ impl SpiffeWorkloadApi for WorkloadApi {
         let svids = ids
             .iter()
             .map(|id| {
-                let svid =
-                    self.shared.jwt().issue(uid, id, &audience, now).map_err(
-                        |fault| match fault {
-                            NotIssued::Signing => Status::internal(fault.to_string()),
-                            NotIssued::Full(full) => Status::resource_exhausted(full.to_string()),
-                        },
-                    )?;
+                let svid = self
+                    .shared
+                    .jwt()
+                    .issue(id, &audience, now)
+                    .map_err(|fault| Status::internal(fault.to_string()))?;
                 Ok(Jwtsvid {
                     spiffe_id: id.to_string(),
                     svid,

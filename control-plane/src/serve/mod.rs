@@ -31,6 +31,9 @@ use tokio_util::task::TaskTracker;
 /// How long open connections may take to finish once we are asked to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// JWT-SVIDs can be stolen and shown by others: the built-in ones are short-lived.
+const JWT_SVID_TTL_MAX: Duration = Duration::from_secs(300);
+
 /// What `writ serve` was told on the command line.
 pub struct ServeOptions {
     /// The config file.
@@ -93,6 +96,7 @@ pub enum ServeError {
 /// # Errors
 /// Everything that is wrong before the doors open.
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
+    hardening::limit_resources();
     let config = Config::read(&options.config).map_err(ServeError::Config)?;
     let policies = policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
@@ -254,7 +258,7 @@ async fn identities_from(config: &Config, clock: &Clock, stop: &CancellationToke
             self_id: own.clone(),
             entries,
             x509_ttl: ttl,
-            jwt_ttl: ttl.min(Duration::from_secs(3600)),
+            jwt_ttl: ttl.min(JWT_SVID_TTL_MAX),
             clock: clock.clone(),
         })?;
         built_in.serve(stop.clone())?;
@@ -271,6 +275,10 @@ fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {
 
 /// What this start runs on is an entry before anything is served.
 async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeError> {
+    let own_uid = hardening::workloads_of_own_uid(&core.config);
+    for workload in &own_uid {
+        tracing::warn!(workload, "this workload has the control plane's own uid: it can read our keys, and nothing here binds it");
+    }
     let body = serde_json::json!({
         "config": core.config.version,
         "policy": core.policies.version(),
@@ -278,6 +286,7 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
         "version": env!("CARGO_PKG_VERSION"),
         "dev_single_uid": core.config.identity.dev_single_uid,
         "plaintext_grpc": core.config.server.plaintext_grpc,
+        "workloads_of_own_uid": own_uid,
     });
     match core.ledger.commit(Command::Note { kind: "config", body }).await {
         Ok(_) => Ok(()),
@@ -301,8 +310,7 @@ fn health(core: Arc<Core>) -> Router {
 }
 
 async fn serve_http(listener: TcpListener, router: Router, stop: CancellationToken, failed: CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()).await;
-    if let Err(error) = served {
+    if let Err(error) = http::serve(listener, router, stop.clone()).await {
         tracing::error!(%error, "the HTTP listener ended");
         failed.cancel();
         stop.cancel();

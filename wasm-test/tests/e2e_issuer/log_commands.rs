@@ -149,7 +149,7 @@ async fn verify_holds_while_the_log_is_written() {
         .map(|agent| {
             tokio::spawn(async move {
                 for _ in 0..60 {
-                    agent.exchange("GET", "/admin/keys.txt").await.unwrap();
+                    agent.token("GET", "/files/report.txt").await.unwrap();
                 }
             })
         })
@@ -169,7 +169,7 @@ async fn verify_holds_while_the_log_is_written() {
     let (_, body) = verdict(&plane, &[], &journal).await;
     assert!(
         body["entries"].as_u64().unwrap() >= 121,
-        "every refusal is an entry: {body}"
+        "every token is an entry: {body}"
     );
 }
 

@@ -1,5 +1,6 @@
 //! Approving from a terminal, which takes a human's session.
 
+use std::io::{Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -22,6 +23,17 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
         text(&output.stdout),
         text(&output.stderr),
     )
+}
+
+/// `writ login`, told the secret on standard input: an argument would show in
+/// every process list.
+async fn login(system: &System, secret: &str) -> Output {
+    let mut file = tempfile::tempfile().unwrap();
+    writeln!(file, "{secret}").unwrap();
+    file.rewind().unwrap();
+    let mut command = writ(system, &["login"]);
+    command.stdin(file);
+    run(command).await
 }
 
 /// The first approval that is pending, as soon as there is one.
@@ -58,15 +70,15 @@ async fn approving_takes_a_login_and_goes_through() {
     let (code, _, err) = said(&run(writ(&system, &["approvals", "approve", id])).await);
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("writ login"), "{err}");
-    let (code, _, err) = said(&run(writ(&system, &["login", "wrong"])).await);
+    let (code, _, err) = said(&login(&system, "wrong").await);
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("not valid"), "{err}");
 
     let link = system.serve_ready().approver_login.clone();
-    let (code, _, err) = said(&run(writ(&system, &["login", &link])).await);
+    let (code, _, err) = said(&login(&system, &link).await);
     assert_eq!(code, Some(0), "{err}");
     assert!(err.contains("operator"), "{err}");
-    let (code, _, _) = said(&run(writ(&system, &["login", &link])).await);
+    let (code, _, _) = said(&login(&system, &link).await);
     assert_eq!(code, Some(2), "a link works once");
     let state = system.state_dir().join(".local/state/writ");
     for entry in std::fs::read_dir(&state).unwrap().flatten() {

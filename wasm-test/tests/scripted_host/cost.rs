@@ -25,10 +25,11 @@ fn a_good_request_takes_few_host_calls() {
     let ending = calls(&mut vm, |vm| vm.respond(context, 200));
     assert_eq!(vm.resumed(context), 1);
     // Headers, time, two signatures, source, root context, question.
-    assert!(asking <= 7, "{asking}");
+    let spent = (asking, deciding, ending);
+    assert!(asking <= 7, "{spent:?}");
     // Root context (by the SDK), message, the request's context, two
     // credentials off, two facts on, go on.
-    assert!(deciding <= 8, "{deciding}");
+    assert!(deciding <= 8, "{spent:?}");
     // How the response came, its status; its size, and how it ended.
-    assert!(ending <= 4, "{ending}");
+    assert!(ending <= 4, "{spent:?}");
 }

@@ -91,7 +91,6 @@ fn the_outcome_of_an_allowed_request_is_reported_once() {
     let ask = vm.asked();
     vm.answer(&ask, allow());
     vm.respond(context, 201);
-    let heard = vm.heard();
     let reported = vm.outcomes();
     assert_eq!(reported.len(), 1);
     assert_eq!((reported[0].id.clone(), reported[0].status), (ask.id, 201));
