@@ -17,8 +17,12 @@ use std::time::Duration;
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a lost answer's outcome may take to be known, look by look.
-const OUTCOME_WAITS: [Duration; 4] =
-    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+const OUTCOME_WAITS: [Duration; 4] = [
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 
 /// Why an action did not happen, or why it is not known whether it did.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,9 @@ pub enum ClientError {
     #[error("the proxy can't be reached: {0}; nothing was sent")]
     NotSent(String),
     /// The request was sent and the answer was lost.
-    #[error("the answer was lost ({0}) and what became of the request is not known; look before you try again")]
+    #[error(
+        "the answer was lost ({0}) and what became of the request is not known; look before you try again"
+    )]
     Unknown(String),
 }
 
@@ -95,12 +101,16 @@ impl DpopKey {
             htu: url.split(['?', '#']).next().unwrap_or(url).to_owned(),
             iat_s: now_s,
             jti: crate::state::random_id::<16>(""),
-            ath: token.map(|token| Base64UrlUnpadded::encode_string(&Sha256::digest(token.as_bytes()))),
+            ath: token
+                .map(|token| Base64UrlUnpadded::encode_string(&Sha256::digest(token.as_bytes()))),
             nonce: None,
         };
         let input = signing_input(&self.jwk, Algorithm::Es256, &claims);
         let signature: Signature = self.signer.sign(input.as_bytes());
-        format!("{input}.{}", Base64UrlUnpadded::encode_string(&signature.to_bytes()))
+        format!(
+            "{input}.{}",
+            Base64UrlUnpadded::encode_string(&signature.to_bytes())
+        )
     }
 }
 
@@ -150,7 +160,11 @@ impl Answer {
 
     /// What became of a spent token's first use, as far as the proxy says.
     fn first_use(&self) -> Option<&str> {
-        self.refusal.as_ref()?.get("first_use")?.get("result")?.as_str()
+        self.refusal
+            .as_ref()?
+            .get("first_use")?
+            .get("result")?
+            .as_str()
     }
 }
 
@@ -159,9 +173,16 @@ impl Agent {
     ///
     /// # Errors
     /// When the key or the HTTP client can't be set up.
-    pub fn new(issuer: &str, workload_api: &Path, key: &Path, timeout: Duration) -> Result<Self, ClientError> {
+    pub fn new(
+        issuer: &str,
+        workload_api: &Path,
+        key: &Path,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
         if !may_carry_secrets(issuer) {
-            return Err(ClientError::Usage(format!("{issuer} is not https: identities would cross the network in the clear")));
+            return Err(ClientError::Usage(format!(
+                "{issuer} is not https: identities would cross the network in the clear"
+            )));
         }
         let http = reqwest::Client::builder()
             // A capability is for one URL: a redirect would be another action.
@@ -169,7 +190,9 @@ impl Agent {
             .no_proxy()
             .timeout(timeout)
             .build()
-            .map_err(|error| ClientError::Usage(format!("the HTTP client can't be set up: {error}")))?;
+            .map_err(|error| {
+                ClientError::Usage(format!("the HTTP client can't be set up: {error}"))
+            })?;
         Ok(Self {
             issuer: issuer.trim_end_matches('/').to_owned(),
             workload_api: workload_api.to_owned(),
@@ -197,22 +220,39 @@ impl Agent {
             ("subject_token_type", TYPE_JWT),
             ("authorization_details", details.as_str()),
         ];
-        let unreachable = |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+        let unreachable =
+            |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
         let response = self
             .http
             .post(&endpoint)
-            .header("dpop", self.key.proof("POST", &endpoint, None, self.now_s()))
+            .header(
+                "dpop",
+                self.key.proof("POST", &endpoint, None, self.now_s()),
+            )
             .form(&form)
             .send()
             .await
             .map_err(unreachable)?;
         let ok = response.status().is_success();
         let reply: Value = response.json().await.map_err(unreachable)?;
-        let text = |name: &str| reply.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |name: &str| {
+            reply
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         if ok && !text("access_token").is_empty() {
-            return Ok(Granted { access_token: text("access_token"), reply });
+            return Ok(Granted {
+                access_token: text("access_token"),
+                reply,
+            });
         }
-        Err(ClientError::Exchange { error: text("error"), reason: text("reason"), description: text("error_description") })
+        Err(ClientError::Exchange {
+            error: text("error"),
+            reason: text("reason"),
+            description: text("error_description"),
+        })
     }
 
     /// Spends the token on the request that it is for. If the answer is lost,
@@ -221,7 +261,14 @@ impl Agent {
     ///
     /// # Errors
     /// [`ClientError::NotSent`] or [`ClientError::Unknown`].
-    pub async fn spend(&self, token: &str, method: &str, url: &str, body: Option<&[u8]>, content_type: &str) -> Result<Answer, ClientError> {
+    pub async fn spend(
+        &self,
+        token: &str,
+        method: &str,
+        url: &str,
+        body: Option<&[u8]>,
+        content_type: &str,
+    ) -> Result<Answer, ClientError> {
         let lost = match self.send(token, method, url, body, content_type).await {
             Err(ClientError::Unknown(lost)) => lost,
             answer => return answer,
@@ -236,23 +283,38 @@ impl Agent {
                 _ => return Err(ClientError::Unknown(lost)),
             };
             // The outcome is reported when the first use ends, which may be now.
-            match waits.next().filter(|_| answer.first_use() == Some("unknown")) {
+            match waits
+                .next()
+                .filter(|_| answer.first_use() == Some("unknown"))
+            {
                 Some(wait) => tokio::time::sleep(*wait).await,
                 None => return Ok(answer),
             }
         }
     }
 
-    async fn send(&self, token: &str, method: &str, url: &str, body: Option<&[u8]>, content_type: &str) -> Result<Answer, ClientError> {
+    async fn send(
+        &self,
+        token: &str,
+        method: &str,
+        url: &str,
+        body: Option<&[u8]>,
+        content_type: &str,
+    ) -> Result<Answer, ClientError> {
         let verb = reqwest::Method::from_bytes(method.as_bytes())
             .map_err(|_| ClientError::Usage(format!("`{method}` is not an HTTP method")))?;
         let mut request = self
             .http
             .request(verb, url)
             .header("authorization", format!("DPoP {token}"))
-            .header("dpop", self.key.proof(method, url, Some(token), self.now_s()));
+            .header(
+                "dpop",
+                self.key.proof(method, url, Some(token), self.now_s()),
+            );
         if let Some(body) = body {
-            request = request.header("content-type", content_type).body(body.to_vec());
+            request = request
+                .header("content-type", content_type)
+                .body(body.to_vec());
         }
         let response = request.send().await.map_err(|error| {
             if error.is_connect() || error.is_builder() {
@@ -270,9 +332,15 @@ impl Agent {
             .to_owned();
         let mut body = Vec::new();
         let mut response = response;
-        while let Some(chunk) = response.chunk().await.map_err(|error| ClientError::Unknown(causes(&error)))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| ClientError::Unknown(causes(&error)))?
+        {
             if body.len().saturating_add(chunk.len()) > BODY_MAX {
-                return Err(ClientError::Unknown("the answer is larger than 64 MiB".into()));
+                return Err(ClientError::Unknown(
+                    "the answer is larger than 64 MiB".into(),
+                ));
             }
             body.extend_from_slice(&chunk);
         }
@@ -281,7 +349,12 @@ impl Agent {
             .then(|| serde_json::from_slice::<Value>(&body).ok())
             .flatten()
             .filter(|problem| problem.get("reason").is_some_and(Value::is_string));
-        Ok(Answer { status, content_type, body, refusal })
+        Ok(Answer {
+            status,
+            content_type,
+            body,
+            refusal,
+        })
     }
 
     /// Waits until a human has decided, or `wait` is over. The state, or `None`
@@ -289,20 +362,43 @@ impl Agent {
     ///
     /// # Errors
     /// When the status can't be asked.
-    pub async fn approval(&self, status_url: &str, wait: Duration) -> Result<Option<String>, ClientError> {
+    pub async fn approval(
+        &self,
+        status_url: &str,
+        wait: Duration,
+    ) -> Result<Option<String>, ClientError> {
         // Only the issuer is asked, whatever the refusal says.
-        if !status_url.strip_prefix(self.issuer.as_str()).is_some_and(|rest| rest.starts_with('/')) {
-            return Err(ClientError::Usage(format!("the status URL `{status_url}` is not the issuer's")));
+        if !status_url
+            .strip_prefix(self.issuer.as_str())
+            .is_some_and(|rest| rest.starts_with('/'))
+        {
+            return Err(ClientError::Usage(format!(
+                "the status URL `{status_url}` is not the issuer's"
+            )));
         }
         let deadline = tokio::time::Instant::now() + wait;
         loop {
-            let failed = |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
-            let status: Value = self.http.get(status_url).send().await.map_err(failed)?.json().await.map_err(failed)?;
+            let failed =
+                |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+            let status: Value = self
+                .http
+                .get(status_url)
+                .send()
+                .await
+                .map_err(failed)?
+                .json()
+                .await
+                .map_err(failed)?;
             match status.get("status").and_then(Value::as_str) {
                 Some("pending") => {}
                 // A state that is not known is not an approval; the caller tells it.
                 Some(other) => return Ok(Some(other.to_owned())),
-                None => return Err(ClientError::Issuer(self.issuer.clone(), "it knows no such approval".into())),
+                None => {
+                    return Err(ClientError::Issuer(
+                        self.issuer.clone(),
+                        "it knows no such approval".into(),
+                    ));
+                }
             }
             let now = tokio::time::Instant::now();
             if now >= deadline {
@@ -319,8 +415,15 @@ pub fn may_carry_secrets(url: &str) -> bool {
     match reqwest::Url::parse(url) {
         Ok(url) if url.scheme() == "https" => true,
         Ok(url) => {
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            let host = url
+                .host_str()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned();
+            host == "localhost"
+                || host
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
         }
         Err(_) => false,
     }

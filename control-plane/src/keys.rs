@@ -1,7 +1,9 @@
 //! The key that signs capability tokens: made on first start, kept 0600.
 
 use base64ct::{Base64UrlUnpadded, Encoding};
-use jwt_simple::prelude::{ECDSAP256KeyPairLike, ES256KeyPair, HeaderOptions, JWTClaims, UnixTimeStamp};
+use jwt_simple::prelude::{
+    ECDSAP256KeyPairLike, ES256KeyPair, HeaderOptions, JWTClaims, UnixTimeStamp,
+};
 use serde::Serialize;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
@@ -16,10 +18,14 @@ pub enum KeyError {
     #[error("the signing key `{0}`: {1}")]
     File(PathBuf, std::io::Error),
     /// Others may read the file.
-    #[error("the signing key `{0}` may be read by others (mode {1:o}); make it 0600 and make sure nobody copied it")]
+    #[error(
+        "the signing key `{0}` may be read by others (mode {1:o}); make it 0600 and make sure nobody copied it"
+    )]
     Mode(PathBuf, u32),
     /// The file is not a P-256 key in PEM.
-    #[error("the signing key `{0}` is not a P-256 private key in PEM; restore it, or remove it to have a new one made")]
+    #[error(
+        "the signing key `{0}` is not a P-256 private key in PEM; restore it, or remove it to have a new one made"
+    )]
     Unreadable(PathBuf),
     /// Signing failed.
     #[error("the token could not be signed")]
@@ -69,11 +75,18 @@ impl TokenKey {
     /// # Errors
     /// When it can't be read or made, or others may read it.
     pub fn open(dir: &Path) -> Result<Self, KeyError> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| KeyError::File(dir.to_owned(), error))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| KeyError::File(dir.to_owned(), error))?;
         let path = dir.join("token-es256.pem");
         let pair = es256_file(&path)?;
         let kid = pair.jwk_thumbprint();
-        Ok(Self { pair: pair.with_key_id(&kid), kid })
+        Ok(Self {
+            pair: pair.with_key_id(&kid),
+            kid,
+        })
     }
 
     /// The key's id: its RFC 7638 thumbprint.
@@ -110,8 +123,13 @@ impl TokenKey {
             nonce: None,
             custom: mint.claims,
         };
-        let options = HeaderOptions { signature_type: Some("at+jwt".into()), ..HeaderOptions::default() };
-        self.pair.sign_with_options(claims, &options).map_err(|_| KeyError::Sign)
+        let options = HeaderOptions {
+            signature_type: Some("at+jwt".into()),
+            ..HeaderOptions::default()
+        };
+        self.pair
+            .sign_with_options(claims, &options)
+            .map_err(|_| KeyError::Sign)
     }
 }
 
@@ -146,12 +164,22 @@ pub fn es256_file(path: &Path) -> Result<ES256KeyPair, KeyError> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let pair = ES256KeyPair::generate();
-            let pem = Zeroizing::new(pair.to_pem().map_err(|_| KeyError::Unreadable(path.to_owned()))?);
+            let pem = Zeroizing::new(
+                pair.to_pem()
+                    .map_err(|_| KeyError::Unreadable(path.to_owned()))?,
+            );
             // Written whole under another name first: a crash leaves no half key.
             let half = path.with_extension("pem.new");
             let _ = std::fs::remove_file(&half);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&half).map_err(io)?;
-            file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&half)
+                .map_err(io)?;
+            file.write_all(pem.as_bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(io)?;
             std::fs::rename(&half, path).map_err(io)?;
             if let Some(dir) = path.parent() {
                 File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;

@@ -62,12 +62,19 @@ impl Refusals {
     /// Moves the counts into the log; called each minute and at the end. What
     /// could not be written is kept for the next time.
     pub async fn flush(&self, ledger: &Ledger) {
-        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        let counts =
+            std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
         if counts.is_empty() {
             return;
         }
         let body = serde_json::json!({ "counts": counts });
-        if let Err(error) = ledger.commit(Command::Note { kind: "exchange_counts", body }).await {
+        if let Err(error) = ledger
+            .commit(Command::Note {
+                kind: "exchange_counts",
+                body,
+            })
+            .await
+        {
             tracing::error!(%error, "the counts of refusals could not be recorded yet");
             for (reason, count) in counts {
                 self.add(reason, count);
@@ -83,10 +90,21 @@ mod tests {
     #[test]
     fn an_agent_has_so_many_lines_a_second_and_the_rest_is_counted() {
         let refusals = Refusals::default();
-        let lines = |agent: &str, now| (0..700).filter(|_| refusals.may_have_line(agent, Reason::TokenSpent, now)).count();
+        let lines = |agent: &str, now| {
+            (0..700)
+                .filter(|_| refusals.may_have_line(agent, Reason::TokenSpent, now))
+                .count()
+        };
         assert_eq!(lines("a", 1_000), 500);
-        assert_eq!(lines("b", 1_999), 500, "one agent does not use up another's");
+        assert_eq!(
+            lines("b", 1_999),
+            500,
+            "one agent does not use up another's"
+        );
         assert_eq!(lines("a", 2_000), 500);
-        assert_eq!(refusals.counts.lock().unwrap().get("token_spent"), Some(&600));
+        assert_eq!(
+            refusals.counts.lock().unwrap().get("token_spent"),
+            Some(&600)
+        );
     }
 }

@@ -68,7 +68,12 @@ impl Core {
     /// What the registry says of this agent.
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {
-        match self.config.agents.iter().find(|known| known.spiffe_id == agent) {
+        match self
+            .config
+            .agents
+            .iter()
+            .find(|known| known.spiffe_id == agent)
+        {
             Some(known) if known.active => Standing::Active,
             Some(_) => Standing::Inactive,
             None => Standing::Unknown,
@@ -80,7 +85,10 @@ impl Core {
     pub fn action_digest(token: &TokenRecord, content_type: &str, content_encoding: &str) -> Hash {
         capability::action::digest(&capability::action::DigestInput {
             agent: &token.agent,
-            user: token.user.as_ref().map(|user| (user.issuer.as_str(), user.subject.as_str())),
+            user: token
+                .user
+                .as_ref()
+                .map(|user| (user.issuer.as_str(), user.subject.as_str())),
             chain: &token.chain,
             element: &element(&token.action),
             content_type: Some(content_type).filter(|text| !text.is_empty()),
@@ -100,7 +108,10 @@ pub fn element(action: &ActionRecord) -> serde_json::Value {
 #[must_use]
 pub fn split_location(location: &str) -> (&str, &str, &str) {
     let after_scheme = location.find("://").map_or(0, |at| at + 3);
-    let path_at = location.get(after_scheme..).and_then(|rest| rest.find('/')).map_or(location.len(), |at| after_scheme + at);
+    let path_at = location
+        .get(after_scheme..)
+        .and_then(|rest| rest.find('/'))
+        .map_or(location.len(), |at| after_scheme + at);
     let (origin, rest) = location.split_at_checked(path_at).unwrap_or((location, ""));
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     (origin, path, query)

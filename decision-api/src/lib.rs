@@ -2,7 +2,10 @@
 //!
 //! Messages only, so that the filter can use them without a gRPC stack; the
 //! service's server half is generated in `control-plane/src/decide`.
-#![expect(missing_docs, reason = "generated; the .proto carries the documentation")]
+#![expect(
+    missing_docs,
+    reason = "generated; the .proto carries the documentation"
+)]
 
 include!(concat!(env!("OUT_DIR"), "/writ.decision.v1.rs"));
 

@@ -89,10 +89,21 @@ pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policie
         for (name, _) in policy.annotations() {
             let lifts = matches!(name, "approvers" | "quorum" | "ttl");
             if !lifts && !matches!(name, "id" | "reason") {
-                errors.push(LoadError { file: file.clone(), line: 0, message: format!("rule `{}`: @{name} means nothing here", policy.id()) });
+                errors.push(LoadError {
+                    file: file.clone(),
+                    line: 0,
+                    message: format!("rule `{}`: @{name} means nothing here", policy.id()),
+                });
             } else if lifts && !wants_human(policy) {
-                let message = format!("rule `{}`: @{name} is for a `forbid` with @approvers; here it would be ignored", policy.id());
-                errors.push(LoadError { file: file.clone(), line: 0, message });
+                let message = format!(
+                    "rule `{}`: @{name} is for a `forbid` with @approvers; here it would be ignored",
+                    policy.id()
+                );
+                errors.push(LoadError {
+                    file: file.clone(),
+                    line: 0,
+                    message,
+                });
             }
         }
         if wants_human(policy) {

@@ -24,13 +24,28 @@ impl ApprovalDesk {
         Self { core, ads }
     }
 
-    async fn decided(&self, id: &str, digest: Hash, approve: bool, by: &str) -> Result<Approval, DeskError> {
+    async fn decided(
+        &self,
+        id: &str,
+        digest: Hash,
+        approve: bool,
+        by: &str,
+    ) -> Result<Approval, DeskError> {
         let approval = self.core.ledger.approval(id).ok_or(DeskError::NotFound)?;
         // Asked at the click, not when the page was drawn: rights may have gone.
-        let approver = self.core.config.approvers.iter().find(|approver| approver.name == by);
+        let approver = self
+            .core
+            .config
+            .approvers
+            .iter()
+            .find(|approver| approver.name == by);
         // Each rule's demand has to be met, not one of them.
         let may = approver.is_some_and(|approver| {
-            !approval.approver_sets.is_empty() && approval.approver_sets.iter().all(|set| approver.is_one_of(set))
+            !approval.approver_sets.is_empty()
+                && approval
+                    .approver_sets
+                    .iter()
+                    .all(|set| approver.is_one_of(set))
         });
         if !may {
             return Err(DeskError::NotAllowed);
@@ -64,7 +79,13 @@ impl Desk for ApprovalDesk {
         self.core.ledger.approval(id)
     }
 
-    fn decide(&self, id: &str, digest: Hash, approve: bool, by: &str) -> BoxFuture<'_, Result<Approval, DeskError>> {
+    fn decide(
+        &self,
+        id: &str,
+        digest: Hash,
+        approve: bool,
+        by: &str,
+    ) -> BoxFuture<'_, Result<Approval, DeskError>> {
         let (id, by) = (id.to_owned(), by.to_owned());
         Box::pin(async move { self.decided(&id, digest, approve, &by).await })
     }
@@ -76,7 +97,15 @@ impl Desk for ApprovalDesk {
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()> {
         let body = serde_json::json!({ "who": who, "how": how });
         Box::pin(async move {
-            if let Err(error) = self.core.ledger.commit(Command::Note { kind: "login", body }).await {
+            if let Err(error) = self
+                .core
+                .ledger
+                .commit(Command::Note {
+                    kind: "login",
+                    body,
+                })
+                .await
+            {
                 tracing::error!(%error, "a login could not be recorded");
             }
         })
@@ -91,7 +120,12 @@ impl Desk for ApprovalDesk {
             .ledger
             .listing(None, limit)
             .into_iter()
-            .map(|entry| Activity { index: entry.index, time_ms: entry.time_ms, kind: entry.kind, summary: entry.agent.unwrap_or_default() })
+            .map(|entry| Activity {
+                index: entry.index,
+                time_ms: entry.time_ms,
+                kind: entry.kind,
+                summary: entry.agent.unwrap_or_default(),
+            })
             .collect()
     }
 
@@ -106,10 +140,18 @@ impl Desk for ApprovalDesk {
 
 /// What one proxy runs, and what it refused.
 fn proxy_view(status: &xds::ProxyStatus) -> ProxyView {
-    let mut detail = status.envoy_version.clone().map(|version| format!("Envoy {version}")).unwrap_or_default();
+    let mut detail = status
+        .envoy_version
+        .clone()
+        .map(|version| format!("Envoy {version}"))
+        .unwrap_or_default();
     let mut problems = Vec::new();
     for kind in &status.types {
-        let acked = kind.acked.as_deref().and_then(|version| version.get(..12)).unwrap_or("none");
+        let acked = kind
+            .acked
+            .as_deref()
+            .and_then(|version| version.get(..12))
+            .unwrap_or("none");
         detail.push_str(&format!(" {:?} {acked}", kind.kind));
         if let Some(nack) = &kind.nack {
             problems.push(format!("{:?}: {}", kind.kind, nack.error));
@@ -132,14 +174,24 @@ pub async fn expire(core: Arc<Core>) {
         tick.tick().await;
         let now = core.now();
         let due = core.ledger.approvals().iter().any(|approval| {
-            matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved) && approval.expires_ms <= now
+            matches!(
+                approval.state,
+                ApprovalState::Pending | ApprovalState::Approved
+            ) && approval.expires_ms <= now
         });
         if due && let Err(error) = core.ledger.commit(Command::ExpireApprovals).await {
             tracing::warn!(%error, "approvals that ran out could not be ended; they will be");
         }
         // A hold ends by itself; one whose lapse could not be written ends here.
-        let overdue = core.config.edge.hold_s.saturating_add(OVERDUE_AFTER_S).saturating_mul(1000);
-        let lapse = Command::LapseOverdue { held_before_ms: now.saturating_sub(overdue) };
+        let overdue = core
+            .config
+            .edge
+            .hold_s
+            .saturating_add(OVERDUE_AFTER_S)
+            .saturating_mul(1000);
+        let lapse = Command::LapseOverdue {
+            held_before_ms: now.saturating_sub(overdue),
+        };
         match core.ledger.commit(lapse).await {
             Ok(_) => tracing::warn!("held tokens that nobody had ended were lapsed"),
             Err(Refused::NotOutstanding(_)) => {}

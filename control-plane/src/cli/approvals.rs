@@ -16,7 +16,12 @@ use std::time::Duration;
 #[derive(Args)]
 pub struct Socket {
     /// The admin socket
-    #[arg(long, value_name = "SOCKET", env = "WRIT_ADMIN_SOCKET", default_value = "/run/writ/admin.sock")]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "WRIT_ADMIN_SOCKET",
+        default_value = "/run/writ/admin.sock"
+    )]
     admin_socket: PathBuf,
 }
 
@@ -24,7 +29,12 @@ pub struct Socket {
 #[derive(Args)]
 pub struct Issuer {
     /// The issuer's URL
-    #[arg(long, value_name = "URL", env = "WRIT_ISSUER", default_value = "http://127.0.0.1:8480")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WRIT_ISSUER",
+        default_value = "http://127.0.0.1:8480"
+    )]
     issuer: String,
 }
 
@@ -102,7 +112,10 @@ async fn list(socket: &Socket, json: bool) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let none = Vec::new();
-    let approvals = value.get("approvals").and_then(Value::as_array).unwrap_or(&none);
+    let approvals = value
+        .get("approvals")
+        .and_then(Value::as_array)
+        .unwrap_or(&none);
     if approvals.is_empty() {
         println!("Nothing has been held yet.");
     }
@@ -113,9 +126,19 @@ async fn list(socket: &Socket, json: bool) -> ExitCode {
 }
 
 fn print_approval(approval: &Value) {
-    let text = |pointer: &str| approval.pointer(pointer).and_then(Value::as_str).map(plain).unwrap_or_default();
+    let text = |pointer: &str| {
+        approval
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .map(plain)
+            .unwrap_or_default()
+    };
     println!("{}  {}", text("/status"), text("/id"));
-    println!("    {} {}", text("/action/method"), text("/action/location"));
+    println!(
+        "    {} {}",
+        text("/action/method"),
+        text("/action/location")
+    );
     println!("    agent {}", text("/agent"));
     println!("    digest {}", text("/digest"));
 }
@@ -124,7 +147,10 @@ async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
     match admin_get(&socket.admin_socket, path).await {
         Ok((status, value)) if status.is_success() => Ok(value),
         Ok((_, problem)) => {
-            let detail = problem.get("detail").and_then(Value::as_str).unwrap_or("the control plane refused");
+            let detail = problem
+                .get("detail")
+                .and_then(Value::as_str)
+                .unwrap_or("the control plane refused");
             Err(refuse(&plain(detail)))
         }
         Err(error) => Err(fail(&error)),
@@ -150,12 +176,16 @@ async fn with_session(
     let issuer = issuer.trim_end_matches('/');
     let session = std::fs::read_to_string(session_file(issuer)?)
         .map_err(|_| "no session: run `writ login` with a one-time link first".to_owned())?;
-    let mut request =
-        http()?.request(method, format!("{issuer}{path}")).header("authorization", format!("Session {}", session.trim()));
+    let mut request = http()?
+        .request(method, format!("{issuer}{path}"))
+        .header("authorization", format!("Session {}", session.trim()));
     if let Some(body) = body {
         request = request.json(&body);
     }
-    let response = request.send().await.map_err(|error| format!("{issuer} can't be reached: {error}"))?;
+    let response = request
+        .send()
+        .await
+        .map_err(|error| format!("{issuer} can't be reached: {error}"))?;
     let status = response.status();
     Ok((status, response.json().await.unwrap_or(Value::Null)))
 }
@@ -172,7 +202,10 @@ impl Decide {
                 ExitCode::SUCCESS
             }
             Ok((_, problem)) => {
-                let detail = problem.get("detail").and_then(Value::as_str).unwrap_or("refused");
+                let detail = problem
+                    .get("detail")
+                    .and_then(Value::as_str)
+                    .unwrap_or("refused");
                 refuse(&plain(detail))
             }
             Err(error) => fail(&error),
@@ -180,25 +213,47 @@ impl Decide {
     }
 
     async fn decide(&self, verdict: &str) -> Result<(StatusCode, Value), String> {
-        if !self.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+        if !self
+            .id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        {
             return Err(format!("`{}` is not an approval's id", plain(&self.id)));
         }
         let path = format!("/api/v1/approvals/{}", self.id);
         let digest = match &self.digest {
             Some(digest) => digest.clone(),
             None => {
-                let (status, shown) = with_session(&self.issuer.issuer, reqwest::Method::GET, &path, None).await?;
+                let (status, shown) =
+                    with_session(&self.issuer.issuer, reqwest::Method::GET, &path, None).await?;
                 if !status.is_success() {
                     return Ok((status, shown));
                 }
                 eprintln!("deciding exactly this:");
-                let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).map(plain).unwrap_or_default();
-                eprintln!("    {} {} for {}", text("/action/method"), text("/action/location"), text("/agent"));
+                let text = |pointer: &str| {
+                    shown
+                        .pointer(pointer)
+                        .and_then(Value::as_str)
+                        .map(plain)
+                        .unwrap_or_default()
+                };
+                eprintln!(
+                    "    {} {} for {}",
+                    text("/action/method"),
+                    text("/action/location"),
+                    text("/agent")
+                );
                 text("/digest")
             }
         };
         let body = json!({ "digest": digest });
-        with_session(&self.issuer.issuer, reqwest::Method::POST, &format!("{path}/{verdict}"), Some(body)).await
+        with_session(
+            &self.issuer.issuer,
+            reqwest::Method::POST,
+            &format!("{path}/{verdict}"),
+            Some(body),
+        )
+        .await
     }
 }
 
@@ -206,7 +261,11 @@ impl Login {
     /// Opens a session, or ends it.
     pub async fn run(self) -> ExitCode {
         let issuer = self.issuer.issuer.trim_end_matches('/').to_owned();
-        let done = if self.logout { logout(&issuer).await } else { self.login(&issuer).await };
+        let done = if self.logout {
+            logout(&issuer).await
+        } else {
+            self.login(&issuer).await
+        };
         match done {
             Ok(message) => {
                 eprintln!("writ: {message}");
@@ -218,13 +277,17 @@ impl Login {
 
     async fn login(&self, issuer: &str) -> Result<String, String> {
         if !may_carry_secrets(issuer) {
-            return Err(format!("{issuer} is not https: the session would cross the network in the clear"));
+            return Err(format!(
+                "{issuer} is not https: the session would cross the network in the clear"
+            ));
         }
         if std::io::stdin().is_terminal() {
             eprintln!("Paste the one-time link or its secret:");
         }
         let mut given = String::new();
-        std::io::stdin().read_line(&mut given).map_err(|error| format!("can't read it: {error}"))?;
+        std::io::stdin()
+            .read_line(&mut given)
+            .map_err(|error| format!("can't read it: {error}"))?;
         let secret = given.trim().rsplit('#').next().unwrap_or_default();
         if secret.is_empty() {
             return Err("no secret was given".into());
@@ -241,7 +304,11 @@ impl Login {
         match (ok, value.get("session").and_then(Value::as_str)) {
             (true, Some(session)) => {
                 write_secret(&session_file(issuer)?, session)?;
-                Ok(format!("signed in as {} until {}", text("who").unwrap_or_default(), text("expires_at").unwrap_or_default()))
+                Ok(format!(
+                    "signed in as {} until {}",
+                    text("who").unwrap_or_default(),
+                    text("expires_at").unwrap_or_default()
+                ))
             }
             _ => Err(text("detail").unwrap_or_else(|| "the login was refused".into())),
         }
@@ -251,7 +318,8 @@ impl Login {
 async fn logout(issuer: &str) -> Result<String, String> {
     let ended = with_session(issuer, reqwest::Method::DELETE, "/api/v1/session", None).await;
     let file = session_file(issuer)?;
-    std::fs::remove_file(&file).map_err(|error| format!("can't remove `{}`: {error}", file.display()))?;
+    std::fs::remove_file(&file)
+        .map_err(|error| format!("can't remove `{}`: {error}", file.display()))?;
     match ended {
         Ok((status, _)) if status.is_success() => Ok("signed out".into()),
         _ => Err("the session's file is removed, but the control plane did not confirm its end; it ends by itself within 12 hours".into()),
@@ -269,22 +337,45 @@ impl Status {
             println!("{value}");
             return ExitCode::SUCCESS;
         }
-        let text = |pointer: &str| value.pointer(pointer).map(|found| match found {
-            Value::String(text) => plain(text),
-            other => other.to_string(),
-        });
+        let text = |pointer: &str| {
+            value.pointer(pointer).map(|found| match found {
+                Value::String(text) => plain(text),
+                other => other.to_string(),
+            })
+        };
         println!("version   {}", text("/version").unwrap_or_default());
         println!("filter    {}", text("/module_sha256").unwrap_or_default());
-        println!("pending   {}", text("/approvals/pending").unwrap_or_default());
+        println!(
+            "pending   {}",
+            text("/approvals/pending").unwrap_or_default()
+        );
         let none = Vec::new();
-        let proxies = value.get("proxies").and_then(Value::as_array).unwrap_or(&none);
+        let proxies = value
+            .get("proxies")
+            .and_then(Value::as_array)
+            .unwrap_or(&none);
         if proxies.is_empty() {
             println!("proxies   none has connected");
         }
         for proxy in proxies {
-            let text = |name: &str| proxy.get(name).and_then(Value::as_str).map(plain).unwrap_or_default();
-            let connected = if proxy.get("connected").and_then(Value::as_bool) == Some(true) { "connected" } else { "gone" };
-            println!("proxy     {} ({}) {connected}: {}", text("id"), text("node"), text("detail"));
+            let text = |name: &str| {
+                proxy
+                    .get(name)
+                    .and_then(Value::as_str)
+                    .map(plain)
+                    .unwrap_or_default()
+            };
+            let connected = if proxy.get("connected").and_then(Value::as_bool) == Some(true) {
+                "connected"
+            } else {
+                "gone"
+            };
+            println!(
+                "proxy     {} ({}) {connected}: {}",
+                text("id"),
+                text("node"),
+                text("detail")
+            );
             if !text("problem").is_empty() {
                 println!("          REFUSED its config: {}", text("problem"));
             }

@@ -69,7 +69,11 @@ impl Audit {
                     (false, _) => ExitCode::from(REFUSED),
                 }
             }
-            Self::Tail { dir, last, no_follow } => tail(&dir, last, !no_follow).await,
+            Self::Tail {
+                dir,
+                last,
+                no_follow,
+            } => tail(&dir, last, !no_follow).await,
         }
     }
 }
@@ -80,20 +84,34 @@ fn say(dir: &str, report: &Report, against: bool) {
         println!("whole: {entries} entries");
         println!("head:  {}", report.head);
         if !against {
-            println!("A cut at the end shows only against a remembered head: keep this one elsewhere.");
+            println!(
+                "A cut at the end shows only against a remembered head: keep this one elsewhere."
+            );
         }
         return;
     }
-    let at = report.index.map(|index| format!(" at entry {index}")).unwrap_or_default();
+    let at = report
+        .index
+        .map(|index| format!(" at entry {index}"))
+        .unwrap_or_default();
     let what = match report.problem {
         Some(Problem::Cut) => "cut: entries that the remembered head covers are missing",
-        Some(Problem::Changed) => "changed: an entry, its evidence or its place in the chain is not what it was",
-        Some(Problem::Reordered) => "reordered: an entry stands in another place than its own, or twice",
+        Some(Problem::Changed) => {
+            "changed: an entry, its evidence or its place in the chain is not what it was"
+        }
+        Some(Problem::Reordered) => {
+            "reordered: an entry stands in another place than its own, or twice"
+        }
         Some(Problem::Gap) => "gap: entries are missing before others",
-        Some(Problem::Unreadable) | None => "unreadable: there is no log that this program can read",
+        Some(Problem::Unreadable) | None => {
+            "unreadable: there is no log that this program can read"
+        }
     };
     println!("damaged: {dir}: {what}{at}");
-    println!("{entries} entries before it are whole, head {}", report.head);
+    println!(
+        "{entries} entries before it are whole, head {}",
+        report.head
+    );
 }
 
 async fn tail(dir: &std::path::Path, last: usize, follow: bool) -> ExitCode {

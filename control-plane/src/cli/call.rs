@@ -13,10 +13,20 @@ use std::time::Duration;
 #[derive(Args)]
 struct Where {
     /// The issuer's URL
-    #[arg(long, value_name = "URL", env = "WRIT_ISSUER", default_value = "http://127.0.0.1:8480")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WRIT_ISSUER",
+        default_value = "http://127.0.0.1:8480"
+    )]
     issuer: String,
     /// The Workload API's socket
-    #[arg(long, value_name = "SOCKET", env = "WRIT_WORKLOAD_API", default_value = "/run/writ/workload.sock")]
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        env = "WRIT_WORKLOAD_API",
+        default_value = "/run/writ/workload.sock"
+    )]
     workload_api: PathBuf,
     /// The DPoP key's file, made when it is not there [default: writ/dpop-es256.pem in the state directory]
     #[arg(long, value_name = "FILE", env = "WRIT_KEY_FILE")]
@@ -27,11 +37,16 @@ impl Where {
     fn agent(&self, timeout: Duration) -> Result<Agent, ClientError> {
         let key = match &self.key {
             Some(key) => key.clone(),
-            None => super::local::state_dir().map_err(ClientError::Usage)?.join("dpop-es256.pem"),
+            None => super::local::state_dir()
+                .map_err(ClientError::Usage)?
+                .join("dpop-es256.pem"),
         };
         // The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
         let text = self.workload_api.to_string_lossy();
-        let socket = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(&text);
+        let socket = text
+            .strip_prefix("unix://")
+            .or_else(|| text.strip_prefix("unix:"))
+            .unwrap_or(&text);
         Agent::new(&self.issuer, std::path::Path::new(socket), &key, timeout)
     }
 }
@@ -67,7 +82,12 @@ pub struct Call {
 #[derive(Args)]
 pub struct Token {
     /// The method
-    #[arg(short = 'X', long = "request", value_name = "METHOD", default_value = "GET")]
+    #[arg(
+        short = 'X',
+        long = "request",
+        value_name = "METHOD",
+        default_value = "GET"
+    )]
     method: String,
     /// Print the whole reply and a proof as one JSON object
     #[arg(long)]
@@ -90,7 +110,12 @@ impl Token {
             Err(error) => return failed(&error, self.json),
         };
         if self.json {
-            let proof = agent.key.proof(&self.method, &self.url, Some(&granted.access_token), (agent.clock)() / 1000);
+            let proof = agent.key.proof(
+                &self.method,
+                &self.url,
+                Some(&granted.access_token),
+                (agent.clock)() / 1000,
+            );
             let mut reply = granted.reply;
             if let Some(members) = reply.as_object_mut() {
                 members.insert("proof".into(), proof.into());
@@ -114,22 +139,44 @@ impl Call {
 
     async fn call(&self) -> Result<Answer, ClientError> {
         let body = self.body()?;
-        let method = self.method.clone().unwrap_or_else(|| if body.is_some() { "POST".into() } else { "GET".into() });
+        let method = self.method.clone().unwrap_or_else(|| {
+            if body.is_some() {
+                "POST".into()
+            } else {
+                "GET".into()
+            }
+        });
         // A held request is answered after the proxy's own wait, 55 s at most.
         let agent = self.places.agent(Duration::from_secs(90))?;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait);
         loop {
             let granted = agent.token(&method, &self.url).await?;
             let hint = hold_hint();
-            let answer = agent.spend(&granted.access_token, &method, &self.url, body.as_deref(), &self.content_type).await;
+            let answer = agent
+                .spend(
+                    &granted.access_token,
+                    &method,
+                    &self.url,
+                    body.as_deref(),
+                    &self.content_type,
+                )
+                .await;
             hint.abort();
             let answer = answer?;
             if answer.reason() != Some("approval_pending") || self.no_wait {
                 return Ok(answer);
             }
             let problem = answer.refusal.as_ref();
-            let member = |name: &str| problem.and_then(|problem| problem.get(name)).and_then(Value::as_str).unwrap_or_default();
-            eprintln!("writ: held: a human has to say yes (approval {}); waiting", plain(member("approval_id")));
+            let member = |name: &str| {
+                problem
+                    .and_then(|problem| problem.get(name))
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+            };
+            eprintln!(
+                "writ: held: a human has to say yes (approval {}); waiting",
+                plain(member("approval_id"))
+            );
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             match agent.approval(member("status_url"), left).await?.as_deref() {
                 // The same exchange and request again; the approval is found by what it covers.
@@ -140,7 +187,8 @@ impl Call {
     }
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
-        let read = |error: std::io::Error| ClientError::Usage(format!("can't read the body: {error}"));
+        let read =
+            |error: std::io::Error| ClientError::Usage(format!("can't read the body: {error}"));
         match self.data.as_deref() {
             None => Ok(None),
             Some("@-") => {
@@ -172,7 +220,11 @@ impl Call {
             return refuse(&refusal(answer.status, problem));
         }
         let mut out = std::io::stdout().lock();
-        if out.write_all(&answer.body).and_then(|()| out.flush()).is_err() {
+        if out
+            .write_all(&answer.body)
+            .and_then(|()| out.flush())
+            .is_err()
+        {
             return ExitCode::from(FAILED);
         }
         if ok {
@@ -202,10 +254,23 @@ fn refusal(status: u16, problem: &Value) -> String {
         text.push_str(&format!(": {title}"));
     }
     if let Some(first) = problem.get("first_use") {
-        let status = first.get("upstream_status").and_then(Value::as_u64).unwrap_or(0);
-        let result = first.get("result").and_then(Value::as_str).map(plain).unwrap_or_default();
-        let said = if status > 0 { format!("; the upstream answered {status}") } else { String::new() };
-        text.push_str(&format!("\n  its first use: {result}{said}. The action was not done again."));
+        let status = first
+            .get("upstream_status")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
+        let result = first
+            .get("result")
+            .and_then(Value::as_str)
+            .map(plain)
+            .unwrap_or_default();
+        let said = if status > 0 {
+            format!("; the upstream answered {status}")
+        } else {
+            String::new()
+        };
+        text.push_str(&format!(
+            "\n  its first use: {result}{said}. The action was not done again."
+        ));
     }
     if let Some(id) = member("approval_id") {
         text.push_str(&format!("\n  approval: {id}"));
@@ -217,8 +282,17 @@ fn refusal(status: u16, problem: &Value) -> String {
 }
 
 fn failed(error: &ClientError, json: bool) -> ExitCode {
-    if json && let ClientError::Exchange { error, reason, description } = error {
-        println!("{}", serde_json::json!({ "status": null, "error": error, "reason": reason, "detail": description }));
+    if json
+        && let ClientError::Exchange {
+            error,
+            reason,
+            description,
+        } = error
+    {
+        println!(
+            "{}",
+            serde_json::json!({ "status": null, "error": error, "reason": reason, "detail": description })
+        );
     }
     match error {
         ClientError::Exchange { .. } => refuse(&plain(&error.to_string())),

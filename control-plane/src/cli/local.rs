@@ -52,11 +52,17 @@ pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), String> {
 /// Asks the control plane on this machine, as the uid that we are.
 pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, Value), String> {
     let gone = |error: &dyn std::fmt::Display| {
-        format!("the control plane at `{}` can't be asked: {error}; is `writ serve` running? name its socket with --admin-socket", socket.display())
+        format!(
+            "the control plane at `{}` can't be asked: {error}; is `writ serve` running? name its socket with --admin-socket",
+            socket.display()
+        )
     };
-    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| gone(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| gone(&error))?;
+    let stream = tokio::net::UnixStream::connect(socket)
+        .await
+        .map_err(|error| gone(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| gone(&error))?;
     tokio::spawn(connection);
     let request = Request::builder()
         .method(Method::GET)
@@ -64,9 +70,16 @@ pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, 
         .header("host", "localhost")
         .body(Full::<Bytes>::default())
         .map_err(|error| gone(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| gone(&error))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| gone(&error))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(|error| gone(&error))?.to_bytes();
+    let body = Limited::new(response.into_body(), ANSWER_MAX)
+        .collect()
+        .await
+        .map_err(|error| gone(&error))?
+        .to_bytes();
     let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     Ok((status, value))
 }

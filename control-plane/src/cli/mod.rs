@@ -13,7 +13,12 @@ use std::process::ExitCode;
 
 /// `writ`: one action, one token, once.
 #[derive(Parser)]
-#[command(name = "writ", version, about = "One action, one token, once", max_term_width = 100)]
+#[command(
+    name = "writ",
+    version,
+    about = "One action, one token, once",
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,7 +60,12 @@ enum Command {
 #[derive(Args)]
 struct Serve {
     /// The config file
-    #[arg(long, value_name = "FILE", env = "WRIT_CONFIG", default_value = "/etc/writ/writ.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WRIT_CONFIG",
+        default_value = "/etc/writ/writ.toml"
+    )]
     config: PathBuf,
     /// Say as JSON in FILE (mode 0600) where everything is, once it answers
     #[arg(long, value_name = "FILE")]
@@ -87,10 +97,16 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // One provider for the whole process, before anything makes a TLS session.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         return fail("the TLS provider was set up twice");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("can't start: {error}")),
     };
@@ -131,7 +147,9 @@ async fn run_serve(serve: Serve) -> ExitCode {
 fn log_to_stderr(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WRIT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if json {
         subscriber.json().init();
     } else {
@@ -154,5 +172,7 @@ pub(crate) fn refuse(message: &str) -> ExitCode {
 
 /// What agents sent, as a terminal may show it: no control characters.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }

@@ -12,7 +12,12 @@ pub enum Policy {
     /// Check the policy files that a config names; every problem is printed
     Check {
         /// The config file
-        #[arg(long, value_name = "FILE", env = "WRIT_CONFIG", default_value = "/etc/writ/writ.toml")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            env = "WRIT_CONFIG",
+            default_value = "/etc/writ/writ.toml"
+        )]
         config: PathBuf,
     },
     /// Print the schema that policies are checked against, in Cedar's syntax
@@ -43,7 +48,10 @@ pub fn check_config(path: &Path) -> ExitCode {
     };
     match ::policy::Policies::load(&config.policies, &config.approvers) {
         Ok(policies) => {
-            println!("config and policy are good; policy version {}", policies.version());
+            println!(
+                "config and policy are good; policy version {}",
+                policies.version()
+            );
             ExitCode::SUCCESS
         }
         Err(errors) => {

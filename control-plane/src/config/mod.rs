@@ -179,7 +179,10 @@ impl Config {
     /// Every problem found, each with file and line.
     pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            vec![ConfigError::file(path, format!("can't read the config file: {error}; name one with --config FILE"))]
+            vec![ConfigError::file(
+                path,
+                format!("can't read the config file: {error}; name one with --config FILE"),
+            )]
         })?;
         Self::parse(path, &text)
     }
@@ -217,12 +220,19 @@ impl Config {
         if self.identity.built_in {
             for workload in &self.identity.workloads {
                 if !workload.spiffe_id.is_empty() && !workload.spiffe_id.starts_with(&id_prefix) {
-                    reader.error_at("identity.workload", format!(
-                        "`{}` is not in the trust domain `{}`", workload.spiffe_id, self.identity.trust_domain
-                    ));
+                    reader.error_at(
+                        "identity.workload",
+                        format!(
+                            "`{}` is not in the trust domain `{}`",
+                            workload.spiffe_id, self.identity.trust_domain
+                        ),
+                    );
                 }
                 if workload.spiffe_id == self.identity.control_plane_id {
-                    reader.error_at("identity.workload", "the control plane's own ID can't be given to a workload".into());
+                    reader.error_at(
+                        "identity.workload",
+                        "the control plane's own ID can't be given to a workload".into(),
+                    );
                 }
             }
         }
@@ -231,20 +241,41 @@ impl Config {
         }
         for proxy in &self.proxies {
             if self.agents.iter().any(|agent| agent.spiffe_id == *proxy) {
-                reader.error_at("proxy", format!("`{proxy}` is an agent as well; a proxy must not be one"));
+                reader.error_at(
+                    "proxy",
+                    format!("`{proxy}` is an agent as well; a proxy must not be one"),
+                );
             }
         }
-        if !self.approvers.iter().any(|approver| approver.name == self.server.login_as) {
-            reader.error_at("server.login_as", format!("`{}` is no [[approver]]", self.server.login_as));
+        if !self
+            .approvers
+            .iter()
+            .any(|approver| approver.name == self.server.login_as)
+        {
+            reader.error_at(
+                "server.login_as",
+                format!("`{}` is no [[approver]]", self.server.login_as),
+            );
         }
         if self.server.plaintext_grpc && !self.server.grpc_listen.ip().is_loopback() {
-            reader.error_at("server.plaintext_grpc", "plaintext between proxy and control plane is for loopback only".into());
+            reader.error_at(
+                "server.plaintext_grpc",
+                "plaintext between proxy and control plane is for loopback only".into(),
+            );
         }
-        if self.identity.dev_single_uid && !(self.server.listen.ip().is_loopback() && self.edge.listen.ip().is_loopback()) {
-            reader.error_at("identity.dev_single_uid", "one uid for everything is for loopback only".into());
+        if self.identity.dev_single_uid
+            && !(self.server.listen.ip().is_loopback() && self.edge.listen.ip().is_loopback())
+        {
+            reader.error_at(
+                "identity.dev_single_uid",
+                "one uid for everything is for loopback only".into(),
+            );
         }
         if self.server.issuer.starts_with("http://") && !self.server.listen.ip().is_loopback() {
-            reader.error_at("server.issuer", "an http issuer is for loopback only; put TLS in front and say https".into());
+            reader.error_at(
+                "server.issuer",
+                "an http issuer is for loopback only; put TLS in front and say https".into(),
+            );
         }
     }
 }
@@ -254,7 +285,8 @@ impl Config {
     /// uid can start the program or look into it: to the kernel they are one.
     fn check_uids(&self, reader: &Reader) {
         let is_proxy = |workload: &&Workload| self.proxies.contains(&workload.spiffe_id);
-        let (proxies, others): (Vec<_>, Vec<_>) = self.identity.workloads.iter().partition(is_proxy);
+        let (proxies, others): (Vec<_>, Vec<_>) =
+            self.identity.workloads.iter().partition(is_proxy);
         for proxy in proxies {
             let same = |other: &&&Workload| other.uid.is_some() && other.uid == proxy.uid;
             if let (Some(other), Some(uid)) = (others.iter().find(same), proxy.uid) {
@@ -286,12 +318,17 @@ fn identity(table: &Table<'_>) -> Identity {
     let workloads = entries.iter().map(|entry| {
         let workload = Workload {
             spiffe_id: entry.spiffe_id("spiffe_id"),
-            uid: entry.optional_number("uid", 0, u64::from(u32::MAX)).and_then(|uid| u32::try_from(uid).ok()),
+            uid: entry
+                .optional_number("uid", 0, u64::from(u32::MAX))
+                .and_then(|uid| u32::try_from(uid).ok()),
             executable: entry.optional_path("executable"),
         };
         if workload.uid.is_none() {
             // The admin socket turns these uids away, so they have to be known.
-            entry.error("spiffe_id", "an entry needs `uid`; `executable` narrows it further".into());
+            entry.error(
+                "spiffe_id",
+                "an entry needs `uid`; `executable` narrows it further".into(),
+            );
         }
         entry.finish();
         workload
@@ -326,7 +363,10 @@ fn agent(table: &Table<'_>) -> Agent {
 }
 
 fn approver(table: &Table<'_>) -> policy::Approver {
-    let approver = policy::Approver { name: table.text("name"), groups: table.texts("groups") };
+    let approver = policy::Approver {
+        name: table.text("name"),
+        groups: table.texts("groups"),
+    };
     table.finish();
     approver
 }
@@ -367,7 +407,10 @@ fn edge(table: &Table<'_>) -> Edge {
         })
         .collect();
     if routes.is_empty() {
-        table.error("route", "no [[edge.route]]: there is nothing to guard".into());
+        table.error(
+            "route",
+            "no [[edge.route]]: there is nothing to guard".into(),
+        );
     }
     let edge = Edge {
         routes,
@@ -387,14 +430,23 @@ fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {
     let base = config.parent().unwrap_or(Path::new("."));
     let names = table.texts("files");
     if names.is_empty() {
-        table.error("files", "no policy files: nothing would ever be allowed; name at least one".into());
+        table.error(
+            "files",
+            "no policy files: nothing would ever be allowed; name at least one".into(),
+        );
     }
     let sources = names
         .into_iter()
         .filter_map(|name| match std::fs::read_to_string(base.join(&name)) {
             Ok(text) => Some(policy::Source { name, text }),
             Err(error) => {
-                table.error("files", format!("can't read the policy file `{}`: {error}", base.join(&name).display()));
+                table.error(
+                    "files",
+                    format!(
+                        "can't read the policy file `{}`: {error}",
+                        base.join(&name).display()
+                    ),
+                );
                 None
             }
         })
@@ -404,7 +456,8 @@ fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {
 }
 
 fn limits(table: &Table<'_>) -> Limits {
-    let size = |key, default, most| usize::try_from(table.number(key, default, 1, most)).unwrap_or(1);
+    let size =
+        |key, default, most| usize::try_from(table.number(key, default, 1, most)).unwrap_or(1);
     let within = |key, default: usize, least, most: usize| {
         let bounds = [default, most].map(|value| u64::try_from(value).unwrap_or(u64::MAX));
         usize::try_from(table.number(key, bounds[0], least, bounds[1])).unwrap_or(default)
@@ -412,11 +465,21 @@ fn limits(table: &Table<'_>) -> Limits {
     let (default, ceiling) = (capability::Limits::default(), capability::Limits::CEILING);
     let limits = Limits {
         read: capability::Limits {
-            header_block: within("header_block", default.header_block, 4_096, ceiling.header_block),
+            header_block: within(
+                "header_block",
+                default.header_block,
+                4_096,
+                ceiling.header_block,
+            ),
             token: within("token", default.token, 1_024, ceiling.token),
             proof: within("proof", default.proof, 1_024, ceiling.proof),
             json_depth: within("json_depth", default.json_depth, 8, ceiling.json_depth),
-            json_members: within("json_members", default.json_members, 16, ceiling.json_members),
+            json_members: within(
+                "json_members",
+                default.json_members,
+                16,
+                ceiling.json_members,
+            ),
         },
         outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
         held_per_agent: size("held_per_agent", 16, 256),

@@ -23,7 +23,11 @@ impl ConfigError {
     /// A problem with a file as a whole.
     #[must_use]
     pub fn file(file: &Path, message: String) -> Self {
-        Self { file: file.to_owned(), line: 0, message }
+        Self {
+            file: file.to_owned(),
+            line: 0,
+            message,
+        }
     }
 }
 
@@ -32,7 +36,13 @@ impl fmt::Display for ConfigError {
         if self.line == 0 {
             write!(out, "{}: {}", self.file.display(), self.message)
         } else {
-            write!(out, "{}:{}: {}", self.file.display(), self.line, self.message)
+            write!(
+                out,
+                "{}:{}: {}",
+                self.file.display(),
+                self.line,
+                self.message
+            )
         }
     }
 }
@@ -48,7 +58,12 @@ pub(super) struct Reader<'t> {
 
 impl<'t> Reader<'t> {
     pub(super) fn new(path: &'t Path, text: &'t str) -> Self {
-        Self { path, text, errors: RefCell::default(), places: RefCell::default() }
+        Self {
+            path,
+            text,
+            errors: RefCell::default(),
+            places: RefCell::default(),
+        }
     }
 
     /// The root table; its lifetime is the text's.
@@ -60,7 +75,13 @@ impl<'t> Reader<'t> {
         }
         if problems.is_empty() {
             let span = table.span();
-            Ok(Table { reader: self, name: String::new(), offset: span.start, table: Cow::Owned(table.into_inner()), used: RefCell::default() })
+            Ok(Table {
+                reader: self,
+                name: String::new(),
+                offset: span.start,
+                table: Cow::Owned(table.into_inner()),
+                used: RefCell::default(),
+            })
         } else {
             Err(self.errors.borrow().clone())
         }
@@ -70,15 +91,28 @@ impl<'t> Reader<'t> {
         let mut errors = self.errors.into_inner();
         errors.sort_by_key(|error| error.line);
         errors.dedup();
-        if errors.is_empty() { Ok(value) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(value)
+        } else {
+            Err(errors)
+        }
     }
 
     fn line(&self, offset: usize) -> usize {
-        1 + self.text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+        1 + self
+            .text
+            .bytes()
+            .take(offset)
+            .filter(|byte| *byte == b'\n')
+            .count()
     }
 
     fn error(&self, line: usize, message: String) {
-        self.errors.borrow_mut().push(ConfigError { file: self.path.to_owned(), line, message });
+        self.errors.borrow_mut().push(ConfigError {
+            file: self.path.to_owned(),
+            line,
+            message,
+        });
     }
 
     /// A problem of a key that was found to be wrong only together with others;
@@ -86,7 +120,11 @@ impl<'t> Reader<'t> {
     pub(super) fn error_at(&self, key: &str, message: String) {
         let places = self.places.borrow();
         let parent = key.rsplit_once('.').map_or("", |(parent, _)| parent);
-        let offset = places.get(key).or_else(|| places.get(parent)).copied().unwrap_or(0);
+        let offset = places
+            .get(key)
+            .or_else(|| places.get(parent))
+            .copied()
+            .unwrap_or(0);
         self.error(self.line(offset), format!("{key}: {message}"));
     }
 }
@@ -102,25 +140,49 @@ pub(super) struct Table<'r> {
 
 impl<'r> Table<'r> {
     fn child(&self, key: &str, offset: usize, table: DeTable<'r>) -> Table<'r> {
-        let name = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
-        Table { reader: self.reader, name, offset, table: Cow::Owned(table), used: RefCell::default() }
+        let name = if self.name.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.name)
+        };
+        Table {
+            reader: self.reader,
+            name,
+            offset,
+            table: Cow::Owned(table),
+            used: RefCell::default(),
+        }
     }
 
     fn full(&self, key: &str) -> String {
-        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+        if self.name.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.name)
+        }
     }
 
     fn get(&self, key: &str) -> Option<(usize, DeValue<'r>)> {
         self.used.borrow_mut().insert(key.to_owned());
         let value = self.table.get(key)?;
         let offset = value.span().start;
-        self.reader.places.borrow_mut().entry(self.full(key)).or_insert(offset);
+        self.reader
+            .places
+            .borrow_mut()
+            .entry(self.full(key))
+            .or_insert(offset);
         Some((offset, value.get_ref().clone()))
     }
 
     pub(super) fn error(&self, key: &str, message: String) {
-        let offset = self.table.get(key).map_or(self.offset, |value| value.span().start);
-        self.reader.error(self.reader.line(offset), format!("{}: {message}", self.full(key)));
+        let offset = self
+            .table
+            .get(key)
+            .map_or(self.offset, |value| value.span().start);
+        self.reader.error(
+            self.reader.line(offset),
+            format!("{}: {message}", self.full(key)),
+        );
     }
 
     /// Complains of the keys that nobody asked for: a misspelt limit is not a default.
@@ -128,7 +190,8 @@ impl<'r> Table<'r> {
         for (key, _) in self.table.iter() {
             if !self.used.borrow().contains(key.get_ref().as_ref()) {
                 let line = self.reader.line(key.span().start);
-                self.reader.error(line, format!("{}: no such key", self.full(key.get_ref())));
+                self.reader
+                    .error(line, format!("{}: no such key", self.full(key.get_ref())));
             }
         }
     }
@@ -144,7 +207,10 @@ impl<'r> Table<'r> {
         match self.get(key) {
             Some((offset, DeValue::Table(table))) => self.child(key, offset, table),
             Some((offset, other)) => {
-                self.error(key, format!("this is a {}, a table is wanted", other.type_str()));
+                self.error(
+                    key,
+                    format!("this is a {}, a table is wanted", other.type_str()),
+                );
                 self.child(key, offset, DeTable::new())
             }
             None => self.child(key, self.offset, DeTable::new()),
@@ -161,14 +227,24 @@ impl<'r> Table<'r> {
                     match item.into_inner() {
                         DeValue::Table(table) => Some(self.child(key, offset, table)),
                         other => {
-                            self.error(key, format!("this holds a {}, tables are wanted", other.type_str()));
+                            self.error(
+                                key,
+                                format!("this holds a {}, tables are wanted", other.type_str()),
+                            );
                             None
                         }
                     }
                 })
                 .collect(),
             Some((_, other)) => {
-                self.error(key, format!("this is a {}; write [[{}]]", other.type_str(), self.full(key)));
+                self.error(
+                    key,
+                    format!(
+                        "this is a {}; write [[{}]]",
+                        other.type_str(),
+                        self.full(key)
+                    ),
+                );
                 Vec::new()
             }
         }
@@ -178,7 +254,10 @@ impl<'r> Table<'r> {
         match self.get(key)? {
             (_, DeValue::String(text)) => Some(text.into_owned()),
             (_, other) => {
-                self.error(key, format!("this is a {}, a string is wanted", other.type_str()));
+                self.error(
+                    key,
+                    format!("this is a {}, a string is wanted", other.type_str()),
+                );
                 None
             }
         }
@@ -195,7 +274,8 @@ impl<'r> Table<'r> {
     }
 
     pub(super) fn text_or(&self, key: &str, default: &str) -> String {
-        self.optional_text(key).unwrap_or_else(|| default.to_owned())
+        self.optional_text(key)
+            .unwrap_or_else(|| default.to_owned())
     }
 
     pub(super) fn texts(&self, key: &str) -> Vec<String> {
@@ -206,13 +286,22 @@ impl<'r> Table<'r> {
                 .filter_map(|item| match item.into_inner() {
                     DeValue::String(text) => Some(text.into_owned()),
                     other => {
-                        self.error(key, format!("this holds a {}, strings are wanted", other.type_str()));
+                        self.error(
+                            key,
+                            format!("this holds a {}, strings are wanted", other.type_str()),
+                        );
                         None
                     }
                 })
                 .collect(),
             Some((_, other)) => {
-                self.error(key, format!("this is a {}, a list of strings is wanted", other.type_str()));
+                self.error(
+                    key,
+                    format!(
+                        "this is a {}, a list of strings is wanted",
+                        other.type_str()
+                    ),
+                );
                 Vec::new()
             }
         }
@@ -223,7 +312,10 @@ impl<'r> Table<'r> {
             None => default,
             Some((_, DeValue::Boolean(flag))) => flag,
             Some((_, other)) => {
-                self.error(key, format!("this is a {}, true or false is wanted", other.type_str()));
+                self.error(
+                    key,
+                    format!("this is a {}, true or false is wanted", other.type_str()),
+                );
                 default
             }
         }
@@ -236,13 +328,19 @@ impl<'r> Table<'r> {
     pub(super) fn optional_number(&self, key: &str, least: u64, most: u64) -> Option<u64> {
         let (_, value) = self.get(key)?;
         let Some(number) = value.as_integer() else {
-            self.error(key, format!("this is a {}, a whole number is wanted", value.type_str()));
+            self.error(
+                key,
+                format!("this is a {}, a whole number is wanted", value.type_str()),
+            );
             return None;
         };
         match u64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) if (least..=most).contains(&number) => Some(number),
             _ => {
-                self.error(key, format!("{} is out of bounds: {least} to {most}", number.as_str()));
+                self.error(
+                    key,
+                    format!("{} is out of bounds: {least} to {most}", number.as_str()),
+                );
                 None
             }
         }
@@ -267,7 +365,10 @@ impl<'r> Table<'r> {
         let text = self.text(key);
         text.parse().unwrap_or_else(|_| {
             if !text.is_empty() {
-                self.error(key, format!("`{text}` is not an address like 127.0.0.1:8480"));
+                self.error(
+                    key,
+                    format!("`{text}` is not an address like 127.0.0.1:8480"),
+                );
             }
             SocketAddr::from(([127, 0, 0, 1], 0))
         })
@@ -275,9 +376,9 @@ impl<'r> Table<'r> {
 
     pub(super) fn host_port(&self, key: &str) -> String {
         let text = self.text(key);
-        let well_formed = text
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+        let well_formed = text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
         if !text.is_empty() && !well_formed {
             self.error(key, format!("`{text}` is not like files.internal:9000"));
         }
@@ -287,10 +388,14 @@ impl<'r> Table<'r> {
     /// `http[s]://authority`, without path, query or a slash at the end.
     pub(super) fn origin(&self, key: &str) -> String {
         let text = self.text(key);
-        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let rest = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"));
         let well_formed = rest.is_some_and(|authority| {
             !authority.is_empty()
-                && authority.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte))
+                && authority.bytes().all(|byte| {
+                    byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:[]".contains(&byte)
+                })
         });
         if !text.is_empty() && !well_formed {
             self.error(key, format!("`{text}` is not like https://writ.example: scheme and authority in lower case, nothing after"));
@@ -301,7 +406,10 @@ impl<'r> Table<'r> {
     pub(super) fn spiffe_id(&self, key: &str) -> String {
         let text = self.text(key);
         if !text.is_empty() && identity::SpiffeId::parse(&text).is_err() {
-            self.error(key, format!("`{text}` is not a SPIFFE ID like spiffe://writ.example/agent/demo"));
+            self.error(
+                key,
+                format!("`{text}` is not a SPIFFE ID like spiffe://writ.example/agent/demo"),
+            );
         }
         text
     }

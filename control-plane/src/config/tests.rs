@@ -43,7 +43,11 @@ files = ["policy.cedar"]
 
 fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("policy.cedar"), "permit(principal, action, resource);").unwrap();
+    std::fs::write(
+        dir.path().join("policy.cedar"),
+        "permit(principal, action, resource);",
+    )
+    .unwrap();
     Config::parse(&dir.path().join("writ.toml"), text)
 }
 
@@ -60,26 +64,64 @@ fn a_good_file_has_the_documented_defaults() {
 #[test]
 fn each_problem_is_named_with_its_line() {
     let table = [
-        ("[[agent]]", "[token]\nlifetime_s = 301\n[[agent]]", "301 is out of bounds: 1 to 300"),
-        ("listen = \"127.0.0.1:8480\"", "listen = \"nowhere\"", "is not an address"),
+        (
+            "[[agent]]",
+            "[token]\nlifetime_s = 301\n[[agent]]",
+            "301 is out of bounds: 1 to 300",
+        ),
+        (
+            "listen = \"127.0.0.1:8480\"",
+            "listen = \"nowhere\"",
+            "is not an address",
+        ),
         ("owner = ", "onwer = ", "no such key"),
-        ("owner = \"platform@example.com\"", "owner = 7", "a string is wanted"),
+        (
+            "owner = \"platform@example.com\"",
+            "owner = 7",
+            "a string is wanted",
+        ),
         ("uid = 1000", "", "an entry needs `uid`"),
-        ("spiffe://writ.example/agent/demo", "spiffe://writ.example/agent/../demo", "is not a SPIFFE ID"),
-        ("\"http://127.0.0.1:8400\"", "\"http://127.0.0.1:8400/\"", "nothing after"),
-        ("upstream = \"127.0.0.1:9000\"", "upstream = \"127.0.0.1\"", "is not like files.internal:9000"),
+        (
+            "spiffe://writ.example/agent/demo",
+            "spiffe://writ.example/agent/../demo",
+            "is not a SPIFFE ID",
+        ),
+        (
+            "\"http://127.0.0.1:8400\"",
+            "\"http://127.0.0.1:8400/\"",
+            "nothing after",
+        ),
+        (
+            "upstream = \"127.0.0.1:9000\"",
+            "upstream = \"127.0.0.1\"",
+            "is not like files.internal:9000",
+        ),
         ("policy.cedar", "absent.cedar", "can't read the policy file"),
-        ("name = \"operator\"", "name = \"somebody\"", "is no [[approver]]"),
-        ("path_prefix = \"/\"", "path_prefix = \"files\"", "starts with `/`"),
+        (
+            "name = \"operator\"",
+            "name = \"somebody\"",
+            "is no [[approver]]",
+        ),
+        (
+            "path_prefix = \"/\"",
+            "path_prefix = \"files\"",
+            "starts with `/`",
+        ),
         ("uid = 1000", "uid = -1", "out of bounds"),
-        ("\"127.0.0.1:8480\"\ngrpc", "\"0.0.0.0:8480\"\ngrpc", "loopback only"),
+        (
+            "\"127.0.0.1:8480\"\ngrpc",
+            "\"0.0.0.0:8480\"\ngrpc",
+            "loopback only",
+        ),
         ("[policy]", "[policy", "expected"),
     ];
     for (from, to, message) in table {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "the case changes nothing: {from}");
         let errors = parse(&text).expect_err(message);
-        let hit = errors.iter().find(|error| error.to_string().contains(message));
+        let hit = errors
+            .iter()
+            .find(|error| error.to_string().contains(message));
         let hit = hit.unwrap_or_else(|| panic!("{message}: {errors:?}"));
         assert!(hit.line > 0, "{hit}");
     }
@@ -87,7 +129,10 @@ fn each_problem_is_named_with_its_line() {
 
 #[test]
 fn all_problems_come_at_once() {
-    let text = GOOD.replace("8480\"\nlisten", "8480/\"\nlisten").replace("uid = 1000", "uid = \"x\"").replace("\"files\"", "7");
+    let text = GOOD
+        .replace("8480\"\nlisten", "8480/\"\nlisten")
+        .replace("uid = 1000", "uid = \"x\"")
+        .replace("\"files\"", "7");
     assert!(parse(&text).unwrap_err().len() >= 3);
 }
 
@@ -102,7 +147,8 @@ fn a_proxy_shares_its_uid_with_no_other_workload() {
         assert!(said.contains(part), "{said}");
     }
     assert!(errors[0].line > 0, "{said}");
-    let with = |to: &str| parse(&shared.replacen("[identity]\n", &format!("[identity]\n{to}\n"), 1));
+    let with =
+        |to: &str| parse(&shared.replacen("[identity]\n", &format!("[identity]\n{to}\n"), 1));
     assert!(with("dev_single_uid = true").is_ok());
     assert!(with("built_in = false").is_ok(), "attested by SPIRE");
     // Of its own, or with another entry of its own, it may be.

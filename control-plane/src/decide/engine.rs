@@ -6,8 +6,8 @@ use capability::reason::Reason;
 use capability::url::{Origin, Target};
 use decision_api::Question;
 use ledger::model::{
-    ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused, RequestFacts,
-    SpentRecord, TokenRecord, TokenState,
+    ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash,
+    PolicyFacts, Refused, RequestFacts, SpentRecord, TokenRecord, TokenState,
 };
 use policy::{Demand, Verdict};
 use sha2::{Digest, Sha256};
@@ -72,18 +72,25 @@ impl Engine {
                 Err((reason, first)) => return Ruling::Refused(reason, first),
             };
             let (command, ruling) = match self.opinion(&token, facts) {
-                Opinion::Allow(policy, approval) => {
-                    (self.allow(hash, facts, policy, approval.as_ref()), Ruling::Allow(Box::new(token)))
+                Opinion::Allow(policy, approval) => (
+                    self.allow(hash, facts, policy, approval.as_ref()),
+                    Ruling::Allow(Box::new(token)),
+                ),
+                Opinion::Deny(policy, reason) => {
+                    (self.deny(hash, facts, policy, reason), Ruling::Deny(reason))
                 }
-                Opinion::Deny(policy, reason) => (self.deny(hash, facts, policy, reason), Ruling::Deny(reason)),
                 // An equal approval was given, and it does not lift the rules: who
                 // gave it may not any more. Asking again would not help.
-                Opinion::Hold(policy, _) if unusable => {
-                    (self.deny(hash, facts, policy, Reason::PolicyDenied), Ruling::Deny(Reason::PolicyDenied))
-                }
+                Opinion::Hold(policy, _) if unusable => (
+                    self.deny(hash, facts, policy, Reason::PolicyDenied),
+                    Ruling::Deny(Reason::PolicyDenied),
+                ),
                 Opinion::Hold(policy, demands) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
-                    (self.hold(hash, facts, policy, approval.clone()), Ruling::Hold(Box::new(approval)))
+                    (
+                        self.hold(hash, facts, policy, approval.clone()),
+                        Ruling::Hold(Box::new(approval)),
+                    )
                 }
             };
             match self.core.ledger.commit(command).await {
@@ -110,21 +117,38 @@ impl Engine {
         };
         match self.opinion_with(&token, facts, Some(approval)) {
             Opinion::Allow(policy, used) => {
-                match self.core.ledger.commit(self.allow(hash, facts, policy, used.as_ref())).await {
+                match self
+                    .core
+                    .ledger
+                    .commit(self.allow(hash, facts, policy, used.as_ref()))
+                    .await
+                {
                     Ok(_) => Ruling::Allow(Box::new(token)),
-                    Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => Ruling::Refused(Reason::ApprovalPending, None),
+                    Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => {
+                        Ruling::Refused(Reason::ApprovalPending, None)
+                    }
                     Err(refused) => self.not_committed(&refused),
                 }
             }
             Opinion::Deny(policy, reason) => {
-                match self.core.ledger.commit(self.deny(hash, facts, policy, reason)).await {
+                match self
+                    .core
+                    .ledger
+                    .commit(self.deny(hash, facts, policy, reason))
+                    .await
+                {
                     Ok(_) => Ruling::Deny(reason),
                     Err(refused) => self.not_committed(&refused),
                 }
             }
             // Policy wants somebody else's yes by now: this request is over.
             Opinion::Hold(policy, _) => {
-                match self.core.ledger.commit(self.deny(hash, facts, policy, Reason::PolicyDenied)).await {
+                match self
+                    .core
+                    .ledger
+                    .commit(self.deny(hash, facts, policy, Reason::PolicyDenied))
+                    .await
+                {
                     Ok(_) => Ruling::Deny(Reason::PolicyDenied),
                     Err(refused) => self.not_committed(&refused),
                 }
@@ -134,9 +158,15 @@ impl Engine {
 
     /// Lets a held token lapse; its approval stays open.
     pub async fn lapse(&self, facts: &Facts, why: &'static str) -> bool {
-        let Ok(token_hash) = self.token_hash(facts) else { return false };
+        let Ok(token_hash) = self.token_hash(facts) else {
+            return false;
+        };
         for _ in 0..LAPSE_TRIES {
-            let command = Command::Lapse { token_hash, attempt: facts.attempt.clone(), why };
+            let command = Command::Lapse {
+                token_hash,
+                attempt: facts.attempt.clone(),
+                why,
+            };
             match self.core.ledger.commit(command).await {
                 Ok(_) => return true,
                 Err(Refused::Unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -156,8 +186,14 @@ impl Engine {
         if reason == Reason::ControlPlaneUnavailable {
             return reason;
         }
-        let agent = claim(&facts.question.token, "client_id").and_then(|claim| claim.as_str().map(str::to_owned)).unwrap_or_default();
-        if !self.core.refusals.may_have_line(&agent, reason, self.core.now()) {
+        let agent = claim(&facts.question.token, "client_id")
+            .and_then(|claim| claim.as_str().map(str::to_owned))
+            .unwrap_or_default();
+        if !self
+            .core
+            .refusals
+            .may_have_line(&agent, reason, self.core.now())
+        {
             return reason;
         }
         let body = serde_json::json!({
@@ -167,7 +203,15 @@ impl Engine {
             "token": hex::encode(&facts.question.token_hash),
             "request": bounded(request_facts(facts)),
         });
-        match self.core.ledger.commit(Command::Note { kind: "question_refused", body }).await {
+        match self
+            .core
+            .ledger
+            .commit(Command::Note {
+                kind: "question_refused",
+                body,
+            })
+            .await
+        {
             Ok(_) => reason,
             Err(error) => {
                 tracing::error!(%error, "a refusal could not be recorded");
@@ -177,19 +221,36 @@ impl Engine {
     }
 
     fn token_hash(&self, facts: &Facts) -> Result<Hash, Reason> {
-        let shown: Hash = facts.question.token_hash.as_slice().try_into().map_err(|_| Reason::InternalError)?;
+        let shown: Hash = facts
+            .question
+            .token_hash
+            .as_slice()
+            .try_into()
+            .map_err(|_| Reason::InternalError)?;
         // The exact bytes count, not what they parse to.
         let of_bytes: Hash = Sha256::digest(facts.question.token.as_bytes()).into();
-        if shown == of_bytes { Ok(shown) } else { Err(Reason::InternalError) }
+        if shown == of_bytes {
+            Ok(shown)
+        } else {
+            Err(Reason::InternalError)
+        }
     }
 
     /// The token, by our own record of what was issued, and the action it covers.
-    fn outstanding(&self, hash: &Hash, facts: &Facts) -> Result<TokenRecord, (Reason, Option<SpentRecord>)> {
+    fn outstanding(
+        &self,
+        hash: &Hash,
+        facts: &Facts,
+    ) -> Result<TokenRecord, (Reason, Option<SpentRecord>)> {
         let (token, state) = match self.core.ledger.token(hash) {
             Some(found) => found,
             None => {
                 let first = self.core.ledger.spent(hash);
-                let reason = if first.is_some() { Reason::TokenSpent } else { self.absent(&facts.question.token) };
+                let reason = if first.is_some() {
+                    Reason::TokenSpent
+                } else {
+                    self.absent(&facts.question.token)
+                };
                 return Err((reason, first));
             }
         };
@@ -205,7 +266,11 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        if !covers(&token.action, &facts.question, &self.core.config.edge.origin) {
+        if !covers(
+            &token.action,
+            &facts.question,
+            &self.core.config.edge.origin,
+        ) {
             return Err((Reason::ActionMismatch, None));
         }
         Ok(token)
@@ -215,7 +280,9 @@ impl Engine {
     /// is from before this epoch its outcome is unknown, else we never issued it.
     fn absent(&self, token: &str) -> Reason {
         match claim(token, "iat").and_then(|iat| iat.as_u64()) {
-            Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => Reason::TokenUnknown,
+            Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => {
+                Reason::TokenUnknown
+            }
             _ => Reason::OutcomeUnknown,
         }
     }
@@ -226,9 +293,17 @@ impl Engine {
         self.opinion_with(token, facts, approved.as_ref())
     }
 
-    fn opinion_with(&self, token: &TokenRecord, request: &Facts, approval: Option<&Approval>) -> Opinion {
+    fn opinion_with(
+        &self,
+        token: &TokenRecord,
+        request: &Facts,
+        approval: Option<&Approval>,
+    ) -> Opinion {
         let version = self.core.policies.version().to_owned();
-        let facts = |determining| PolicyFacts { version: version.clone(), determining };
+        let facts = |determining| PolicyFacts {
+            version: version.clone(),
+            determining,
+        };
         if self.core.standing(&token.agent) != Standing::Active {
             return Opinion::Deny(facts(Vec::new()), Reason::AgentInactive);
         }
@@ -237,24 +312,34 @@ impl Engine {
             Verdict::Allow(ids) => return Opinion::Allow(facts(ids), None),
             Verdict::Deny(ids) => return Opinion::Deny(facts(ids), Reason::PolicyDenied),
             Verdict::Error(problems) => {
-                tracing::error!(?problems, agent = token.agent, "policy could not be evaluated; the request is refused");
+                tracing::error!(
+                    ?problems,
+                    agent = token.agent,
+                    "policy could not be evaluated; the request is refused"
+                );
                 return Opinion::Deny(facts(Vec::new()), Reason::PolicyError);
             }
             Verdict::Hold(demands) => demands,
         };
-        let ids = || demands.iter().map(|demand| demand.rule.clone()).collect::<Vec<_>>();
+        let ids = || {
+            demands
+                .iter()
+                .map(|demand| demand.rule.clone())
+                .collect::<Vec<_>>()
+        };
         // One person has to be able to meet every rule's demands.
-        let nobody = !self
-            .core
-            .config
-            .approvers
-            .iter()
-            .any(|approver| demands.iter().all(|demand| approver.is_one_of(&demand.approvers)));
+        let nobody = !self.core.config.approvers.iter().any(|approver| {
+            demands
+                .iter()
+                .all(|demand| approver.is_one_of(&demand.approvers))
+        });
         if nobody {
             tracing::error!(rules = ?ids(), "no approver is named by all of these rules, so nobody can lift them; the request is refused");
             return Opinion::Deny(facts(ids()), Reason::PolicyDenied);
         }
-        let Some(approval) = approval.filter(|approval| self.lifts(approval, token, request, &demands)) else {
+        let Some(approval) =
+            approval.filter(|approval| self.lifts(approval, token, request, &demands))
+        else {
             return Opinion::Hold(facts(ids()), demands);
         };
         let lifted: BTreeSet<String> = ids().into_iter().collect();
@@ -263,7 +348,11 @@ impl Engine {
             Verdict::Deny(ids) => Opinion::Deny(facts(ids), Reason::PolicyDenied),
             Verdict::Hold(_) => Opinion::Hold(facts(ids()), demands),
             Verdict::Error(problems) => {
-                tracing::error!(?problems, agent = token.agent, "policy could not be evaluated; the request is refused");
+                tracing::error!(
+                    ?problems,
+                    agent = token.agent,
+                    "policy could not be evaluated; the request is refused"
+                );
                 Opinion::Deny(facts(Vec::new()), Reason::PolicyError)
             }
         }
@@ -271,15 +360,28 @@ impl Engine {
 
     /// Whether this approval meets every rule's demands: same action, approved,
     /// in time, for these rules, by one whom each of them names.
-    fn lifts(&self, approval: &Approval, token: &TokenRecord, facts: &Facts, demands: &[Demand]) -> bool {
+    fn lifts(
+        &self,
+        approval: &Approval,
+        token: &TokenRecord,
+        facts: &Facts,
+        demands: &[Demand],
+    ) -> bool {
         let digest = digest_of(token, facts);
         let by = approval.decided_by.as_deref().unwrap_or_default();
-        let approver = self.core.config.approvers.iter().find(|approver| approver.name == by);
+        let approver = self
+            .core
+            .config
+            .approvers
+            .iter()
+            .find(|approver| approver.name == by);
         approval.digest == digest
             && approval.state == ApprovalState::Approved
             && self.core.ledger.now() < approval.expires_ms
             && approver.is_some_and(|approver| {
-                demands.iter().all(|demand| approval.rules.contains(&demand.rule) && approver.is_one_of(&demand.approvers))
+                demands.iter().all(|demand| {
+                    approval.rules.contains(&demand.rule) && approver.is_one_of(&demand.approvers)
+                })
             })
     }
 
@@ -288,7 +390,10 @@ impl Engine {
         self.core.policies.may_pass(
             &policy::Question {
                 agent: &token.agent,
-                user: token.user.as_ref().map(|user| (user.issuer.as_str(), user.subject.as_str())),
+                user: token
+                    .user
+                    .as_ref()
+                    .map(|user| (user.issuer.as_str(), user.subject.as_str())),
                 method: &token.action.method,
                 location: &token.action.location,
                 origin,
@@ -300,9 +405,19 @@ impl Engine {
         )
     }
 
-    fn approval(&self, token: &TokenRecord, facts: &Facts, policy: &PolicyFacts, demands: &[Demand]) -> Approval {
+    fn approval(
+        &self,
+        token: &TokenRecord,
+        facts: &Facts,
+        policy: &PolicyFacts,
+        demands: &[Demand],
+    ) -> Approval {
         let now = self.core.ledger.now();
-        let pending_s = demands.iter().filter_map(|demand| demand.ttl_s).min().unwrap_or(self.core.config.approval.pending_s);
+        let pending_s = demands
+            .iter()
+            .filter_map(|demand| demand.ttl_s)
+            .min()
+            .unwrap_or(self.core.config.approval.pending_s);
         let mut approvers: Vec<String> = Vec::new();
         for name in demands.iter().flat_map(|demand| &demand.approvers) {
             if !approvers.contains(name) {
@@ -319,7 +434,10 @@ impl Engine {
             rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
             reasons: demands.iter().map(|demand| demand.reason.clone()).collect(),
             approvers,
-            approver_sets: demands.iter().map(|demand| demand.approvers.clone()).collect(),
+            approver_sets: demands
+                .iter()
+                .map(|demand| demand.approvers.clone())
+                .collect(),
             policy_version: policy.version.clone(),
             state: ApprovalState::Pending,
             created_ms: now,
@@ -329,7 +447,13 @@ impl Engine {
         }
     }
 
-    fn allow(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, approval: Option<&Approval>) -> Command {
+    fn allow(
+        &self,
+        token_hash: Hash,
+        facts: &Facts,
+        policy: PolicyFacts,
+        approval: Option<&Approval>,
+    ) -> Command {
         Command::Allow {
             token_hash,
             attempt: facts.attempt.clone(),
@@ -340,7 +464,13 @@ impl Engine {
         }
     }
 
-    fn deny(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, reason: Reason) -> Command {
+    fn deny(
+        &self,
+        token_hash: Hash,
+        facts: &Facts,
+        policy: PolicyFacts,
+        reason: Reason,
+    ) -> Command {
         Command::Deny {
             token_hash,
             attempt: facts.attempt.clone(),
@@ -351,7 +481,13 @@ impl Engine {
         }
     }
 
-    fn hold(&self, token_hash: Hash, facts: &Facts, policy: PolicyFacts, approval: Approval) -> Command {
+    fn hold(
+        &self,
+        token_hash: Hash,
+        facts: &Facts,
+        policy: PolicyFacts,
+        approval: Approval,
+    ) -> Command {
         Command::Hold {
             token_hash,
             attempt: facts.attempt.clone(),
@@ -365,7 +501,11 @@ impl Engine {
     fn not_committed(&self, refused: &Refused) -> Ruling {
         match refused {
             Refused::NotOutstanding(first) => {
-                let reason = if first.is_some() { Reason::TokenSpent } else { Reason::OutcomeUnknown };
+                let reason = if first.is_some() {
+                    Reason::TokenSpent
+                } else {
+                    Reason::OutcomeUnknown
+                };
                 Ruling::Refused(reason, first.clone())
             }
             Refused::HeldElsewhere => Ruling::Refused(Reason::TokenSpent, None),
@@ -396,7 +536,8 @@ fn joined(ruling: Ruling, committed: Committed) -> Ruling {
 /// normaliser. The filter has checked it too; this is our own record.
 fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
     let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
-    let target = Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
+    let target =
+        Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
     match (recorded, target) {
         (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
         _ => false,
@@ -405,7 +546,11 @@ fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
 
 /// What an approval of this request would cover.
 fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
-    Core::action_digest(token, &facts.question.content_type, &facts.question.content_encoding)
+    Core::action_digest(
+        token,
+        &facts.question.content_type,
+        &facts.question.content_encoding,
+    )
 }
 
 fn request_facts(facts: &Facts) -> RequestFacts {
@@ -429,13 +574,24 @@ fn claim(token: &str, name: &str) -> Option<serde_json::Value> {
 }
 
 fn cut(text: &str) -> &str {
-    let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 512).last().unwrap_or(0);
+    let end = text
+        .char_indices()
+        .map(|(at, c)| at + c.len_utf8())
+        .take_while(|end| *end <= 512)
+        .last()
+        .unwrap_or(0);
     text.get(..end).unwrap_or_default()
 }
 
 /// Cut so that the line it goes into stays within its limit.
 fn bounded(mut facts: RequestFacts) -> RequestFacts {
-    for text in [&mut facts.path, &mut facts.authority, &mut facts.request_id, &mut facts.source, &mut facts.method] {
+    for text in [
+        &mut facts.path,
+        &mut facts.authority,
+        &mut facts.request_id,
+        &mut facts.source,
+        &mut facts.method,
+    ] {
         text.truncate(cut(text).len());
     }
     facts
@@ -443,7 +599,13 @@ fn bounded(mut facts: RequestFacts) -> RequestFacts {
 
 fn evidence(facts: &Facts) -> Vec<Evidence> {
     vec![
-        Evidence { name: "token", bytes: facts.question.token.clone().into_bytes() },
-        Evidence { name: "proof", bytes: facts.question.proof.clone().into_bytes() },
+        Evidence {
+            name: "token",
+            bytes: facts.question.token.clone().into_bytes(),
+        },
+        Evidence {
+            name: "proof",
+            bytes: facts.question.proof.clone().into_bytes(),
+        },
     ]
 }

@@ -9,7 +9,11 @@ pub use engine::{Engine, Facts, Ruling};
 pub use service::DecisionsService;
 
 /// The generated server half of `writ.decision.v1`.
-#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated code")]
+#[expect(
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod wire {
     tonic::include_proto!("writ.decision.v1");
 }

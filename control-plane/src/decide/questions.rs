@@ -89,7 +89,12 @@ impl Prefix {
     /// A new prefix of `peer`'s.
     #[must_use]
     pub fn new(bytes: [u8; 16], peer: String) -> Self {
-        Self { bytes, peer, denials: tokio::sync::Mutex::new(0), inner: Mutex::default() }
+        Self {
+            bytes,
+            peer,
+            denials: tokio::sync::Mutex::new(0),
+            inner: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -118,7 +123,10 @@ impl Prefix {
     /// Whether somebody would hear an answer.
     #[must_use]
     pub fn connected(&self) -> bool {
-        self.lock().stream.as_ref().is_some_and(|(_, stream)| !stream.is_closed())
+        self.lock()
+            .stream
+            .as_ref()
+            .is_some_and(|(_, stream)| !stream.is_closed())
     }
 
     /// Takes a question in.
@@ -177,24 +185,40 @@ impl Prefix {
     /// Sends to the open stream, if there is one. A peer that does not read
     /// loses the message; it asks again.
     pub fn send(&self, message: Message) {
-        let stream = self.lock().stream.as_ref().map(|(_, stream)| stream.clone());
+        let stream = self
+            .lock()
+            .stream
+            .as_ref()
+            .map(|(_, stream)| stream.clone());
         if let Some(stream) = stream
-            && stream.try_send(FromControlPlane { message: Some(message) }).is_err()
+            && stream
+                .try_send(FromControlPlane {
+                    message: Some(message),
+                })
+                .is_err()
         {
-            tracing::warn!(peer = self.peer, "a message to a proxy was dropped: its stream is full or gone");
+            tracing::warn!(
+                peer = self.peer,
+                "a message to a proxy was dropped: its stream is full or gone"
+            );
         }
     }
 
     /// Keeps the answer and sends it.
     pub fn answer(&self, entry: &Entry, answer: Answer) {
-        entry.stage.send_replace(Stage::Answered(Box::new(answer.clone())));
+        entry
+            .stage
+            .send_replace(Stage::Answered(Box::new(answer.clone())));
         self.send(Message::Answer(answer));
     }
 
     /// The id of a question under this prefix.
     #[must_use]
     pub fn id(&self, counter: u64) -> QuestionId {
-        QuestionId { prefix: self.bytes.to_vec(), counter }
+        QuestionId {
+            prefix: self.bytes.to_vec(),
+            counter,
+        }
     }
 
     /// Forgets what has been over for a minute. False when the prefix itself
@@ -207,8 +231,14 @@ impl Prefix {
             }
             now.duration_since(*known.over_since.get_or_insert(now)) < REMEMBERED_FOR
         });
-        let used = inner.stream.as_ref().is_some_and(|(_, stream)| !stream.is_closed())
-            || inner.entries.values().any(|known| !known.entry.stage.borrow().is_over());
+        let used = inner
+            .stream
+            .as_ref()
+            .is_some_and(|(_, stream)| !stream.is_closed())
+            || inner
+                .entries
+                .values()
+                .any(|known| !known.entry.stage.borrow().is_over());
         if used {
             inner.idle_since = None;
             return true;
@@ -219,8 +249,17 @@ impl Prefix {
 
 impl Inner {
     fn insert(&mut self, counter: u64, digest: Hash, stage: Stage) -> Arc<Entry> {
-        let entry = Arc::new(Entry { digest, stage: watch::Sender::new(stage) });
-        self.entries.insert(counter, Remembered { entry: entry.clone(), over_since: None });
+        let entry = Arc::new(Entry {
+            digest,
+            stage: watch::Sender::new(stage),
+        });
+        self.entries.insert(
+            counter,
+            Remembered {
+                entry: entry.clone(),
+                over_since: None,
+            },
+        );
         self.highest = self.highest.max(Some(counter));
         entry
     }
@@ -326,13 +365,22 @@ mod tests {
     fn withdrawing_by_stage() {
         let prefix = prefix();
         let evaluating = new(&prefix, 1);
-        assert!(prefix.withdraw(1) && prefix.withdraw(1), "closed, and still closed");
-        assert!(!evaluating.begin_commit(), "a withdrawn question is not committed");
+        assert!(
+            prefix.withdraw(1) && prefix.withdraw(1),
+            "closed, and still closed"
+        );
+        assert!(
+            !evaluating.begin_commit(),
+            "a withdrawn question is not committed"
+        );
 
         let committing = new(&prefix, 2);
         assert!(committing.begin_commit());
         assert!(!prefix.withdraw(2), "too late to be sure");
-        assert!(!committing.hold(Answer::default()), "a hold does not outlive its client");
+        assert!(
+            !committing.hold(Answer::default()),
+            "a hold does not outlive its client"
+        );
 
         let held = new(&prefix, 3);
         assert!(held.begin_commit() && held.hold(Answer::default()));
@@ -344,8 +392,14 @@ mod tests {
     fn a_withdrawal_that_overtakes_its_question_closes_it() {
         let prefix = prefix();
         assert!(prefix.withdraw(9));
-        assert!(matches!(prefix.ask(9, [1; 32], 4), Asked::UnderWay), "never decided");
-        assert!(!prefix.withdraw(3), "one that may have been forgotten is not called closed");
+        assert!(
+            matches!(prefix.ask(9, [1; 32], 4), Asked::UnderWay),
+            "never decided"
+        );
+        assert!(
+            !prefix.withdraw(3),
+            "one that may have been forgotten is not called closed"
+        );
     }
 
     #[test]
@@ -353,7 +407,10 @@ mod tests {
         let prefix = prefix();
         let entry = new(&prefix, 1);
         let start = Instant::now();
-        assert!(prefix.sweep(start) && prefix.sweep(start + REMEMBERED_FOR * 2), "busy");
+        assert!(
+            prefix.sweep(start) && prefix.sweep(start + REMEMBERED_FOR * 2),
+            "busy"
+        );
         prefix.answer(&entry, Answer::default());
         assert!(prefix.sweep(start));
         assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
@@ -369,7 +426,10 @@ mod tests {
         let second = prefix.attach(down);
         assert!(first.is_cancelled() && !second.is_cancelled());
         prefix.detach(&first);
-        assert!(prefix.connected(), "the old stream's end does not close the new one");
+        assert!(
+            prefix.connected(),
+            "the old stream's end does not close the new one"
+        );
         prefix.detach(&second);
         assert!(!prefix.connected());
     }

@@ -27,10 +27,15 @@ pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, mis
     }
     let counts = counts(batch);
     if !counts.is_empty() {
-        entries.push(("edge_counts", json!({ "proxy": proxy, "batch": name, "counts": counts })));
+        entries.push((
+            "edge_counts",
+            json!({ "proxy": proxy, "batch": name, "counts": counts }),
+        ));
     }
     // Together, so that they share a sync.
-    let commits = entries.into_iter().map(|(kind, body)| core.ledger.commit(Command::Note { kind, body }));
+    let commits = entries
+        .into_iter()
+        .map(|(kind, body)| core.ledger.commit(Command::Note { kind, body }));
     for result in futures::future::join_all(commits).await {
         if let Err(error) = result {
             tracing::error!(%error, proxy, "refusals at the edge could not be recorded; the proxy will send them again");
@@ -82,9 +87,14 @@ fn counts(batch: &DenialBatch) -> BTreeMap<&'static str, u64> {
 }
 
 fn reason(text: &str) -> &'static str {
-    Reason::parse(text).unwrap_or(Reason::InternalError).as_str()
+    Reason::parse(text)
+        .unwrap_or(Reason::InternalError)
+        .as_str()
 }
 
 fn cut(text: &str) -> String {
-    text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= TEXT_MAX).map(|(_, c)| c).collect()
+    text.char_indices()
+        .take_while(|(at, c)| at + c.len_utf8() <= TEXT_MAX)
+        .map(|(_, c)| c)
+        .collect()
 }

@@ -7,9 +7,9 @@ use super::wire::decisions_server::{Decisions, DecisionsServer};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
-    Allow, Answer, Ask, Deny, DenialBatch, DenialsTaken, FirstUse as WireFirstUse, FromControlPlane, FromFilter, Hold, Outcome,
-    PROTOCOL, Question, QuestionId, Welcome, Withdrawn, answer::Verdict, from_control_plane::Message as Down,
-    from_filter::Message as Up,
+    Allow, Answer, Ask, DenialBatch, DenialsTaken, Deny, FirstUse as WireFirstUse,
+    FromControlPlane, FromFilter, Hold, Outcome, PROTOCOL, Question, QuestionId, Welcome,
+    Withdrawn, answer::Verdict, from_control_plane::Message as Down, from_filter::Message as Up,
 };
 use ledger::model::{Approval, ApprovalState, Command, FirstUse, SpentRecord};
 use prost::Message as _;
@@ -55,7 +55,13 @@ impl DecisionsService {
     #[must_use]
     pub fn new(core: Arc<Core>) -> Self {
         let outcome_room = Arc::new(Semaphore::new(OUTCOMES_IN_FLIGHT));
-        Self { shared: Arc::new(Shared { engine: Engine { core }, prefixes: Mutex::default(), outcome_room }) }
+        Self {
+            shared: Arc::new(Shared {
+                engine: Engine { core },
+                prefixes: Mutex::default(),
+                outcome_room,
+            }),
+        }
     }
 
     /// Forgets what is over, each few seconds, until the task is dropped.
@@ -76,9 +82,13 @@ impl DecisionsService {
 
 #[tonic::async_trait]
 impl Decisions for DecisionsService {
-    type StreamStream = Pin<Box<dyn futures::Stream<Item = Result<FromControlPlane, Status>> + Send>>;
+    type StreamStream =
+        Pin<Box<dyn futures::Stream<Item = Result<FromControlPlane, Status>> + Send>>;
 
-    async fn stream(&self, request: Request<Streaming<FromFilter>>) -> Result<Response<Self::StreamStream>, Status> {
+    async fn stream(
+        &self,
+        request: Request<Streaming<FromFilter>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
         let peer = request
             .extensions()
             .get::<identity::mtls::Peer>()
@@ -112,13 +122,26 @@ impl Shared {
             return Err(Status::invalid_argument("the first message is a Hello"));
         };
         if hello.protocol != PROTOCOL {
-            tracing::error!(peer, theirs = hello.protocol, ours = PROTOCOL, "a filter speaks another protocol; it is refused");
+            tracing::error!(
+                peer,
+                theirs = hello.protocol,
+                ours = PROTOCOL,
+                "a filter speaks another protocol; it is refused"
+            );
             return Err(Status::failed_precondition("protocol version"));
         }
         let prefix = self.prefix(&peer, &hello.resume_prefix)?;
         let replaced = prefix.attach(down);
-        tracing::info!(peer, prefix = hex::encode(prefix.bytes), module = hello.module_version, "a filter connected");
-        prefix.send(Down::Welcome(Welcome { protocol: PROTOCOL, prefix: prefix.bytes.to_vec() }));
+        tracing::info!(
+            peer,
+            prefix = hex::encode(prefix.bytes),
+            module = hello.module_version,
+            "a filter connected"
+        );
+        prefix.send(Down::Welcome(Welcome {
+            protocol: PROTOCOL,
+            prefix: prefix.bytes.to_vec(),
+        }));
         let result = tokio::select! {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
@@ -127,7 +150,11 @@ impl Shared {
         result
     }
 
-    async fn read(self: &Arc<Self>, prefix: &Arc<Prefix>, ups: &mut Streaming<FromFilter>) -> Result<(), Status> {
+    async fn read(
+        self: &Arc<Self>,
+        prefix: &Arc<Prefix>,
+        ups: &mut Streaming<FromFilter>,
+    ) -> Result<(), Status> {
         // Denial batches are taken in their order, beside the questions.
         let (batches, queue) = mpsc::channel(DENIAL_BATCHES);
         tokio::spawn(self.clone().take_denials(prefix.clone(), queue));
@@ -154,7 +181,9 @@ impl Shared {
     /// certificate's identity: another's is not found.
     fn prefix(&self, peer: &str, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
         let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = <[u8; 16]>::try_from(resume).ok().and_then(|bytes| prefixes.get(&bytes).cloned());
+        let known = <[u8; 16]>::try_from(resume)
+            .ok()
+            .and_then(|bytes| prefixes.get(&bytes).cloned());
         if let Some(known) = known.filter(|known| known.peer == peer) {
             return Ok(known);
         }
@@ -174,7 +203,11 @@ impl Shared {
             return;
         };
         let digest = Sha256::digest(&ask.question).into();
-        let verdict = match prefix.ask(counter, digest, self.engine.core.config.limits.questions_in_flight) {
+        let verdict = match prefix.ask(
+            counter,
+            digest,
+            self.engine.core.config.limits.questions_in_flight,
+        ) {
             Asked::New(entry) => {
                 let (shared, prefix) = (self.clone(), prefix.clone());
                 tokio::spawn(async move { shared.decide(prefix, counter, entry, ask).await });
@@ -187,7 +220,10 @@ impl Shared {
             }
             Asked::Conflict => {
                 let body = serde_json::json!({ "proxy": prefix.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
-                let note = Command::Note { kind: "question_refused", body };
+                let note = Command::Note {
+                    kind: "question_refused",
+                    body,
+                };
                 if let Err(error) = self.engine.core.ledger.commit(note).await {
                     tracing::error!(%error, "a refused question could not be recorded");
                 }
@@ -198,7 +234,11 @@ impl Shared {
                 refused_verdict(Reason::LimitExceeded, None)
             }
         };
-        prefix.send(Down::Answer(answer_with(prefix.id(counter), &ask.question, verdict)));
+        prefix.send(Down::Answer(answer_with(
+            prefix.id(counter),
+            &ask.question,
+            verdict,
+        )));
     }
 
     async fn refuse_foreign(&self, prefix: &Prefix, ask: Ask) {
@@ -210,7 +250,9 @@ impl Shared {
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.peer.clone(),
                 };
-                self.engine.record_refusal(&facts, Reason::OutcomeUnknown).await
+                self.engine
+                    .record_refusal(&facts, Reason::OutcomeUnknown)
+                    .await
             }
             _ => {
                 self.engine.core.refusals.count(Reason::InternalError);
@@ -218,11 +260,21 @@ impl Shared {
             }
         };
         let id = ask.id.unwrap_or_default();
-        prefix.send(Down::Answer(answer_with(id, &ask.question, refused_verdict(reason, None))));
+        prefix.send(Down::Answer(answer_with(
+            id,
+            &ask.question,
+            refused_verdict(reason, None),
+        )));
     }
 
     /// Decides one question, from its arrival to its last answer.
-    async fn decide(self: Arc<Self>, prefix: Arc<Prefix>, counter: u64, entry: Arc<Entry>, ask: Ask) {
+    async fn decide(
+        self: Arc<Self>,
+        prefix: Arc<Prefix>,
+        counter: u64,
+        entry: Arc<Entry>,
+        ask: Ask,
+    ) {
         let answer = |verdict| answer_with(prefix.id(counter), &ask.question, verdict);
         let Ok(question) = Question::decode(ask.question.as_slice()) else {
             self.engine.core.refusals.count(Reason::InternalError);
@@ -263,7 +315,12 @@ impl Shared {
     ) -> Option<Verdict> {
         let core = &self.engine.core;
         let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
-        tracing::info!(approval = approval.id, agent = approval.agent, url, "a request waits for a human");
+        tracing::info!(
+            approval = approval.id,
+            agent = approval.agent,
+            url,
+            "a request waits for a human"
+        );
         let wait = Duration::from_secs(core.config.edge.hold_s);
         let mut changes = core.ledger.subscribe_approvals();
         let mut stage = entry.watch();
@@ -289,11 +346,33 @@ impl Shared {
                     return self.release(prefix, entry, facts, &approved).await;
                 }
                 Some(ApprovalState::Pending) => {}
-                Some(ApprovalState::Denied) => return self.end(entry, facts, "approval_denied", Reason::ApprovalDenied, &approval).await,
+                Some(ApprovalState::Denied) => {
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "approval_denied",
+                            Reason::ApprovalDenied,
+                            &approval,
+                        )
+                        .await;
+                }
                 // An equal request took the one yes: this one asks anew.
-                Some(ApprovalState::Consumed) => return self.end(entry, facts, "policy", Reason::ApprovalExpired, &approval).await,
+                Some(ApprovalState::Consumed) => {
+                    return self
+                        .end(entry, facts, "policy", Reason::ApprovalExpired, &approval)
+                        .await;
+                }
                 Some(ApprovalState::Expired) | None => {
-                    return self.end(entry, facts, "approval_expired", Reason::ApprovalExpired, &approval).await;
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "approval_expired",
+                            Reason::ApprovalExpired,
+                            &approval,
+                        )
+                        .await;
                 }
             }
             if *stage.borrow_and_update() == Stage::Withdrawn {
@@ -301,13 +380,23 @@ impl Shared {
                 return None;
             }
             if Instant::now() >= deadline {
-                return self.end(entry, facts, "timeout", Reason::ApprovalPending, &approval).await;
+                return self
+                    .end(entry, facts, "timeout", Reason::ApprovalPending, &approval)
+                    .await;
             }
             match (prefix.connected(), stream_lost) {
                 (true, _) => stream_lost = None,
                 (false, None) => stream_lost = Some(Instant::now()),
                 (false, Some(since)) if since.elapsed() >= STREAM_GRACE => {
-                    return self.end(entry, facts, "stream_lost", Reason::ControlPlaneUnavailable, &approval).await;
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "stream_lost",
+                            Reason::ControlPlaneUnavailable,
+                            &approval,
+                        )
+                        .await;
                 }
                 (false, Some(_)) => {}
             }
@@ -322,9 +411,23 @@ impl Shared {
 
     /// The approval was given: one commit that asks everything again and spends,
     /// for a client that still waits.
-    async fn release(&self, prefix: &Prefix, entry: &Entry, facts: &Facts, approval: &Approval) -> Option<Verdict> {
+    async fn release(
+        &self,
+        prefix: &Prefix,
+        entry: &Entry,
+        facts: &Facts,
+        approval: &Approval,
+    ) -> Option<Verdict> {
         if !prefix.connected() {
-            return self.end(entry, facts, "stream_lost", Reason::ControlPlaneUnavailable, approval).await;
+            return self
+                .end(
+                    entry,
+                    facts,
+                    "stream_lost",
+                    Reason::ControlPlaneUnavailable,
+                    approval,
+                )
+                .await;
         }
         if !entry.begin_commit() {
             self.engine.lapse(facts, "withdrawn").await;
@@ -333,7 +436,11 @@ impl Shared {
         match self.engine.release(facts, approval).await {
             Ruling::Refused(Reason::ApprovalPending, _) => {
                 self.engine.lapse(facts, "policy").await;
-                Some(pending_verdict(Reason::ApprovalExpired, approval, &self.engine.core))
+                Some(pending_verdict(
+                    Reason::ApprovalExpired,
+                    approval,
+                    &self.engine.core,
+                ))
             }
             Ruling::Refused(reason, first) => {
                 let reason = self.engine.record_refusal(facts, reason).await;
@@ -344,7 +451,14 @@ impl Shared {
     }
 
     /// The held request ends without passing; its token lapses.
-    async fn end(&self, entry: &Entry, facts: &Facts, why: &'static str, reason: Reason, approval: &Approval) -> Option<Verdict> {
+    async fn end(
+        &self,
+        entry: &Entry,
+        facts: &Facts,
+        why: &'static str,
+        reason: Reason,
+        approval: &Approval,
+    ) -> Option<Verdict> {
         if !entry.begin_commit() {
             self.engine.lapse(facts, "withdrawn").await;
             return None;
@@ -357,17 +471,26 @@ impl Shared {
     }
 
     fn withdraw(&self, prefix: &Prefix, id: Option<QuestionId>) {
-        let Some(counter) = own_counter(prefix, id.as_ref()) else { return };
+        let Some(counter) = own_counter(prefix, id.as_ref()) else {
+            return;
+        };
         let confirmed = prefix.withdraw(counter);
-        prefix.send(Down::Withdrawn(Withdrawn { id: Some(prefix.id(counter)), confirmed }));
+        prefix.send(Down::Withdrawn(Withdrawn {
+            id: Some(prefix.id(counter)),
+            confirmed,
+        }));
     }
 
     /// Takes what became of allowed requests. Waits when too many are being
     /// written, so that a proxy can't queue without end.
     async fn outcomes(&self, prefix: &Prefix, outcomes: Vec<Outcome>) {
         for outcome in outcomes {
-            let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else { continue };
-            let Ok(room) = self.outcome_room.clone().acquire_owned().await else { return };
+            let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else {
+                continue;
+            };
+            let Ok(room) = self.outcome_room.clone().acquire_owned().await else {
+                return;
+            };
             let (core, attempt) = (self.engine.core.clone(), attempt(prefix, counter));
             tokio::spawn(async move {
                 reports::outcome(&core, attempt, &outcome).await;
@@ -378,7 +501,11 @@ impl Shared {
 
     /// Takes one prefix's batches in their order; one is acknowledged when it is
     /// durable, and not before.
-    async fn take_denials(self: Arc<Self>, prefix: Arc<Prefix>, mut queue: mpsc::Receiver<DenialBatch>) {
+    async fn take_denials(
+        self: Arc<Self>,
+        prefix: Arc<Prefix>,
+        mut queue: mpsc::Receiver<DenialBatch>,
+    ) {
         while let Some(batch) = queue.recv().await {
             let mut durable = prefix.denials.lock().await;
             if batch.sequence > *durable {
@@ -390,7 +517,9 @@ impl Shared {
                 *durable = batch.sequence;
             }
             drop(durable);
-            prefix.send(Down::DenialsTaken(DenialsTaken { sequence: batch.sequence }));
+            prefix.send(Down::DenialsTaken(DenialsTaken {
+                sequence: batch.sequence,
+            }));
         }
     }
 
@@ -403,7 +532,8 @@ impl Shared {
 }
 
 fn own_counter(prefix: &Prefix, id: Option<&QuestionId>) -> Option<u64> {
-    id.filter(|id| id.prefix == prefix.bytes).map(|id| id.counter)
+    id.filter(|id| id.prefix == prefix.bytes)
+        .map(|id| id.counter)
 }
 
 fn attempt(prefix: &Prefix, counter: u64) -> String {
@@ -411,15 +541,25 @@ fn attempt(prefix: &Prefix, counter: u64) -> String {
 }
 
 fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
-    let token_hash = Question::decode(question).map(|question| question.token_hash).unwrap_or_default();
-    Answer { id: Some(id), token_hash, question_digest: Sha256::digest(question).to_vec(), verdict: Some(verdict) }
+    let token_hash = Question::decode(question)
+        .map(|question| question.token_hash)
+        .unwrap_or_default();
+    Answer {
+        id: Some(id),
+        token_hash,
+        question_digest: Sha256::digest(question).to_vec(),
+        verdict: Some(verdict),
+    }
 }
 
 fn verdict(ruling: Ruling) -> Verdict {
     match ruling {
         Ruling::Allow(token) => Verdict::Allow(Allow {
             agent: token.agent,
-            user: token.user.map(|user| format!("{}#{}", user.issuer, user.subject)).unwrap_or_default(),
+            user: token
+                .user
+                .map(|user| format!("{}#{}", user.issuer, user.subject))
+                .unwrap_or_default(),
             token_id: token.jti,
             txn: token.txn,
         }),
@@ -438,14 +578,26 @@ fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
             FirstUse::NotForwarded => ("not_forwarded", 0),
             FirstUse::Unknown => ("unknown", 0),
         };
-        WireFirstUse { result: result.to_owned(), upstream_status, request_id: first.request_id }
+        WireFirstUse {
+            result: result.to_owned(),
+            upstream_status,
+            request_id: first.request_id,
+        }
     });
-    Verdict::Deny(Deny { reason: reason.as_str().to_owned(), first_use, ..Deny::default() })
+    Verdict::Deny(Deny {
+        reason: reason.as_str().to_owned(),
+        first_use,
+        ..Deny::default()
+    })
 }
 
 fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict {
     if reason != Reason::ApprovalPending {
-        return Verdict::Deny(Deny { reason: reason.as_str().to_owned(), approval_id: approval.id.clone(), ..Deny::default() });
+        return Verdict::Deny(Deny {
+            reason: reason.as_str().to_owned(),
+            approval_id: approval.id.clone(),
+            ..Deny::default()
+        });
     }
     Verdict::Deny(Deny {
         reason: reason.as_str().to_owned(),
@@ -458,5 +610,8 @@ fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict 
 
 /// Where the agent asks whether somebody has decided.
 fn status_url(core: &Core, approval: &Approval) -> String {
-    format!("{}/approvals/{}/status", core.config.server.issuer, approval.id)
+    format!(
+        "{}/approvals/{}/status",
+        core.config.server.issuer, approval.id
+    )
 }

@@ -75,7 +75,9 @@ impl ExchangeError {
             Self::Target(_) => "invalid_target",
             Self::Details(_) => "invalid_authorization_details",
             Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
-            Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => "access_denied",
+            Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
+                "access_denied"
+            }
             Self::Limit(_) | Self::Unavailable => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
@@ -115,7 +117,12 @@ impl ExchangeError {
     pub fn unauthenticated(&self) -> bool {
         matches!(
             self,
-            Self::Request(_) | Self::TooLarge | Self::Grant | Self::Scope | Self::Proof(_) | Self::Evidence(..)
+            Self::Request(_)
+                | Self::TooLarge
+                | Self::Grant
+                | Self::Scope
+                | Self::Proof(_)
+                | Self::Evidence(..)
         )
     }
 
@@ -125,17 +132,27 @@ impl ExchangeError {
         match self {
             Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
             Self::Grant => format!("grant_type must be {}", super::GRANT_EXCHANGE),
-            Self::Scope => "scopes are not used here; say the one action in authorization_details".into(),
+            Self::Scope => {
+                "scopes are not used here; say the one action in authorization_details".into()
+            }
             Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
-            Self::ProofReplayed => "the DPoP proof was used before; make a new one for each request".into(),
+            Self::ProofReplayed => {
+                "the DPoP proof was used before; make a new one for each request".into()
+            }
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
-            Self::Unregistered => "this agent is not registered; its operator can see that it asked".into(),
+            Self::Unregistered => {
+                "this agent is not registered; its operator can see that it asked".into()
+            }
             Self::Inactive => "this agent is not active".into(),
             Self::Denied => "policy does not allow this action".into(),
-            Self::PolicyError => "policy could not be evaluated; nothing is allowed until it can".into(),
+            Self::PolicyError => {
+                "policy could not be evaluated; nothing is allowed until it can".into()
+            }
             Self::Limit(what) => format!("a limit is reached: {what}"),
-            Self::Unavailable => "the exchange can't be checked or recorded now, so it is refused; try again".into(),
+            Self::Unavailable => {
+                "the exchange can't be checked or recorded now, so it is refused; try again".into()
+            }
             Self::Internal => "the server failed".into(),
         }
     }

@@ -17,7 +17,8 @@ impl Params {
     /// # Errors
     /// Non-UTF-8, and a parameter that comes twice.
     pub fn parse(body: &[u8]) -> Result<Self, ExchangeError> {
-        std::str::from_utf8(body).map_err(|_| ExchangeError::Request("the body is not UTF-8".into()))?;
+        std::str::from_utf8(body)
+            .map_err(|_| ExchangeError::Request("the body is not UTF-8".into()))?;
         let mut params = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(body) {
             if value.contains('\u{fffd}') {
@@ -27,11 +28,19 @@ impl Params {
             if value.is_empty() {
                 continue;
             }
-            if params.insert(name.to_string(), value.into_owned()).is_some() {
+            if params
+                .insert(name.to_string(), value.into_owned())
+                .is_some()
+            {
                 // RFC 8707 lets `resource` repeat; one token here is for one.
                 return Err(match name.as_ref() {
-                    "resource" | "audience" => ExchangeError::Target("one token is for one resource".into()),
-                    _ => ExchangeError::Request(format!("the parameter `{}` comes twice", clean(&name))),
+                    "resource" | "audience" => {
+                        ExchangeError::Target("one token is for one resource".into())
+                    }
+                    _ => ExchangeError::Request(format!(
+                        "the parameter `{}` comes twice",
+                        clean(&name)
+                    )),
                 });
             }
         }
@@ -52,42 +61,74 @@ impl Params {
         if self.get("scope").is_some() {
             return Err(ExchangeError::Scope);
         }
-        for unserved in ["actor_token", "actor_token_type", "client_assertion", "client_assertion_type", "client_secret"] {
+        for unserved in [
+            "actor_token",
+            "actor_token_type",
+            "client_assertion",
+            "client_assertion_type",
+            "client_secret",
+        ] {
             if self.get(unserved).is_some() {
-                return Err(ExchangeError::Request(format!("`{unserved}` is not used here")));
+                return Err(ExchangeError::Request(format!(
+                    "`{unserved}` is not used here"
+                )));
             }
         }
         match self.get("subject_token_type") {
             Some(TYPE_JWT) => {}
-            None => return Err(ExchangeError::Request("subject_token_type is missing".into())),
-            Some(_) => return Err(ExchangeError::Request(format!("subject_token_type must be {TYPE_JWT}"))),
+            None => {
+                return Err(ExchangeError::Request(
+                    "subject_token_type is missing".into(),
+                ));
+            }
+            Some(_) => {
+                return Err(ExchangeError::Request(format!(
+                    "subject_token_type must be {TYPE_JWT}"
+                )));
+            }
         }
-        if self.get("requested_token_type").is_some_and(|kind| kind != TYPE_ACCESS_TOKEN) {
-            return Err(ExchangeError::Request(format!("requested_token_type must be {TYPE_ACCESS_TOKEN}")));
+        if self
+            .get("requested_token_type")
+            .is_some_and(|kind| kind != TYPE_ACCESS_TOKEN)
+        {
+            return Err(ExchangeError::Request(format!(
+                "requested_token_type must be {TYPE_ACCESS_TOKEN}"
+            )));
         }
         Ok(())
     }
 
     pub(super) fn subject_token(&self) -> Result<&str, ExchangeError> {
-        self.get("subject_token").ok_or_else(|| ExchangeError::Request("subject_token is missing".into()))
+        self.get("subject_token")
+            .ok_or_else(|| ExchangeError::Request("subject_token is missing".into()))
     }
 
     /// The one `authorization_details` element (RFC 9396).
-    pub(super) fn one_element(&self, limits: &capability::Limits) -> Result<serde_json::Value, ExchangeError> {
-        let text = self
-            .get("authorization_details")
-            .ok_or_else(|| ExchangeError::Details("authorization_details is missing: say the one action".into()))?;
-        let value = capability::json::parse(text.as_bytes(), limits)
-            .map_err(|_| ExchangeError::Details("authorization_details is not JSON, or has a member twice".into()))?;
+    pub(super) fn one_element(
+        &self,
+        limits: &capability::Limits,
+    ) -> Result<serde_json::Value, ExchangeError> {
+        let text = self.get("authorization_details").ok_or_else(|| {
+            ExchangeError::Details("authorization_details is missing: say the one action".into())
+        })?;
+        let value = capability::json::parse(text.as_bytes(), limits).map_err(|_| {
+            ExchangeError::Details(
+                "authorization_details is not JSON, or has a member twice".into(),
+            )
+        })?;
         match value {
             serde_json::Value::Array(items) => {
                 let mut items = items.into_iter();
                 match (items.next(), items.next()) {
                     (Some(element), None) => Ok(element),
-                    _ => Err(ExchangeError::Details("authorization_details has exactly one element: one action".into())),
+                    _ => Err(ExchangeError::Details(
+                        "authorization_details has exactly one element: one action".into(),
+                    )),
                 }
             }
-            _ => Err(ExchangeError::Details("authorization_details is an array (RFC 9396)".into())),
+            _ => Err(ExchangeError::Details(
+                "authorization_details is an array (RFC 9396)".into(),
+            )),
         }
     }
 
@@ -95,10 +136,17 @@ impl Params {
     /// URL under it (RFC 8707).
     pub(super) fn check_target(&self, origin: &str) -> Result<(), ExchangeError> {
         for name in ["resource", "audience"] {
-            let Some(target) = self.get(name) else { continue };
-            let under = target == origin || target.strip_prefix(origin).is_some_and(|rest| rest.starts_with('/'));
+            let Some(target) = self.get(name) else {
+                continue;
+            };
+            let under = target == origin
+                || target
+                    .strip_prefix(origin)
+                    .is_some_and(|rest| rest.starts_with('/'));
             if !under || target.contains('#') {
-                return Err(ExchangeError::Target(format!("`{name}` must be {origin} or a URL under it, without fragment")));
+                return Err(ExchangeError::Target(format!(
+                    "`{name}` must be {origin} or a URL under it, without fragment"
+                )));
             }
         }
         Ok(())
@@ -107,5 +155,8 @@ impl Params {
 
 /// A name as a message may show it.
 fn clean(name: &str) -> String {
-    name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(64).collect()
+    name.chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '_')
+        .take(64)
+        .collect()
 }

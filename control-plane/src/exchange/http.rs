@@ -18,7 +18,10 @@ pub fn routes(exchange: Arc<Exchange>) -> Router {
     Router::new()
         .route("/oauth2/token", post(token))
         .route("/oauth2/authorize", get(authorize))
-        .route("/.well-known/oauth-authorization-server", get(server_metadata))
+        .route(
+            "/.well-known/oauth-authorization-server",
+            get(server_metadata),
+        )
         .route("/.well-known/jwks.json", get(jwks))
         .with_state(exchange)
 }
@@ -60,14 +63,28 @@ async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError>
     let form = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
-        .map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+        .map(|value| {
+            value
+                .split(';')
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_ascii_lowercase()
+        });
     if form.as_deref() != Some("application/x-www-form-urlencoded") {
         return Err(wrong("the body must be application/x-www-form-urlencoded"));
     }
     let proof = proof(headers)?;
-    let body = Limited::new(request.into_body(), BODY_MAX).collect().await.map_err(|error| {
-        if error.is::<LengthLimitError>() { ExchangeError::TooLarge } else { wrong("the body was cut off") }
-    })?;
+    let body = Limited::new(request.into_body(), BODY_MAX)
+        .collect()
+        .await
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                ExchangeError::TooLarge
+            } else {
+                wrong("the body was cut off")
+            }
+        })?;
     let body = body.to_bytes();
     Ok((Params::parse(&body)?, proof))
 }
@@ -93,19 +110,34 @@ fn refusal(error: &ExchangeError) -> Response {
     });
     let mut response = (status, axum::Json(body)).into_response();
     if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
 
 /// RFC 6749, section 5.2: printable ASCII without `"` and `\`.
 fn ascii(text: &str) -> String {
-    text.chars().map(|c| if (' '..='~').contains(&c) && c != '"' && c != '\\' { c } else { '?' }).take(512).collect()
+    text.chars()
+        .map(|c| {
+            if (' '..='~').contains(&c) && c != '"' && c != '\\' {
+                c
+            } else {
+                '?'
+            }
+        })
+        .take(512)
+        .collect()
 }
 
 fn no_store(mut response: Response) -> Response {
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
     response
 }
 
@@ -127,5 +159,9 @@ async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {
 }
 
 fn cached(body: serde_json::Value) -> Response {
-    ([(header::CACHE_CONTROL, "public, max-age=300")], axum::Json(body)).into_response()
+    (
+        [(header::CACHE_CONTROL, "public, max-age=300")],
+        axum::Json(body),
+    )
+        .into_response()
 }

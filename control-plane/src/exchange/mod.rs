@@ -15,10 +15,10 @@ pub use proofs::SeenProofs;
 
 use crate::keys::{CapabilityClaims, Mint};
 use crate::state::{Core, Standing, element, random_id, split_location};
+use capability::Portable;
 use capability::action::HttpAction;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
-use capability::Portable;
 use form::Params;
 use identity::JwtEvidence;
 use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
@@ -60,8 +60,13 @@ impl Exchange {
     /// When the issuer's URL makes no token endpoint URL.
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
         let url = format!("{}/oauth2/token", core.config.server.issuer);
-        let endpoint = capability::url::Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
-        Ok(Self { core, proofs: SeenProofs::new(PROOFS_MAX, PROOFS_PER_AGENT_MAX), endpoint })
+        let endpoint = capability::url::Target::location(&url)
+            .map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
+        Ok(Self {
+            core,
+            proofs: SeenProofs::new(PROOFS_MAX, PROOFS_PER_AGENT_MAX),
+            endpoint,
+        })
     }
 
     /// Answers one exchange. Everything is checked before anything is kept.
@@ -73,14 +78,18 @@ impl Exchange {
         let now_ms = self.core.now();
         let proof_text = proof;
         let proof = self.proof(proof, now_ms)?;
-        let evidence = self
-            .core
-            .identity
-            .verify_jwt_svid(params.subject_token()?, &self.core.config.server.issuer, now_ms)?;
+        let evidence = self.core.identity.verify_jwt_svid(
+            params.subject_token()?,
+            &self.core.config.server.issuer,
+            now_ms,
+        )?;
         let agent = evidence.agent.to_string();
 
         // From here the caller is known, and a refusal is an entry.
-        let action = match params.one_element(&self.core.config.limits.read).and_then(|element| self.action(&element, params)) {
+        let action = match params
+            .one_element(&self.core.config.limits.read)
+            .and_then(|element| self.action(&element, params))
+        {
             Ok(action) => action,
             Err(error) => return Err(self.refused(&agent, None, None, error).await),
         };
@@ -89,13 +98,23 @@ impl Exchange {
         }
         let (policy, verdict) = self.ask(&agent, &action, now_ms);
         if let Some(error) = verdict {
-            return Err(self.refused(&agent, Some(action), Some(policy), error).await);
+            return Err(self
+                .refused(&agent, Some(action), Some(policy), error)
+                .await);
         }
         // Last before the mint: what was refused above has used up no proof.
-        if let Err(error) = self.proofs.take(&agent, &proof, self.core.config.token.proof_window_s, now_ms) {
-            return Err(self.refused(&agent, Some(action), Some(policy), error).await);
+        if let Err(error) = self.proofs.take(
+            &agent,
+            &proof,
+            self.core.config.token.proof_window_s,
+            now_ms,
+        ) {
+            return Err(self
+                .refused(&agent, Some(action), Some(policy), error)
+                .await);
         }
-        self.issue(&evidence, &proof, proof_text, action, policy, now_ms).await
+        self.issue(&evidence, &proof, proof_text, action, policy, now_ms)
+            .await
     }
 
     fn proof(&self, proof: &str, now_ms: u64) -> Result<VerifiedProof, ExchangeError> {
@@ -119,11 +138,18 @@ impl Exchange {
         Ok(proof)
     }
 
-    fn action(&self, element: &serde_json::Value, params: &Params) -> Result<ActionRecord, ExchangeError> {
-        let action = HttpAction::from_details(element).map_err(|error| ExchangeError::Details(error.to_string()))?;
+    fn action(
+        &self,
+        element: &serde_json::Value,
+        params: &Params,
+    ) -> Result<ActionRecord, ExchangeError> {
+        let action = HttpAction::from_details(element)
+            .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let origin = &self.core.config.edge.origin;
         if action.origin() != origin.as_str() {
-            return Err(ExchangeError::Details(format!("`locations` must be a URL under {origin}")));
+            return Err(ExchangeError::Details(format!(
+                "`locations` must be a URL under {origin}"
+            )));
         }
         params.check_target(origin)?;
         Ok(ActionRecord {
@@ -139,16 +165,30 @@ impl Exchange {
             Standing::Active => None,
             Standing::Inactive => Some(ExchangeError::Inactive),
             Standing::Unknown => {
-                match self.core.ledger.commit(Command::Discover { agent: agent.to_owned() }).await {
+                match self
+                    .core
+                    .ledger
+                    .commit(Command::Discover {
+                        agent: agent.to_owned(),
+                    })
+                    .await
+                {
                     // Known already, or too many to remember: refused all the same.
-                    Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => Some(ExchangeError::Unregistered),
+                    Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => {
+                        Some(ExchangeError::Unregistered)
+                    }
                     Err(_) => Some(ExchangeError::Unavailable),
                 }
             }
         }
     }
 
-    fn ask(&self, agent: &str, action: &ActionRecord, now_ms: u64) -> (PolicyFacts, Option<ExchangeError>) {
+    fn ask(
+        &self,
+        agent: &str,
+        action: &ActionRecord,
+        now_ms: u64,
+    ) -> (PolicyFacts, Option<ExchangeError>) {
         let (origin, path, query) = split_location(&action.location);
         let verdict = self.core.policies.may_issue(&policy::Question {
             agent,
@@ -162,13 +202,41 @@ impl Exchange {
         });
         let version = self.core.policies.version().to_owned();
         match verdict {
-            Verdict::Allow(determining) => (PolicyFacts { version, determining }, None),
-            Verdict::Deny(determining) => (PolicyFacts { version, determining }, Some(ExchangeError::Denied)),
+            Verdict::Allow(determining) => (
+                PolicyFacts {
+                    version,
+                    determining,
+                },
+                None,
+            ),
+            Verdict::Deny(determining) => (
+                PolicyFacts {
+                    version,
+                    determining,
+                },
+                Some(ExchangeError::Denied),
+            ),
             // A hold is for the edge; `may_issue` has left those rules aside.
-            Verdict::Hold(_) => (PolicyFacts { version, determining: Vec::new() }, Some(ExchangeError::Denied)),
+            Verdict::Hold(_) => (
+                PolicyFacts {
+                    version,
+                    determining: Vec::new(),
+                },
+                Some(ExchangeError::Denied),
+            ),
             Verdict::Error(problems) => {
-                tracing::error!(agent, ?problems, "policy could not be evaluated; the exchange is refused");
-                (PolicyFacts { version, determining: Vec::new() }, Some(ExchangeError::PolicyError))
+                tracing::error!(
+                    agent,
+                    ?problems,
+                    "policy could not be evaluated; the exchange is refused"
+                );
+                (
+                    PolicyFacts {
+                        version,
+                        determining: Vec::new(),
+                    },
+                    Some(ExchangeError::PolicyError),
+                )
             }
         }
     }
@@ -222,18 +290,34 @@ impl Exchange {
             evidence_id: evidence.evidence_id,
             evidence_expires_ms: evidence.expires_ms,
             policy: policy.clone(),
-            attachments: vec![Evidence { name: "proof", bytes: proof_text.as_bytes().to_vec() }],
+            attachments: vec![Evidence {
+                name: "proof",
+                bytes: proof_text.as_bytes().to_vec(),
+            }],
         });
         match committed.await {
             // Durable: only now does the token leave.
-            Ok(_) => Ok(Issued { access_token, expires_in: config.token.lifetime_s, element }),
+            Ok(_) => Ok(Issued {
+                access_token,
+                expires_in: config.token.lifetime_s,
+                element,
+            }),
             Err(Refused::Limit(what)) => {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
-                Err(self.refused(&agent, Some(action), Some(policy), ExchangeError::Limit(what)).await)
+                Err(self
+                    .refused(
+                        &agent,
+                        Some(action),
+                        Some(policy),
+                        ExchangeError::Limit(what),
+                    )
+                    .await)
             }
             Err(Refused::TooLarge) => {
                 let error = ExchangeError::Details("the location is too long".into());
-                Err(self.refused(&agent, Some(action), Some(policy), error).await)
+                Err(self
+                    .refused(&agent, Some(action), Some(policy), error)
+                    .await)
             }
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
@@ -250,7 +334,11 @@ impl Exchange {
         policy: Option<PolicyFacts>,
         error: ExchangeError,
     ) -> ExchangeError {
-        if !self.core.refusals.may_have_line(agent, error.reason(), self.core.now()) {
+        if !self
+            .core
+            .refusals
+            .may_have_line(agent, error.reason(), self.core.now())
+        {
             return error;
         }
         let command = Command::ExchangeRefused {

@@ -46,7 +46,11 @@ impl SeenProofs {
     /// A record of at most `most` proofs, and `most_per_agent` of each agent's.
     #[must_use]
     pub fn new(most: usize, most_per_agent: usize) -> Self {
-        Self { most, most_per_agent, seen: Mutex::default() }
+        Self {
+            most,
+            most_per_agent,
+            seen: Mutex::default(),
+        }
     }
 
     /// Uses the proof, once.
@@ -54,24 +58,46 @@ impl SeenProofs {
     /// # Errors
     /// [`ExchangeError::ProofReplayed`]; [`ExchangeError::Limit`] when the agent's
     /// share is used up, [`ExchangeError::Unavailable`] when everything is.
-    pub fn take(&self, agent: &str, proof: &VerifiedProof, window_s: u64, now_ms: u64) -> Result<(), ExchangeError> {
+    pub fn take(
+        &self,
+        agent: &str,
+        proof: &VerifiedProof,
+        window_s: u64,
+        now_ms: u64,
+    ) -> Result<(), ExchangeError> {
         let mut digest = Sha256::new();
         digest.update(proof.jkt().as_bytes());
         digest.update([0]);
         digest.update(proof.jti().as_bytes());
         // Its last acceptable moment, not now plus the window.
-        let until = proof.iat_s().saturating_add(window_s).saturating_add(1).saturating_mul(1000);
+        let until = proof
+            .iat_s()
+            .saturating_add(window_s)
+            .saturating_add(1)
+            .saturating_mul(1000);
         self.insert(agent, digest.finalize().into(), until, now_ms)
     }
 
-    fn insert(&self, agent: &str, id: [u8; 32], until: u64, now_ms: u64) -> Result<(), ExchangeError> {
+    fn insert(
+        &self,
+        agent: &str,
+        id: [u8; 32],
+        until: u64,
+        now_ms: u64,
+    ) -> Result<(), ExchangeError> {
         let mut seen = self.seen.lock().map_err(|_| ExchangeError::Internal)?;
         seen.expire(now_ms);
         if seen.ids.contains_key(&id) {
             return Err(ExchangeError::ProofReplayed);
         }
-        if seen.per_agent.get(agent).is_some_and(|count| *count >= self.most_per_agent) {
-            return Err(ExchangeError::Limit("proofs of one agent that could still be replayed"));
+        if seen
+            .per_agent
+            .get(agent)
+            .is_some_and(|count| *count >= self.most_per_agent)
+        {
+            return Err(ExchangeError::Limit(
+                "proofs of one agent that could still be replayed",
+            ));
         }
         if seen.ids.len() >= self.most {
             return Err(ExchangeError::Unavailable);
@@ -95,8 +121,15 @@ mod tests {
         assert_eq!(insert(1, 100, 10), Ok(()));
         assert_eq!(insert(1, 100, 10), Err(ExchangeError::ProofReplayed));
         assert_eq!(insert(2, 200, 10), Ok(()));
-        assert!(insert(3, 200, 10).is_err(), "full refuses, it does not evict");
-        assert_eq!(insert(1, 100, 100), Err(ExchangeError::ProofReplayed), "its last moment counts");
+        assert!(
+            insert(3, 200, 10).is_err(),
+            "full refuses, it does not evict"
+        );
+        assert_eq!(
+            insert(1, 100, 100),
+            Err(ExchangeError::ProofReplayed),
+            "its last moment counts"
+        );
         assert_eq!(insert(3, 300, 101), Ok(()), "the first has ended");
     }
 
@@ -105,9 +138,19 @@ mod tests {
         let seen = SeenProofs::new(3, 2);
         assert_eq!(seen.insert("a", [1; 32], 100, 10), Ok(()));
         assert_eq!(seen.insert("a", [2; 32], 100, 10), Ok(()));
-        assert!(matches!(seen.insert("a", [3; 32], 100, 10), Err(ExchangeError::Limit(_))));
+        assert!(matches!(
+            seen.insert("a", [3; 32], 100, 10),
+            Err(ExchangeError::Limit(_))
+        ));
         assert_eq!(seen.insert("b", [3; 32], 100, 10), Ok(()));
-        assert_eq!(seen.insert("c", [4; 32], 100, 10), Err(ExchangeError::Unavailable));
-        assert_eq!(seen.insert("a", [3; 32], 300, 101), Ok(()), "its share is free again");
+        assert_eq!(
+            seen.insert("c", [4; 32], 100, 10),
+            Err(ExchangeError::Unavailable)
+        );
+        assert_eq!(
+            seen.insert("a", [3; 32], 300, 101),
+            Ok(()),
+            "its share is free again"
+        );
     }
 }

@@ -29,8 +29,18 @@ pub fn open(
     let path = core.config.server.admin_socket.clone();
     let failed = |error| ServeError::AdminSocket(path.clone(), error);
     let listener = bind(&path).map_err(failed)?;
-    let refused_uids = core.config.identity.workloads.iter().filter_map(|workload| workload.uid).collect();
-    let settings = AdminSettings { refused_uids, dev_single_uid: core.config.identity.dev_single_uid, module_sha256 };
+    let refused_uids = core
+        .config
+        .identity
+        .workloads
+        .iter()
+        .filter_map(|workload| workload.uid)
+        .collect();
+    let settings = AdminSettings {
+        refused_uids,
+        dev_single_uid: core.config.identity.dev_single_uid,
+        module_sha256,
+    };
     let router = web::admin(desk, settings);
     let (stop, handlers) = (stop.clone(), tasks.clone());
     tasks.spawn(async move {
@@ -68,12 +78,22 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::new(ErrorKind::AlreadyExists, "it exists and is not a socket"));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                "it exists and is not a socket",
+            ));
         }
         Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?
+            }
             // A full backlog or a missing permission is somebody, too.
-            _ => return Err(Error::new(ErrorKind::AddrInUse, "another process answers there")),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::AddrInUse,
+                    "another process answers there",
+                ));
+            }
         },
     }
     let listener = UnixListener::bind(path)?;
@@ -84,7 +104,10 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
 
 async fn handle(stream: UnixStream, router: axum::Router, stop: CancellationToken) {
     let peer = match stream.peer_cred() {
-        Ok(peer) => PeerUid { uid: peer.uid(), pid: peer.pid().unwrap_or(0) },
+        Ok(peer) => PeerUid {
+            uid: peer.uid(),
+            pid: peer.pid().unwrap_or(0),
+        },
         Err(error) => {
             tracing::warn!(%error, "a caller without credentials was turned away");
             return;

@@ -33,17 +33,28 @@ impl Module {
     pub fn read(path: &Path) -> Result<Self, String> {
         // Asked for before reading: a change in between is seen the next time.
         let modified = modified(path);
-        let bytes = std::fs::read(path)
-            .map_err(|error| format!("can't read the filter's module `{}`: {error}; build it or correct edge.module", path.display()))?;
-        let inner = xds::Module::new(bytes).map_err(|error| format!("the filter's module `{}`: {error}", path.display()))?;
+        let bytes = std::fs::read(path).map_err(|error| {
+            format!(
+                "can't read the filter's module `{}`: {error}; build it or correct edge.module",
+                path.display()
+            )
+        })?;
+        let inner = xds::Module::new(bytes)
+            .map_err(|error| format!("the filter's module `{}`: {error}", path.display()))?;
         let sha256 = inner.sha256_hex();
         tracing::info!(path = %path.display(), sha256, "the filter's module is read");
-        Ok(Self { inner, sha256, modified })
+        Ok(Self {
+            inner,
+            sha256,
+            modified,
+        })
     }
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
+    std::fs::metadata(path)
+        .and_then(|meta| meta.modified())
+        .ok()
 }
 
 /// The server of Envoy's configuration, with this config and module.
@@ -52,32 +63,50 @@ fn modified(path: &Path) -> Option<SystemTime> {
 /// What the settings can't be.
 pub fn ads(core: &Arc<Core>, module: &Module) -> Result<Ads, String> {
     let settings = settings(&core.config, core.key.public_jwk(), &module.inner)?;
-    Ads::new(&settings, Arc::new(Witness::start(core.clone()))).map_err(|error| format!("what Envoy should be told is not usable: {error}"))
+    Ads::new(&settings, Arc::new(Witness::start(core.clone())))
+        .map_err(|error| format!("what Envoy should be told is not usable: {error}"))
 }
 
-fn settings(config: &Config, jwk: serde_json::Value, module: &xds::Module) -> Result<xds::Settings, String> {
+fn settings(
+    config: &Config,
+    jwk: serde_json::Value,
+    module: &xds::Module,
+) -> Result<xds::Settings, String> {
     let edge = &config.edge;
     let hold_ms = edge.hold_s.saturating_mul(1000);
-    let authority = edge.origin.split_once("://").map_or(edge.origin.as_str(), |(_, authority)| authority).to_owned();
+    let authority = edge
+        .origin
+        .split_once("://")
+        .map_or(edge.origin.as_str(), |(_, authority)| authority)
+        .to_owned();
     let mut routes = Vec::new();
     for route in &edge.routes {
-        let (host, port) = route.upstream.rsplit_once(':').ok_or_else(|| format!("`{}` is not host:port", route.upstream))?;
+        let (host, port) = route
+            .upstream
+            .rsplit_once(':')
+            .ok_or_else(|| format!("`{}` is not host:port", route.upstream))?;
         routes.push(xds::Route {
             name: route.name.clone(),
             path_prefix: route.path_prefix.clone(),
             upstream_host: host.trim_matches(['[', ']']).to_owned(),
-            upstream_port: port.parse().map_err(|_| format!("`{}` is not host:port", route.upstream))?,
+            upstream_port: port
+                .parse()
+                .map_err(|_| format!("`{}` is not host:port", route.upstream))?,
         });
     }
     Ok(xds::Settings {
-        listener: xds::Listener { address: edge.listen.ip(), port: edge.listen.port() },
+        listener: xds::Listener {
+            address: edge.listen.ip(),
+            port: edge.listen.port(),
+        },
         authority,
         plugin_config: plugin_config(config, jwk),
         routes,
         module: module.clone(),
         hold_ms,
         stream_idle_ms: xds::default_stream_idle_ms(hold_ms.max(edge.decision_deadline_ms)),
-        max_request_headers_kib: u32::try_from(config.limits.read.header_block.div_ceil(1024)).unwrap_or(32),
+        max_request_headers_kib: u32::try_from(config.limits.read.header_block.div_ceil(1024))
+            .unwrap_or(32),
         access_log: xds::AccessLog::Stdout,
         allow_on_headers_stop_iteration: false,
     })
@@ -86,8 +115,11 @@ fn settings(config: &Config, jwk: serde_json::Value, module: &xds::Module) -> Re
 /// The filter's own configuration; docs/reference/filter-config.md.
 fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
     let edge = &config.edge;
-    let routes: Vec<_> =
-        edge.routes.iter().map(|route| json!({ "name": route.name, "path_prefix": route.path_prefix })).collect();
+    let routes: Vec<_> = edge
+        .routes
+        .iter()
+        .map(|route| json!({ "name": route.name, "path_prefix": route.path_prefix }))
+        .collect();
     json!({
         "version": 1,
         "issuer": config.server.issuer,
@@ -147,7 +179,10 @@ pub fn watch_module(
                     }
                 }
                 Err(error) => {
-                    tracing::error!(error, "the changed module is not pushed; proxies keep the last one");
+                    tracing::error!(
+                        error,
+                        "the changed module is not pushed; proxies keep the last one"
+                    );
                     current.modified = seen;
                 }
             }
@@ -159,12 +194,20 @@ pub fn watch_module(
 /// The entry comes before the push: what runs is never unknown to the log.
 async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
     let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version() });
-    if let Err(error) = core.ledger.commit(Command::Note { kind: "config", body }).await {
+    if let Err(error) = core
+        .ledger
+        .commit(Command::Note {
+            kind: "config",
+            body,
+        })
+        .await
+    {
         tracing::error!(%error, "the new module could not be recorded, so it is not pushed");
         return false;
     }
     let settings = settings(&core.config, core.key.public_jwk(), &module.inner);
-    let updated = settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
+    let updated =
+        settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
     match updated {
         Ok(_) => {
             tracing::info!(sha256 = module.sha256, "a new filter module is pushed");
@@ -216,13 +259,28 @@ pub async fn serve_grpc(
 
 fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::Incoming, String> {
     if core.config.server.plaintext_grpc {
-        let proxy = core.config.proxies.first().ok_or("plaintext_grpc needs one [[proxy]] whose name it borrows")?;
+        let proxy = core
+            .config
+            .proxies
+            .first()
+            .ok_or("plaintext_grpc needs one [[proxy]] whose name it borrows")?;
         let peer = SpiffeId::parse(proxy).map_err(|error| error.to_string())?;
-        return identity::mtls::plaintext_incoming(listener, peer).map_err(|error| error.to_string());
+        return identity::mtls::plaintext_incoming(listener, peer)
+            .map_err(|error| error.to_string());
     }
     let known = core.clone();
-    let allowed = move |id: &SpiffeId| known.config.proxies.iter().any(|proxy| proxy == id.as_str());
-    Ok(identity::mtls::serve_incoming(listener, core.identity.clone(), Arc::new(allowed)))
+    let allowed = move |id: &SpiffeId| {
+        known
+            .config
+            .proxies
+            .iter()
+            .any(|proxy| proxy == id.as_str())
+    };
+    Ok(identity::mtls::serve_incoming(
+        listener,
+        core.identity.clone(),
+        Arc::new(allowed),
+    ))
 }
 
 /// Writes down what proxies accepted and refused, in the order it happened; the
@@ -236,7 +294,14 @@ impl Witness {
         let (notes, mut queue) = mpsc::unbounded_channel::<serde_json::Value>();
         tokio::spawn(async move {
             while let Some(body) = queue.recv().await {
-                if let Err(error) = core.ledger.commit(Command::Note { kind: "proxy", body }).await {
+                if let Err(error) = core
+                    .ledger
+                    .commit(Command::Note {
+                        kind: "proxy",
+                        body,
+                    })
+                    .await
+                {
                     tracing::error!(%error, "what a proxy said of its config could not be recorded");
                 }
             }

@@ -11,13 +11,18 @@ const FILES: u64 = 65_536;
 /// not starting. A kernel that pipes dumps to a program leaves the first to
 /// that program; systemd's heeds the limit.
 pub fn limit_resources() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "core dumps could not be turned off; one would hold keys");
     }
     let files = getrlimit(Resource::Nofile);
     let wanted = wanted_files(&files);
-    if wanted != files && let Err(error) = setrlimit(Resource::Nofile, wanted) {
+    if wanted != files
+        && let Err(error) = setrlimit(Resource::Nofile, wanted)
+    {
         tracing::warn!(%error, "the number of open files could not be raised");
     }
 }
@@ -25,7 +30,10 @@ pub fn limit_resources() {
 /// The soft limit up to [`FILES`], as far as the hard one goes; never lowered.
 fn wanted_files(files: &Rlimit) -> Rlimit {
     let raised = files.maximum.map_or(FILES, |maximum| maximum.min(FILES));
-    Rlimit { current: files.current.map(|current| current.max(raised)), maximum: files.maximum }
+    Rlimit {
+        current: files.current.map(|current| current.max(raised)),
+        maximum: files.maximum,
+    }
 }
 
 /// The workloads that have this process's own uid. Such a workload can read our
@@ -40,7 +48,10 @@ fn workloads_of(config: &Config, uid: u32) -> Vec<String> {
     if identity.dev_single_uid || !identity.built_in {
         return Vec::new();
     }
-    let own = identity.workloads.iter().filter(|workload| workload.uid == Some(uid));
+    let own = identity
+        .workloads
+        .iter()
+        .filter(|workload| workload.uid == Some(uid));
     own.map(|workload| workload.spiffe_id.clone()).collect()
 }
 
@@ -81,14 +92,21 @@ files = ["policy.cedar"]
 
     fn parse(text: &str) -> Config {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("policy.cedar"), "permit(principal, action, resource);").unwrap();
+        std::fs::write(
+            dir.path().join("policy.cedar"),
+            "permit(principal, action, resource);",
+        )
+        .unwrap();
         Config::parse(&dir.path().join("writ.toml"), text).unwrap()
     }
 
     #[test]
     fn a_workload_of_our_own_uid_is_found() {
         let config = parse(CONFIG);
-        assert_eq!(workloads_of(&config, 1001), ["spiffe://writ.example/agent/b"]);
+        assert_eq!(
+            workloads_of(&config, 1001),
+            ["spiffe://writ.example/agent/b"]
+        );
         assert!(workloads_of(&config, 0).is_empty());
         for excuse in ["dev_single_uid = true", "built_in = false"] {
             let config = parse(&CONFIG.replace("[identity]\n", &format!("[identity]\n{excuse}\n")));

@@ -48,7 +48,11 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { head: HEAD_TIMEOUT, body: BODY_TIMEOUT, drain: DRAIN }
+        Self {
+            head: HEAD_TIMEOUT,
+            body: BODY_TIMEOUT,
+            drain: DRAIN,
+        }
     }
 }
 
@@ -57,18 +61,37 @@ impl Default for Patience {
 ///
 /// # Errors
 /// When the listener has no address. A failed accept is tried again.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> io::Result<()> {
-    serve_most(listener, router, stop, connections(getrlimit(Resource::Nofile).current), Patience::default()).await
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    serve_most(
+        listener,
+        router,
+        stop,
+        connections(getrlimit(Resource::Nofile).current),
+        Patience::default(),
+    )
+    .await
 }
 
 /// How many connections there may be with this limit of open files; `None` is
 /// no limit.
 fn connections(files: Option<u64>) -> usize {
     let half = files.map_or(u64::MAX, |files| files / 2);
-    usize::try_from(half).unwrap_or(usize::MAX).clamp(1, MAX_CONNECTIONS)
+    usize::try_from(half)
+        .unwrap_or(usize::MAX)
+        .clamp(1, MAX_CONNECTIONS)
 }
 
-async fn serve_most(listener: TcpListener, router: Router, stop: CancellationToken, most: usize, patience: Patience) -> io::Result<()> {
+async fn serve_most(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    most: usize,
+    patience: Patience,
+) -> io::Result<()> {
     let address = listener.local_addr()?;
     tracing::debug!(%address, most, "the HTTP listener is open");
     let (places, tasks) = (Arc::new(Semaphore::new(most)), TaskTracker::new());
@@ -103,7 +126,10 @@ async fn serve_most(listener: TcpListener, router: Router, stop: CancellationTok
 }
 
 /// The next free place, or nothing at the stop.
-pub async fn place(places: &Arc<Semaphore>, stop: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+pub async fn place(
+    places: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<OwnedSemaphorePermit> {
     tokio::select! {
         () = stop.cancelled() => None,
         place = Arc::clone(places).acquire_owned() => place.ok(),
@@ -115,7 +141,9 @@ pub async fn connection<S>(stream: S, router: Router, stop: CancellationToken, p
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let router = router.map_request(move |request: http::Request<Incoming>| request.map(|body| Timed::within(patience.body, body)));
+    let router = router.map_request(move |request: http::Request<Incoming>| {
+        request.map(|body| Timed::within(patience.body, body))
+    });
     let connection = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience.head)
@@ -142,7 +170,10 @@ impl Timed {
         if body.is_end_stream() {
             return Body::empty();
         }
-        Body::new(Self { body, deadline: Box::pin(tokio::time::sleep(time)) })
+        Body::new(Self {
+            body,
+            deadline: Box::pin(tokio::time::sleep(time)),
+        })
     }
 }
 
@@ -150,12 +181,17 @@ impl HttpBody for Timed {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(axum::Error::new)));
         }
         ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Some(Err(axum::Error::new(io::Error::from(io::ErrorKind::TimedOut)))))
+        Poll::Ready(Some(Err(axum::Error::new(io::Error::from(
+            io::ErrorKind::TimedOut,
+        )))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -204,9 +240,17 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let stop = CancellationToken::new();
-            let patience = Patience { head: Duration::from_millis(300), body: Duration::from_millis(300), drain: Duration::from_millis(300) };
+            let patience = Patience {
+                head: Duration::from_millis(300),
+                body: Duration::from_millis(300),
+                drain: Duration::from_millis(300),
+            };
             let task = tokio::spawn(serve_most(listener, router, stop.clone(), most, patience));
-            Self { address, stop, task }
+            Self {
+                address,
+                stop,
+                task,
+            }
         }
 
         async fn open(&self, text: &str) -> TcpStream {
@@ -219,14 +263,20 @@ mod tests {
     /// Everything until the server closes.
     async fn rest(mut stream: TcpStream) -> String {
         let mut text = Vec::new();
-        tokio::time::timeout(SOON, stream.read_to_end(&mut text)).await.unwrap().unwrap();
+        tokio::time::timeout(SOON, stream.read_to_end(&mut text))
+            .await
+            .unwrap()
+            .unwrap();
         String::from_utf8(text).unwrap()
     }
 
     #[tokio::test]
     async fn silent_and_slow_connections_are_closed_and_make_room() {
         let server = Server::start(2).await;
-        let idle = [server.open("").await, server.open("GET / HTTP/1.1\r\nhost: a\r\n").await];
+        let idle = [
+            server.open("").await,
+            server.open("GET / HTTP/1.1\r\nhost: a\r\n").await,
+        ];
         let asked = server.open("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         // Kept alive, until nothing more is asked.
         let answer = rest(asked).await;
@@ -239,7 +289,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_come_is_refused_and_one_that_does_is_read() {
         let server = Server::start(8).await;
-        let head = "POST /said HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
+        let head =
+            "POST /said HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
         let whole = rest(server.open(&format!("{head}word")).await).await;
         assert!(whole.ends_with("word"), "{whole}");
         let mut slow = server.open(head).await;
@@ -258,12 +309,19 @@ mod tests {
         let mut text = String::new();
         while text.matches("tick").count() < 10 {
             let mut bytes = [0; 1024];
-            let read = tokio::time::timeout(SOON, events.read(&mut bytes)).await.unwrap().unwrap();
+            let read = tokio::time::timeout(SOON, events.read(&mut bytes))
+                .await
+                .unwrap()
+                .unwrap();
             assert_ne!(read, 0, "{text}");
             text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
         }
         server.stop.cancel();
-        tokio::time::timeout(SOON, server.task).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(SOON, server.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
         assert!(TcpStream::connect(server.address).await.is_err());
     }
 

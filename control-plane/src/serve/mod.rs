@@ -72,7 +72,9 @@ pub enum ServeError {
     #[error("can't listen on {0}: {1}; is the port taken? name another in the config file")]
     Listen(String, std::io::Error),
     /// The admin socket.
-    #[error("can't listen on the admin socket `{0}`: {1}; make its directory, stop who uses it, or name another in server.admin_socket")]
+    #[error(
+        "can't listen on the admin socket `{0}`: {1}; make its directory, stop who uses it, or name another in server.admin_socket"
+    )]
     AdminSocket(PathBuf, std::io::Error),
     /// The filter's module or what Envoy is told.
     #[error("{0}")]
@@ -81,7 +83,9 @@ pub enum ServeError {
     #[error("can't write the ready file `{0}`: {1}")]
     Ready(PathBuf, std::io::Error),
     /// The data directory.
-    #[error("others may enter the data directory `{0}` (mode {1:o}), which holds keys; make it 0700")]
+    #[error(
+        "others may enter the data directory `{0}` (mode {1:o}), which holds keys; make it 0700"
+    )]
     Open(PathBuf, u32),
     /// A listener ended by itself.
     #[error("a listener failed, so everything was stopped; the log says which")]
@@ -98,7 +102,8 @@ pub enum ServeError {
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     hardening::limit_resources();
     let config = Config::read(&options.config).map_err(ServeError::Config)?;
-    let policies = policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
+    let policies =
+        policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
     let failed = CancellationToken::new();
@@ -115,8 +120,22 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let source = identities_from(&config, &clock, &identities).await?;
     let started_ms = clock();
     // With a journal that was just begun there was nobody to use a proof.
-    let proofs_from_s = if begun { started_ms / 1000 } else { started_ms.div_ceil(1000) };
-    let core = Arc::new(Core { started_ms, proofs_from_s, ledger, policies, key, identity: source, refusals: Refusals::default(), clock, config });
+    let proofs_from_s = if begun {
+        started_ms / 1000
+    } else {
+        started_ms.div_ceil(1000)
+    };
+    let core = Arc::new(Core {
+        started_ms,
+        proofs_from_s,
+        ledger,
+        policies,
+        key,
+        identity: source,
+        refusals: Refusals::default(),
+        clock,
+        config,
+    });
     first_entry(&core, &module).await?;
 
     let ads = edge::ads(&core, &module).map_err(ServeError::Edge)?;
@@ -126,7 +145,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);
 
     // A fresh proof of this very second would be refused: let the second pass.
-    let early_ms = core.proofs_from_s.saturating_mul(1000).saturating_sub((core.clock)());
+    let early_ms = core
+        .proofs_from_s
+        .saturating_mul(1000)
+        .saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     let http = listen(core.config.server.listen).await?;
     let grpc = listen(core.config.server.grpc_listen).await?;
@@ -141,23 +163,39 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
             stop: stop.clone(),
         },
     );
-    let router = pages.merge(crate::exchange::routes(exchange.clone())).merge(health(core.clone()));
+    let router = pages
+        .merge(crate::exchange::routes(exchange.clone()))
+        .merge(health(core.clone()));
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
     let decisions = DecisionsService::new(core.clone());
-    tasks.spawn(edge::serve_grpc(grpc, core.clone(), ads.clone(), decisions.clone(), stop.clone(), failed.clone()));
+    tasks.spawn(edge::serve_grpc(
+        grpc,
+        core.clone(),
+        ads.clone(),
+        decisions.clone(),
+        stop.clone(),
+        failed.clone(),
+    ));
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
-        format!("{}/login#{}", core.config.server.issuer, logins.mint_for(&core.config.server.login_as, core.ledger.now()))
+        format!(
+            "{}/login#{}",
+            core.config.server.issuer,
+            logins.mint_for(&core.config.server.login_as, core.ledger.now())
+        )
     });
-    if options.print_login && let Some(login) = &login {
+    if options.print_login
+        && let Some(login) = &login
+    {
         println!("Sign in to approve (10 minutes, once): {login}");
     }
     if let Some(path) = &options.ready_file {
-        ready::write(path, &core, login.as_deref(), &module_sha256).map_err(|error| ServeError::Ready(path.clone(), error))?;
+        ready::write(path, &core, login.as_deref(), &module_sha256)
+            .map_err(|error| ServeError::Ready(path.clone(), error))?;
     }
     tracing::info!(issuer = core.config.server.issuer, grpc = %core.config.server.grpc_listen, "serving");
 
@@ -168,13 +206,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         tracing::warn!("some connections did not finish in time and are cut");
     }
     core.refusals.flush(&core.ledger).await;
-    let note = Command::Note { kind: "shutdown", body: serde_json::json!({ "reason": "signal" }) };
+    let note = Command::Note {
+        kind: "shutdown",
+        body: serde_json::json!({ "reason": "signal" }),
+    };
     if let Err(error) = core.ledger.commit(note).await {
         tracing::error!(%error, "the last entry could not be recorded");
     }
     core.ledger.shutdown().await;
     identities.cancel();
-    if failed.is_cancelled() { Err(ServeError::ListenerFailed) } else { Ok(()) }
+    if failed.is_cancelled() {
+        Err(ServeError::ListenerFailed)
+    } else {
+        Ok(())
+    }
 }
 
 fn stop_on_signal() -> CancellationToken {
@@ -184,11 +229,16 @@ fn stop_on_signal() -> CancellationToken {
         // The default action would end the process without a drain.
         if let Ok(mut hangups) = signal(SignalKind::hangup()) {
             while hangups.recv().await.is_some() {
-                tracing::info!("SIGHUP: the module's file is watched anyway; a changed config or policy needs a restart");
+                tracing::info!(
+                    "SIGHUP: the module's file is watched anyway; a changed config or policy needs a restart"
+                );
             }
         }
     });
-    let (term, int) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (term, int) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
     tokio::spawn(async move {
         match (term, int) {
             (Ok(mut term), Ok(mut int)) => {
@@ -210,8 +260,16 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
         .mode(0o700)
         .create(dir)
         .map_err(|error| ServeError::Directory(dir.to_owned(), error))?;
-    let mode = std::fs::metadata(dir).map_err(|error| ServeError::Directory(dir.to_owned(), error))?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 { Err(ServeError::Open(dir.to_owned(), mode)) } else { Ok(()) }
+    let mode = std::fs::metadata(dir)
+        .map_err(|error| ServeError::Directory(dir.to_owned(), error))?
+        .permissions()
+        .mode()
+        & 0o777;
+    if mode & 0o077 != 0 {
+        Err(ServeError::Open(dir.to_owned(), mode))
+    } else {
+        Ok(())
+    }
 }
 
 /// The ledger, and whether its journal was begun just now.
@@ -229,18 +287,25 @@ fn open_ledger(config: &Config, clock: &Clock) -> Result<(ledger::Ledger, bool),
         approvals_open_per_agent: config.limits.open_approvals_per_agent,
         ..ledger::model::Limits::default()
     };
-    let (ledger, report) = ledger::Ledger::open(options).map_err(|error| ServeError::Ledger(dir.clone(), error))?;
+    let (ledger, report) =
+        ledger::Ledger::open(options).map_err(|error| ServeError::Ledger(dir.clone(), error))?;
     tracing::info!(dir = %dir.display(), ?report, "the ledger is open");
     Ok((ledger, report.created))
 }
 
 /// The built-in trust domain is consumed like SPIRE: over its socket.
-async fn identities_from(config: &Config, clock: &Clock, stop: &CancellationToken) -> Result<Source, ServeError> {
+async fn identities_from(
+    config: &Config,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> Result<Source, ServeError> {
     let identity = &config.identity;
     let own = spiffe_id(&identity.control_plane_id)?;
     if identity.built_in {
         if identity.dev_single_uid {
-            tracing::warn!("dev_single_uid: every process of one uid is one principal; this is for trying things out");
+            tracing::warn!(
+                "dev_single_uid: every process of one uid is one principal; this is for trying things out"
+            );
         }
         let mut entries = Vec::new();
         for workload in &identity.workloads {
@@ -277,7 +342,10 @@ fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {
 async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeError> {
     let own_uid = hardening::workloads_of_own_uid(&core.config);
     for workload in &own_uid {
-        tracing::warn!(workload, "this workload has the control plane's own uid: it can read our keys, and nothing here binds it");
+        tracing::warn!(
+            workload,
+            "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
+        );
     }
     let body = serde_json::json!({
         "config": core.config.version,
@@ -288,7 +356,14 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
         "plaintext_grpc": core.config.server.plaintext_grpc,
         "workloads_of_own_uid": own_uid,
     });
-    match core.ledger.commit(Command::Note { kind: "config", body }).await {
+    match core
+        .ledger
+        .commit(Command::Note {
+            kind: "config",
+            body,
+        })
+        .await
+    {
         Ok(_) => Ok(()),
         Err(error) => {
             tracing::error!(%error, "the config entry could not be recorded");
@@ -298,7 +373,9 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
 }
 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|error| ServeError::Listen(address.to_string(), error))
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| ServeError::Listen(address.to_string(), error))
 }
 
 fn health(core: Arc<Core>) -> Router {
@@ -306,10 +383,18 @@ fn health(core: Arc<Core>) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         // Ready means that an entry can be made durable now; the ledger ends
         // the process when it can't write, so an open queue says that it can.
-        .route("/readyz", get(move || async move { format!("ready {}\n", core.ledger.head().0) }))
+        .route(
+            "/readyz",
+            get(move || async move { format!("ready {}\n", core.ledger.head().0) }),
+        )
 }
 
-async fn serve_http(listener: TcpListener, router: Router, stop: CancellationToken, failed: CancellationToken) {
+async fn serve_http(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    failed: CancellationToken,
+) {
     if let Err(error) = http::serve(listener, router, stop.clone()).await {
         tracing::error!(%error, "the HTTP listener ended");
         failed.cancel();

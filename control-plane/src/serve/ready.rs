@@ -10,7 +10,12 @@ use tokio::sync::watch;
 ///
 /// # Errors
 /// When it can't be written.
-pub fn write(path: &Path, core: &Core, login: Option<&str>, module: &watch::Receiver<Option<String>>) -> std::io::Result<()> {
+pub fn write(
+    path: &Path,
+    core: &Core,
+    login: Option<&str>,
+    module: &watch::Receiver<Option<String>>,
+) -> std::io::Result<()> {
     let server = &core.config.server;
     let body = serde_json::json!({
         "issuer": server.issuer,
@@ -25,7 +30,11 @@ pub fn write(path: &Path, core: &Core, login: Option<&str>, module: &watch::Rece
     });
     let half = path.with_extension("new");
     let _ = std::fs::remove_file(&half);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&half)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&half)?;
     file.write_all(serde_json::to_string_pretty(&body)?.as_bytes())?;
     std::fs::rename(&half, path)
 }
