@@ -53,7 +53,7 @@ pub struct Engine {
 
 /// What policy and the registry say of a request at this moment.
 enum Opinion {
-    Allow(PolicyFacts, Option<Approval>),
+    Allow(PolicyFacts, Option<Box<Approval>>),
     Deny(PolicyFacts, Reason),
     Hold(PolicyFacts, Vec<Demand>),
 }
@@ -73,7 +73,7 @@ impl Engine {
             };
             let (command, ruling) = match self.opinion(&token, facts) {
                 Opinion::Allow(policy, approval) => (
-                    self.allow(hash, facts, policy, approval.as_ref()),
+                    self.allow(hash, facts, policy, approval.as_deref()),
                     Ruling::Allow(Box::new(token)),
                 ),
                 Opinion::Deny(policy, reason) => {
@@ -120,7 +120,7 @@ impl Engine {
                 match self
                     .core
                     .ledger
-                    .commit(self.allow(hash, facts, policy, used.as_ref()))
+                    .commit(self.allow(hash, facts, policy, used.as_deref()))
                     .await
                 {
                     Ok(_) => Ruling::Allow(Box::new(token)),
@@ -344,7 +344,7 @@ impl Engine {
         };
         let lifted: BTreeSet<String> = ids().into_iter().collect();
         match self.ask(token, &lifted) {
-            Verdict::Allow(ids) => Opinion::Allow(facts(ids), Some(approval.clone())),
+            Verdict::Allow(ids) => Opinion::Allow(facts(ids), Some(Box::new(approval.clone()))),
             Verdict::Deny(ids) => Opinion::Deny(facts(ids), Reason::PolicyDenied),
             Verdict::Hold(_) => Opinion::Hold(facts(ids()), demands),
             Verdict::Error(problems) => {
