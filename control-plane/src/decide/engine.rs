@@ -1,17 +1,16 @@
 //! The decision itself: the control plane's own record of the token, the
 //! registry, policy with the real request, and one durable commit.
 
-use crate::state::{Core, Standing, split_location};
+use super::facts::{Facts, bounded, claim, covers, cut, digest_of, evidence, request_facts};
+use super::opinion::Opinion;
+use crate::state::Core;
 use capability::reason::Reason;
-use capability::url::{Origin, Target};
-use decision_api::Question;
 use ledger::model::{
-    ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash,
-    PolicyFacts, Refused, RequestFacts, SpentRecord, TokenRecord, TokenState,
+    Approval, ApprovalState, Command, Committed, FirstUse, Hash, PolicyFacts, Refused, SpentRecord,
+    TokenRecord, TokenState,
 };
-use policy::{Demand, Verdict};
+use policy::Demand;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,18 +18,6 @@ use std::time::Duration;
 const LAPSE_TRIES: usize = 5;
 /// How often a commit that found the state changed is evaluated again.
 const EVALUATIONS_MAX: usize = 4;
-
-/// A question, decoded, with what the connection says of who asks.
-pub struct Facts {
-    /// The question.
-    pub question: Question,
-    /// SHA-256 of its serialised bytes.
-    pub digest: Hash,
-    /// The attempt's id: prefix ‖ counter, in hex.
-    pub attempt: String,
-    /// The proxy's SPIFFE ID, from its certificate.
-    pub proxy: String,
-}
 
 /// What was decided. Everything but `Refused` is durable.
 #[derive(Clone, Debug)]
@@ -49,13 +36,6 @@ pub enum Ruling {
 pub struct Engine {
     /// What decisions rest on.
     pub core: Arc<Core>,
-}
-
-/// What policy and the registry say of a request at this moment.
-enum Opinion {
-    Allow(PolicyFacts, Option<Box<Approval>>),
-    Deny(PolicyFacts, Reason),
-    Hold(PolicyFacts, Vec<Demand>),
 }
 
 impl Engine {
@@ -287,124 +267,6 @@ impl Engine {
         }
     }
 
-    fn opinion(&self, token: &TokenRecord, facts: &Facts) -> Opinion {
-        let digest = digest_of(token, facts);
-        let approved = self.core.ledger.approved_unused(&digest);
-        self.opinion_with(token, facts, approved.as_ref())
-    }
-
-    fn opinion_with(
-        &self,
-        token: &TokenRecord,
-        request: &Facts,
-        approval: Option<&Approval>,
-    ) -> Opinion {
-        let version = self.core.policies.version().to_owned();
-        let facts = |determining| PolicyFacts {
-            version: version.clone(),
-            determining,
-        };
-        if self.core.standing(&token.agent) != Standing::Active {
-            return Opinion::Deny(facts(Vec::new()), Reason::AgentInactive);
-        }
-        let first = self.ask(token, &BTreeSet::new());
-        let demands = match first {
-            Verdict::Allow(ids) => return Opinion::Allow(facts(ids), None),
-            Verdict::Deny(ids) => return Opinion::Deny(facts(ids), Reason::PolicyDenied),
-            Verdict::Error(problems) => {
-                tracing::error!(
-                    ?problems,
-                    agent = token.agent,
-                    "policy could not be evaluated; the request is refused"
-                );
-                return Opinion::Deny(facts(Vec::new()), Reason::PolicyError);
-            }
-            Verdict::Hold(demands) => demands,
-        };
-        let ids = || {
-            demands
-                .iter()
-                .map(|demand| demand.rule.clone())
-                .collect::<Vec<_>>()
-        };
-        // One person has to be able to meet every rule's demands.
-        let nobody = !self.core.config.approvers.iter().any(|approver| {
-            demands
-                .iter()
-                .all(|demand| approver.is_one_of(&demand.approvers))
-        });
-        if nobody {
-            tracing::error!(rules = ?ids(), "no approver is named by all of these rules, so nobody can lift them; the request is refused");
-            return Opinion::Deny(facts(ids()), Reason::PolicyDenied);
-        }
-        let Some(approval) =
-            approval.filter(|approval| self.lifts(approval, token, request, &demands))
-        else {
-            return Opinion::Hold(facts(ids()), demands);
-        };
-        let lifted: BTreeSet<String> = ids().into_iter().collect();
-        match self.ask(token, &lifted) {
-            Verdict::Allow(ids) => Opinion::Allow(facts(ids), Some(Box::new(approval.clone()))),
-            Verdict::Deny(ids) => Opinion::Deny(facts(ids), Reason::PolicyDenied),
-            Verdict::Hold(_) => Opinion::Hold(facts(ids()), demands),
-            Verdict::Error(problems) => {
-                tracing::error!(
-                    ?problems,
-                    agent = token.agent,
-                    "policy could not be evaluated; the request is refused"
-                );
-                Opinion::Deny(facts(Vec::new()), Reason::PolicyError)
-            }
-        }
-    }
-
-    /// Whether this approval meets every rule's demands: same action, approved,
-    /// in time, for these rules, by one whom each of them names.
-    fn lifts(
-        &self,
-        approval: &Approval,
-        token: &TokenRecord,
-        facts: &Facts,
-        demands: &[Demand],
-    ) -> bool {
-        let digest = digest_of(token, facts);
-        let by = approval.decided_by.as_deref().unwrap_or_default();
-        let approver = self
-            .core
-            .config
-            .approvers
-            .iter()
-            .find(|approver| approver.name == by);
-        approval.digest == digest
-            && approval.state == ApprovalState::Approved
-            && self.core.ledger.now() < approval.expires_ms
-            && approver.is_some_and(|approver| {
-                demands.iter().all(|demand| {
-                    approval.rules.contains(&demand.rule) && approver.is_one_of(&demand.approvers)
-                })
-            })
-    }
-
-    fn ask(&self, token: &TokenRecord, approved: &BTreeSet<String>) -> Verdict {
-        let (origin, path, query) = split_location(&token.action.location);
-        self.core.policies.may_pass(
-            &policy::Question {
-                agent: &token.agent,
-                user: token
-                    .user
-                    .as_ref()
-                    .map(|user| (user.issuer.as_str(), user.subject.as_str())),
-                method: &token.action.method,
-                location: &token.action.location,
-                origin,
-                path,
-                query,
-                time_s: self.core.now() / 1000,
-            },
-            approved,
-        )
-    }
-
     fn approval(
         &self,
         token: &TokenRecord,
@@ -530,82 +392,4 @@ fn joined(ruling: Ruling, committed: Committed) -> Ruling {
         (Ruling::Hold(_), Some(approval)) => Ruling::Hold(Box::new(approval)),
         (ruling, _) => ruling,
     }
-}
-
-/// Whether the action we recorded at issue is the request, by the one shared
-/// normaliser. The filter has checked it too; this is our own record.
-fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
-    let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
-    let target =
-        Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
-    match (recorded, target) {
-        (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
-        _ => false,
-    }
-}
-
-/// What an approval of this request would cover.
-fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
-    Core::action_digest(
-        token,
-        &facts.question.content_type,
-        &facts.question.content_encoding,
-    )
-}
-
-fn request_facts(facts: &Facts) -> RequestFacts {
-    RequestFacts {
-        method: facts.question.method.clone(),
-        authority: facts.question.authority.clone(),
-        path: facts.question.path.clone(),
-        request_id: facts.question.request_id.clone(),
-        proxy: facts.proxy.clone(),
-        source: facts.question.source_address.clone(),
-        question: hex::encode(facts.digest),
-    }
-}
-
-/// A claim of a token that the filter has verified and we have not: for the log
-/// and for what to say, never for a decision.
-fn claim(token: &str, name: &str) -> Option<serde_json::Value> {
-    let claims = token.split('.').nth(1).and_then(capability::b64::decode)?;
-    let claims = capability::json::parse(&claims, &capability::Limits::CEILING).ok()?;
-    claims.get(name).cloned()
-}
-
-fn cut(text: &str) -> &str {
-    let end = text
-        .char_indices()
-        .map(|(at, c)| at + c.len_utf8())
-        .take_while(|end| *end <= 512)
-        .last()
-        .unwrap_or(0);
-    text.get(..end).unwrap_or_default()
-}
-
-/// Cut so that the line it goes into stays within its limit.
-fn bounded(mut facts: RequestFacts) -> RequestFacts {
-    for text in [
-        &mut facts.path,
-        &mut facts.authority,
-        &mut facts.request_id,
-        &mut facts.source,
-        &mut facts.method,
-    ] {
-        text.truncate(cut(text).len());
-    }
-    facts
-}
-
-fn evidence(facts: &Facts) -> Vec<Evidence> {
-    vec![
-        Evidence {
-            name: "token",
-            bytes: facts.question.token.clone().into_bytes(),
-        },
-        Evidence {
-            name: "proof",
-            bytes: facts.question.proof.clone().into_bytes(),
-        },
-    ]
 }

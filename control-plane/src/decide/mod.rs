@@ -1,11 +1,16 @@
 //! Per-request decisions for proxies: look up, rule, spend, hold.
 
 mod engine;
+mod facts;
+mod hold;
+mod opinion;
 mod questions;
 mod reports;
 mod service;
+mod verdicts;
 
-pub use engine::{Engine, Facts, Ruling};
+pub use engine::{Engine, Ruling};
+pub use facts::Facts;
 pub use service::DecisionsService;
 
 /// The generated server half of `writ.decision.v1`.

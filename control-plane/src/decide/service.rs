@@ -1,17 +1,19 @@
 //! `writ.decision.v1` over gRPC: one stream per proxy worker.
 
-use super::engine::{Engine, Facts, Ruling};
-use super::questions::{Asked, Entry, Prefix, Stage};
+use super::engine::{Engine, Ruling};
+use super::facts::Facts;
+use super::questions::{Asked, Entry, Prefix};
 use super::reports;
+use super::verdicts::{answer_with, refused_verdict, verdict};
 use super::wire::decisions_server::{Decisions, DecisionsServer};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
-    Allow, Answer, Ask, DenialBatch, DenialsTaken, Deny, FirstUse as WireFirstUse,
-    FromControlPlane, FromFilter, Hold, Outcome, PROTOCOL, Question, QuestionId, Welcome,
-    Withdrawn, answer::Verdict, from_control_plane::Message as Down, from_filter::Message as Up,
+    Ask, DenialBatch, DenialsTaken, FromControlPlane, FromFilter, Outcome, PROTOCOL, Question,
+    QuestionId, Welcome, Withdrawn, from_control_plane::Message as Down,
+    from_filter::Message as Up,
 };
-use ledger::model::{Approval, ApprovalState, Command, FirstUse, SpentRecord};
+use ledger::model::Command;
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -27,8 +29,6 @@ use tonic::{Request, Response, Status, Streaming};
 const DOWN_QUEUE: usize = 8_192;
 /// Prefixes that are remembered, over all proxies.
 const PREFIXES_MAX: usize = 4_096;
-/// A request that is held on a stream that was lost waits this long for it to come back.
-const STREAM_GRACE: Duration = Duration::from_secs(3);
 /// A stream whose Hello takes longer is ended.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Denial batches of one stream that wait to be written.
@@ -44,8 +44,8 @@ pub struct DecisionsService {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    engine: Engine,
+pub(super) struct Shared {
+    pub(super) engine: Engine,
     prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
     outcome_room: Arc<Semaphore>,
 }
@@ -303,173 +303,6 @@ impl Shared {
         }
     }
 
-    /// Keeps a request until a human has decided, its time is over, or its
-    /// client is gone. `None`: it was withdrawn, and nobody waits for an answer.
-    async fn hold(
-        &self,
-        prefix: &Prefix,
-        entry: &Entry,
-        facts: &Facts,
-        answer: &(impl Fn(Verdict) -> Answer + Sync),
-        approval: Approval,
-    ) -> Option<Verdict> {
-        let core = &self.engine.core;
-        let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
-        tracing::info!(
-            approval = approval.id,
-            agent = approval.agent,
-            url,
-            "a request waits for a human"
-        );
-        let wait = Duration::from_secs(core.config.edge.hold_s);
-        let mut changes = core.ledger.subscribe_approvals();
-        let mut stage = entry.watch();
-        let said = answer(Verdict::Hold(Hold {
-            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-            approval_id: approval.id.clone(),
-            status_url: status_url(core, &approval),
-        }));
-        // A client that left during the commit has nobody left to hold for.
-        if !entry.hold(said.clone()) {
-            self.engine.lapse(facts, "withdrawn").await;
-            return None;
-        }
-        prefix.send(Down::Answer(said));
-
-        let deadline = Instant::now() + wait;
-        let mut stream_lost: Option<Instant> = None;
-        loop {
-            let state = core.ledger.approval(&approval.id);
-            match state.as_ref().map(|found| found.state) {
-                Some(ApprovalState::Approved) => {
-                    let approved = state.unwrap_or_else(|| approval.clone());
-                    return self.release(prefix, entry, facts, &approved).await;
-                }
-                Some(ApprovalState::Pending) => {}
-                Some(ApprovalState::Denied) => {
-                    return self
-                        .end(
-                            entry,
-                            facts,
-                            "approval_denied",
-                            Reason::ApprovalDenied,
-                            &approval,
-                        )
-                        .await;
-                }
-                // An equal request took the one yes: this one asks anew.
-                Some(ApprovalState::Consumed) => {
-                    return self
-                        .end(entry, facts, "policy", Reason::ApprovalExpired, &approval)
-                        .await;
-                }
-                Some(ApprovalState::Expired) | None => {
-                    return self
-                        .end(
-                            entry,
-                            facts,
-                            "approval_expired",
-                            Reason::ApprovalExpired,
-                            &approval,
-                        )
-                        .await;
-                }
-            }
-            if *stage.borrow_and_update() == Stage::Withdrawn {
-                self.engine.lapse(facts, "withdrawn").await;
-                return None;
-            }
-            if Instant::now() >= deadline {
-                return self
-                    .end(entry, facts, "timeout", Reason::ApprovalPending, &approval)
-                    .await;
-            }
-            match (prefix.connected(), stream_lost) {
-                (true, _) => stream_lost = None,
-                (false, None) => stream_lost = Some(Instant::now()),
-                (false, Some(since)) if since.elapsed() >= STREAM_GRACE => {
-                    return self
-                        .end(
-                            entry,
-                            facts,
-                            "stream_lost",
-                            Reason::ControlPlaneUnavailable,
-                            &approval,
-                        )
-                        .await;
-                }
-                (false, Some(_)) => {}
-            }
-            let tick = deadline.min(Instant::now() + Duration::from_millis(500));
-            tokio::select! {
-                _ = changes.changed() => {}
-                _ = stage.changed() => {}
-                () = tokio::time::sleep_until(tick) => {}
-            }
-        }
-    }
-
-    /// The approval was given: one commit that asks everything again and spends,
-    /// for a client that still waits.
-    async fn release(
-        &self,
-        prefix: &Prefix,
-        entry: &Entry,
-        facts: &Facts,
-        approval: &Approval,
-    ) -> Option<Verdict> {
-        if !prefix.connected() {
-            return self
-                .end(
-                    entry,
-                    facts,
-                    "stream_lost",
-                    Reason::ControlPlaneUnavailable,
-                    approval,
-                )
-                .await;
-        }
-        if !entry.begin_commit() {
-            self.engine.lapse(facts, "withdrawn").await;
-            return None;
-        }
-        match self.engine.release(facts, approval).await {
-            Ruling::Refused(Reason::ApprovalPending, _) => {
-                self.engine.lapse(facts, "policy").await;
-                Some(pending_verdict(
-                    Reason::ApprovalExpired,
-                    approval,
-                    &self.engine.core,
-                ))
-            }
-            Ruling::Refused(reason, first) => {
-                let reason = self.engine.record_refusal(facts, reason).await;
-                Some(refused_verdict(reason, first))
-            }
-            ruling => Some(verdict(ruling)),
-        }
-    }
-
-    /// The held request ends without passing; its token lapses.
-    async fn end(
-        &self,
-        entry: &Entry,
-        facts: &Facts,
-        why: &'static str,
-        reason: Reason,
-        approval: &Approval,
-    ) -> Option<Verdict> {
-        if !entry.begin_commit() {
-            self.engine.lapse(facts, "withdrawn").await;
-            return None;
-        }
-        if !self.engine.lapse(facts, why).await {
-            // Without its entry nothing is said but that it did not pass.
-            return Some(refused_verdict(Reason::ControlPlaneUnavailable, None));
-        }
-        Some(pending_verdict(reason, approval, &self.engine.core))
-    }
-
     fn withdraw(&self, prefix: &Prefix, id: Option<QuestionId>) {
         let Some(counter) = own_counter(prefix, id.as_ref()) else {
             return;
@@ -538,80 +371,4 @@ fn own_counter(prefix: &Prefix, id: Option<&QuestionId>) -> Option<u64> {
 
 fn attempt(prefix: &Prefix, counter: u64) -> String {
     format!("{}-{counter}", hex::encode(prefix.bytes))
-}
-
-fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
-    let token_hash = Question::decode(question)
-        .map(|question| question.token_hash)
-        .unwrap_or_default();
-    Answer {
-        id: Some(id),
-        token_hash,
-        question_digest: Sha256::digest(question).to_vec(),
-        verdict: Some(verdict),
-    }
-}
-
-fn verdict(ruling: Ruling) -> Verdict {
-    match ruling {
-        Ruling::Allow(token) => Verdict::Allow(Allow {
-            agent: token.agent,
-            user: token
-                .user
-                .map(|user| format!("{}#{}", user.issuer, user.subject))
-                .unwrap_or_default(),
-            token_id: token.jti,
-            txn: token.txn,
-        }),
-        Ruling::Deny(reason) => refused_verdict(reason, None),
-        Ruling::Refused(reason, first) => refused_verdict(reason, first),
-        // The caller has dealt with holds.
-        Ruling::Hold(_) => refused_verdict(Reason::InternalError, None),
-    }
-}
-
-fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
-    let first_use = first.map(|first| {
-        let (result, upstream_status) = match first.outcome {
-            FirstUse::Forwarded(status) => ("forwarded", u32::from(status)),
-            FirstUse::Refused | FirstUse::Lapsed => ("refused", 0),
-            FirstUse::NotForwarded => ("not_forwarded", 0),
-            FirstUse::Unknown => ("unknown", 0),
-        };
-        WireFirstUse {
-            result: result.to_owned(),
-            upstream_status,
-            request_id: first.request_id,
-        }
-    });
-    Verdict::Deny(Deny {
-        reason: reason.as_str().to_owned(),
-        first_use,
-        ..Deny::default()
-    })
-}
-
-fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict {
-    if reason != Reason::ApprovalPending {
-        return Verdict::Deny(Deny {
-            reason: reason.as_str().to_owned(),
-            approval_id: approval.id.clone(),
-            ..Deny::default()
-        });
-    }
-    Verdict::Deny(Deny {
-        reason: reason.as_str().to_owned(),
-        approval_id: approval.id.clone(),
-        status_url: status_url(core, approval),
-        retry_after_s: 5,
-        first_use: None,
-    })
-}
-
-/// Where the agent asks whether somebody has decided.
-fn status_url(core: &Core, approval: &Approval) -> String {
-    format!(
-        "{}/approvals/{}/status",
-        core.config.server.issuer, approval.id
-    )
 }

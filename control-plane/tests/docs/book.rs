@@ -15,6 +15,21 @@ pub fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// A source file, with what stands behind each opening parenthesis pulled up to
+/// it, so that it doesn't matter how a call is broken into lines.
+pub fn code(path: &str) -> String {
+    let mut text = String::new();
+    let mut behind_paren = false;
+    for c in read(path).chars() {
+        if behind_paren && c.is_whitespace() {
+            continue;
+        }
+        behind_paren = c == '(';
+        text.push(c);
+    }
+    text
+}
+
 /// Every Markdown file at the root and under docs/, by its path from the root.
 pub fn pages() -> Vec<String> {
     fn walk(dir: &Path, deep: bool, found: &mut Vec<PathBuf>) {

@@ -1,6 +1,6 @@
 //! docs/reference/config.md against the reader.
 
-use super::book::{fenced, quoted, read, rows};
+use super::book::{code, fenced, quoted, read, rows};
 use control_plane::config::{Config, ConfigError};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -137,7 +137,7 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "size",
         "optional_text",
     ];
-    let source = read("control-plane/src/config/mod.rs");
+    let source = code("control-plane/src/config/mod.rs");
     let mut asked = Vec::new();
     for method in METHODS {
         let call = format!("{method}(\"");

@@ -1,6 +1,6 @@
 //! Reasons, routes and policy in the book against the code.
 
-use super::book::{fenced, pages, quoted, read, rows};
+use super::book::{code, fenced, pages, quoted, read, rows};
 use capability::reason::Reason;
 use policy::{Approver, Policies, Source};
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ fn every_path_is_on_its_page_and_no_other() {
         "control-plane/src/web/inbox.rs",
         "control-plane/src/web/pages.rs",
     ] {
-        let source = read(place);
+        let source = code(place);
         let paths = source
             .split(".route(\"")
             .skip(1)

@@ -1,0 +1,96 @@
+//! A question as the decider reads it, and what of it goes into the log.
+
+use crate::state::Core;
+use capability::url::{Origin, Target};
+use decision_api::Question;
+use ledger::model::{ActionRecord, Evidence, Hash, RequestFacts, TokenRecord};
+
+/// A question, decoded, with what the connection says of who asks.
+pub struct Facts {
+    /// The question.
+    pub question: Question,
+    /// SHA-256 of its serialised bytes.
+    pub digest: Hash,
+    /// The attempt's id: prefix ‖ counter, in hex.
+    pub attempt: String,
+    /// The proxy's SPIFFE ID, from its certificate.
+    pub proxy: String,
+}
+
+/// Whether the action we recorded at issue is the request, by the one shared
+/// normaliser. The filter has checked it too; this is our own record.
+pub(super) fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
+    let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
+    let target =
+        Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
+    match (recorded, target) {
+        (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
+        _ => false,
+    }
+}
+
+/// What an approval of this request would cover.
+pub(super) fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
+    Core::action_digest(
+        token,
+        &facts.question.content_type,
+        &facts.question.content_encoding,
+    )
+}
+
+pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
+    RequestFacts {
+        method: facts.question.method.clone(),
+        authority: facts.question.authority.clone(),
+        path: facts.question.path.clone(),
+        request_id: facts.question.request_id.clone(),
+        proxy: facts.proxy.clone(),
+        source: facts.question.source_address.clone(),
+        question: hex::encode(facts.digest),
+    }
+}
+
+/// A claim of a token that the filter has verified and we have not: for the log
+/// and for what to say, never for a decision.
+pub(super) fn claim(token: &str, name: &str) -> Option<serde_json::Value> {
+    let claims = token.split('.').nth(1).and_then(capability::b64::decode)?;
+    let claims = capability::json::parse(&claims, &capability::Limits::CEILING).ok()?;
+    claims.get(name).cloned()
+}
+
+pub(super) fn cut(text: &str) -> &str {
+    let end = text
+        .char_indices()
+        .map(|(at, c)| at + c.len_utf8())
+        .take_while(|end| *end <= 512)
+        .last()
+        .unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+/// Cut so that the line it goes into stays within its limit.
+pub(super) fn bounded(mut facts: RequestFacts) -> RequestFacts {
+    for text in [
+        &mut facts.path,
+        &mut facts.authority,
+        &mut facts.request_id,
+        &mut facts.source,
+        &mut facts.method,
+    ] {
+        text.truncate(cut(text).len());
+    }
+    facts
+}
+
+pub(super) fn evidence(facts: &Facts) -> Vec<Evidence> {
+    vec![
+        Evidence {
+            name: "token",
+            bytes: facts.question.token.clone().into_bytes(),
+        },
+        Evidence {
+            name: "proof",
+            bytes: facts.question.proof.clone().into_bytes(),
+        },
+    ]
+}

@@ -1,0 +1,184 @@
+//! A request that waits for a human: its one wait, and its three ends.
+
+use super::engine::Ruling;
+use super::facts::Facts;
+use super::questions::{Entry, Prefix, Stage};
+use super::service::Shared;
+use super::verdicts::{pending_verdict, refused_verdict, status_url, verdict};
+use capability::reason::Reason;
+use decision_api::{Answer, Hold, answer::Verdict, from_control_plane::Message as Down};
+use ledger::model::{Approval, ApprovalState};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A request that is held on a stream that was lost waits this long for it to come back.
+const STREAM_GRACE: Duration = Duration::from_secs(3);
+
+impl Shared {
+    /// Keeps a request until a human has decided, its time is over, or its
+    /// client is gone. `None`: it was withdrawn, and nobody waits for an answer.
+    pub(super) async fn hold(
+        &self,
+        prefix: &Prefix,
+        entry: &Entry,
+        facts: &Facts,
+        answer: &(impl Fn(Verdict) -> Answer + Sync),
+        approval: Approval,
+    ) -> Option<Verdict> {
+        let core = &self.engine.core;
+        let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
+        tracing::info!(
+            approval = approval.id,
+            agent = approval.agent,
+            url,
+            "a request waits for a human"
+        );
+        let wait = Duration::from_secs(core.config.edge.hold_s);
+        let mut changes = core.ledger.subscribe_approvals();
+        let mut stage = entry.watch();
+        let said = answer(Verdict::Hold(Hold {
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            approval_id: approval.id.clone(),
+            status_url: status_url(core, &approval),
+        }));
+        // A client that left during the commit has nobody left to hold for.
+        if !entry.hold(said.clone()) {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        prefix.send(Down::Answer(said));
+
+        let deadline = Instant::now() + wait;
+        let mut stream_lost: Option<Instant> = None;
+        loop {
+            let state = core.ledger.approval(&approval.id);
+            match state.as_ref().map(|found| found.state) {
+                Some(ApprovalState::Approved) => {
+                    let approved = state.unwrap_or_else(|| approval.clone());
+                    return self.release(prefix, entry, facts, &approved).await;
+                }
+                Some(ApprovalState::Pending) => {}
+                Some(ApprovalState::Denied) => {
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "approval_denied",
+                            Reason::ApprovalDenied,
+                            &approval,
+                        )
+                        .await;
+                }
+                // An equal request took the one yes: this one asks anew.
+                Some(ApprovalState::Consumed) => {
+                    return self
+                        .end(entry, facts, "policy", Reason::ApprovalExpired, &approval)
+                        .await;
+                }
+                Some(ApprovalState::Expired) | None => {
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "approval_expired",
+                            Reason::ApprovalExpired,
+                            &approval,
+                        )
+                        .await;
+                }
+            }
+            if *stage.borrow_and_update() == Stage::Withdrawn {
+                self.engine.lapse(facts, "withdrawn").await;
+                return None;
+            }
+            if Instant::now() >= deadline {
+                return self
+                    .end(entry, facts, "timeout", Reason::ApprovalPending, &approval)
+                    .await;
+            }
+            match (prefix.connected(), stream_lost) {
+                (true, _) => stream_lost = None,
+                (false, None) => stream_lost = Some(Instant::now()),
+                (false, Some(since)) if since.elapsed() >= STREAM_GRACE => {
+                    return self
+                        .end(
+                            entry,
+                            facts,
+                            "stream_lost",
+                            Reason::ControlPlaneUnavailable,
+                            &approval,
+                        )
+                        .await;
+                }
+                (false, Some(_)) => {}
+            }
+            let tick = deadline.min(Instant::now() + Duration::from_millis(500));
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = stage.changed() => {}
+                () = tokio::time::sleep_until(tick) => {}
+            }
+        }
+    }
+
+    /// The approval was given: one commit that asks everything again and spends,
+    /// for a client that still waits.
+    async fn release(
+        &self,
+        prefix: &Prefix,
+        entry: &Entry,
+        facts: &Facts,
+        approval: &Approval,
+    ) -> Option<Verdict> {
+        if !prefix.connected() {
+            return self
+                .end(
+                    entry,
+                    facts,
+                    "stream_lost",
+                    Reason::ControlPlaneUnavailable,
+                    approval,
+                )
+                .await;
+        }
+        if !entry.begin_commit() {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        match self.engine.release(facts, approval).await {
+            Ruling::Refused(Reason::ApprovalPending, _) => {
+                self.engine.lapse(facts, "policy").await;
+                Some(pending_verdict(
+                    Reason::ApprovalExpired,
+                    approval,
+                    &self.engine.core,
+                ))
+            }
+            Ruling::Refused(reason, first) => {
+                let reason = self.engine.record_refusal(facts, reason).await;
+                Some(refused_verdict(reason, first))
+            }
+            ruling => Some(verdict(ruling)),
+        }
+    }
+
+    /// The held request ends without passing; its token lapses.
+    async fn end(
+        &self,
+        entry: &Entry,
+        facts: &Facts,
+        why: &'static str,
+        reason: Reason,
+        approval: &Approval,
+    ) -> Option<Verdict> {
+        if !entry.begin_commit() {
+            self.engine.lapse(facts, "withdrawn").await;
+            return None;
+        }
+        if !self.engine.lapse(facts, why).await {
+            // Without its entry nothing is said but that it did not pass.
+            return Some(refused_verdict(Reason::ControlPlaneUnavailable, None));
+        }
+        Some(pending_verdict(reason, approval, &self.engine.core))
+    }
+}

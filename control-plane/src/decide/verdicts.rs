@@ -1,0 +1,88 @@
+//! What the filter is told, in one place.
+
+use super::engine::Ruling;
+use crate::state::Core;
+use capability::reason::Reason;
+use decision_api::{
+    Allow, Answer, Deny, FirstUse as WireFirstUse, Question, QuestionId, answer::Verdict,
+};
+use ledger::model::{Approval, FirstUse, SpentRecord};
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+
+/// An answer that echoes the token's hash and the question's digest.
+pub(super) fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
+    let token_hash = Question::decode(question)
+        .map(|question| question.token_hash)
+        .unwrap_or_default();
+    Answer {
+        id: Some(id),
+        token_hash,
+        question_digest: Sha256::digest(question).to_vec(),
+        verdict: Some(verdict),
+    }
+}
+
+pub(super) fn verdict(ruling: Ruling) -> Verdict {
+    match ruling {
+        Ruling::Allow(token) => Verdict::Allow(Allow {
+            agent: token.agent,
+            user: token
+                .user
+                .map(|user| format!("{}#{}", user.issuer, user.subject))
+                .unwrap_or_default(),
+            token_id: token.jti,
+            txn: token.txn,
+        }),
+        Ruling::Deny(reason) => refused_verdict(reason, None),
+        Ruling::Refused(reason, first) => refused_verdict(reason, first),
+        // The caller has dealt with holds.
+        Ruling::Hold(_) => refused_verdict(Reason::InternalError, None),
+    }
+}
+
+pub(super) fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
+    let first_use = first.map(|first| {
+        let (result, upstream_status) = match first.outcome {
+            FirstUse::Forwarded(status) => ("forwarded", u32::from(status)),
+            FirstUse::Refused | FirstUse::Lapsed => ("refused", 0),
+            FirstUse::NotForwarded => ("not_forwarded", 0),
+            FirstUse::Unknown => ("unknown", 0),
+        };
+        WireFirstUse {
+            result: result.to_owned(),
+            upstream_status,
+            request_id: first.request_id,
+        }
+    });
+    Verdict::Deny(Deny {
+        reason: reason.as_str().to_owned(),
+        first_use,
+        ..Deny::default()
+    })
+}
+
+pub(super) fn pending_verdict(reason: Reason, approval: &Approval, core: &Core) -> Verdict {
+    if reason != Reason::ApprovalPending {
+        return Verdict::Deny(Deny {
+            reason: reason.as_str().to_owned(),
+            approval_id: approval.id.clone(),
+            ..Deny::default()
+        });
+    }
+    Verdict::Deny(Deny {
+        reason: reason.as_str().to_owned(),
+        approval_id: approval.id.clone(),
+        status_url: status_url(core, approval),
+        retry_after_s: 5,
+        first_use: None,
+    })
+}
+
+/// Where the agent asks whether somebody has decided.
+pub(super) fn status_url(core: &Core, approval: &Approval) -> String {
+    format!(
+        "{}/approvals/{}/status",
+        core.config.server.issuer, approval.id
+    )
+}
