@@ -15,7 +15,7 @@ mod model;
 pub use load::{Approver, LoadError, Source};
 pub use model::SCHEMA;
 
-use cedar_policy::{Authorizer, Decision, Effect, PolicyId, Schema};
+use cedar_policy::{Authorizer, Decision, Effect, PolicyId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is being asked, and about what.
@@ -72,7 +72,8 @@ pub struct Policies {
     /// Without the rules that want a human: what the exchange asks.
     without_holds: cedar_policy::PolicySet,
     demands: BTreeMap<PolicyId, Demand>,
-    schema: Schema,
+    /// The methods that the schema knows; any other is an error.
+    methods: BTreeSet<String>,
     version: String,
 }
 
@@ -133,7 +134,10 @@ impl Policies {
         question: &Question<'_>,
         approved: &BTreeSet<String>,
     ) -> Result<(Decision, Vec<PolicyId>), Vec<String>> {
-        let (request, entities) = model::request(&self.schema, phase, question, approved)?;
+        if !self.methods.contains(question.method) {
+            return Err(vec!["the schema has no such action".to_owned()]);
+        }
+        let (request, entities) = model::request(None, phase, question, approved)?;
         let response = Authorizer::new().is_authorized(&request, set, &entities);
         let problems: Vec<String> = response
             .diagnostics()

@@ -135,11 +135,15 @@ pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policie
         .map(|(policy, _)| policy.clone())
         .filter(|policy| !wants_human(policy)))?;
     validate(&schema, &all, &found)?;
+    let methods = schema
+        .actions()
+        .map(|action| action.id().unescaped().to_owned())
+        .collect();
     Ok(Policies {
         all,
         without_holds,
         demands,
-        schema,
+        methods,
         version: version(sources),
     })
 }

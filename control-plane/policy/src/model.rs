@@ -43,8 +43,11 @@ fn text(value: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(value.to_owned())
 }
 
+/// What policies are asked about. With a schema the parts are checked against
+/// it, which costs more than deciding does: they are made here and nowhere else,
+/// and the tests check every shape of them.
 pub(crate) fn request(
-    schema: &Schema,
+    schema: Option<&Schema>,
     phase: &str,
     question: &Question<'_>,
     approved: &BTreeSet<String>,
@@ -105,7 +108,7 @@ pub(crate) fn request(
         context.push(("user".to_owned(), user));
     }
     let context = Context::from_pairs(context).map_err(say)?;
-    let request = Request::new(principal, action, resource, context, Some(schema)).map_err(say)?;
-    let entities = Entities::from_entities([agent, target], Some(schema)).map_err(say)?;
+    let request = Request::new(principal, action, resource, context, schema).map_err(say)?;
+    let entities = Entities::from_entities([agent, target], schema).map_err(say)?;
     Ok((request, entities))
 }

@@ -201,3 +201,20 @@ fn load_errors_name_file_line_and_remedy() {
         );
     }
 }
+
+#[test]
+fn what_policies_see_has_the_schema_s_shape() {
+    let (schema, _) = cedar_policy::Schema::from_cedarschema_str(SCHEMA).unwrap();
+    let approved = BTreeSet::from(["ask-first".to_owned()]);
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+        for user in [None, Some(("https://id.example", "maria"))] {
+            for approved in [&BTreeSet::new(), &approved] {
+                let mut question = ask(method, "/files/a");
+                question.user = user;
+                model::request(Some(&schema), "request", &question, approved).unwrap();
+            }
+        }
+    }
+    let strange = ask("BREW", "/files/a");
+    assert!(model::request(Some(&schema), "request", &strange, &approved).is_err());
+}

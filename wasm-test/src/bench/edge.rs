@@ -22,7 +22,7 @@ use crate::upstream::REPORT;
 const ROUNDS: usize = 7;
 const REQUESTS: usize = 4_000;
 const WARM_UP: usize = 500;
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 64;
 const MINTERS: usize = 16;
 // A bare request is so cheap that /proc's ticks of 10 ms would show: more of them.
 const BARE_TIMES: usize = 4;
