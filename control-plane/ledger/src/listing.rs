@@ -57,6 +57,11 @@ enum Held {
     Failed,
 }
 
+/// Entries that are written together.
+const AT_ONCE: usize = 1_024;
+/// How long new entries gather before they are listed.
+const REST: Duration = Duration::from_millis(50);
+
 /// A handle on the projection.
 pub(crate) struct Listings {
     held: Arc<RwLock<Held>>,
@@ -183,10 +188,18 @@ impl Projection {
         loop {
             let durable = *self.followed.borrow_and_update();
             // Groups are published whole, so that one with a durable entry is all durable.
+            // Many groups go into one write: what listings cost is taken from decisions.
             while reader.position().next < durable {
-                let Some(entries) = reader.next_group()? else {
+                let mut entries = Vec::new();
+                while reader.position().next < durable && entries.len() < AT_ONCE {
+                    match reader.next_group()? {
+                        Some(mut group) => entries.append(&mut group),
+                        None => break,
+                    }
+                }
+                if entries.is_empty() {
                     break;
-                };
+                }
                 store(&db, &entries, &reader.position())?;
             }
             if matches!(
@@ -195,6 +208,7 @@ impl Projection {
             ) {
                 set(&self.held, Held::Ready(db.clone()));
             }
+            std::thread::sleep(REST);
             if runtime.block_on(self.followed.changed()).is_err() {
                 return Ok(());
             }
