@@ -32,7 +32,7 @@ pub const MAX_LINES: u32 = 4096;
 pub const MAX_GROUP: usize = 4 * 1024 * 1024;
 
 // Neither occurs in text: 0xF7 is no byte of UTF-8, so evidence cannot imitate a header.
-const MAGIC: [u8; 8] = *b"\xf7WRITJ\r\n";
+pub(crate) const MAGIC: [u8; 8] = *b"\xf7WRITJ\r\n";
 const END: [u8; 8] = *b"\xf7ENDOF\r\xf7";
 const DIGESTED: usize = 128;
 
@@ -327,6 +327,10 @@ pub fn is_unfinished(bytes: &[u8]) -> bool {
     let Some(last) = bytes.iter().rposition(|b| *b != 0) else {
         return true;
     };
+    // More than one group can be is no single write that stopped.
+    if last >= MAX_GROUP {
+        return false;
+    }
     let end = (last / BLOCK).saturating_add(1).saturating_mul(BLOCK);
     let Some(written) = bytes.get(..end) else {
         return true;

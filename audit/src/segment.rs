@@ -1,6 +1,6 @@
 //! Segments: the files that groups stand in, zero-filled to their size before use.
 
-use crate::group::{BLOCK, Group};
+use crate::group::{Group, MAGIC};
 
 /// The usual size of a segment in bytes.
 pub const SEGMENT_LEN: usize = 8 * 1024 * 1024;
@@ -21,18 +21,23 @@ pub fn number_of(file_name: &str) -> Option<u64> {
     if good { digits.parse().ok() } else { None }
 }
 
-/// The first whole group at or after `from`, at any place where a group may
-/// start, which satisfies `wanted`.
+/// The first whole group at or after `from` which satisfies `wanted`. Every byte
+/// is looked at, not only where groups start: a byte that was put in or taken
+/// out moves all that follow it.
 pub fn find_group<'a>(
     bytes: &'a [u8],
     from: usize,
     mut wanted: impl FnMut(&Group<'a>) -> bool,
 ) -> Option<(usize, Group<'a>)> {
-    let mut at = from.next_multiple_of(BLOCK);
-    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        match Group::decode(rest) {
+    let mut at = from;
+    while let Some(rest) = bytes.get(at..) {
+        let ahead = rest
+            .windows(MAGIC.len())
+            .position(|window| window == MAGIC)?;
+        at = at.saturating_add(ahead);
+        match Group::decode(bytes.get(at..)?) {
             Ok(group) if wanted(&group) => return Some((at, group)),
-            _ => at = at.saturating_add(BLOCK),
+            _ => at = at.saturating_add(1),
         }
     }
     None

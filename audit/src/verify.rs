@@ -223,7 +223,7 @@ impl Checker {
         let ours = |group: &Group<'_>| {
             self.log.is_none_or(|log| log == group.header.log) && group.header.first > self.entries
         };
-        let followed = find_group(rest, BLOCK, ours).is_some();
+        let followed = find_group(rest, 1, ours).is_some();
         if zero || (last && !followed && is_unfinished(rest)) {
             return Ok(());
         }

@@ -405,3 +405,32 @@ proptest! {
         prop_assert_eq!(report.whole, !damaged, "{:?}", report);
     }
 }
+
+#[test]
+fn a_byte_put_in_or_taken_out_of_the_last_segment_is_found() {
+    // It moves every group behind it to where no group should start.
+    for (put_in, at_group) in [(true, 0), (false, 0)] {
+        let mut journal = Journal::usual();
+        let (at, first) = journal.groups[2][at_group];
+        let len = journal.segments[2].len();
+        if put_in {
+            journal.segments[2].insert(at + 200, b'x');
+        } else {
+            journal.segments[2].remove(at + 200);
+        }
+        journal.segments[2].resize(len, 0);
+        let report = journal.verify(None);
+        assert!(!report.whole, "put in: {put_in}");
+        assert_eq!(report.problem, Some(Problem::Changed), "put in: {put_in}");
+        assert!(report.entries <= first, "{report:?}");
+    }
+}
+
+#[test]
+fn more_rubbish_than_one_write_can_leave_is_found() {
+    let mut journal = Journal::usual();
+    let (at, _) = journal.groups[2][0];
+    journal.segments[2].truncate(at);
+    journal.segments[2].extend((0..audit::group::MAX_GROUP + 1).map(|n| (n % 251) as u8 | 1));
+    assert!(!journal.verify(None).whole);
+}

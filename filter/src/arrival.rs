@@ -8,7 +8,7 @@ use capability::reason::Reason;
 const OURS: [&[u8]; 2] = [b"x-writ-", b"x-envoy-"];
 /// Headers by which some servers take a request for another one than its
 /// method, path and authority say, which is what was signed and approved.
-const REINTERPRETING: [&[u8]; 7] = [
+const REINTERPRETING: [&[u8]; 19] = [
     b"x-http-method-override",
     b"x-http-method",
     b"x-method-override",
@@ -16,6 +16,18 @@ const REINTERPRETING: [&[u8]; 7] = [
     b"x-rewrite-url",
     b"x-original-host",
     b"x-forwarded-host",
+    b"x-forwarded-method",
+    b"x-forwarded-path",
+    b"x-forwarded-prefix",
+    b"x-forwarded-uri",
+    b"x-host",
+    b"x-http-host-override",
+    b"x-method",
+    b"x-original-method",
+    b"x-original-path",
+    b"x-original-uri",
+    b"x-rewrite-uri",
+    b"forwarded",
 ];
 /// A content type or encoding is at most this long; bytes.
 const CONTENT_MAX: usize = 256;

@@ -58,6 +58,7 @@ struct Subscription {
     requests: Streaming<DiscoveryRequest>,
     names: Option<Vec<String>>,
     sent: u64,
+    refusal_said: bool,
     rotate_at: Option<Instant>,
 }
 
@@ -101,7 +102,7 @@ impl Subscription {
         }
     }
 
-    fn wants_answer(&self, request: &DiscoveryRequest) -> bool {
+    fn wants_answer(&mut self, request: &DiscoveryRequest) -> bool {
         let Some(names) = &self.names else {
             return true;
         };
@@ -110,7 +111,12 @@ impl Subscription {
         }
         if let Some(error) = &request.error_detail {
             // The same secret again would be refused again.
-            tracing::warn!(error = ?error.message, ?names, "an envoy refused a secret");
+            // Any workload can say this, at any length and as often as it likes.
+            if !self.refusal_said {
+                self.refusal_said = true;
+                let error: String = error.message.chars().take(256).collect();
+                tracing::warn!(?error, secrets = names.len(), "an envoy refused a secret");
+            }
         }
         *names != request.resource_names
     }
@@ -215,6 +221,7 @@ impl SecretDiscoveryService for Secrets {
             requests: request.into_inner(),
             names: None,
             sent: 0,
+            refusal_said: false,
             rotate_at: None,
         };
         let replies = stream::unfold(Some(subscription), |subscription| async move {

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::throttle::Throttle;
 use crate::{
     Caller, SpiffeId, SpiffeIdError, WorkloadEntry,
     attest::identities,
@@ -162,6 +163,7 @@ pub struct BuiltIn {
 }
 
 pub(crate) struct Shared {
+    strangers: Throttle,
     settings: TrustDomainSettings,
     trust_domain: SpiffeId,
     authority: Authority,
@@ -187,8 +189,11 @@ impl Shared {
 
     pub(crate) fn identities(&self, caller: &Caller) -> Vec<SpiffeId> {
         let ids = identities(&self.settings.entries, &self.settings.self_id, caller);
-        if ids.is_empty() {
+        if ids.is_empty()
+            && let Some(suppressed) = self.strangers.pass(std::time::Instant::now())
+        {
             tracing::warn!(
+                suppressed,
                 uid = caller.uid,
                 pid = caller.pid,
                 executable_readable = caller.executable.is_some(),
@@ -228,6 +233,7 @@ impl BuiltIn {
         let jwt = JwtAuthority::open(&settings.dir, settings.jwt_ttl)?;
         Ok(Self {
             shared: Arc::new(Shared {
+                strangers: Throttle::new(std::time::Instant::now()),
                 settings,
                 trust_domain,
                 authority,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use audit::{
-    group::{BLOCK, Builder, Group, GroupError},
+    group::{BLOCK, Builder, Group, GroupError, MAX_GROUP},
     leaf_hash, segment,
 };
 use rustix::fs::{FlockOperation, flock};
@@ -382,7 +382,11 @@ impl<'a> Replay<'a> {
                     }
                     // The first group came with the file, so it cannot be torn.
                     let first = self.state.entries == 0;
-                    if first || !last || self.proves(rest.get(BLOCK..).unwrap_or_default()) {
+                    if first
+                        || !last
+                        || self.proves(rest.get(1..).unwrap_or_default())
+                        || beyond_one_group(rest)
+                    {
                         return Err(self.damaged(number, offset, error.to_string()));
                     }
                     self.tear(number, offset, rest);
@@ -466,4 +470,11 @@ impl<'a> Replay<'a> {
         self.group = self.group.saturating_add(1);
         Ok(())
     }
+}
+
+/// Whether there is more than one write that stopped can have left.
+fn beyond_one_group(rest: &[u8]) -> bool {
+    rest.iter()
+        .rposition(|byte| *byte != 0)
+        .is_some_and(|last| last >= MAX_GROUP)
 }

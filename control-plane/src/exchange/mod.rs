@@ -274,6 +274,13 @@ impl Exchange {
             tracing::error!(%error, "minting failed");
             ExchangeError::Internal
         })?;
+        // The edge would refuse it, so it is not issued.
+        if access_token.len() > config.limits.read.token {
+            let error = ExchangeError::Details("the location is too long for a token".into());
+            return Err(self
+                .refused(&agent, Some(action), Some(policy), error)
+                .await);
+        }
         let token = TokenRecord {
             token_hash: Sha256::digest(access_token.as_bytes()).into(),
             jti,

@@ -131,6 +131,18 @@ fn headers_that_reinterpret_the_request_are_taken_off() {
         "x-rewrite-url",
         "x-original-host",
         "x-forwarded-host",
+        "x-forwarded-method",
+        "x-forwarded-path",
+        "x-forwarded-prefix",
+        "x-forwarded-uri",
+        "x-host",
+        "x-http-host-override",
+        "x-method",
+        "x-original-method",
+        "x-original-path",
+        "x-original-uri",
+        "x-rewrite-uri",
+        "forwarded",
     ];
     let mut vm = Vm::ready();
     let mut headers = Headers::good("/files/a", "jti-1")
