@@ -54,7 +54,8 @@ pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
 }
 
 fn is_untrusted(name: &[u8]) -> bool {
-    name.starts_with(b"x-")
+    // Most names end here.
+    matches!(name.first(), Some(b'x' | b'f'))
         && (OURS.iter().any(|prefix| name.starts_with(prefix)) || REINTERPRETING.contains(&name))
 }
 
