@@ -1,46 +1,38 @@
 //! The one commit point: what was issued, spent, held and approved, and the
 //! journal that makes it so.
 //!
-//! A caller verifies and evaluates, then [`Ledger::commit`]s a [`Command`]. One
-//! thread checks it again, writes it with whatever else is queued, and answers
-//! once it is durable. Nothing that is read here shows what is not yet durable.
+//! A caller verifies and evaluates, then [`Ledger::commit`]s a [`Command`]. The
+//! store checks it again, makes it durable with whatever else is waiting, and only
+//! then answers. Nothing that is read here shows what is not yet durable.
+//! Approvals and discovered agents are read from a view that may be a moment
+//! behind another replica; what rests on them is checked again by the commit.
 //! The layout on disk is in `docs/reference/journal.md`.
 
-mod check;
+mod embedded;
 mod event;
-mod journal;
 mod lines;
-mod listing;
 pub mod model;
-mod queue;
-mod recovery;
-mod state;
-mod tally;
-mod writer;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::Instant,
+    sync::Arc,
 };
 
 use tokio::sync::watch;
 
 use crate::{
-    event::Entry,
-    listing::Listings,
+    embedded::Embedded,
     model::{
-        Approval, ApprovalState, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord,
-        TokenRecord, TokenState,
+        Approval, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, TokenRecord,
+        TokenState,
     },
-    queue::Queue,
-    state::{Stamp, State},
-    writer::Writer,
 };
 pub use crate::{
+    embedded::{
+        listing::{ListedEntry, ListingsState},
+        recovery::{OpenError, OpenReport, TornTail},
+    },
     event::EntryError,
-    listing::{ListedEntry, ListingsState},
-    recovery::{OpenError, OpenReport, TornTail},
 };
 
 /// Reads the time, in milliseconds since the Unix epoch.
@@ -98,113 +90,27 @@ impl Options {
     }
 }
 
-/// What the ledger's thread shows to everybody else.
-pub(crate) struct Shared {
-    published: RwLock<State>,
-    groups: watch::Sender<u64>,
-    approvals: watch::Sender<u64>,
+enum Store {
+    Embedded(Embedded),
 }
 
-impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.published
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Applies a durable group.
-    pub(crate) fn publish(&self, applied: &[(Stamp, Entry)]) {
-        let mut state = self
-            .published
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = state.holds_changed;
-        for (stamp, entry) in applied {
-            state.apply(*stamp, entry);
-        }
-        let (entries, changed) = (state.entries, state.holds_changed != before);
-        drop(state);
-        self.groups.send_replace(entries);
-        if changed {
-            self.approvals.send_replace(entries);
-        }
-    }
-}
-
-struct Inner {
-    queue: Arc<Queue>,
-    shared: Arc<Shared>,
-    listings: Listings,
-    clock: Clock,
-    dir: PathBuf,
-    ended: watch::Receiver<bool>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.queue.close();
-    }
-}
-
-/// A handle to the ledger; clones share it. The thread ends when the last is
-/// dropped or [`Ledger::shutdown`] is called.
+/// A handle to the ledger; clones share it. It works until the last is dropped or
+/// [`Ledger::shutdown`] is called.
 #[derive(Clone)]
 pub struct Ledger {
-    inner: Arc<Inner>,
+    store: Arc<Store>,
 }
 
 impl Ledger {
-    /// Locks and recovers the journal, begins a new epoch, and starts the thread.
-    /// Blocks while it reads the journal.
+    /// Locks and recovers the journal, begins a new epoch, and starts the thread
+    /// that owns it. Blocks while it reads the journal.
     ///
     /// # Errors
     /// An [`OpenError`] that says what was found and what to do.
     pub fn open(options: Options) -> Result<(Self, OpenReport), OpenError> {
-        let recovered = recovery::open(&options)?;
-        let entries = recovered.published.entries;
-        let (groups, followed) = watch::channel(entries);
-        let shared = Arc::new(Shared {
-            published: RwLock::new(recovered.published),
-            groups,
-            approvals: watch::channel(entries).0,
-        });
-        let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
-        let writer = Writer {
-            queue: Arc::clone(&queue),
-            shared: Arc::clone(&shared),
-            journal: recovered.journal,
-            state: recovered.working,
-            limits: options.limits,
-            clock: Arc::clone(&options.clock),
-            fatal: options.on_fatal,
-            spare_tried: Instant::now(),
-        };
-        let (end, ended) = watch::channel(false);
-        std::thread::Builder::new()
-            .name("ledger".into())
-            .spawn(move || {
-                writer.run();
-                end.send_replace(true);
-            })
-            .map_err(|error| OpenError::Io {
-                what: "start the ledger's thread".into(),
-                error,
-            })?;
-        let listings = Listings::start(options.listings, &options.dir, followed);
-        let inner = Inner {
-            queue,
-            shared,
-            listings,
-            clock: options.clock,
-            dir: options.dir,
-            ended,
-        };
-        Ok((
-            Self {
-                inner: Arc::new(inner),
-            },
-            recovered.report,
-        ))
+        let (embedded, report) = Embedded::open(options)?;
+        let store = Arc::new(Store::Embedded(embedded));
+        Ok((Self { store }, report))
     }
 
     /// Commits one command: returns once its entry is durable, or says why it was
@@ -213,131 +119,135 @@ impl Ledger {
     /// # Errors
     /// A [`Refused`]; nothing was spent by it.
     pub async fn commit(&self, command: Command) -> Result<Committed, Refused> {
-        let answer = self.inner.queue.push(command)?;
-        if let Ok(answer) = answer.await {
-            return answer;
+        match &*self.store {
+            Store::Embedded(store) => store.commit(command).await,
         }
-        // Gone without an answer: the journal failed, and what was written is
-        // unknown. Nobody is told anything before that has ended the process.
-        self.ended().await;
-        Err(Refused::Unavailable)
     }
 
     /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.
-    #[must_use]
-    pub fn token(&self, hash: &Hash) -> Option<(TokenRecord, TokenState)> {
-        let state = self.inner.shared.read();
-        state
-            .token(hash)
-            .map(|token| (token.record.clone(), token.state()))
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the store can't be read.
+    pub async fn token(&self, hash: &Hash) -> Result<Option<(TokenRecord, TokenState)>, Refused> {
+        match &*self.store {
+            Store::Embedded(store) => Ok(store.token(hash)),
+        }
     }
 
     /// What became of a token's one use, until the token's end.
-    #[must_use]
-    pub fn spent(&self, hash: &Hash) -> Option<SpentRecord> {
-        self.inner.shared.read().spent(hash).cloned()
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the store can't be read.
+    pub async fn spent(&self, hash: &Hash) -> Result<Option<SpentRecord>, Refused> {
+        match &*self.store {
+            Store::Embedded(store) => Ok(store.spent(hash)),
+        }
     }
 
     /// An approval, open or recently ended.
     #[must_use]
     pub fn approval(&self, id: &str) -> Option<Approval> {
-        self.inner.shared.read().approval(id).cloned()
+        match &*self.store {
+            Store::Embedded(store) => store.approval(id),
+        }
     }
 
     /// The newest approval of this digest that was approved, is not used and is in time.
     #[must_use]
     pub fn approved_unused(&self, digest: &Hash) -> Option<Approval> {
-        let now = self.now();
-        let state = self.inner.shared.read();
-        let usable = |a: &&Approval| a.state == ApprovalState::Approved && a.expires_ms > now;
-        state.open_with(digest).rev().find(usable).cloned()
+        match &*self.store {
+            Store::Embedded(store) => store.approved_unused(digest),
+        }
     }
 
     /// All approvals that are remembered, newest first.
     #[must_use]
     pub fn approvals(&self) -> Vec<Approval> {
-        let mut all: Vec<Approval> = self.inner.shared.read().approvals().cloned().collect();
-        all.sort_by(|a, b| {
-            b.created_ms
-                .cmp(&a.created_ms)
-                .then_with(|| a.id.cmp(&b.id))
-        });
-        all
+        match &*self.store {
+            Store::Embedded(store) => store.approvals(),
+        }
     }
 
     /// Agents that showed valid evidence without being registered, with when they first did.
     #[must_use]
     pub fn discovered(&self) -> Vec<(String, Millis)> {
-        self.inner
-            .shared
-            .read()
-            .discovered()
-            .iter()
-            .map(|(agent, at)| (agent.clone(), *at))
-            .collect()
+        match &*self.store {
+            Store::Embedded(store) => store.discovered(),
+        }
     }
 
-    /// Changes whenever a group became durable; the value is the number of entries.
+    /// Changes whenever entries became durable; the value is how many there are,
+    /// as far as is known here.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.inner.shared.groups.subscribe()
+        match &*self.store {
+            Store::Embedded(store) => store.subscribe(),
+        }
     }
 
-    /// Changes whenever a group became durable in which an approval changed, or a
-    /// token came to be held or ceased to; the value is the number of entries.
+    /// Changes whenever an approval changed durably, or a token came to be held or
+    /// ceased to, wherever that was committed.
     #[must_use]
     pub fn subscribe_approvals(&self) -> watch::Receiver<u64> {
-        self.inner.shared.approvals.subscribe()
+        match &*self.store {
+            Store::Embedded(store) => store.subscribe_approvals(),
+        }
     }
 
-    /// The number of durable entries and the leaf hash of the last.
+    /// The number of durable entries and the leaf hash of the last, as far as is
+    /// known here.
     #[must_use]
     pub fn head(&self) -> (u64, Hash) {
-        let state = self.inner.shared.read();
-        (state.entries, state.head)
+        match &*self.store {
+            Store::Embedded(store) => store.head(),
+        }
     }
 
     /// Ledger time: max(last, now), in milliseconds.
     #[must_use]
     pub fn now(&self) -> Millis {
-        let last = self.inner.shared.read().time_ms;
-        last.max((self.inner.clock)())
+        match &*self.store {
+            Store::Embedded(store) => store.now(),
+        }
     }
 
     /// The current epoch; each start has its own.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.inner.shared.read().epoch
+        match &*self.store {
+            Store::Embedded(store) => store.epoch(),
+        }
     }
 
     /// The journal's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.inner.dir
+        match &*self.store {
+            Store::Embedded(store) => store.dir(),
+        }
     }
 
     /// At most `limit` entries before index `before` (or the newest), newest first.
     /// Empty while listings are unavailable, see [`Ledger::listings_state`].
     #[must_use]
     pub fn listing(&self, before: Option<u64>, limit: usize) -> Vec<ListedEntry> {
-        self.inner.listings.read(before, limit)
+        match &*self.store {
+            Store::Embedded(store) => store.listing(before, limit),
+        }
     }
 
     /// Whether listings can be read.
     #[must_use]
     pub fn listings_state(&self) -> ListingsState {
-        self.inner.listings.state()
+        match &*self.store {
+            Store::Embedded(store) => store.listings_state(),
+        }
     }
 
-    /// Takes no more commands, commits what is queued, and releases the journal.
+    /// Takes no more commands, commits what is queued, and releases the store.
     pub async fn shutdown(&self) {
-        self.inner.queue.close();
-        self.ended().await;
-    }
-
-    async fn ended(&self) {
-        let mut ended = self.inner.ended.clone();
-        // An error means that the thread is gone, which is what is waited for.
-        let _ = ended.wait_for(|ended| *ended).await;
+        match &*self.store {
+            Store::Embedded(store) => store.shutdown().await,
+        }
     }
 }

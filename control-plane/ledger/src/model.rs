@@ -407,7 +407,7 @@ pub struct Committed {
     pub approval: Option<Approval>,
 }
 
-/// Why a command was not committed. Nothing was spent by it.
+/// Why a command was not committed. Nothing was spent by it, [`Refused::Unknown`] apart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// No such outstanding token, or no such allowed request; what is known of
@@ -438,6 +438,10 @@ pub enum Refused {
     /// The queue is full or the ledger is stopping. Nothing was written.
     #[error("the ledger does not take this now")]
     Unavailable,
+    /// The store was asked to commit and its answer is not known: it may have
+    /// been written. What it spends counts as spent, what it grants as not granted.
+    #[error("it is not known whether this was committed")]
+    Unknown,
 }
 
 /// Named limits. The defaults are the design's.

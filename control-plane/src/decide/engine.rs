@@ -47,7 +47,7 @@ impl Engine {
         };
         let mut unusable = false;
         for _ in 0..EVALUATIONS_MAX {
-            let token = match self.outstanding(&hash, facts) {
+            let token = match self.outstanding(&hash, facts).await {
                 Ok(token) => token,
                 Err((reason, first)) => return Ruling::Refused(reason, first),
             };
@@ -92,8 +92,13 @@ impl Engine {
         let Ok(hash) = self.token_hash(facts) else {
             return Ruling::Refused(Reason::InternalError, None);
         };
-        let Some((token, TokenState::Held)) = self.core.ledger.token(&hash) else {
-            return Ruling::Refused(Reason::OutcomeUnknown, self.core.ledger.spent(&hash));
+        let token = match self.core.ledger.token(&hash).await {
+            Ok(Some((token, TokenState::Held))) => token,
+            Ok(_) => {
+                let first = self.core.ledger.spent(&hash).await.unwrap_or_default();
+                return Ruling::Refused(Reason::OutcomeUnknown, first);
+            }
+            Err(refused) => return self.not_committed(&refused),
         };
         match self.opinion_with(&token, facts, Some(approval)) {
             Opinion::Allow(policy, used) => {
@@ -217,15 +222,19 @@ impl Engine {
     }
 
     /// The token, by our own record of what was issued, and the action it covers.
-    fn outstanding(
+    async fn outstanding(
         &self,
         hash: &Hash,
         facts: &Facts,
     ) -> Result<TokenRecord, (Reason, Option<SpentRecord>)> {
-        let (token, state) = match self.core.ledger.token(hash) {
+        let unreadable = |error| {
+            tracing::warn!(%error, "the ledger could not be read");
+            (Reason::ControlPlaneUnavailable, None)
+        };
+        let (token, state) = match self.core.ledger.token(hash).await.map_err(unreadable)? {
             Some(found) => found,
             None => {
-                let first = self.core.ledger.spent(hash);
+                let first = self.core.ledger.spent(hash).await.map_err(unreadable)?;
                 let reason = if first.is_some() {
                     Reason::TokenSpent
                 } else {
@@ -382,6 +391,7 @@ impl Engine {
                 Ruling::Refused(Reason::InternalError, None)
             }
             Refused::Unavailable => Ruling::Refused(Reason::ControlPlaneUnavailable, None),
+            Refused::Unknown => Ruling::Refused(Reason::OutcomeUnknown, None),
         }
     }
 }

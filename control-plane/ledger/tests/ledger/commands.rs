@@ -22,7 +22,7 @@ async fn a_token_is_issued_spent_once_and_remembered() {
         Err(Refused::AttemptKnown)
     );
     assert_eq!(
-        ledger.token(&hash("a")).unwrap(),
+        ledger.token(&hash("a")).await.unwrap().unwrap(),
         (token("a"), TokenState::Issued)
     );
 
@@ -31,8 +31,8 @@ async fn a_token_is_issued_spent_once_and_remembered() {
         (committed.index, committed.time_ms, committed.approval),
         (2, START, None)
     );
-    assert_eq!(ledger.token(&hash("a")), None);
-    let first = ledger.spent(&hash("a")).unwrap();
+    assert_eq!(ledger.token(&hash("a")).await.unwrap(), None);
+    let first = ledger.spent(&hash("a")).await.unwrap().unwrap();
     assert_eq!(
         (first.outcome, first.request_id.as_str()),
         (FirstUse::Unknown, "req")
@@ -54,7 +54,7 @@ async fn a_token_is_issued_spent_once_and_remembered() {
         Err(Refused::AttemptKnown)
     );
     assert_eq!(
-        ledger.spent(&hash("a")).unwrap().outcome,
+        ledger.spent(&hash("a")).await.unwrap().unwrap().outcome,
         FirstUse::Forwarded(201)
     );
     assert_eq!(
@@ -81,7 +81,10 @@ async fn denying_spends_and_attempts_are_unique() {
         ledger.commit(issue(token(name))).await.unwrap();
     }
     ledger.commit(deny("a", "1")).await.unwrap();
-    assert_eq!(ledger.spent(&hash("a")).unwrap().outcome, FirstUse::Refused);
+    assert_eq!(
+        ledger.spent(&hash("a")).await.unwrap().unwrap().outcome,
+        FirstUse::Refused
+    );
     assert_eq!(
         ledger.commit(outcome("1", 200)).await,
         Err(Refused::AttemptKnown),
@@ -95,7 +98,7 @@ async fn denying_spends_and_attempts_are_unique() {
         assert_eq!(ledger.commit(same).await, Err(Refused::AttemptKnown));
     }
     assert!(
-        ledger.token(&hash("b")).is_some(),
+        ledger.token(&hash("b")).await.unwrap().is_some(),
         "a refusal spends nothing"
     );
 }
@@ -138,7 +141,10 @@ async fn a_token_ends_to_the_millisecond_and_time_never_falls() {
     clock.set(START + 60_000);
     ledger.commit(note("config", 2)).await.unwrap();
     assert_eq!(
-        (ledger.token(&hash("b")), ledger.spent(&hash("a"))),
+        (
+            ledger.token(&hash("b")).await.unwrap(),
+            ledger.spent(&hash("a")).await.unwrap()
+        ),
         (None, None)
     );
     assert_eq!(
@@ -164,7 +170,10 @@ async fn a_hold_is_approved_and_released_once() {
         (opened.id.as_str(), opened.state),
         ("apr_1", ApprovalState::Pending)
     );
-    assert_eq!(ledger.token(&hash("a")).unwrap().1, TokenState::Held);
+    assert_eq!(
+        ledger.token(&hash("a")).await.unwrap().unwrap().1,
+        TokenState::Held
+    );
     let joined = ledger
         .commit(hold("b", "2", approval("apr_2", D)))
         .await
@@ -256,7 +265,10 @@ async fn a_hold_is_approved_and_released_once() {
     assert_eq!(ledger.approved_unused(&D), None);
 
     ledger.commit(lapse("b", "2")).await.unwrap();
-    assert_eq!(ledger.spent(&hash("b")).unwrap().outcome, FirstUse::Lapsed);
+    assert_eq!(
+        ledger.spent(&hash("b")).await.unwrap().unwrap().outcome,
+        FirstUse::Lapsed
+    );
     ledger.commit(deny("c", "3")).await.unwrap();
     assert_eq!(
         ledger.approval("apr_3").unwrap().state,
@@ -545,7 +557,7 @@ async fn what_cannot_be_recorded_is_refused() {
     ] {
         assert_eq!(ledger.commit(command).await, Err(Refused::TooLarge));
     }
-    assert!(ledger.token(&hash("a")).is_some());
+    assert!(ledger.token(&hash("a")).await.unwrap().is_some());
     ledger.commit(with(big(16 * 1024))).await.unwrap();
     assert!(audit::verify(dir.path(), None).whole);
 }

@@ -139,15 +139,21 @@ async fn what_nobody_released_lapses() {
     // Long past their own ends, too.
     clock.set(START + 60_000);
     sweep(START + 1).await.unwrap();
-    let state = |name: &str| ledger.token(&hash(name)).map(|(_, state)| state);
-    let left = (0..50).filter(|n| state(&n.to_string()).is_some()).count();
+    let state = async |name: &str| {
+        let found = ledger.token(&hash(name)).await.unwrap();
+        found.map(|(_, state)| state)
+    };
+    let mut left = 0;
+    for n in 0..50 {
+        left += usize::from(state(&n.to_string()).await.is_some());
+    }
     assert_eq!(left, 50 - OVERDUE_PER_ENTRY);
     sweep(START + 1).await.unwrap();
     assert_eq!(sweep(START + 1).await, none);
     assert_eq!(ledger.head().0, entries + 2, "a refusal writes nothing");
     for n in 0..50 {
         let name = n.to_string();
-        let first = ledger.spent(&hash(&name)).unwrap();
+        let first = ledger.spent(&hash(&name)).await.unwrap().unwrap();
         assert_eq!(first.outcome, FirstUse::Lapsed);
         assert_eq!(
             ledger.commit(allow(&name, &name, None)).await,
@@ -155,7 +161,7 @@ async fn what_nobody_released_lapses() {
             "its holder comes too late"
         );
     }
-    assert_eq!(state("later"), Some(TokenState::Held));
+    assert_eq!(state("later").await, Some(TokenState::Held));
     assert_eq!(
         ledger.approval("apr").unwrap().state,
         ApprovalState::Pending,
@@ -197,7 +203,9 @@ async fn an_outcome_is_taken_once_of_what_was_allowed() {
         response_bytes: 0,
         details: String::new(),
     };
-    let first = |ledger: &Ledger, name: &str| ledger.spent(&hash(name)).unwrap().outcome;
+    let first = async |ledger: &Ledger, name: &str| {
+        ledger.spent(&hash(name)).await.unwrap().unwrap().outcome
+    };
     for (name, status, nothing_sent, outcome) in [
         ("a", 200, false, FirstUse::Forwarded(200)),
         ("b", 0, false, FirstUse::Unknown),
@@ -208,12 +216,12 @@ async fn an_outcome_is_taken_once_of_what_was_allowed() {
             .commit(told(name, status, nothing_sent))
             .await
             .unwrap();
-        assert_eq!(first(&ledger, name), outcome, "{name}");
+        assert_eq!(first(&ledger, name).await, outcome, "{name}");
         // Not even when the first one could not tell.
         for again in [told(name, 500, false), told(name, 0, true)] {
             assert_eq!(ledger.commit(again).await, Err(Refused::AttemptKnown));
         }
-        assert_eq!(first(&ledger, name), outcome, "{name}");
+        assert_eq!(first(&ledger, name).await, outcome, "{name}");
     }
     let unknown = Err(Refused::NotOutstanding(None));
     let entries = ledger.head().0;
@@ -223,7 +231,7 @@ async fn an_outcome_is_taken_once_of_what_was_allowed() {
     // An answer may take longer than its token is remembered.
     clock.set(START + 600_000);
     ledger.commit(note("config", 0)).await.unwrap();
-    assert_eq!(ledger.spent(&hash("slow")), None);
+    assert_eq!(ledger.spent(&hash("slow")).await.unwrap(), None);
     ledger.commit(told("slow", 200, false)).await.unwrap();
     assert_eq!(ledger.commit(told("slow", 200, false)).await, unknown);
 

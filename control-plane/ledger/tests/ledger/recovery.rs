@@ -56,7 +56,10 @@ async fn nothing_that_was_spent_or_outstanding_returns() {
     assert_eq!(report.torn, None);
     for name in ["spent", "outstanding", "held", "approved", "denied"] {
         assert_eq!(
-            (ledger.token(&hash(name)), ledger.spent(&hash(name))),
+            (
+                ledger.token(&hash(name)).await.unwrap(),
+                ledger.spent(&hash(name)).await.unwrap()
+            ),
             (None, None)
         );
         for again in [
@@ -425,7 +428,7 @@ async fn on_a_full_disk_only_what_takes_rights_away_goes_on() {
         ledger.commit(allow("b", "2", None)).await,
         Err(Refused::Unavailable)
     );
-    assert!(ledger.token(&hash("b")).is_some());
+    assert!(ledger.token(&hash("b")).await.unwrap().is_some());
     for kind in NOTE_KINDS {
         let taken = ledger.commit(note(kind, n)).await.is_ok();
         assert_eq!(taken, RESERVED_NOTE_KINDS.contains(kind), "{kind}");

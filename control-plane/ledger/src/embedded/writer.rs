@@ -13,14 +13,17 @@ use audit::{group::Builder, leaf_hash};
 use tokio::sync::oneshot;
 
 use crate::{
-    Clock, Fatal, Shared,
-    check::Draft,
+    Clock, Fatal,
+    embedded::{
+        Shared,
+        check::Draft,
+        journal::Journal,
+        queue::{Job, Queue},
+        state::{Stamp, State},
+    },
     event::Entry,
-    journal::Journal,
     lines::{self, Encoded, Place},
     model::{Command, Committed, Limits, RESERVED_NOTE_KINDS, Refused},
-    queue::{Job, Queue},
-    state::{Stamp, State},
 };
 
 /// Commands taken from the queue at a time.

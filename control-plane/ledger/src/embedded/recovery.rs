@@ -21,11 +21,13 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Clock, Options,
+    embedded::{
+        journal::{At, Journal, create_segment, header, sync_dir},
+        state::{Stamp, State},
+    },
     event::{Entry, EntryError, Event},
-    journal::{At, Journal, create_segment, header, sync_dir},
     lines::{self, Place},
     model::{Hash, Millis},
-    state::{Stamp, State},
 };
 
 const LOCK: &str = "lock";

@@ -3,12 +3,12 @@
 //! since is checked again here, in the ledger's one thread.
 
 use crate::{
+    embedded::state::{Outstanding, State},
     event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
     model::{
         Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, Hash, HexHash, Limits,
         Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, PolicyFacts, Refused, RequestFacts, TokenRecord,
     },
-    state::{Outstanding, State},
 };
 
 /// Sizes in lines stay within what every JSON reader takes exactly.

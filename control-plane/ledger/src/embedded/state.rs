@@ -10,12 +10,12 @@ use std::{
 };
 
 use crate::{
+    embedded::tally::Tally,
     event::{Answer, Entry, Event, EvidenceUse},
     model::{
         Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
         TokenRecord, TokenState,
     },
-    tally::Tally,
 };
 
 /// How long an ended token is remembered past its end, so that it is refused

@@ -1,0 +1,268 @@
+//! The journal in files on one machine: one thread owns it.
+//!
+//! A caller queues a [`Command`]; the thread checks it again, writes it with
+//! whatever else is queued, and answers once it is durable. Nothing that is read
+//! here shows what is not yet durable.
+
+mod check;
+mod journal;
+pub(crate) mod listing;
+mod queue;
+pub(crate) mod recovery;
+mod state;
+mod tally;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    Clock, Options,
+    embedded::{
+        listing::{ListedEntry, Listings, ListingsState},
+        queue::Queue,
+        recovery::{OpenError, OpenReport},
+        state::{Stamp, State},
+        writer::Writer,
+    },
+    event::Entry,
+    model::{
+        Approval, ApprovalState, Command, Committed, Hash, Millis, Refused, SpentRecord,
+        TokenRecord, TokenState,
+    },
+};
+
+/// What the ledger's thread shows to everybody else.
+pub(crate) struct Shared {
+    published: RwLock<State>,
+    groups: watch::Sender<u64>,
+    approvals: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.published
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Applies a durable group.
+    pub(crate) fn publish(&self, applied: &[(Stamp, Entry)]) {
+        let mut state = self
+            .published
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = state.holds_changed;
+        for (stamp, entry) in applied {
+            state.apply(*stamp, entry);
+        }
+        let (entries, changed) = (state.entries, state.holds_changed != before);
+        drop(state);
+        self.groups.send_replace(entries);
+        if changed {
+            self.approvals.send_replace(entries);
+        }
+    }
+}
+
+struct Inner {
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    listings: Listings,
+    clock: Clock,
+    dir: PathBuf,
+    ended: watch::Receiver<bool>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// A handle to the ledger; clones share it. The thread ends when the last is
+/// dropped or [`Embedded::shutdown`] is called.
+#[derive(Clone)]
+pub(crate) struct Embedded {
+    inner: Arc<Inner>,
+}
+
+impl Embedded {
+    /// Locks and recovers the journal, begins a new epoch, and starts the thread.
+    /// Blocks while it reads the journal.
+    ///
+    /// # Errors
+    /// An [`OpenError`] that says what was found and what to do.
+    pub(crate) fn open(options: Options) -> Result<(Self, OpenReport), OpenError> {
+        let recovered = recovery::open(&options)?;
+        let entries = recovered.published.entries;
+        let (groups, followed) = watch::channel(entries);
+        let shared = Arc::new(Shared {
+            published: RwLock::new(recovered.published),
+            groups,
+            approvals: watch::channel(entries).0,
+        });
+        let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
+        let writer = Writer {
+            queue: Arc::clone(&queue),
+            shared: Arc::clone(&shared),
+            journal: recovered.journal,
+            state: recovered.working,
+            limits: options.limits,
+            clock: Arc::clone(&options.clock),
+            fatal: options.on_fatal,
+            spare_tried: Instant::now(),
+        };
+        let (end, ended) = watch::channel(false);
+        std::thread::Builder::new()
+            .name("ledger".into())
+            .spawn(move || {
+                writer.run();
+                end.send_replace(true);
+            })
+            .map_err(|error| OpenError::Io {
+                what: "start the ledger's thread".into(),
+                error,
+            })?;
+        let listings = Listings::start(options.listings, &options.dir, followed);
+        let inner = Inner {
+            queue,
+            shared,
+            listings,
+            clock: options.clock,
+            dir: options.dir,
+            ended,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            recovered.report,
+        ))
+    }
+
+    /// Commits one command: returns once its entry is durable, or says why it was
+    /// not written. A future that is dropped early does not undo the commit.
+    ///
+    /// # Errors
+    /// A [`Refused`]; nothing was spent by it.
+    pub(crate) async fn commit(&self, command: Command) -> Result<Committed, Refused> {
+        let answer = self.inner.queue.push(command)?;
+        if let Ok(answer) = answer.await {
+            return answer;
+        }
+        // Gone without an answer: the journal failed, and what was written is
+        // unknown. Nobody is told anything before that has ended the process.
+        self.ended().await;
+        Err(Refused::Unavailable)
+    }
+
+    /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.
+    pub(crate) fn token(&self, hash: &Hash) -> Option<(TokenRecord, TokenState)> {
+        let state = self.inner.shared.read();
+        state
+            .token(hash)
+            .map(|token| (token.record.clone(), token.state()))
+    }
+
+    /// What became of a token's one use, until the token's end.
+    pub(crate) fn spent(&self, hash: &Hash) -> Option<SpentRecord> {
+        self.inner.shared.read().spent(hash).cloned()
+    }
+
+    /// An approval, open or recently ended.
+    pub(crate) fn approval(&self, id: &str) -> Option<Approval> {
+        self.inner.shared.read().approval(id).cloned()
+    }
+
+    /// The newest approval of this digest that was approved, is not used and is in time.
+    pub(crate) fn approved_unused(&self, digest: &Hash) -> Option<Approval> {
+        let now = self.now();
+        let state = self.inner.shared.read();
+        let usable = |a: &&Approval| a.state == ApprovalState::Approved && a.expires_ms > now;
+        state.open_with(digest).rev().find(usable).cloned()
+    }
+
+    /// All approvals that are remembered, newest first.
+    pub(crate) fn approvals(&self) -> Vec<Approval> {
+        let mut all: Vec<Approval> = self.inner.shared.read().approvals().cloned().collect();
+        all.sort_by(|a, b| {
+            b.created_ms
+                .cmp(&a.created_ms)
+                .then_with(|| a.id.cmp(&b.id))
+        });
+        all
+    }
+
+    /// Agents that showed valid evidence without being registered, with when they first did.
+    pub(crate) fn discovered(&self) -> Vec<(String, Millis)> {
+        self.inner
+            .shared
+            .read()
+            .discovered()
+            .iter()
+            .map(|(agent, at)| (agent.clone(), *at))
+            .collect()
+    }
+
+    /// Changes whenever a group became durable; the value is the number of entries.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.inner.shared.groups.subscribe()
+    }
+
+    /// Changes whenever a group became durable in which an approval changed, or a
+    /// token came to be held or ceased to; the value is the number of entries.
+    pub(crate) fn subscribe_approvals(&self) -> watch::Receiver<u64> {
+        self.inner.shared.approvals.subscribe()
+    }
+
+    /// The number of durable entries and the leaf hash of the last.
+    pub(crate) fn head(&self) -> (u64, Hash) {
+        let state = self.inner.shared.read();
+        (state.entries, state.head)
+    }
+
+    /// Ledger time: max(last, now), in milliseconds.
+    pub(crate) fn now(&self) -> Millis {
+        let last = self.inner.shared.read().time_ms;
+        last.max((self.inner.clock)())
+    }
+
+    /// The current epoch; each start has its own.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.inner.shared.read().epoch
+    }
+
+    /// The journal's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// At most `limit` entries before index `before` (or the newest), newest first.
+    /// Empty while listings are unavailable, see [`Embedded::listings_state`].
+    pub(crate) fn listing(&self, before: Option<u64>, limit: usize) -> Vec<ListedEntry> {
+        self.inner.listings.read(before, limit)
+    }
+
+    /// Whether listings can be read.
+    pub(crate) fn listings_state(&self) -> ListingsState {
+        self.inner.listings.state()
+    }
+
+    /// Takes no more commands, commits what is queued, and releases the journal.
+    pub(crate) async fn shutdown(&self) {
+        self.inner.queue.close();
+        self.ended().await;
+    }
+
+    async fn ended(&self) {
+        let mut ended = self.inner.ended.clone();
+        // An error means that the thread is gone, which is what is waited for.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+}
