@@ -37,10 +37,13 @@ const fn values() -> [u8; 256] {
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let (groups, rest) = text.as_bytes().as_chunks::<4>();
-    let mut bytes = Vec::with_capacity(groups.len().saturating_mul(3).saturating_add(2));
-    for group in groups {
+    let whole = groups.len().saturating_mul(3);
+    let mut bytes = Vec::with_capacity(whole.saturating_add(2));
+    // Written in place: a push asks for room each time.
+    bytes.resize(whole, 0);
+    for (group, out) in groups.iter().zip(bytes.as_chunks_mut::<3>().0) {
         let [_, first, second, third] = bits(group)?.to_be_bytes();
-        bytes.extend_from_slice(&[first, second, third]);
+        *out = [first, second, third];
     }
     match rest {
         [] => {}

@@ -302,9 +302,26 @@ fn credentials(headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Credentials<'_>, Reason
 /// RFC 9110, section 11.2.
 fn is_token68(text: &str) -> bool {
     let body = text.trim_end_matches('=');
-    let allowed =
-        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+    let allowed = |b: u8| TOKEN68.get(usize::from(b)).is_some_and(|allowed| *allowed);
     !body.is_empty() && body.bytes().all(allowed)
+}
+
+/// Whether each byte may stand in a token68: a look-up, since a token is long.
+const TOKEN68: [bool; 256] = token68();
+
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler, which would refuse a wrong index"
+)]
+const fn token68() -> [bool; 256] {
+    let mut allowed = [false; 256];
+    let mut byte: u8 = 0;
+    while byte < 0x80 {
+        allowed[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
+        byte += 1;
+    }
+    allowed
 }
 
 fn header_block_fits(headers: &[(Vec<u8>, Vec<u8>)], limits: &Limits) -> Result<(), Reason> {

@@ -159,7 +159,7 @@ impl Core {
         }
         let question = Question {
             token_hash: checked.token_hash().to_vec(),
-            proof: checked.proof().to_owned(),
+            proof_jti: checked.proof_jti().to_owned(),
             method: checked.method().to_owned(),
             authority: checked.authority().to_owned(),
             path: checked.path().to_owned(),
@@ -168,7 +168,6 @@ impl Core {
             request_id: facts.request_id.clone(),
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
             route: self.settings.route(checked.path()).to_owned(),
-            token: checked.token().to_owned(),
         };
         let times = (
             self.now_ms,

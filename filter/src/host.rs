@@ -7,6 +7,7 @@
 //! [`enter`] said that this context is in force.
 
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use proxy_wasm::hostcalls;
 use proxy_wasm::types::{BufferType, LogLevel, MapType, MetricType};
 use std::time::{Duration, UNIX_EPOCH};
@@ -180,17 +181,31 @@ pub fn received(size: usize) -> Result<Vec<u8>, HostFault> {
 
 // ---- signatures ----------------------------------------------------------------
 
-#[derive(Clone, PartialEq, Message)]
-struct VerifyArguments {
-    #[prost(string, tag = "1")]
-    hash: String,
-    #[prost(bytes = "vec", tag = "2")]
-    public_key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "3")]
-    signature: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    text: Vec<u8>,
+/// What `verify_signature` takes, serialised: {1: hash, 2: key, 3: signature,
+/// 4: text}. A message would want to own what is only lent here, twice for each
+/// request.
+fn verify_arguments(public_key: &[u8], signature: &[u8], text: &[u8]) -> Vec<u8> {
+    let fields = [
+        (1, b"sha256".as_slice()),
+        (2, public_key),
+        (3, signature),
+        (4, text),
+    ];
+    let room = fields.iter().fold(0_usize, |room, (_, bytes)| {
+        room.saturating_add(bytes.len())
+            .saturating_add(FIELD_HEAD_MAX)
+    });
+    let mut out = Vec::with_capacity(room);
+    for (tag, bytes) in fields {
+        encode_key(tag, WireType::LengthDelimited, &mut out);
+        encode_varint(u64::try_from(bytes.len()).unwrap_or(u64::MAX), &mut out);
+        out.extend_from_slice(bytes);
+    }
+    out
 }
+
+/// Tag and length of a field are at most this long; bytes.
+const FIELD_HEAD_MAX: usize = 11;
 
 #[derive(Clone, PartialEq, Message)]
 struct VerifyResult {
@@ -204,19 +219,13 @@ struct VerifyResult {
 /// SubjectPublicKeyInfo, signature as DER. A fault means that the host could
 /// not say; it is never a yes.
 pub fn verify_signature(
-    public_key: Vec<u8>,
-    signature: Vec<u8>,
+    public_key: &[u8],
+    signature: &[u8],
     text: &[u8],
 ) -> Result<bool, HostFault> {
-    let arguments = VerifyArguments {
-        hash: "sha256".to_owned(),
-        public_key,
-        signature,
-        text: text.to_vec(),
-    };
-    let answer =
-        hostcalls::call_foreign_function("verify_signature", Some(&arguments.encode_to_vec()))
-            .map_err(|_status| HostFault)?;
+    let arguments = verify_arguments(public_key, signature, text);
+    let answer = hostcalls::call_foreign_function("verify_signature", Some(&arguments))
+        .map_err(|_status| HostFault)?;
     // An all-default message is empty, and so a plain no.
     let answer = VerifyResult::decode(answer.unwrap_or_default().as_slice())
         .map_err(|_malformed| HostFault)?;

@@ -217,11 +217,13 @@ impl Questions {
             counter: self.counter,
         };
         let question = question.encode_to_vec();
-        let pending = Pending::new(checked, &question);
         let ask = Ask {
             id: Some(id.clone()),
+            token: checked.token().to_owned(),
+            proof: checked.proof().to_owned(),
             question,
         };
+        let pending = Pending::new(checked, &ask.question);
         let entry = Entry {
             request: Paused {
                 http,

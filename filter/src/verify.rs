@@ -31,7 +31,7 @@ impl Verifier for Crypto {
                 let Some(der) = ecdsa_der(signature) else {
                     return Ok(false);
                 };
-                host::verify_signature(key.spki_der(), der, message)
+                host::verify_signature(&key.spki_der(), &der, message)
                     .map_err(|HostFault| VerifierFault)
             }
             (Self::Portable, Algorithm::Es256) | (_, Algorithm::Ed25519) => {

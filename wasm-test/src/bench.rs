@@ -1,6 +1,8 @@
 //! Measurements on running systems.
 
-mod bare;
+mod answers;
 mod cpu;
 pub mod edge;
 mod load;
+mod report;
+mod rivals;

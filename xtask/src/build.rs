@@ -7,6 +7,26 @@ use crate::progress::Progress;
 use crate::run::{cargo, loudly, root};
 use crate::setup::wasm;
 
+/// How the native programs are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// What `up`, `demo` and `test` share.
+    Dev,
+    /// Optimised, for `bench` alone: a control plane that is not would limit the
+    /// rate, and an idling Envoy costs more for each request.
+    Measure,
+}
+
+impl Profile {
+    /// Cargo's name for it, and for its directory.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Profile::Dev => ("dev", "debug"),
+            Profile::Measure => ("measure", "measure"),
+        }
+    }
+}
+
 /// What was found and built.
 pub struct Built {
     /// The Envoy executable; none when tests go without.
@@ -38,6 +58,18 @@ impl Built {
 /// # Errors
 /// When the wasm target can't be had or a build fails.
 pub fn everything(progress: &Progress, envoy: impl Into<Option<PathBuf>>) -> Result<Built, Error> {
+    everything_in(Profile::Dev, progress, envoy)
+}
+
+/// As [`everything`], in a profile.
+///
+/// # Errors
+/// As [`everything`].
+pub fn everything_in(
+    profile: Profile,
+    progress: &Progress,
+    envoy: impl Into<Option<PathBuf>>,
+) -> Result<Built, Error> {
     let toolchain = wasm::find(progress)?;
     progress.say("building the filter for wasm32-unknown-unknown");
     let filter_wasm = wasm::build(&toolchain)?;
@@ -45,21 +77,16 @@ pub fn everything(progress: &Progress, envoy: impl Into<Option<PathBuf>>) -> Res
     // The whole workspace is named so that shared dependencies get the same
     // features as in `cargo test --workspace`, and are built once.
     let mut build = cargo();
-    build.args([
-        "build",
-        "--workspace",
-        "--bin",
-        "writ",
-        "--bin",
-        "writ-system",
-    ]);
+    let (name, directory) = profile.names();
+    build.args(["build", "--workspace", "--profile", name]);
+    build.args(["--bin", "writ", "--bin", "writ-system"]);
     loudly("building the programs", &mut build)?;
-    let debug = target_dir().join("debug");
+    let built = target_dir().join(directory);
     Ok(Built {
         envoy: envoy.into(),
         filter_wasm,
-        writ: debug.join("writ"),
-        system: debug.join("writ-system"),
+        writ: built.join("writ"),
+        system: built.join("writ-system"),
     })
 }
 

@@ -104,3 +104,21 @@ pub fn system(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> 
     let problem = command.exec();
     Err(Error::file("start", &built.system)(problem))
 }
+
+/// As [`system`], with optimised programs and with what they are compared to.
+///
+/// # Errors
+/// As [`system`].
+pub fn bench(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> {
+    let envoy = setup::envoy::find(progress)?;
+    let built = build::everything_in(build::Profile::Measure, progress, envoy)?;
+    progress.say("building the floor that the filter is compared with");
+    let floor = setup::wasm::build_floor(&setup::wasm::find(progress)?)?;
+    let mut command = Command::new(&built.system);
+    command
+        .args(arguments)
+        .envs(built.environment())
+        .env("WRIT_FLOOR_WASM", floor);
+    let problem = command.exec();
+    Err(Error::file("start", &built.system)(problem))
+}

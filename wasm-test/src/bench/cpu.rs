@@ -1,27 +1,55 @@
-//! A process's CPU time, and which CPU it runs on. Linux only.
+//! Processes' CPU time, and which CPU they run on. Linux only.
 
 use crate::Error;
 
-/// User and system time of all of a process's threads so far, in microseconds.
+/// The time that all of a process's threads have run, in microseconds. A thread
+/// that has ended counts no more: the processes measured keep theirs.
 #[cfg(target_os = "linux")]
-pub fn time_us(pid: u32) -> Result<u64, Error> {
-    let path = std::path::PathBuf::from(format!("/proc/{pid}/stat"));
-    let stat = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    let ticks = ticks(&stat)
-        .ok_or_else(|| Error::Unexpected(format!("{} has another form", path.display())))?;
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    Ok(ticks.saturating_mul(1_000_000) / per_second)
+pub fn time_us(pid: u32) -> Result<f64, Error> {
+    let path = std::path::PathBuf::from(format!("/proc/{pid}/task"));
+    let mut total_us = 0.0;
+    for entry in std::fs::read_dir(&path).map_err(Error::file("read", &path))? {
+        let file = entry
+            .map_err(Error::file("read", &path))?
+            .path()
+            .join("schedstat");
+        let text = std::fs::read_to_string(&file).map_err(Error::file("read", &file))?;
+        total_us += run_us(&text)
+            .ok_or_else(|| Error::Unexpected(format!("{} has another form", file.display())))?;
+    }
+    Ok(total_us)
 }
 
-/// utime + stime, fields 14 and 15. The name in field 2 may hold anything, so
-/// counting starts behind its closing bracket.
+/// The first field of a schedstat: nanoseconds on a CPU.
 #[cfg(any(target_os = "linux", test))]
-fn ticks(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    user.checked_add(system)
+fn run_us(schedstat: &str) -> Option<f64> {
+    let field = schedstat.split_whitespace().next()?;
+    field.parse::<f64>().ok().map(|ns| ns / 1_000.0)
+}
+
+/// The time that all CPUs together have been busy, in microseconds, steps of 10 ms.
+#[cfg(target_os = "linux")]
+pub fn machine_us() -> Result<f64, Error> {
+    let path = std::path::Path::new("/proc/stat");
+    let stat = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let ticks = busy_ticks(&stat)
+        .ok_or_else(|| Error::Unexpected("/proc/stat has another form".to_owned()))?;
+    Ok(ticks * 1_000_000.0 / f64::from(u32::try_from(per_second).unwrap_or(100)))
+}
+
+/// user, nice and system, irq, softirq and steal; neither idle nor iowait.
+#[cfg(any(target_os = "linux", test))]
+fn busy_ticks(stat: &str) -> Option<f64> {
+    let mut fields = stat.lines().next()?.split_whitespace().skip(1);
+    let mut busy = 0.0;
+    for index in 0..8 {
+        let ticks: f64 = fields.next()?.parse().ok()?;
+        if index != 3 && index != 4 {
+            busy += ticks;
+        }
+    }
+    Some(busy)
 }
 
 /// Gives the `alone` processes the first CPU for themselves and the `others`
@@ -71,7 +99,13 @@ fn affinity_error(problem: rustix::io::Errno) -> Error {
 
 /// Elsewhere there is no /proc to read.
 #[cfg(not(target_os = "linux"))]
-pub fn time_us(_pid: u32) -> Result<u64, Error> {
+pub fn time_us(_pid: u32) -> Result<f64, Error> {
+    Err(Error::Setup("bench needs Linux: it reads /proc".to_owned()))
+}
+
+/// Elsewhere there is no /proc to read.
+#[cfg(not(target_os = "linux"))]
+pub fn machine_us() -> Result<f64, Error> {
     Err(Error::Setup("bench needs Linux: it reads /proc".to_owned()))
 }
 
@@ -85,16 +119,23 @@ pub fn separate(_alone: &[u32], _others: &[u32]) -> Result<bool, Error> {
 mod tests {
     use super::*;
 
+    fn same(found: Option<f64>, wanted: f64) -> bool {
+        found.is_some_and(|found| (found - wanted).abs() < 1e-6)
+    }
+
     #[test]
-    fn reads_ticks_behind_a_nasty_name() {
-        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 1 2 3 4 150 25 0 0 20 0 1 0 9";
-        assert_eq!(ticks(stat), Some(175));
-        assert_eq!(ticks("7 (a) S 1"), None);
+    fn reads_what_the_kernel_writes() {
+        assert!(same(run_us("238255 3584330 2\n"), 238.255));
+        assert_eq!(run_us(""), None);
+        let stat = "cpu  1 2 3 400 500 6 7 8 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        assert!(same(busy_ticks(stat), 27.0));
+        assert_eq!(busy_ticks("cpu 1 2"), None);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn this_process_has_used_some() {
-        assert!(time_us(std::process::id()).is_ok());
+        assert!(time_us(std::process::id()).unwrap() > 0.0);
+        assert!(machine_us().unwrap() > 0.0);
     }
 }

@@ -1,4 +1,5 @@
-//! A small load generator: prepared HTTP/1.1 requests over keep-alive connections.
+//! A small load generator: prepared HTTP/1.1 requests over keep-alive
+//! connections, as fast as they are answered or at a rate.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,12 +25,36 @@ pub struct Volley {
     pub elapsed: Duration,
 }
 
+/// How requests follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// On each connection the next one when the one before is answered.
+    Saturate,
+    /// So many a second over all connections, whenever they are answered; one
+    /// whose connection still waits goes late.
+    PerSecond(u32),
+}
+
+impl Pace {
+    /// When the request of this number is due.
+    fn due(self, number: usize) -> Duration {
+        match self {
+            Pace::Saturate => Duration::ZERO,
+            Pace::PerSecond(rate) => {
+                let number = u32::try_from(number).unwrap_or(u32::MAX);
+                Duration::from_secs_f64(f64::from(number) / f64::from(rate.max(1)))
+            }
+        }
+    }
+}
+
 /// Sends every request once, dealt out over `connections`, each connection one
 /// at a time, and reads every answer.
 pub async fn fire(
     port: u16,
     requests: &Arc<Vec<Vec<u8>>>,
     connections: usize,
+    pace: Pace,
 ) -> Result<Volley, Error> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut streams = Vec::new();
@@ -47,7 +72,9 @@ pub async fn fire(
     for (first, stream) in streams.into_iter().enumerate() {
         let requests = Arc::clone(requests);
         tasks.push(tokio::spawn(async move {
-            let mine = requests.iter().skip(first).step_by(connections);
+            let mine = requests.iter().enumerate();
+            let mine = mine.skip(first).step_by(connections);
+            let mine = mine.map(|(number, request)| (start + pace.due(number), request));
             one_connection(stream, mine)
                 .await
                 .map_err(Error::http(&address.to_string()))
@@ -70,11 +97,14 @@ pub async fn fire(
 
 async fn one_connection<'a>(
     mut stream: TcpStream,
-    requests: impl Iterator<Item = &'a Vec<u8>>,
+    requests: impl Iterator<Item = (Instant, &'a Vec<u8>)>,
 ) -> Result<Volley, std::io::Error> {
     let mut volley = Volley::default();
     let mut buffer = Vec::with_capacity(4096);
-    for request in requests {
+    for (due, request) in requests {
+        if due > Instant::now() {
+            tokio::time::sleep_until(due.into()).await;
+        }
         stream.write_all(request).await?;
         if answer(&mut stream, &mut buffer).await? == 200 {
             volley.ok += 1;
@@ -132,10 +162,15 @@ mod tests {
         let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").into_bytes();
         let mut requests = vec![request(crate::upstream::REPORT); 20];
         requests.push(request("/nowhere"));
-        let volley = fire(upstream.address().port(), &Arc::new(requests), 4)
+        let (port, requests) = (upstream.address().port(), Arc::new(requests));
+        let volley = fire(port, &requests, 4, Pace::Saturate).await.unwrap();
+        assert_eq!((volley.ok, volley.refused), (20, 1));
+        assert_eq!(upstream.arrived(), 21);
+
+        let volley = fire(port, &requests, 4, Pace::PerSecond(200))
             .await
             .unwrap();
         assert_eq!((volley.ok, volley.refused), (20, 1));
-        assert_eq!(upstream.arrived(), 21);
+        assert!(volley.elapsed >= Duration::from_millis(100));
     }
 }

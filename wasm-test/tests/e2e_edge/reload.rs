@@ -256,10 +256,20 @@ async fn a_module_that_is_no_good_changes_nothing() {
     assert_eq!(rig.status()["module_sha256"], served);
     rig.good_request().await;
 
-    // What has a module's first bytes is pushed, and Envoy refuses it.
-    let mut broken = module[..module.len() / 2].to_vec();
-    broken.extend([0xff; 64]);
-    refused(&rig, &approver, "cut in the middle", &broken).await;
+    // Nor is a module that was cut, or that something was added to.
+    let cut = module[..module.len() / 2].to_vec();
+    let longer = [module.as_slice(), b"\0\x04\x01aA"].concat();
+    for damaged in [cut, longer] {
+        let said = damage_reports(&rig);
+        deploy(&rig, &damaged);
+        eventually("the log says so", async || damage_reports(&rig) > said).await;
+        assert_eq!(rig.status()["module_sha256"], served);
+        rig.good_request().await;
+    }
+
+    // What has a module's frame is pushed, and Envoy refuses it.
+    let senseless = [b"\0asm\x01\0\0\0".as_slice(), &[10, 2, 0xff, 0xff]].concat();
+    refused(&rig, &approver, "no code", &senseless).await;
     refused(&rig, &approver, "no proxy-wasm module", b"\0asm\x01\0\0\0").await;
 
     // A good one is taken again.
@@ -268,6 +278,41 @@ async fn a_module_that_is_no_good_changes_nothing() {
     taken(&rig, &good).await;
     rig.recovers().await;
     rig.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_module_is_refused_again_after_a_restart() {
+    let mut rig = Rig::start(Options::default()).await;
+    let created = "wasm.envoy.wasm.runtime.v8.created";
+    let machines = rig.stat(created).await;
+    assert!(machines > 0);
+    // A filter that runs goes on running: no restart makes it a new one.
+    rig.system.restart_control_plane().await.unwrap();
+    rig.recovers().await;
+    let problem = |rig: &Rig| rig.status()["proxies"][0]["problem"].clone();
+    eventually("Envoy has taken the filter", async || {
+        acks(&rig).len() > 1 && problem(&rig).is_null()
+    })
+    .await;
+    assert_eq!(rig.stat(created).await, machines);
+
+    let approver = rig.system.approver().await.unwrap();
+    refused(&rig, &approver, "no module", b"\0asm\x01\0\0\0").await;
+    let before = nacks(&rig);
+    rig.system.restart_control_plane().await.unwrap();
+    eventually("it is refused again", async || nacks(&rig) > before).await;
+    let said = problem(&rig);
+    assert!(
+        said.as_str().is_some_and(|text| text.contains("Filter")),
+        "{said}"
+    );
+    rig.finish().await;
+}
+
+/// How often the control plane said that a module is damaged.
+fn damage_reports(rig: &Rig) -> usize {
+    let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
+    log.matches("is damaged at byte").count()
 }
 
 async fn refused(rig: &Rig, approver: &Approver, what: &str, module: &[u8]) {

@@ -42,12 +42,12 @@ fn an_allowed_request_goes_on_with_verified_headers_only() {
     let ask = vm.asked();
     let question = Question::decode(ask.question.as_slice()).unwrap();
     let sent_token = String::from_utf8(sent.value("authorization")[5..].to_vec()).unwrap();
-    assert_eq!(question.token, sent_token);
+    assert_eq!(ask.token, sent_token);
     assert_eq!(
         question.token_hash,
         capability::sha256(sent_token.as_bytes())
     );
-    assert_eq!(question.proof.as_bytes(), sent.value("dpop"));
+    assert_eq!(ask.proof.as_bytes(), sent.value("dpop"));
     assert_eq!(
         (question.method.as_str(), question.path.as_str()),
         ("GET", "/reports/2026?q=1")

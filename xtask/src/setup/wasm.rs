@@ -75,6 +75,25 @@ pub fn find(progress: &Progress) -> Result<Toolchain, Error> {
 /// # Errors
 /// When the build fails.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf, Error> {
+    build_with(toolchain, &[])?;
+    Ok(modules().join("filter.wasm"))
+}
+
+/// Builds what the benchmark compares the filter with, and returns its path.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_floor(toolchain: &Toolchain) -> Result<PathBuf, Error> {
+    build_with(toolchain, &["--example", "floor"])?;
+    Ok(modules().join("examples/floor.wasm"))
+}
+
+fn modules() -> PathBuf {
+    let target_dir = crate::build::target_dir().join("wasm");
+    target_dir.join(TARGET).join("release")
+}
+
+fn build_with(toolchain: &Toolchain, more: &[&str]) -> Result<(), Error> {
     let target_dir = crate::build::target_dir().join("wasm");
     let mut command = match toolchain {
         Toolchain::Own => cargo(),
@@ -83,13 +102,13 @@ pub fn build(toolchain: &Toolchain) -> Result<PathBuf, Error> {
     command
         .args(["build", "--release", "--package", "filter"])
         .args(["--target", TARGET])
+        .args(more)
         .arg("--target-dir")
         .arg(&target_dir);
     if *toolchain == Toolchain::Debian {
         command.arg("-Zbuild-std=std,panic_abort");
     }
-    loudly("building the filter", &mut command)?;
-    Ok(target_dir.join(TARGET).join("release/filter.wasm"))
+    loudly("building the filter", &mut command)
 }
 
 fn own_has_target() -> bool {
