@@ -3,6 +3,9 @@
 //! Numbers are integers only, within what an IEEE double holds exactly, so that
 //! JCS's number rules (section 3.2.2.3) come down to plain digits.
 
+mod writer;
+
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// The largest integer that every JSON reader takes exactly: 2^53 − 1.
@@ -23,6 +26,50 @@ pub enum CanonicalError {
     /// JSON, but not in canonical form: spaces, key order, escapes or a duplicate key.
     #[error("not in canonical form")]
     NotCanonical,
+    /// A type that lines have no form for, such as bytes, or a key that is no string.
+    #[error("a value of this type has no form in a line")]
+    Type,
+}
+
+/// JSON in its canonical form; only this module makes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canonical(Vec<u8>);
+
+impl Canonical {
+    /// The encoding.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Serialises a value straight to its canonical form.
+    ///
+    /// # Errors
+    /// When it holds what lines don't: see [`CanonicalError`].
+    pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, CanonicalError> {
+        writer::to_vec(value).map(Self)
+    }
+
+    /// An enum's variant: its name, and the canonical form of what it holds.
+    ///
+    /// # Errors
+    /// As [`Canonical::of`], and [`CanonicalError::Type`] for what is no variant
+    /// with content in serde's default (external) representation.
+    pub fn of_variant<T: Serialize + ?Sized>(value: &T) -> Result<(String, Self), CanonicalError> {
+        // An external tag is the one member of an object: {"name":content}.
+        let mut bytes = writer::to_vec(value)?;
+        let tag = bytes.strip_prefix(b"{\"").and_then(|rest| {
+            let end = rest.iter().position(|byte| *byte == b'"')?;
+            rest.get(..end)
+        });
+        let name = tag.and_then(|tag| std::str::from_utf8(tag).ok());
+        let name = name.ok_or(CanonicalError::Type)?.to_owned();
+        if bytes.pop() != Some(b'}') {
+            return Err(CanonicalError::Type);
+        }
+        let content = bytes.split_off(name.len().saturating_add(4).min(bytes.len()));
+        Ok((name, Self(content)))
+    }
 }
 
 /// Encodes a value in its canonical form.
@@ -101,6 +148,13 @@ fn object(members: &Map<String, Value>, out: &mut Vec<u8>) -> Result<(), Canonic
 
 // serde_json escapes as ECMAScript's JSON.stringify does, which is what JCS asks for.
 fn string(text: &str, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
+    let plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\';
+    if text.as_bytes().iter().all(plain) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return Ok(());
+    }
     serde_json::to_writer(out, text).map_err(|_| CanonicalError::String)
 }
 

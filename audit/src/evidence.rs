@@ -21,10 +21,10 @@ pub const MAX_NAME: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttachmentRef {
-    /// What it is: `token`, `proof`, …
-    pub name: String,
     /// Its length with the salt, in bytes.
     pub len: u64,
+    /// What it is: `token`, `proof`, …
+    pub name: String,
     /// SHA-256(salt ‖ evidence), lower-case hex.
     pub sha256: String,
 }

@@ -10,8 +10,11 @@
 //! group's last block, so that a write that stopped anywhere leaves either an
 //! all-zero block or no end mark, which no flipped bit does.
 
+mod scan;
+
 use std::ops::Range;
 
+pub use scan::{Scan, Sketch};
 use sha2::{Digest, Sha256};
 
 use crate::{

@@ -16,5 +16,5 @@ pub mod verify;
 
 pub use chain::{Hash, leaf_hash};
 pub use evidence::{AttachmentRef, MAX_ATTACHMENTS, MAX_EVIDENCE, SALT_LEN};
-pub use line::{Line, MAX_LINE};
+pub use line::{Line, LinePlace, MAX_LINE};
 pub use verify::{Problem, Report, verify};

@@ -3,13 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    canonical::{self, CanonicalError},
+    canonical::{self, Canonical, CanonicalError},
     chain::Hash,
     evidence::{AttachmentRef, MAX_ATTACHMENTS},
 };
 
 /// The longest line in bytes, without its newline.
 pub const MAX_LINE: usize = 4096;
+/// About what a line has besides its body and attachments.
+const PARTS_LEN: usize = 192;
 
 /// One entry. Its encoding has exactly these members, by their short names.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +30,19 @@ pub struct Line {
     pub body: Value,
     /// `att`: what stands beside the line, in the group's order.
     pub attachments: Vec<AttachmentRef>,
+}
+
+/// Where and when a line stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinePlace {
+    /// `i`: its place in the log, from 0 on.
+    pub index: u64,
+    /// `t`: the ledger's time in milliseconds since the Unix epoch; never falls.
+    pub time_ms: u64,
+    /// `prev`: the leaf hash of the line before; zeros for the first.
+    pub prev: Hash,
+    /// `epoch`: which start of the writer appended it, from 1 on.
+    pub epoch: u64,
 }
 
 /// Bytes that are no line, or a line that cannot be written.
@@ -65,6 +80,39 @@ impl Line {
         } else {
             Self::decode(&bytes).map(|_| bytes)
         }
+    }
+
+    /// The canonical line of parts, without a newline: for writers that have no
+    /// [`Value`]. `kind` is not empty, and `body` is an object of known members.
+    ///
+    /// # Errors
+    /// When it is longer than [`MAX_LINE`], or a number is larger than lines hold.
+    pub fn encode_parts(
+        place: &LinePlace,
+        kind: &str,
+        body: &Canonical,
+        attachments: &[&AttachmentRef],
+    ) -> Result<Vec<u8>, LineError> {
+        let attached = Canonical::of(attachments)?;
+        let mut out =
+            Vec::with_capacity(PARTS_LEN + body.as_bytes().len() + attached.as_bytes().len());
+        let mut put = |parts: [&[u8]; 2]| parts.iter().for_each(|part| out.extend_from_slice(part));
+        // In the order of their names, which is the canonical one.
+        put([b"{\"att\":", attached.as_bytes()]);
+        put([b",\"body\":", body.as_bytes()]);
+        put([b",\"epoch\":", Canonical::of(&place.epoch)?.as_bytes()]);
+        put([b",\"i\":", Canonical::of(&place.index)?.as_bytes()]);
+        put([b",\"kind\":", Canonical::of(kind)?.as_bytes()]);
+        let mut prev = [0; 64];
+        // Cannot fail: the room is twice the hash.
+        let _ = hex::encode_to_slice(place.prev, &mut prev);
+        put([b",\"prev\":\"", &prev]);
+        put([b"\",\"t\":", Canonical::of(&place.time_ms)?.as_bytes()]);
+        out.push(b'}');
+        if out.len() > MAX_LINE {
+            return Err(LineError::TooLong);
+        }
+        Ok(out)
     }
 
     /// Reads a line; only the canonical form is one.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chain::Hash,
-    group::{Group, GroupError, HEADER_LEN, Header, is_unfinished},
-    line::Line,
+    group::{Group, GroupError, HEADER_LEN, Header, Sketch, is_unfinished},
+    line::{Line, MAX_LINE},
     segment,
     verify::LOOKS,
 };
@@ -79,6 +79,57 @@ pub struct Position {
     pub head: Hash,
     segment: u64,
     offset: u64,
+}
+
+impl Position {
+    /// The start of the last segment that begins at or before entry `index`, so
+    /// that what is older need not be read. What stands there is judged when it is
+    /// read.
+    ///
+    /// # Errors
+    /// When the directory or a segment cannot be read.
+    pub fn before(dir: &Path, index: u64) -> Result<Self, ReadError> {
+        let wrong = |path: &Path, error| ReadError::Io {
+            path: path.to_owned(),
+            error,
+        };
+        let files = segments(dir).map_err(|error| wrong(dir, error))?;
+        let mut found = Self::default();
+        let (mut low, mut high) = (0, files.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let Some((number, path)) = files.get(middle) else {
+                break;
+            };
+            let start = Self::start_of(*number, path).map_err(|error| wrong(path, error))?;
+            match start.filter(|start| start.next <= index) {
+                Some(start) => {
+                    found = start;
+                    low = middle.saturating_add(1);
+                }
+                None => high = middle,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where a segment begins; `None` while it is empty.
+    fn start_of(segment: u64, path: &Path) -> io::Result<Option<Self>> {
+        let most = u64::try_from(HEADER_LEN.saturating_add(MAX_LINE)).unwrap_or(u64::MAX);
+        let mut bytes = Vec::new();
+        File::open(path)?.take(most).read_to_end(&mut bytes)?;
+        let lines = bytes.get(HEADER_LEN..).unwrap_or_default();
+        let first = lines.split(|b| *b == b'\n').next().unwrap_or_default();
+        Ok(Header::decode(&bytes)
+            .ok()
+            .zip(Sketch::decode(first).ok())
+            .map(|(header, line)| Self {
+                next: header.first,
+                head: line.prev,
+                segment,
+                offset: 0,
+            }))
+    }
 }
 
 /// Reads a journal from a position on.

@@ -4,6 +4,7 @@
 //! of what was found and built in its environment.
 
 mod build;
+mod crash;
 mod error;
 mod progress;
 mod run;
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 use error::Error;
 use progress::Progress;
 
-/// Set-up, run, test, demo, bench.
+/// Set-up, run, test, break, demo, bench.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -42,6 +43,18 @@ enum Command {
         #[arg(long)]
         fast: bool,
     },
+    /// Break the ledger: a simulation, then killed processes and failing system calls.
+    Crash {
+        /// Seeds to simulate.
+        #[arg(long, default_value_t = 100_000)]
+        seeds: u64,
+        /// SIGKILLs under load; single system calls come on top.
+        #[arg(long, default_value_t = 100)]
+        rounds: u32,
+        /// Write what was counted to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Check formatting and lints.
     Lint,
     /// Measure.
@@ -55,8 +68,15 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Envoy's CPU per request and requests per second beside a bare Envoy's.
+    /// Envoy's CPU per request and requests per second beside a bare Envoy's,
+    /// the least that such a filter can cost, and `jwt_authn` with `ext_authz`.
     Edge {
+        /// Write the figures to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Durable spends per second and their cost, beside what the disk alone can do.
+    Ledger {
         /// Write the figures to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -93,7 +113,21 @@ fn dispatch(command: Command) -> Result<(), Error> {
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }
-            run::system(&progress, &arguments)
+            run::bench(&progress, &arguments)
+        }
+        Command::Bench {
+            what: Bench::Ledger { json },
+        } => {
+            let json = json.map(absolute).transpose()?;
+            crash::bench(&progress, json.as_deref())
+        }
+        Command::Crash {
+            seeds,
+            rounds,
+            json,
+        } => {
+            let json = json.map(absolute).transpose()?;
+            crash::run(&progress, seeds, rounds, json)
         }
         Command::Test { fast } => test::run(&progress, fast),
         Command::Lint => test::lint(&progress),

@@ -2,4 +2,5 @@
 
 pub mod apt;
 pub mod envoy;
+pub mod postgres;
 pub mod wasm;

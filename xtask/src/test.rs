@@ -23,11 +23,22 @@ pub fn run(progress: &Progress, fast: bool) -> Result<(), Error> {
     } else {
         Some(setup::envoy::find(progress)?)
     };
+    // Tests of the ledger's database say so, loudly, where they go without.
+    let postgres = if fast {
+        None
+    } else {
+        Some(setup::postgres::find(progress)?)
+    };
     let built = build::everything(progress, envoy)?;
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .envs(built.environment());
+    if let Some(postgres) = postgres {
+        command
+            .env("WRIT_POSTGRES", postgres)
+            .env("WRIT_REQUIRE_POSTGRES", "1");
+    }
     if fast {
         command.args(["--lib", "--bins"]);
         for name in tests_without_envoy(&root())? {

@@ -52,6 +52,27 @@ pub(crate) struct ApprovalUse {
     pub(crate) digest: Hash,
 }
 
+/// A backup that was put in place as a new state: what it held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restored {
+    pub(crate) entries: u64,
+    #[serde(with = "hash_hex")]
+    pub(crate) head: Hash,
+    /// How far the journal that it stands in for is known to have gone, where
+    /// that was known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) instead_of: Vec<Superseded>,
+}
+
+/// A head that was kept elsewhere, and that a restore or a new journal overrides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Superseded {
+    pub(crate) log: String,
+    pub(crate) entries: u64,
+    #[serde(with = "hash_hex")]
+    pub(crate) head: Hash,
+}
+
 /// A human's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,7 +83,7 @@ pub(crate) enum Answer {
 
 /// One change of state, of the kinds that replay must know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "body", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 #[expect(
     clippy::large_enum_variant,
     reason = "each is moved a few times and never kept"
@@ -79,6 +100,19 @@ pub(crate) enum Event {
         #[serde(with = "hash_hex")]
         sha256: Hash,
     },
+    /// A snapshot of the first `entries` entries is in a file: this proves it.
+    Snapshot {
+        entries: u64,
+        #[serde(with = "hash_hex")]
+        sha256: Hash,
+        bytes: u64,
+    },
+    Restored(Restored),
+    Confirmed {
+        /// The index of what was confirmed.
+        restored: u64,
+        by: String,
+    },
     Issue {
         token: TokenRecord,
         evidence: EvidenceUse,
@@ -88,6 +122,9 @@ pub(crate) enum Event {
         agent: String,
         reason: String,
         error: String,
+        // Earlier entries have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        request_id: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         action: Option<ActionRecord>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -180,10 +217,10 @@ impl Entry {
         match self {
             Self::Note { kind, body } => Some((kind.clone(), body.clone())),
             Self::Event(event) => {
-                let mut whole = serde_json::to_value(event).ok()?;
-                let object = whole.as_object_mut()?;
-                let kind = object.get("kind")?.as_str()?.to_owned();
-                Some((kind, object.remove("body")?))
+                let Value::Object(tagged) = serde_json::to_value(event).ok()? else {
+                    return None;
+                };
+                tagged.into_iter().next()
             }
         }
     }
@@ -199,7 +236,7 @@ impl Entry {
                 body,
             });
         }
-        serde_json::from_value(serde_json::json!({ "kind": kind, "body": body }))
+        serde_json::from_value(Value::from_iter([(kind, body)]))
             .map(Self::Event)
             .map_err(|error| EntryError::Body {
                 kind: kind.to_owned(),

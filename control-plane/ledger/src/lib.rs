@@ -8,14 +8,38 @@
 //! behind another replica; what rests on them is checked again by the commit.
 //! The layout on disk is in `docs/reference/journal.md`.
 
+/// Whether a planted bug is switched on. Only tests plant any: elsewhere this is
+/// constant, and `false`.
+#[cfg(test)]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::sim::bugs::is_planted($crate::sim::bugs::Bug::$bug)
+    };
+}
+#[cfg(not(test))]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::none_planted()
+    };
+}
+
+#[cfg(not(test))]
+const fn none_planted() -> bool {
+    false
+}
+
 mod embedded;
 mod event;
 mod lines;
 pub mod model;
+pub mod postgres;
+#[cfg(test)]
+mod sim;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -23,14 +47,18 @@ use tokio::sync::watch;
 use crate::{
     embedded::Embedded,
     model::{
-        Approval, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, TokenRecord,
-        TokenState,
+        Approval, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, Suspension,
+        TokenRecord, TokenState,
     },
+    postgres::{Postgres, PostgresError, PostgresOptions},
 };
 pub use crate::{
     embedded::{
-        listing::{ListedEntry, ListingsState},
+        heads::KeptHead,
+        listing::{ListedEntry, ListingsState, Probe, Probed, probe_listings},
         recovery::{OpenError, OpenReport, TornTail},
+        snapshot::SnapshotEvery,
+        tools,
     },
     event::EntryError,
 };
@@ -40,6 +68,15 @@ pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
 /// Called with what is wrong when the journal cannot be written; does not return
 /// outside tests.
 pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Called with how many segments have been read, and of how many.
+pub type Progress = Arc<dyn Fn(usize, usize) + Send + Sync>;
+
+/// Fills bytes at random: the log's name, and salts. In the product the system's own.
+pub(crate) type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// How long a command may wait in the queue, unless set.
+const QUEUE_WAIT: Duration = Duration::from_millis(1_500);
 
 /// How to open a ledger; [`Options::new`] has the defaults.
 #[derive(Clone)]
@@ -61,6 +98,26 @@ pub struct Options {
     pub init: bool,
     /// Size of new segments in bytes, a multiple of 512; 8 MiB unless set.
     pub segment_len: usize,
+    /// Files outside the directory in which the journal's head is kept. A start
+    /// compares with each before it writes anything, and refuses when the journal
+    /// is behind one, differs from it, or is gone.
+    pub head_copies: Vec<PathBuf>,
+    /// Whether what is in `dir` is a backup that stands in for what was lost:
+    /// head copies are overridden, open approvals end, and agents are suspended
+    /// until [`model::Command::ConfirmRestore`].
+    pub restored: bool,
+    /// Whether to replay the whole journal, whatever snapshots there are.
+    pub rebuild: bool,
+    /// When snapshots are taken.
+    pub snapshots: SnapshotEvery,
+    /// How long a command may wait in the queue before it is refused: 1.5 s unless
+    /// set. What takes rights away is never refused for that.
+    pub queue_wait: Duration,
+    /// Tries whether listings can be opened, in another process. `None`: they are
+    /// opened untried.
+    pub probe: Option<Probe>,
+    /// Told how many of how many segments have been read, while a start reads them.
+    pub progress: Option<Progress>,
     /// What to do when the journal cannot be written. The process must end,
     /// since it is unknown what the disk holds: logs and aborts unless set.
     pub on_fatal: Fatal,
@@ -79,6 +136,13 @@ impl Options {
             queue_bytes: 256 * 1024 * 1024,
             init: false,
             segment_len: audit::segment::SEGMENT_LEN,
+            head_copies: Vec::new(),
+            restored: false,
+            rebuild: false,
+            snapshots: SnapshotEvery::default(),
+            queue_wait: QUEUE_WAIT,
+            probe: None,
+            progress: None,
             on_fatal: Arc::new(|what| {
                 tracing::error!(
                     what,
@@ -92,6 +156,7 @@ impl Options {
 
 enum Store {
     Embedded(Embedded),
+    Postgres(Postgres),
 }
 
 /// A handle to the ledger; clones share it. It works until the last is dropped or
@@ -113,6 +178,19 @@ impl Ledger {
         Ok((Self { store }, report))
     }
 
+    /// Opens the log in a PostgreSQL database, which other replicas may share, and
+    /// starts the tasks that work on it.
+    ///
+    /// # Errors
+    /// A [`PostgresError`] that says what was found and what to do.
+    pub async fn open_postgres(
+        options: PostgresOptions,
+    ) -> Result<(Self, OpenReport), PostgresError> {
+        let (postgres, report) = Postgres::open(options).await?;
+        let store = Arc::new(Store::Postgres(postgres));
+        Ok((Self { store }, report))
+    }
+
     /// Commits one command: returns once its entry is durable, or says why it was
     /// not written. A future that is dropped early does not undo the commit.
     ///
@@ -121,6 +199,7 @@ impl Ledger {
     pub async fn commit(&self, command: Command) -> Result<Committed, Refused> {
         match &*self.store {
             Store::Embedded(store) => store.commit(command).await,
+            Store::Postgres(store) => store.commit(command).await,
         }
     }
 
@@ -131,6 +210,7 @@ impl Ledger {
     pub async fn token(&self, hash: &Hash) -> Result<Option<(TokenRecord, TokenState)>, Refused> {
         match &*self.store {
             Store::Embedded(store) => Ok(store.token(hash)),
+            Store::Postgres(store) => store.token(hash).await,
         }
     }
 
@@ -141,6 +221,7 @@ impl Ledger {
     pub async fn spent(&self, hash: &Hash) -> Result<Option<SpentRecord>, Refused> {
         match &*self.store {
             Store::Embedded(store) => Ok(store.spent(hash)),
+            Store::Postgres(store) => store.spent(hash).await,
         }
     }
 
@@ -149,6 +230,7 @@ impl Ledger {
     pub fn approval(&self, id: &str) -> Option<Approval> {
         match &*self.store {
             Store::Embedded(store) => store.approval(id),
+            Store::Postgres(store) => store.approval(id),
         }
     }
 
@@ -157,6 +239,7 @@ impl Ledger {
     pub fn approved_unused(&self, digest: &Hash) -> Option<Approval> {
         match &*self.store {
             Store::Embedded(store) => store.approved_unused(digest),
+            Store::Postgres(store) => store.approved_unused(digest),
         }
     }
 
@@ -165,6 +248,7 @@ impl Ledger {
     pub fn approvals(&self) -> Vec<Approval> {
         match &*self.store {
             Store::Embedded(store) => store.approvals(),
+            Store::Postgres(store) => store.approvals(),
         }
     }
 
@@ -173,6 +257,17 @@ impl Ledger {
     pub fn discovered(&self) -> Vec<(String, Millis)> {
         match &*self.store {
             Store::Embedded(store) => store.discovered(),
+            Store::Postgres(store) => store.discovered(),
+        }
+    }
+
+    /// What agents wait for an admin to confirm, if they do: until then whatever
+    /// would give them something is refused with [`Refused::Suspended`].
+    #[must_use]
+    pub fn suspended(&self) -> Option<Suspension> {
+        match &*self.store {
+            Store::Embedded(store) => store.suspended(),
+            Store::Postgres(store) => store.suspended(),
         }
     }
 
@@ -182,6 +277,7 @@ impl Ledger {
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         match &*self.store {
             Store::Embedded(store) => store.subscribe(),
+            Store::Postgres(store) => store.subscribe(),
         }
     }
 
@@ -191,6 +287,7 @@ impl Ledger {
     pub fn subscribe_approvals(&self) -> watch::Receiver<u64> {
         match &*self.store {
             Store::Embedded(store) => store.subscribe_approvals(),
+            Store::Postgres(store) => store.subscribe_approvals(),
         }
     }
 
@@ -200,6 +297,7 @@ impl Ledger {
     pub fn head(&self) -> (u64, Hash) {
         match &*self.store {
             Store::Embedded(store) => store.head(),
+            Store::Postgres(store) => store.head(),
         }
     }
 
@@ -208,22 +306,26 @@ impl Ledger {
     pub fn now(&self) -> Millis {
         match &*self.store {
             Store::Embedded(store) => store.now(),
+            Store::Postgres(store) => store.now(),
         }
     }
 
-    /// The current epoch; each start has its own.
+    /// The current epoch. Each start in files has its own; with PostgreSQL it
+    /// changes with the server's timeline.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         match &*self.store {
             Store::Embedded(store) => store.epoch(),
+            Store::Postgres(store) => store.epoch(),
         }
     }
 
-    /// The journal's directory.
+    /// The journal's directory; `None` when it is in a database.
     #[must_use]
-    pub fn dir(&self) -> &Path {
+    pub fn dir(&self) -> Option<&Path> {
         match &*self.store {
-            Store::Embedded(store) => store.dir(),
+            Store::Embedded(store) => Some(store.dir()),
+            Store::Postgres(_) => None,
         }
     }
 
@@ -233,6 +335,7 @@ impl Ledger {
     pub fn listing(&self, before: Option<u64>, limit: usize) -> Vec<ListedEntry> {
         match &*self.store {
             Store::Embedded(store) => store.listing(before, limit),
+            Store::Postgres(store) => store.listing(before, limit),
         }
     }
 
@@ -241,6 +344,7 @@ impl Ledger {
     pub fn listings_state(&self) -> ListingsState {
         match &*self.store {
             Store::Embedded(store) => store.listings_state(),
+            Store::Postgres(_) => ListingsState::Ready,
         }
     }
 
@@ -248,6 +352,7 @@ impl Ledger {
     pub async fn shutdown(&self) {
         match &*self.store {
             Store::Embedded(store) => store.shutdown().await,
+            Store::Postgres(store) => store.shutdown().await,
         }
     }
 }

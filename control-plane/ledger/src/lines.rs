@@ -5,13 +5,17 @@
 //! "sha256": digest}`, down to ever shorter prefixes, and at last long lists by
 //! their first elements and `{"more": count, "sha256": digest}`.
 
-use audit::{AttachmentRef, Hash, Line, SALT_LEN, canonical, line::LineError};
+use audit::{
+    AttachmentRef, Line, LinePlace, SALT_LEN,
+    canonical::{self, Canonical},
+    line::LineError,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
     event::{Entry, EntryError, Event},
-    model::{Approval, Evidence, Millis, Refused},
+    model::{Approval, Evidence, Refused},
 };
 
 /// Prefix lengths in bytes, tried in this order.
@@ -21,10 +25,10 @@ const KEPT: usize = 8;
 /// The attachment that holds an opened approval whose line had to be cut.
 pub(crate) const APPROVAL: &str = "approval";
 
-/// An encoded line with its attachments' bytes, salt first.
+/// An encoded line with its attachments.
 pub(crate) struct Encoded {
     pub(crate) line: Vec<u8>,
-    pub(crate) attached: Vec<Vec<u8>>,
+    pub(crate) attached: Vec<Evidence>,
 }
 
 impl Encoded {
@@ -33,18 +37,18 @@ impl Encoded {
         self.attached
             .iter()
             .fold(self.line.len().saturating_add(1), |sum, a| {
-                sum.saturating_add(a.len())
+                sum.saturating_add(a.salted().len())
             })
+    }
+
+    /// The attachments' bytes in the line's order, salt first.
+    pub(crate) fn salted(&self) -> impl Iterator<Item = &[u8]> {
+        self.attached.iter().map(Evidence::salted)
     }
 }
 
 /// Where a line goes.
-pub(crate) struct Place {
-    pub(crate) index: u64,
-    pub(crate) time_ms: Millis,
-    pub(crate) epoch: u64,
-    pub(crate) prev: Hash,
-}
+pub(crate) type Place = LinePlace;
 
 /// Encodes an entry, cutting what must be cut.
 ///
@@ -54,14 +58,37 @@ pub(crate) struct Place {
 pub(crate) fn encode(
     place: &Place,
     entry: &Entry,
-    attachments: &[Evidence],
+    attachments: Vec<Evidence>,
+) -> Result<Encoded, Refused> {
+    let longest = audit::MAX_EVIDENCE.saturating_add(SALT_LEN);
+    if attachments.len() > audit::MAX_ATTACHMENTS
+        || attachments.iter().any(|a| a.salted().len() > longest)
+    {
+        return Err(Refused::TooLarge);
+    }
+    let Entry::Event(event) = entry else {
+        return encode_value(place, entry, attachments);
+    };
+    let (kind, body) = Canonical::of_variant(event).map_err(|_| Refused::TooLarge)?;
+    let refs: Vec<&AttachmentRef> = attachments.iter().map(Evidence::reference).collect();
+    match Line::encode_parts(place, &kind, &body, &refs) {
+        Ok(line) => Ok(Encoded {
+            line,
+            attached: attachments,
+        }),
+        Err(LineError::TooLong) => encode_value(place, entry, attachments),
+        Err(_) => Err(Refused::TooLarge),
+    }
+}
+
+/// The way of what has to be cut, and of notes, whose bodies are anybody's: what
+/// is encoded is read back before it is written.
+fn encode_value(
+    place: &Place,
+    entry: &Entry,
+    mut attached: Vec<Evidence>,
 ) -> Result<Encoded, Refused> {
     let (kind, whole) = entry.to_parts().ok_or(Refused::TooLarge)?;
-    let mut refs = Vec::with_capacity(attachments.len() + 1);
-    let mut attached = Vec::with_capacity(attachments.len() + 1);
-    for evidence in attachments {
-        attach(evidence.name, &evidence.bytes, &mut refs, &mut attached)?;
-    }
     let mut line = Line {
         index: place.index,
         time_ms: place.time_ms,
@@ -69,7 +96,7 @@ pub(crate) fn encode(
         epoch: place.epoch,
         kind,
         body: whole.clone(),
-        attachments: refs,
+        attachments: attached.iter().map(|a| a.reference().clone()).collect(),
     };
     match line.encode() {
         Ok(line) => return Ok(Encoded { line, attached }),
@@ -81,9 +108,15 @@ pub(crate) fn encode(
         opened: Some(approval),
         ..
     }) = entry
+        && !planted!(CutApprovalNotKept)
     {
         let bytes = serde_json::to_vec(approval).map_err(|_| Refused::TooLarge)?;
-        attach(APPROVAL, &bytes, &mut line.attachments, &mut attached)?;
+        if bytes.len() > audit::MAX_EVIDENCE || attached.len() >= audit::MAX_ATTACHMENTS {
+            return Err(Refused::TooLarge);
+        }
+        let whole = Evidence::new(APPROVAL, &bytes);
+        line.attachments.push(whole.reference().clone());
+        attached.push(whole);
     }
     for (longest, lists) in CUTS.iter().map(|cut| (*cut, false)).chain([(128, true)]) {
         line.body = cut(&whole, longest, lists).ok_or(Refused::TooLarge)?;
@@ -92,22 +125,6 @@ pub(crate) fn encode(
         }
     }
     Err(Refused::TooLarge)
-}
-
-fn attach(
-    name: &str,
-    bytes: &[u8],
-    refs: &mut Vec<AttachmentRef>,
-    attached: &mut Vec<Vec<u8>>,
-) -> Result<(), Refused> {
-    if bytes.len() > audit::MAX_EVIDENCE || refs.len() >= audit::MAX_ATTACHMENTS {
-        return Err(Refused::TooLarge);
-    }
-    let mut salt = [0; SALT_LEN];
-    rand::fill(&mut salt);
-    refs.push(AttachmentRef::new(name, &salt, bytes));
-    attached.push([salt.as_slice(), bytes].concat());
-    Ok(())
 }
 
 fn cut(value: &Value, longest: usize, lists: bool) -> Option<Value> {

@@ -4,26 +4,14 @@
 //! rechecks what can have changed since, and either commits or refuses with a
 //! [`Refused`]. Nothing here reads a clock: the ledger's thread passes time in.
 
+pub(crate) mod hash_hex;
+mod limits;
+
+pub use limits::Limits;
 use serde::{Deserialize, Serialize};
 
 /// SHA-256, shown as lower-case hex in lines.
 pub type Hash = [u8; 32];
-
-/// A [`Hash`] as lower-case hex, for serde.
-pub(crate) mod hash_hex {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(crate) fn serialize<S: Serializer>(hash: &super::Hash, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&hex::encode(hash))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<super::Hash, D::Error> {
-        let text = String::deserialize(from)?;
-        let mut hash = [0; 32];
-        hex::decode_to_slice(text, &mut hash).map_err(D::Error::custom)?;
-        Ok(hash)
-    }
-}
 
 /// A [`Hash`] in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +46,40 @@ pub struct ActionRecord {
 
 /// Bytes kept beside a line; the line holds SHA-256(salt ‖ bytes) only. At most
 /// [`audit::MAX_EVIDENCE`] bytes, and at most [`audit::MAX_ATTACHMENTS`] a line.
+/// Salted and digested when it is made, which is the caller's time.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// What it is: `token`, `proof`, …
-    pub name: &'static str,
-    /// The bytes themselves.
-    pub bytes: Vec<u8>,
+    reference: audit::AttachmentRef,
+    salted: Vec<u8>,
+}
+
+impl Evidence {
+    /// Evidence under a fresh salt; `name` says what it is: `token`, `proof`, ….
+    #[must_use]
+    pub fn new(name: &'static str, bytes: &[u8]) -> Self {
+        let mut salt = [0; audit::SALT_LEN];
+        rand::fill(&mut salt);
+        Self::with_salt(name, bytes, &salt)
+    }
+
+    /// Evidence under this salt, which has to be random and used once.
+    #[must_use]
+    pub fn with_salt(name: &str, bytes: &[u8], salt: &[u8; audit::SALT_LEN]) -> Self {
+        Self {
+            reference: audit::AttachmentRef::new(name, salt, bytes),
+            salted: [salt.as_slice(), bytes].concat(),
+        }
+    }
+
+    /// What the line says of it.
+    pub(crate) fn reference(&self) -> &audit::AttachmentRef {
+        &self.reference
+    }
+
+    /// Its bytes, salt first.
+    pub(crate) fn salted(&self) -> &[u8] {
+        &self.salted
+    }
 }
 
 /// A token that has been issued and not yet spent.
@@ -159,6 +175,22 @@ pub struct Approval {
     pub decided_ms: Option<Millis>,
 }
 
+/// Agents wait for an admin, since a backup stands in for what was lost: rights
+/// that were taken away since would be there again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suspension {
+    /// The index of the entry that says so (`restored`).
+    pub index: u64,
+    /// Its ledger time.
+    pub time_ms: Millis,
+    /// Entries that were restored.
+    pub entries: u64,
+    /// The leaf hash of the last of them.
+    #[serde(with = "hash_hex")]
+    pub head: Hash,
+}
+
 /// What became of the use that spent a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpentRecord {
@@ -219,7 +251,12 @@ pub struct PolicyFacts {
 impl std::fmt::Debug for Evidence {
     // Evidence holds tokens: its length may be shown, its bytes never.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Evidence({}, {} bytes)", self.name, self.bytes.len())
+        write!(
+            f,
+            "Evidence({}, {} bytes)",
+            self.reference.name,
+            self.salted.len()
+        )
     }
 }
 
@@ -252,6 +289,8 @@ pub enum Command {
         reason: String,
         /// The OAuth error code that the client got.
         error: String,
+        /// The `request_id` that the client got.
+        request_id: String,
         /// The action, when it could be read.
         action: Option<ActionRecord>,
         /// What policy said, when it was asked.
@@ -345,6 +384,15 @@ pub enum Command {
     /// [`EXPIRED_PER_ENTRY`] of them in one entry. Refused with
     /// [`Refused::ApprovalState`]`(None)` when there is none, so that nothing is written.
     ExpireApprovals,
+    /// An admin has looked at what was restored, and lets agents act again.
+    /// Refused with [`Refused::AttemptKnown`] when nothing waits for that, or
+    /// something else does.
+    ConfirmRestore {
+        /// [`Suspension::index`] of what was looked at.
+        restored: u64,
+        /// Who.
+        by: String,
+    },
     /// An allowed request ended. One outcome is taken of each of the newest
     /// [`OUTCOMES_AWAITED`] allows of this epoch. Any other is refused: with
     /// [`Refused::AttemptKnown`] while it is remembered what became of the
@@ -399,8 +447,9 @@ pub const OUTCOMES_AWAITED: usize = 65_536;
 /// A commit that is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
-    /// The entry's index.
-    pub index: u64,
+    /// The entry's index, where the store knows it already: with PostgreSQL the
+    /// place in the log is given within a second after the commit.
+    pub index: Option<u64>,
     /// The ledger's time of it.
     pub time_ms: Millis,
     /// The approval that was opened or joined (hold), decided, or consumed.
@@ -435,51 +484,15 @@ pub enum Refused {
     /// The entry would be longer than a line may be.
     #[error("the entry would be larger than a line may be")]
     TooLarge,
-    /// The queue is full or the ledger is stopping. Nothing was written.
+    /// Agents are suspended since a restore, until an admin confirms.
+    #[error("agents are suspended since a restore, until an admin confirms it")]
+    Suspended,
+    /// The queue is full, the command waited in it for too long, or the ledger
+    /// is stopping. Nothing was written.
     #[error("the ledger does not take this now")]
     Unavailable,
     /// The store was asked to commit and its answer is not known: it may have
     /// been written. What it spends counts as spent, what it grants as not granted.
     #[error("it is not known whether this was committed")]
     Unknown,
-}
-
-/// Named limits. The defaults are the design's.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Outstanding tokens per agent.
-    pub outstanding_per_agent: usize,
-    /// Held requests per agent.
-    pub held_per_agent: usize,
-    /// Held requests in all.
-    pub held_total: usize,
-    /// DPoP keys per piece of evidence.
-    pub keys_per_evidence: usize,
-    /// Pieces of evidence per agent whose keys are counted: each until a minute
-    /// past its end. An agent that fetches an SVID of an hour each second has 3,660.
-    pub evidence_per_agent: usize,
-    /// Pieces of evidence whose keys are counted, in all.
-    pub evidence_total: usize,
-    /// Discovered agents that are remembered.
-    pub discovered: usize,
-    /// Approvals of one agent that are pending or approved. Joining one is free.
-    pub approvals_open_per_agent: usize,
-    /// Approvals that are pending or approved, in all.
-    pub approvals_open: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            outstanding_per_agent: 1024,
-            held_per_agent: 16,
-            held_total: 1024,
-            keys_per_evidence: 16,
-            evidence_per_agent: 262_144,
-            evidence_total: 524_288,
-            discovered: 1024,
-            approvals_open_per_agent: 32,
-            approvals_open: 1024,
-        }
-    }
 }

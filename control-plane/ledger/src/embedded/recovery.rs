@@ -6,31 +6,34 @@
 //! same write, so a journal never stands without one.
 
 use std::{
-    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use audit::{
-    group::{BLOCK, Builder, Group, GroupError, MAX_GROUP},
+    group::{BLOCK, Builder},
     leaf_hash, segment,
 };
-use rustix::fs::{FlockOperation, flock};
-use sha2::{Digest, Sha256};
 
 use crate::{
-    Clock, Options,
+    Clock, Options, Random,
     embedded::{
-        journal::{At, Journal, create_segment, header, sync_dir},
+        disk::{Disk, Lock},
+        heads::KeptHead,
+        journal::{At, Journal, create_segment, header},
+        replay::{Replay, Tail},
+        snapshot,
+        sources::{Found, Read, compare, kept_heads, read, superseded},
         state::{Stamp, State},
     },
-    event::{Entry, EntryError, Event},
+    event::{Entry, EntryError, Event, Restored},
     lines::{self, Place},
-    model::{Hash, Millis},
+    model::{Hash, Millis, Suspension},
 };
 
-const LOCK: &str = "lock";
+/// The file that the one writer locks.
+pub(crate) const LOCK: &str = "lock";
 /// The smallest segment: one group of the longest line with its attachments fits.
 const LEAST_SEGMENT: usize = 16 * 1024;
 
@@ -42,7 +45,7 @@ pub enum OpenError {
     Locked(PathBuf),
     /// Files, but no journal.
     #[error(
-        "{0} holds files but no journal entry: restore the journal, or begin a new one explicitly"
+        "{0} holds files but no journal entry: restore the journal, or begin a new one with `writ ledger init`"
     )]
     NoJournal(PathBuf),
     /// An option that cannot be.
@@ -72,6 +75,54 @@ pub enum OpenError {
         #[source]
         error: EntryError,
     },
+    /// A head that was kept elsewhere tells of a journal, and there is none.
+    #[error(
+        "{path} says that a journal with {} entries was here (log {}), and {dir} holds none",
+        .kept.entries, .kept.log
+    )]
+    Gone {
+        /// Where the journal should be.
+        dir: PathBuf,
+        /// The head's file.
+        path: PathBuf,
+        /// What it holds.
+        kept: Box<KeptHead>,
+    },
+    /// The journal is older than a head that was kept elsewhere.
+    #[error(
+        "the journal in {dir} ends after {entries} entries, and {path} says that it had {}: \
+         it was set back, or its end is lost",
+        .kept.entries
+    )]
+    Behind {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// Entries that are there.
+        entries: u64,
+        /// The head's file.
+        path: PathBuf,
+        /// What it holds.
+        kept: Box<KeptHead>,
+    },
+    /// The journal is not the one that a head was kept of.
+    #[error("the journal in {dir} is another one than {path} has the head of: {what}")]
+    Differs {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// The head's file.
+        path: PathBuf,
+        /// In what they differ.
+        what: String,
+    },
+    /// A head that is to be kept elsewhere cannot be read or written there.
+    #[error("the journal's head cannot be kept in {path}: {error}")]
+    HeadCopy {
+        /// The head's file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        error: io::Error,
+    },
     /// The file system refused.
     #[error("cannot {what}: {error}")]
     Io {
@@ -97,14 +148,22 @@ pub struct TornTail {
 }
 
 /// What opening found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenReport {
     /// Whether the journal was begun.
     pub created: bool,
-    /// Entries that were replayed.
+    /// Entries that were found.
+    pub entries: u64,
+    /// How many of them were replayed: those after the snapshot.
     pub replayed: u64,
     /// The leaf hash of the last of them.
     pub head: Hash,
+    /// The snapshot that was gone on from, by the entries that it covers.
+    pub snapshot: Option<u64>,
+    /// Snapshots that were not believed, by the same, and why.
+    pub passed_over: Vec<(u64, String)>,
+    /// What agents wait for an admin to confirm.
+    pub suspended: Option<Suspension>,
     /// The epoch that this start began.
     pub epoch: u64,
     /// What was cut.
@@ -115,55 +174,125 @@ pub(crate) struct Recovered {
     pub(crate) journal: Journal,
     pub(crate) working: State,
     pub(crate) published: State,
+    /// Entries of the snapshots that the journal proves, oldest first.
+    pub(crate) snapshots: Vec<u64>,
+    /// The log's random name, hex.
+    pub(crate) log: String,
     pub(crate) report: OpenReport,
 }
 
-pub(crate) fn open(options: &Options) -> Result<Recovered, OpenError> {
+pub(crate) fn open(
+    options: &Options,
+    disk: &Arc<dyn Disk>,
+    random: &mut Random,
+) -> Result<Recovered, OpenError> {
     let len = options.segment_len;
     if !len.is_multiple_of(BLOCK) || len < LEAST_SEGMENT {
         return Err(OpenError::SegmentLen(len));
     }
-    let dir = &options.dir;
-    make_dir(dir)?;
-    let lock = lock(dir)?;
-    let found = list(dir)?;
-    let mut replay = Replay::new(dir);
-    for (at, number) in found.segments.iter().enumerate() {
-        replay.segment(*number, at + 1 == found.segments.len())?;
+    make_dir(&**disk)?;
+    let lock = lock(&**disk)?;
+    let heads = kept_heads(options)?;
+    let Read {
+        mut replay,
+        found,
+        from,
+        passed_over,
+    } = read(&**disk, options, &heads)?;
+    if !options.restored {
+        compare(&heads, &replay, &**disk, options.init)?;
     }
-    if replay.state.entries == 0 && !found.is_empty && !options.init {
-        return Err(OpenError::NoJournal(dir.clone()));
+    if replay.state.entries == 0 && !found.is_empty && !options.init && !planted!(BegunAnew) {
+        return Err(OpenError::NoJournal(disk.path().to_owned()));
     }
     let created = replay.state.entries == 0;
     if created {
-        rand::fill(&mut replay.log);
-        // Zeroed segments of an earlier try, which `init` allows to go.
-        for number in &found.segments {
-            let path = dir.join(segment::file_name(*number));
-            fs::remove_file(&path).map_err(|error| io_error("remove", &path, error))?;
-        }
+        // Whoever made the directory may not have come to this.
+        disk.sync_parents()
+            .map_err(|error| io_error("sync what holds", disk.path(), error))?;
+        random(&mut replay.log);
+        clear(&**disk, &found)?;
         replay.tail = Tail::default();
     }
+    let (entries, head) = (replay.state.entries, replay.state.head);
+    let restored = options.restored || (created && !heads.is_empty());
+    let restored = restored.then(|| Restored {
+        entries,
+        head,
+        instead_of: heads.iter().map(|(_, kept)| superseded(kept)).collect(),
+    });
+    let journal = begin(options, disk, &mut replay, lock, restored)?;
+    let state = &replay.state;
+    let log = hex::encode(replay.log);
+    keep_head(options, &log, state)?;
+    let proven = replay.proven.iter().map(|written| written.entries);
+    let snapshots = from
+        .into_iter()
+        .chain(proven)
+        .filter(|entries| found.snapshots.contains(entries) && !options.rebuild)
+        .filter(|entries| passed_over.iter().all(|(bad, _)| bad != entries))
+        .collect();
     let report = OpenReport {
         created,
-        replayed: replay.state.entries,
-        head: replay.state.head,
-        epoch: replay.state.epoch.saturating_add(1),
+        entries,
+        replayed: entries.saturating_sub(from.unwrap_or_default()),
+        head,
+        snapshot: from,
+        passed_over,
+        suspended: state.suspended.clone(),
+        epoch: state.epoch,
         torn: replay.torn.clone(),
     };
-    let journal = begin(options, &mut replay, lock)?;
     Ok(Recovered {
         journal,
         working: replay.state.clone(),
+        snapshots,
         published: replay.state,
+        log,
         report,
     })
 }
 
+/// Removes what is left of another journal where one is begun: segments of zeros
+/// of an earlier try, which `init` allows to go, and snapshots.
+fn clear(disk: &dyn Disk, found: &Found) -> Result<(), OpenError> {
+    let segments = found.segments.iter().copied().map(segment::file_name);
+    let snapshots = found.snapshots.iter().copied().map(snapshot::file_name);
+    for name in segments.chain(snapshots) {
+        disk.remove(&name)
+            .map_err(|error| io_error("remove", &disk.path().join(name), error))?;
+    }
+    Ok(())
+}
+
+/// Keeps the head elsewhere, before anybody is answered.
+fn keep_head(options: &Options, log: &str, state: &State) -> Result<(), OpenError> {
+    let kept = KeptHead::new(
+        log.to_owned(),
+        state.entries,
+        state.head,
+        state.epoch,
+        state.time_ms,
+    );
+    for path in &options.head_copies {
+        kept.write(path).map_err(|error| OpenError::HeadCopy {
+            path: path.clone(),
+            error,
+        })?;
+    }
+    Ok(())
+}
+
 /// Writes the last segment anew with the epoch's first group behind what was whole.
-fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, OpenError> {
-    let dir = &options.dir;
-    let (group, first) = epoch_group(replay, &options.clock)?;
+fn begin(
+    options: &Options,
+    disk: &Arc<dyn Disk>,
+    replay: &mut Replay<'_>,
+    lock: Lock,
+    restored: Option<Restored>,
+) -> Result<Journal, OpenError> {
+    let dir = disk.path();
+    let (group, first) = epoch_group(replay, &options.clock, restored)?;
     let seal = |number, group_number, builder: Builder| {
         let sealed = builder.finish(header(replay.log, number, group_number, first));
         sealed
@@ -172,7 +301,7 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
     };
     let write = |number, start: &[u8], len| {
         let name = segment::file_name(number);
-        create_segment(dir, &name, start, len)
+        create_segment(&**disk, &name, start, len)
             .map(drop)
             .map_err(|error| io_error("write", &dir.join(&name), error))
     };
@@ -186,6 +315,7 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
     if bytes.len().saturating_add(needed) > len {
         // It is full: rewritten for durability, and the epoch begins the next.
         write(number, &bytes, len)?;
+        replay.lengths.push(number, wide(len));
         number = number.saturating_add(1);
         len = options.segment_len;
         bytes.clear();
@@ -193,8 +323,10 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
     let group_number = replay.group;
     bytes.extend_from_slice(&seal(number, group_number, group)?);
     write(number, &bytes, len)?;
+    replay.lengths.push(number, wide(len));
     let at = At {
-        dir: dir.clone(),
+        lengths: replay.lengths.clone(),
+        disk: Arc::clone(disk),
         log: replay.log,
         number,
         offset: bytes.len(),
@@ -208,11 +340,20 @@ fn begin(options: &Options, replay: &mut Replay, lock: File) -> Result<Journal, 
 
 /// The lines that say what was cut, and that a new epoch began. They are applied
 /// before they are written; an error after that ends the opening.
-fn epoch_group(replay: &mut Replay, clock: &Clock) -> Result<(Builder, u64), OpenError> {
+fn epoch_group(
+    replay: &mut Replay<'_>,
+    clock: &Clock,
+    restored: Option<Restored>,
+) -> Result<(Builder, u64), OpenError> {
     let first = replay.state.entries;
-    let epoch = replay.state.epoch.saturating_add(1);
+    let epoch = if planted!(EpochReused) {
+        replay.state.epoch.max(1)
+    } else {
+        replay.state.epoch.saturating_add(1)
+    };
     let now: Millis = replay.state.time_ms.max(clock());
-    let torn = replay.torn.as_ref().map(|torn| Event::Torn {
+    let torn = replay.torn.as_ref().filter(|_| !planted!(CutSilently));
+    let torn = torn.map(|torn| Event::Torn {
         segment: torn.segment,
         offset: torn.offset,
         bytes: torn.bytes,
@@ -224,7 +365,11 @@ fn epoch_group(replay: &mut Replay, clock: &Clock) -> Result<(Builder, u64), Ope
         version,
     };
     let mut builder = Builder::default();
-    for event in torn.into_iter().chain([begin]) {
+    for event in torn
+        .into_iter()
+        .chain([begin])
+        .chain(restored.map(Event::Restored))
+    {
         let entry = Entry::Event(event);
         let place = Place {
             index: replay.state.entries,
@@ -232,10 +377,11 @@ fn epoch_group(replay: &mut Replay, clock: &Clock) -> Result<(Builder, u64), Ope
             epoch,
             prev: replay.state.head,
         };
-        let encoded = lines::encode(&place, &entry, &[]).map_err(|refused| OpenError::Io {
-            what: "encode the epoch's entries".into(),
-            error: io::Error::other(refused),
-        })?;
+        let encoded =
+            lines::encode(&place, &entry, Vec::new()).map_err(|refused| OpenError::Io {
+                what: "encode the epoch's entries".into(),
+                error: io::Error::other(refused),
+            })?;
         builder.push(&encoded.line, []);
         let leaf = leaf_hash(&encoded.line);
         replay.state.apply(
@@ -251,232 +397,29 @@ fn epoch_group(replay: &mut Replay, clock: &Clock) -> Result<(Builder, u64), Ope
     Ok((builder, first))
 }
 
-fn io_error(what: &str, path: &Path, error: io::Error) -> OpenError {
+fn wide(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+pub(crate) fn io_error(what: &str, path: &Path, error: io::Error) -> OpenError {
     OpenError::Io {
         what: format!("{what} {}", path.display()),
         error,
     }
 }
 
-fn make_dir(dir: &Path) -> Result<(), OpenError> {
-    if dir.is_dir() {
+fn make_dir(disk: &dyn Disk) -> Result<(), OpenError> {
+    if disk.exists() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(|error| io_error("create", dir, error))?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => {
-            sync_dir(parent).map_err(|error| io_error("sync", parent, error))
-        }
-        _ => Ok(()),
-    }
+    let dir = disk.path();
+    disk.make().map_err(|error| io_error("create", dir, error))
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join(LOCK);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let file = file.map_err(|error| io_error("open", &path, error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(dir.to_owned())),
-        Err(error) => Err(io_error("lock", &path, error.into())),
+fn lock(disk: &dyn Disk) -> Result<Lock, OpenError> {
+    match disk.lock(LOCK) {
+        Ok(Some(lock)) => Ok(lock),
+        Ok(None) => Err(OpenError::Locked(disk.path().to_owned())),
+        Err(error) => Err(io_error("lock", &disk.path().join(LOCK), error)),
     }
-}
-
-struct Found {
-    segments: Vec<u64>,
-    /// Nothing but what opening itself leaves behind.
-    is_empty: bool,
-}
-
-fn list(dir: &Path) -> Result<Found, OpenError> {
-    let wrong = |error| io_error("read", dir, error);
-    let mut found = Found {
-        segments: Vec::new(),
-        is_empty: true,
-    };
-    for entry in fs::read_dir(dir).map_err(wrong)? {
-        let name = entry.map_err(wrong)?.file_name();
-        let name = name.to_string_lossy();
-        if let Some(number) = segment::number_of(&name) {
-            found.segments.push(number);
-        }
-        found.is_empty &= name == LOCK || name.ends_with(".seg.tmp");
-    }
-    found.segments.sort_unstable();
-    Ok(found)
-}
-
-/// The last segment as far as it is whole.
-#[derive(Default)]
-struct Tail {
-    number: u64,
-    bytes: Vec<u8>,
-    /// The file's length.
-    len: usize,
-}
-
-struct Replay<'a> {
-    dir: &'a Path,
-    log: [u8; 16],
-    state: State,
-    group: u64,
-    next_segment: u64,
-    tail: Tail,
-    torn: Option<TornTail>,
-}
-
-impl<'a> Replay<'a> {
-    fn new(dir: &'a Path) -> Self {
-        Self {
-            dir,
-            log: [0; 16],
-            state: State::default(),
-            group: 0,
-            next_segment: 0,
-            tail: Tail::default(),
-            torn: None,
-        }
-    }
-
-    fn damaged(&self, number: u64, offset: usize, what: impl Into<String>) -> OpenError {
-        OpenError::Damaged {
-            path: self.dir.join(segment::file_name(number)),
-            offset: u64::try_from(offset).unwrap_or(u64::MAX),
-            index: self.state.entries,
-            what: what.into(),
-        }
-    }
-
-    fn segment(&mut self, number: u64, last: bool) -> Result<(), OpenError> {
-        if number != self.next_segment {
-            return Err(self.damaged(self.next_segment, 0, "the segment is missing"));
-        }
-        self.next_segment = number.saturating_add(1);
-        let path = self.dir.join(segment::file_name(number));
-        let mut bytes = fs::read(&path).map_err(|error| io_error("read", &path, error))?;
-        let mut offset = 0;
-        while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
-            match Group::decode(rest) {
-                Ok(group) => {
-                    let after = rest.get(group.len()..).unwrap_or_default();
-                    if !group.entries.iter().all(|e| e.attachments_match())
-                        && last
-                        && !self.proves(after)
-                    {
-                        self.tear(number, offset, rest);
-                        break;
-                    }
-                    self.group(number, offset, &group)?;
-                    offset = offset.saturating_add(group.len());
-                }
-                // A newer layout is not damage, and must never be cut.
-                Err(error @ GroupError::Version(_)) => {
-                    return Err(self.damaged(number, offset, error.to_string()));
-                }
-                Err(error) => {
-                    if rest.iter().all(|b| *b == 0) {
-                        break;
-                    }
-                    // The first group came with the file, so it cannot be torn.
-                    let first = self.state.entries == 0;
-                    if first
-                        || !last
-                        || self.proves(rest.get(1..).unwrap_or_default())
-                        || beyond_one_group(rest)
-                    {
-                        return Err(self.damaged(number, offset, error.to_string()));
-                    }
-                    self.tear(number, offset, rest);
-                    break;
-                }
-            }
-        }
-        let len = bytes.len();
-        bytes.truncate(offset);
-        self.tail = Tail { number, bytes, len };
-        Ok(())
-    }
-
-    /// Whether a later group shows that the next entry was durable.
-    fn proves(&self, later: &[u8]) -> bool {
-        // The log's name is known from its first group only.
-        let ours = |log| self.state.entries == 0 || log == self.log;
-        let proof =
-            |group: &Group<'_>| ours(group.header.log) && group.header.durable > self.state.entries;
-        segment::find_group(later, 0, proof).is_some()
-    }
-
-    fn tear(&mut self, number: u64, offset: usize, rest: &[u8]) {
-        let end = rest
-            .iter()
-            .rposition(|b| *b != 0)
-            .map_or(0, |last| last.saturating_add(1));
-        let cut = rest.get(..end).unwrap_or(rest);
-        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        self.torn = Some(TornTail {
-            segment: number,
-            offset: wide(offset),
-            bytes: wide(cut.len()),
-            sha256: Sha256::digest(cut).into(),
-        });
-    }
-
-    fn group(&mut self, number: u64, offset: usize, group: &Group<'_>) -> Result<(), OpenError> {
-        let header = &group.header;
-        if self.state.entries == 0 {
-            self.log = header.log;
-        }
-        if header.log != self.log {
-            return Err(self.damaged(number, offset, "a group of another journal"));
-        }
-        let in_place = header.segment == number
-            && header.group == self.group
-            && header.first == self.state.entries;
-        if !in_place {
-            let what = format!(
-                "group {} with entry {} stands here",
-                header.group, header.first
-            );
-            return Err(self.damaged(number, offset, what));
-        }
-        for entry in &group.entries {
-            let line = &entry.line;
-            let follows = line.index == self.state.entries
-                && line.prev == self.state.head
-                && line.time_ms >= self.state.time_ms
-                && line.epoch >= self.state.epoch;
-            if !follows {
-                return Err(self.damaged(
-                    number,
-                    offset,
-                    "an entry that does not continue the one before",
-                ));
-            }
-            let read = lines::decode(entry).map_err(|error| OpenError::Entry {
-                index: line.index,
-                error,
-            })?;
-            let stamp = Stamp {
-                index: line.index,
-                time_ms: line.time_ms,
-                epoch: line.epoch,
-                leaf: entry.leaf,
-            };
-            self.state.apply(stamp, &read);
-        }
-        self.group = self.group.saturating_add(1);
-        Ok(())
-    }
-}
-
-/// Whether there is more than one write that stopped can have left.
-fn beyond_one_group(rest: &[u8]) -> bool {
-    rest.iter()
-        .rposition(|byte| *byte != 0)
-        .is_some_and(|last| last >= MAX_GROUP)
 }

@@ -4,17 +4,22 @@
 //! It never fails: whether an event may happen is decided before it is written,
 //! by `check`.
 
+mod approvals;
+mod by_hash;
+pub(crate) mod keep;
+pub(crate) mod partial;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
 use crate::{
-    embedded::tally::Tally,
-    event::{Answer, Entry, Event, EvidenceUse},
+    embedded::{state::by_hash::ByHash, tally::Tally},
+    event::{Entry, Event, EvidenceUse},
     model::{
         Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
-        TokenRecord, TokenState,
+        Suspension, TokenRecord, TokenState,
     },
 };
 
@@ -29,6 +34,7 @@ const ENDED_APPROVALS: usize = 1024;
 
 /// A token that can still be spent.
 #[derive(Clone)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct Outstanding {
     pub(crate) record: TokenRecord,
     /// The attempt that holds it.
@@ -50,12 +56,14 @@ impl Outstanding {
 }
 
 #[derive(Clone)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 struct Spent {
     record: SpentRecord,
     attempt: String,
 }
 
 #[derive(Clone)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 struct EvidenceKeys {
     agent: String,
     keys: HashSet<String>,
@@ -63,6 +71,7 @@ struct EvidenceKeys {
 }
 
 #[derive(Default, Clone, Copy)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct Counts {
     pub(crate) outstanding: usize,
     pub(crate) held: usize,
@@ -80,6 +89,7 @@ pub(crate) struct Stamp {
 /// Everything that decisions depend on. Tokens, spent records, attempts and
 /// evidence live for one epoch; approvals and discovered agents survive.
 #[derive(Clone, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct State {
     /// Entries so far: the next index.
     pub(crate) entries: u64,
@@ -87,26 +97,29 @@ pub(crate) struct State {
     pub(crate) head: Hash,
     pub(crate) time_ms: Millis,
     pub(crate) epoch: u64,
-    tokens: HashMap<Hash, Outstanding>,
+    tokens: ByHash<Outstanding>,
     agents: HashMap<String, Counts>,
     /// Held tokens, those held longest first.
     held: BTreeSet<(Millis, Hash)>,
-    spent: HashMap<Hash, Spent>,
+    spent: ByHash<Spent>,
     attempts: HashMap<String, Hash>,
     /// Allowed attempts of which no outcome came, and the newest allowed ones in
     /// their order, with outcome or without.
     awaited: HashSet<Arc<str>>,
     allowed: VecDeque<Arc<str>>,
     ends: BTreeSet<(Millis, Hash)>,
-    evidence: HashMap<Hash, EvidenceKeys>,
+    evidence: ByHash<EvidenceKeys>,
     evidence_ends: BTreeSet<(Millis, Hash)>,
     evidence_agents: Tally,
-    approvals: BTreeMap<String, Approval>,
+    // Shared, so that a snapshot is gathered without copying them.
+    approvals: BTreeMap<String, Arc<Approval>>,
     /// Pending and approved ones by digest, oldest first.
-    open: HashMap<Hash, Vec<String>>,
+    open: ByHash<Vec<String>>,
     open_agents: Tally,
     ended: VecDeque<String>,
     discovered: BTreeMap<String, Millis>,
+    /// Set while agents wait for an admin, after a restore.
+    pub(crate) suspended: Option<Suspension>,
     /// How often an approval or a held token changed.
     pub(crate) holds_changed: u64,
 }
@@ -161,7 +174,7 @@ impl State {
     }
 
     pub(crate) fn approval(&self, id: &str) -> Option<&Approval> {
-        self.approvals.get(id)
+        self.approvals.get(id).map(Arc::as_ref)
     }
 
     /// Pending and approved approvals of a digest, oldest first; some may be past their time.
@@ -170,7 +183,7 @@ impl State {
             .get(digest)
             .into_iter()
             .flatten()
-            .filter_map(|id| self.approvals.get(id))
+            .filter_map(|id| self.approval(id))
     }
 
     /// How many approvals are pending or approved.
@@ -184,7 +197,7 @@ impl State {
     }
 
     pub(crate) fn approvals(&self) -> impl Iterator<Item = &Approval> {
-        self.approvals.values()
+        self.approvals.values().map(Arc::as_ref)
     }
 
     pub(crate) fn discovered(&self) -> &BTreeMap<String, Millis> {
@@ -198,15 +211,18 @@ impl State {
         self.time_ms = stamp.time_ms;
         self.epoch = stamp.epoch;
         if let Entry::Event(event) = entry {
-            self.apply_event(stamp.time_ms, event);
+            self.apply_event(stamp.index, stamp.time_ms, event);
         }
         self.sweep();
     }
 
-    fn apply_event(&mut self, now: Millis, event: &Event) {
+    fn apply_event(&mut self, index: u64, now: Millis, event: &Event) {
         match event {
+            Event::Epoch { .. } if planted!(EpochKeepsTokens) => {}
             Event::Epoch { .. } => self.forget_tokens(),
-            Event::Torn { .. } | Event::ExchangeRefused { .. } => {}
+            Event::Torn { .. } | Event::ExchangeRefused { .. } | Event::Snapshot { .. } => {}
+            Event::Restored(restored) => self.restored(index, now, restored),
+            Event::Confirmed { .. } => self.suspended = None,
             Event::Issue {
                 token, evidence, ..
             } => self.issue(token, evidence),
@@ -357,7 +373,8 @@ impl State {
 
     /// Removes the token and keeps the record of its one use.
     fn spend(&mut self, hash: &Hash, attempt: &str, request_id: Option<&str>, outcome: FirstUse) {
-        let Some(gone) = self.remove_token(hash) else {
+        let kept = planted!(SpendKeepsToken).then(|| self.tokens.get(hash).cloned());
+        let Some(gone) = kept.unwrap_or_else(|| self.remove_token(hash)) else {
             return;
         };
         let until = gone.record.expires_ms.max(self.time_ms);
@@ -414,59 +431,6 @@ impl State {
             }
         }
         Some(gone)
-    }
-
-    fn open_approval(&mut self, approval: &Approval) {
-        self.open
-            .entry(approval.digest)
-            .or_default()
-            .push(approval.id.clone());
-        self.open_agents.add(&approval.agent);
-        self.approvals.insert(approval.id.clone(), approval.clone());
-        self.holds_changed += 1;
-    }
-
-    fn decide(&mut self, now: Millis, id: &str, decision: Answer, by: &str, expires_ms: Millis) {
-        let Some(approval) = self.approvals.get_mut(id) else {
-            return;
-        };
-        approval.decided_by = Some(by.to_owned());
-        approval.decided_ms = Some(now);
-        match decision {
-            Answer::Approved => {
-                approval.state = ApprovalState::Approved;
-                approval.expires_ms = expires_ms;
-                self.holds_changed += 1;
-            }
-            Answer::Denied => self.end_approval(id, ApprovalState::Denied),
-        }
-    }
-
-    fn end_approval(&mut self, id: &str, state: ApprovalState) {
-        let Some(approval) = self.approvals.get_mut(id) else {
-            return;
-        };
-        if !matches!(
-            approval.state,
-            ApprovalState::Pending | ApprovalState::Approved
-        ) {
-            return;
-        }
-        approval.state = state;
-        self.holds_changed += 1;
-        self.open_agents.remove(&approval.agent);
-        if let Some(ids) = self.open.get_mut(&approval.digest) {
-            ids.retain(|other| other != id);
-            if ids.is_empty() {
-                self.open.remove(&approval.digest);
-            }
-        }
-        self.ended.push_back(id.to_owned());
-        while self.ended.len() > ENDED_APPROVALS {
-            if let Some(oldest) = self.ended.pop_front() {
-                self.approvals.remove(&oldest);
-            }
-        }
     }
 
     /// Forgets what is past its end. A held token stays: its end was checked on entry.

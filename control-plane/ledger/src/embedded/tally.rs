@@ -4,11 +4,16 @@ use std::collections::HashMap;
 
 /// How many of something each agent has; those without are not in it.
 #[derive(Clone, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct Tally(HashMap<String, usize>);
 
 impl Tally {
     pub(crate) fn of(&self, agent: &str) -> usize {
         self.0.get(agent).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn set(&mut self, agent: &str, count: usize) {
+        self.0.insert(agent.to_owned(), count);
     }
 
     pub(crate) fn add(&mut self, agent: &str) {

@@ -19,9 +19,11 @@ use crate::{
         check::Draft,
         journal::Journal,
         queue::{Job, Queue},
+        snapshot::{Snapshot, Written},
+        snapshots::Snapshots,
         state::{Stamp, State},
     },
-    event::Entry,
+    event::{Entry, Event},
     lines::{self, Encoded, Place},
     model::{Command, Committed, Limits, RESERVED_NOTE_KINDS, Refused},
 };
@@ -35,14 +37,15 @@ const SPARE_RETRY: Duration = Duration::from_secs(1);
 
 type Answer = oneshot::Sender<Result<Committed, Refused>>;
 
+/// What turns commands into durable entries. It has no thread of its own:
+/// [`run`] drives it in the product.
 pub(crate) struct Writer {
-    pub(crate) queue: Arc<Queue>,
+    pub(crate) snapshots: Snapshots,
     pub(crate) shared: Arc<Shared>,
     pub(crate) journal: Journal,
     pub(crate) state: State,
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
-    pub(crate) fatal: Fatal,
     pub(crate) spare_tried: Instant,
 }
 
@@ -56,64 +59,105 @@ struct Group {
     answers: Vec<(Answer, Result<Committed, Refused>)>,
 }
 
-/// The journal could not be written; nobody may be answered.
-struct Failed(String);
+/// The journal could not be written; nobody may be answered, and the process
+/// must end.
+pub(crate) struct Failed(pub(crate) String);
+
+/// Drives a writer until the queue is closed and empty, or the journal fails.
+pub(crate) fn run(mut writer: Writer, queue: &Queue, fatal: &Fatal) {
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        while let Some(jobs) = queue.take(BATCH) {
+            writer.step(jobs, Instant::now())?;
+        }
+        writer.last_snapshot()
+    }));
+    match ran {
+        Ok(Ok(())) => {}
+        Ok(Err(Failed(what))) => fatal(&what),
+        Err(_) => fatal("the ledger's thread panicked"),
+    }
+    // Only tests get here after a failure.
+    queue.abandon();
+}
 
 impl Writer {
-    /// Runs until the queue is closed and empty, or the journal fails.
-    pub(crate) fn run(mut self) {
-        let queue = Arc::clone(&self.queue);
-        let fatal = Arc::clone(&self.fatal);
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(jobs) = self.queue.take(BATCH) {
-                self.batch(jobs)?;
-            }
-            Ok(())
-        }));
-        match ran {
-            Ok(Ok(())) => {}
-            Ok(Err(Failed(what))) => fatal(&what),
-            Err(_) => fatal("the ledger's thread panicked"),
-        }
-        // Only tests get here after a failure. The journal, and its lock, go with `self`.
-        queue.abandon();
-    }
-
-    fn batch(&mut self, jobs: Vec<Job>) -> Result<(), Failed> {
-        if self.journal.is_short() && self.spare_tried.elapsed() > SPARE_RETRY {
-            self.spare_tried = Instant::now();
+    /// Commits what was taken from the queue, in its order, and answers.
+    ///
+    /// # Errors
+    /// When the journal failed: the writer must not be used again.
+    pub(crate) fn step(&mut self, jobs: Vec<Job>, at: Instant) -> Result<(), Failed> {
+        if self.journal.is_short() && at.duration_since(self.spare_tried) > SPARE_RETRY {
+            self.spare_tried = at;
             self.journal.retry_spare();
         }
         let mut group = Group::default();
+        let written = self.snapshots.finished();
+        let proving = match written {
+            Some(written) => self.prove(&mut group, written)?,
+            None => None,
+        };
         for job in jobs {
-            if self.journal.is_short() && !is_essential(&job.command) {
+            let goes_on = self.goes_on(&job.command);
+            if !goes_on {
+                // Hardly any has more beside it; then the reserve is a little less.
+                let more = group.builder.len_with(audit::MAX_EVIDENCE);
+                self.journal.keep_reserve(more);
+            }
+            if self.journal.is_short() && !goes_on {
                 group.answers.push((job.answer, Err(Refused::Unavailable)));
                 continue;
             }
-            let now = self.state.time_ms.max((self.clock)());
+            if at > job.until && !is_essential(&job.command) {
+                // Its caller has given up, or will before it could use the answer.
+                group.answers.push((job.answer, Err(Refused::Unavailable)));
+                continue;
+            }
+            let last = if planted!(ClockBack) {
+                0
+            } else {
+                self.state.time_ms
+            };
+            let now = last.max((self.clock)());
             match self.stage(job.command, now) {
-                Err(refused) => group.answers.push((job.answer, Err(refused))),
+                Err(refused) => {
+                    if planted!(RefusalCounts) {
+                        self.state.entries = self.state.entries.saturating_add(1);
+                    }
+                    group.answers.push((job.answer, Err(refused)));
+                    if planted!(RefusalBeforeSync) {
+                        answer(&mut group.answers);
+                    }
+                }
                 Ok((draft, place, encoded)) => {
                     if self.make_room(&mut group, encoded.len())? {
-                        self.add(&mut group, draft, &place, &encoded, job.answer);
+                        self.add(&mut group, draft, &place, &encoded, Some(job.answer));
                     } else {
                         group.answers.push((job.answer, Err(Refused::Unavailable)));
                     }
                 }
             }
         }
-        self.finish(group)
+        self.finish(group)?;
+        if let Some(entries) = proving {
+            self.snapshots.proven(entries);
+        }
+        self.begin_snapshot();
+        Ok(())
     }
 
     fn stage(&self, command: Command, now: u64) -> Result<(Draft, Place, Encoded), Refused> {
-        let draft = self.state.check(command, now, &self.limits)?;
+        let mut draft = self.state.check(command, now, &self.limits)?;
         let place = Place {
             index: self.state.entries,
             time_ms: now,
             epoch: self.state.epoch,
-            prev: self.state.head,
+            prev: if planted!(StalePrev) {
+                self.shared.read().head
+            } else {
+                self.state.head
+            },
         };
-        let encoded = lines::encode(&place, &draft.entry, &draft.attachments)?;
+        let encoded = lines::encode(&place, &draft.entry, std::mem::take(&mut draft.attachments))?;
         if Builder::default().len_with(encoded.len()) > self.journal.segment_len() {
             return Err(Refused::TooLarge);
         }
@@ -125,7 +169,8 @@ impl Writer {
     fn make_room(&mut self, group: &mut Group, more: usize) -> Result<bool, Failed> {
         let full = group.builder.count() >= audit::group::MAX_LINES;
         let len = group.builder.len_with(more);
-        if group.builder.count() > 0 && (full || len > GROUP_LEN || len > self.journal.room()) {
+        let room = self.journal.room();
+        if group.builder.count() > 0 && (full || len > GROUP_LEN || len > room) {
             self.finish(std::mem::take(group))?;
         }
         if group.builder.len_with(more) <= self.journal.room() {
@@ -142,14 +187,12 @@ impl Writer {
         draft: Draft,
         place: &Place,
         encoded: &Encoded,
-        answer: Answer,
+        answer: Option<Answer>,
     ) {
-        if group.builder.count() == 0 {
+        if group.builder.count() == 0 && !planted!(StaleFirst) {
             group.first = place.index;
         }
-        group
-            .builder
-            .push(&encoded.line, encoded.attached.iter().map(Vec::as_slice));
+        group.builder.push(&encoded.line, encoded.salted());
         let stamp = Stamp {
             index: place.index,
             time_ms: place.time_ms,
@@ -161,27 +204,105 @@ impl Writer {
             .approval
             .and_then(|id| self.state.approval(&id).cloned());
         let committed = Committed {
-            index: place.index,
+            index: Some(place.index),
             time_ms: place.time_ms,
             approval,
         };
         group.applied.push((stamp, draft.entry));
-        group.answers.push((answer, Ok(committed)));
+        if let Some(answer) = answer {
+            group.answers.push((answer, Ok(committed)));
+        }
+    }
+
+    /// Writes the entry that proves a snapshot's file; says which, once the group
+    /// is durable. Without room it stays unproven, and another one comes.
+    fn prove(&mut self, group: &mut Group, written: Written) -> Result<Option<u64>, Failed> {
+        let event = Event::Snapshot {
+            entries: written.entries,
+            sha256: written.sha256,
+            bytes: written.bytes,
+        };
+        let draft = Draft::plain(event);
+        let place = Place {
+            index: self.state.entries,
+            time_ms: self.state.time_ms.max((self.clock)()),
+            epoch: self.state.epoch,
+            prev: self.state.head,
+        };
+        let encoded = lines::encode(&place, &draft.entry, Vec::new())
+            .map_err(|error| Failed(format!("cannot encode a snapshot's entry: {error}")))?;
+        if self.journal.is_short() || !self.make_room(group, encoded.len())? {
+            return Ok(None);
+        }
+        self.add(group, draft, &place, &encoded, None);
+        Ok(Some(written.entries))
+    }
+
+    /// Begins a snapshot of what is durable now, if one is due.
+    fn begin_snapshot(&mut self) {
+        let (entries, segment) = (self.state.entries, self.journal.segment());
+        if self.snapshots.is_due(entries, segment) && !self.journal.is_short() {
+            let snapshot = Snapshot::new(self.journal.position(), self.state.keep());
+            self.snapshots.begin(snapshot);
+        }
+    }
+
+    /// A snapshot for the next start, when enough came since the last.
+    pub(crate) fn last_snapshot(&mut self) -> Result<(), Failed> {
+        // One that is being written has the same name if nothing came since.
+        if let Some(written) = self.snapshots.wait() {
+            self.prove_alone(written)?;
+        }
+        if !self.snapshots.is_due_at_shutdown(self.state.entries) || self.journal.is_short() {
+            return Ok(());
+        }
+        let snapshot = Snapshot::new(self.journal.position(), self.state.keep());
+        match self.snapshots.write(&snapshot) {
+            Some(written) => self.prove_alone(written),
+            None => Ok(()),
+        }
+    }
+
+    /// As `prove`, in a group of its own.
+    fn prove_alone(&mut self, written: Written) -> Result<(), Failed> {
+        let mut group = Group::default();
+        let proving = self.prove(&mut group, written)?;
+        self.finish(group)?;
+        if let Some(entries) = proving {
+            self.snapshots.proven(entries);
+        }
+        Ok(())
     }
 
     /// Makes the group durable, publishes what it changed, and answers: in this order.
-    fn finish(&mut self, group: Group) -> Result<(), Failed> {
+    fn finish(&mut self, mut group: Group) -> Result<(), Failed> {
+        if planted!(AnswerBeforeSync) {
+            answer(&mut group.answers);
+        }
+        if planted!(PublishBeforeSync) {
+            self.shared.publish(&group.applied);
+            group.applied.clear();
+        }
         if group.builder.count() > 0 {
             self.journal
                 .append(group.builder, group.first)
                 .map_err(|e| Failed(format!("cannot write the journal: {e}")))?;
             self.shared.publish(&group.applied);
         }
-        for (answer, result) in group.answers {
-            // A caller that left has nothing to be told; its commit stands.
-            let _ = answer.send(result);
-        }
+        answer(&mut group.answers);
         Ok(())
+    }
+
+    /// Whether the command is taken though no further segment can be made.
+    fn goes_on(&self, command: &Command) -> bool {
+        planted!(FullTakesAll) || (is_essential(command) && !planted!(FullRefusesAll))
+    }
+}
+
+fn answer(answers: &mut Vec<(Answer, Result<Committed, Refused>)>) {
+    for (answer, result) in answers.drain(..) {
+        // A caller that left has nothing to be told; its commit stands.
+        let _ = answer.send(result);
     }
 }
 

@@ -74,10 +74,7 @@ pub fn issue(token: TokenRecord) -> Command {
         evidence_id: [3; 32],
         evidence_expires_ms: START + 3_600_000,
         policy: policy(),
-        attachments: vec![Evidence {
-            name: "proof",
-            bytes: b"e.x.change".to_vec(),
-        }],
+        attachments: vec![Evidence::new("proof", b"e.x.change")],
     }
 }
 
@@ -102,10 +99,7 @@ pub fn request() -> RequestFacts {
 
 pub fn evidence() -> Vec<Evidence> {
     ["token", "proof"]
-        .map(|name| Evidence {
-            name,
-            bytes: format!("{name}.of.it").into_bytes(),
-        })
+        .map(|name| Evidence::new(name, format!("{name}.of.it").as_bytes()))
         .to_vec()
 }
 

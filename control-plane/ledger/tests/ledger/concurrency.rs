@@ -8,14 +8,21 @@ use std::{
     time::Duration,
 };
 
-use crate::common::*;
+use crate::{
+    common::*,
+    rig::{Rig, on_both_stores},
+};
 use ledger::{Ledger, OpenError, Options, model::*};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_spends_of_one_token_exactly_one_commits() {
+on_both_stores! {
+    of_many_spends_of_one_token_exactly_one_commits,
+    of_many_uses_of_one_approval_exactly_one_commits,
+    publishing_is_announced,
+}
+
+async fn of_many_spends_of_one_token_exactly_one_commits(rig: Rig) {
     // H01 to H04, with real tasks on one ledger.
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let ledger = clock.open(dir.path());
+    let ledger = rig.open().await;
     for round in 0..40 {
         let name = format!("token {round}");
         ledger.commit(issue(token(&name))).await.unwrap();
@@ -43,16 +50,16 @@ async fn of_many_spends_of_one_token_exactly_one_commits() {
         }
         assert_eq!(spent, 1, "{name}");
     }
-    let decided = lines(dir.path())
+    let decided = rig
+        .lines(&ledger)
+        .await
         .into_iter()
-        .filter(|e| ["allow", "deny"].contains(&e.line.kind.as_str()));
+        .filter(|e| ["allow", "deny"].contains(&e.kind.as_str()));
     assert_eq!(decided.count(), 40);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_uses_of_one_approval_exactly_one_commits() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let ledger = clock.open(dir.path());
+async fn of_many_uses_of_one_approval_exactly_one_commits(rig: Rig) {
+    let ledger = rig.open().await;
     let digest = [9; 32];
     for n in 0..16 {
         let name = n.to_string();
@@ -165,10 +172,7 @@ async fn a_full_queue_refuses_and_recovers() {
         let ledger = ledger.clone();
         let mut command = issue(token(&format!("{bytes}")));
         if let Command::Issue { attachments, .. } = &mut command {
-            attachments.push(Evidence {
-                name: "token",
-                bytes: vec![b'x'; bytes],
-            });
+            attachments.push(Evidence::new("token", &vec![b'x'; bytes]));
         }
         tokio::spawn(async move { ledger.commit(command).await })
     };
@@ -216,10 +220,9 @@ async fn one_writer_only_and_none_after_shutdown() {
     assert_eq!(clock.open(dir.path()).epoch(), 2);
 }
 
-#[tokio::test]
-async fn publishing_is_announced() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let ledger = clock.open(dir.path());
+async fn publishing_is_announced(rig: Rig) {
+    let ledger = rig.open().await;
+    rig.head(&ledger).await;
     let mut follower = ledger.subscribe();
     assert_eq!(*follower.borrow_and_update(), 1);
     ledger.commit(note("config", 0)).await.unwrap();
@@ -293,7 +296,7 @@ async fn listings_follow_and_are_built_anew_when_damaged() {
         } else {
             std::fs::write(home.path().join("listings.opening"), b"").unwrap();
         }
-        let aside = home.path().join("listings.broken");
+        let aside = home.path().join(format!("listings.damaged-{START}"));
         assert!(!aside.exists());
         let (ledger, _) = Ledger::open(options()).unwrap();
         ledger.commit(issue(token(name))).await.unwrap();

@@ -1,7 +1,19 @@
 //! One caller cannot use up what all need, and nothing that is held stays for ever.
 
-use crate::common::*;
-use ledger::{Ledger, Options, model::*};
+use crate::{
+    common::*,
+    rig::{Rig, on_both_stores},
+};
+use ledger::{Ledger, model::*};
+
+on_both_stores! {
+    one_agent_cannot_take_the_approvals_of_all_others,
+    evidence_is_counted_per_agent_and_in_all_until_it_ends,
+    what_nobody_released_lapses,
+    an_outcome_is_taken_once_of_what_was_allowed,
+    followers_of_approvals_hear_of_nothing_else,
+    the_approvers_of_each_rule_survive,
+}
 
 fn of(agent: &str, name: &str) -> TokenRecord {
     TokenRecord {
@@ -10,23 +22,13 @@ fn of(agent: &str, name: &str) -> TokenRecord {
     }
 }
 
-fn with(clock: &TestClock, dir: &std::path::Path, limits: Limits) -> Ledger {
-    let options = Options {
-        limits,
-        ..clock.options(dir)
-    };
-    Ledger::open(options).unwrap().0
-}
-
-#[tokio::test]
-async fn one_agent_cannot_take_the_approvals_of_all_others() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+async fn one_agent_cannot_take_the_approvals_of_all_others(rig: Rig) {
     let limits = Limits {
         approvals_open_per_agent: 2,
         approvals_open: 3,
         ..Limits::default()
     };
-    let mut ledger = with(&clock, dir.path(), limits.clone());
+    let mut ledger = rig.open_with(limits.clone()).await;
     let ask = async |ledger: &Ledger, agent: &str, name: &str, digest: u8| {
         ledger.commit(issue(of(agent, name))).await.unwrap();
         let wanted = Approval {
@@ -48,7 +50,7 @@ async fn one_agent_cannot_take_the_approvals_of_all_others() {
 
     // Approvals survive a restart, and are counted after it.
     ledger.shutdown().await;
-    ledger = with(&clock, dir.path(), limits);
+    ledger = rig.open_with(limits).await;
     let again = ask(&ledger, "one", "h", 7).await;
     assert_eq!(again, refused("open approvals per agent"));
     ledger.commit(answer("a", [1; 32], false)).await.unwrap();
@@ -56,7 +58,7 @@ async fn one_agent_cannot_take_the_approvals_of_all_others() {
     assert_eq!(ask(&ledger, "one", "i", 7).await, Ok(()), "one has ended");
     let again = ask(&ledger, "one", "j", 8).await;
     assert_eq!(again, refused("open approvals per agent"), "a yes counts");
-    clock.set(START + 900_000);
+    rig.clock.set(START + 900_000);
     while ledger.commit(Command::ExpireApprovals).await.is_ok() {}
     let mut late = of("one", "k");
     late.expires_ms += 900_000;
@@ -66,15 +68,13 @@ async fn one_agent_cannot_take_the_approvals_of_all_others() {
     ledger.commit(hold("k", "k", wanted)).await.unwrap();
 }
 
-#[tokio::test]
-async fn evidence_is_counted_per_agent_and_in_all_until_it_ends() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+async fn evidence_is_counted_per_agent_and_in_all_until_it_ends(rig: Rig) {
     let limits = Limits {
         evidence_per_agent: 2,
         evidence_total: 3,
         ..Limits::default()
     };
-    let ledger = with(&clock, dir.path(), limits);
+    let ledger = rig.open_with(limits).await;
     let show = async |agent: &str, name: &str, id: u8, expires_ms: Millis| {
         let mut token = of(agent, name);
         token.expires_ms = expires_ms;
@@ -99,24 +99,22 @@ async fn evidence_is_counted_per_agent_and_in_all_until_it_ends() {
     assert_eq!(show("two", "e", 4, end).await, Ok(()));
     assert_eq!(show("two", "f", 5, end).await, refused("evidence"));
     // A minute past its end it is forgotten, and makes room.
-    clock.set(first + 59_999);
+    rig.clock.set(first + 59_999);
     ledger.commit(note("config", 0)).await.unwrap();
     let early = show("one", "g", 3, end).await;
     assert_eq!(early, refused("evidence per agent"));
-    clock.set(first + 60_000);
+    rig.clock.set(first + 60_000);
     ledger.commit(note("config", 1)).await.unwrap();
     assert_eq!(show("one", "h", 3, end).await, Ok(()));
     assert_eq!(show("two", "i", 5, end).await, refused("evidence"));
 }
 
-#[tokio::test]
-async fn what_nobody_released_lapses() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+async fn what_nobody_released_lapses(rig: Rig) {
     let limits = Limits {
         held_per_agent: 51,
         ..Limits::default()
     };
-    let ledger = with(&clock, dir.path(), limits.clone());
+    let ledger = rig.open_with(limits.clone()).await;
     let sweep = |held_before_ms| ledger.commit(Command::LapseOverdue { held_before_ms });
     let held = async |name: &str| {
         ledger.commit(issue(token(name))).await.unwrap();
@@ -126,7 +124,7 @@ async fn what_nobody_released_lapses() {
     for n in 0..50 {
         assert_eq!(held(&n.to_string()).await, Ok(()));
     }
-    clock.set(START + 10_000);
+    rig.clock.set(START + 10_000);
     assert_eq!(held("later").await, Ok(()));
     assert_eq!(
         held("over").await,
@@ -134,10 +132,10 @@ async fn what_nobody_released_lapses() {
     );
     let none = Err(Refused::NotOutstanding(None));
     assert_eq!(sweep(START).await, none, "none is held since before");
-    let entries = ledger.head().0;
+    let entries = rig.head(&ledger).await.0;
 
     // Long past their own ends, too.
-    clock.set(START + 60_000);
+    rig.clock.set(START + 60_000);
     sweep(START + 1).await.unwrap();
     let state = async |name: &str| {
         let found = ledger.token(&hash(name)).await.unwrap();
@@ -150,7 +148,11 @@ async fn what_nobody_released_lapses() {
     assert_eq!(left, 50 - OVERDUE_PER_ENTRY);
     sweep(START + 1).await.unwrap();
     assert_eq!(sweep(START + 1).await, none);
-    assert_eq!(ledger.head().0, entries + 2, "a refusal writes nothing");
+    assert_eq!(
+        rig.head(&ledger).await.0,
+        entries + 2,
+        "a refusal writes nothing"
+    );
     for n in 0..50 {
         let name = n.to_string();
         let first = ledger.spent(&hash(&name)).await.unwrap().unwrap();
@@ -173,24 +175,21 @@ async fn what_nobody_released_lapses() {
     let wanted = approval("apr", [1; 32]);
     ledger.commit(hold("fresh", "f", wanted)).await.unwrap();
 
-    let line = &lines(dir.path())[usize::try_from(entries).unwrap()].line;
+    let line = &rig.lines(&ledger).await[usize::try_from(entries).unwrap()];
     let named = line.body["tokens"].as_array().unwrap();
     assert_eq!(
         (line.kind.as_str(), named.len()),
         ("lapses_overdue", OVERDUE_PER_ENTRY),
         "none is cut from the line"
     );
-    let head = ledger.head();
-    ledger.shutdown().await;
-    let ledger = with(&clock, dir.path(), limits);
-    assert!(audit::verify(dir.path(), Some(head)).whole);
-    assert_eq!(ledger.head().0, head.0 + 1);
+    let head = rig.head(&ledger).await;
+    let ledger = rig.next_epoch(ledger, limits).await;
+    assert!(rig.verify(Some(head)).await.whole);
+    assert_eq!(rig.head(&ledger).await.0, head.0 + 1);
 }
 
-#[tokio::test]
-async fn an_outcome_is_taken_once_of_what_was_allowed() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let mut ledger = clock.open(dir.path());
+async fn an_outcome_is_taken_once_of_what_was_allowed(rig: Rig) {
+    let mut ledger = rig.open().await;
     let names = ["a", "b", "c", "d", "slow", "old"];
     for name in names {
         ledger.commit(issue(token(name))).await.unwrap();
@@ -224,45 +223,46 @@ async fn an_outcome_is_taken_once_of_what_was_allowed() {
         assert_eq!(first(&ledger, name).await, outcome, "{name}");
     }
     let unknown = Err(Refused::NotOutstanding(None));
-    let entries = ledger.head().0;
+    let entries = rig.head(&ledger).await.0;
     assert_eq!(ledger.commit(told("nobody", 200, false)).await, unknown);
-    assert_eq!(ledger.head().0, entries, "a proxy cannot fill the log");
+    assert_eq!(
+        rig.head(&ledger).await.0,
+        entries,
+        "a proxy cannot fill the log"
+    );
 
     // An answer may take longer than its token is remembered.
-    clock.set(START + 600_000);
+    rig.clock.set(START + 600_000);
     ledger.commit(note("config", 0)).await.unwrap();
     assert_eq!(ledger.spent(&hash("slow")).await.unwrap(), None);
     ledger.commit(told("slow", 200, false)).await.unwrap();
     assert_eq!(ledger.commit(told("slow", 200, false)).await, unknown);
 
     // But not than the epoch.
-    ledger.shutdown().await;
-    ledger = clock.open(dir.path());
+    ledger = rig.next_epoch(ledger, Limits::default()).await;
     assert_eq!(ledger.commit(told("old", 200, false)).await, unknown);
-    let bodies: Vec<_> = lines(dir.path())
+    let bodies: Vec<_> = rig
+        .lines(&ledger)
+        .await
         .into_iter()
-        .filter(|entry| entry.line.kind == "outcome")
-        .map(|entry| {
-            (
-                entry.line.body.get("not_forwarded").cloned(),
-                entry.line.body,
-            )
-        })
+        .filter(|line| line.kind == "outcome")
+        .map(|line| (line.body.get("not_forwarded").cloned(), line.body))
         .collect();
     assert_eq!(bodies.len(), 5);
     let said = |n: usize| bodies[n].0.as_ref().and_then(serde_json::Value::as_bool);
     assert_eq!([said(0), said(1), said(2)], [None, None, Some(true)]);
 }
 
-#[tokio::test]
-async fn followers_of_approvals_hear_of_nothing_else() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let ledger = clock.open(dir.path());
+async fn followers_of_approvals_hear_of_nothing_else(rig: Rig) {
+    let ledger = rig.open().await;
     let mut follower = ledger.subscribe_approvals();
     let mut heard = async |command: Command| {
+        // Whatever the last command may still make it hear of.
+        rig.settle().await;
+        follower.borrow_and_update();
         let index = ledger.commit(command).await.unwrap().index;
         let changed = follower.has_changed().unwrap();
-        if changed {
+        if let (true, Some(index)) = (changed, index) {
             assert_eq!(*follower.borrow_and_update(), index + 1);
         }
         changed
@@ -286,14 +286,12 @@ async fn followers_of_approvals_hear_of_nothing_else() {
         held_before_ms: START + 1,
     };
     assert!(heard(overdue).await, "swept");
-    clock.set(START + 900_000);
+    rig.clock.set(START + 900_000);
     assert!(heard(Command::ExpireApprovals).await, "expired");
 }
 
-#[tokio::test]
-async fn the_approvers_of_each_rule_survive() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
-    let ledger = clock.open(dir.path());
+async fn the_approvers_of_each_rule_survive(rig: Rig) {
+    let ledger = rig.open().await;
     ledger.commit(issue(token("a"))).await.unwrap();
     let mut wanted = approval("apr", [1; 32]);
     wanted.rules = vec!["two".into(), "one".into()];
@@ -301,5 +299,5 @@ async fn the_approvers_of_each_rule_survive() {
     ledger.commit(hold("a", "a", wanted.clone())).await.unwrap();
     assert_eq!(ledger.approval("apr").unwrap(), wanted);
     ledger.shutdown().await;
-    assert_eq!(clock.open(dir.path()).approval("apr").unwrap(), wanted);
+    assert_eq!(rig.open().await.approval("apr").unwrap(), wanted);
 }

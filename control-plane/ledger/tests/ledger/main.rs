@@ -9,4 +9,6 @@ mod commands;
 mod common;
 mod concurrency;
 mod fairness;
+mod postgres;
 mod recovery;
+mod rig;

@@ -1,0 +1,33 @@
+//! Maps whose keys are digests already.
+//!
+//! Hashing a SHA-256 again would cost more than the look-up. Nobody chooses these
+//! keys: they are digests of what was signed here, or by a trust domain.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+use crate::model::Hash;
+
+/// A map by digest.
+pub(crate) type ByHash<V> = HashMap<Hash, V, BuildHasherDefault<Leading>>;
+
+/// The first eight bytes of the key, as they are.
+#[derive(Default)]
+pub(crate) struct Leading(u64);
+
+impl Hasher for Leading {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(leading) = bytes.first_chunk() {
+            self.0 = u64::from_ne_bytes(*leading);
+        }
+    }
+
+    // An array's length comes first; it is always 32.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

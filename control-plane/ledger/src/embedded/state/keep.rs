@@ -1,0 +1,98 @@
+//! The part of the state that outlives an epoch: what snapshots hold.
+//!
+//! Tokens, spent records and counts of keys are not in it: every start forgets
+//! them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::State;
+use crate::model::{Approval, Hash, Millis, Suspension};
+
+/// What a start needs of all the entries before it. One state has one form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Kept {
+    pub(crate) entries: u64,
+    #[serde(with = "crate::model::hash_hex")]
+    pub(crate) head: Hash,
+    pub(crate) time_ms: Millis,
+    pub(crate) epoch: u64,
+    /// Pending and approved, by digest, those of one digest in the order of their opening.
+    pub(crate) open: Vec<Shared>,
+    /// Ended and still shown, those that ended first before.
+    pub(crate) ended: Vec<Shared>,
+    /// By name.
+    pub(crate) discovered: Vec<(String, Millis)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) suspended: Option<Suspension>,
+}
+
+/// An approval that is shared with the state it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shared(Arc<Approval>);
+
+impl Serialize for Shared {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Shared {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Approval::deserialize(from).map(|approval| Self(Arc::new(approval)))
+    }
+}
+
+impl State {
+    /// Gathers it without copying approvals: the ledger's thread does this.
+    pub(crate) fn keep(&self) -> Kept {
+        let shared = |id: &String| self.approvals.get(id).cloned().map(Shared);
+        let mut digests: Vec<&Hash> = self.open.keys().collect();
+        digests.sort_unstable();
+        Kept {
+            entries: self.entries,
+            head: self.head,
+            time_ms: self.time_ms,
+            epoch: self.epoch,
+            open: digests
+                .into_iter()
+                .filter_map(|digest| self.open.get(digest))
+                .flatten()
+                .filter_map(shared)
+                .collect(),
+            ended: self.ended.iter().filter_map(shared).collect(),
+            discovered: self
+                .discovered
+                .iter()
+                .map(|(agent, at)| (agent.clone(), *at))
+                .collect(),
+            suspended: self.suspended.clone(),
+        }
+    }
+
+    /// The state that a start goes on from.
+    pub(crate) fn from_kept(kept: Kept) -> Self {
+        let mut state = Self {
+            entries: kept.entries,
+            head: kept.head,
+            time_ms: kept.time_ms,
+            epoch: kept.epoch,
+            discovered: kept.discovered.into_iter().collect(),
+            suspended: kept.suspended,
+            ..Self::default()
+        };
+        for Shared(approval) in kept.open {
+            let ids = state.open.entry(approval.digest).or_default();
+            ids.push(approval.id.clone());
+            state.open_agents.add(&approval.agent);
+            state.approvals.insert(approval.id.clone(), approval);
+        }
+        for Shared(approval) in kept.ended {
+            state.ended.push_back(approval.id.clone());
+            state.approvals.insert(approval.id.clone(), approval);
+        }
+        state
+    }
+}

@@ -1,0 +1,41 @@
+//! What the ledger refuses to exceed.
+
+/// Named limits. The defaults are the design's.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Outstanding tokens per agent.
+    pub outstanding_per_agent: usize,
+    /// Held requests per agent.
+    pub held_per_agent: usize,
+    /// Held requests in all.
+    pub held_total: usize,
+    /// DPoP keys per piece of evidence.
+    pub keys_per_evidence: usize,
+    /// Pieces of evidence per agent whose keys are counted: each until a minute
+    /// past its end. An agent that fetches an SVID of an hour each second has 3,660.
+    pub evidence_per_agent: usize,
+    /// Pieces of evidence whose keys are counted, in all.
+    pub evidence_total: usize,
+    /// Discovered agents that are remembered.
+    pub discovered: usize,
+    /// Approvals of one agent that are pending or approved. Joining one is free.
+    pub approvals_open_per_agent: usize,
+    /// Approvals that are pending or approved, in all.
+    pub approvals_open: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            outstanding_per_agent: 1024,
+            held_per_agent: 16,
+            held_total: 1024,
+            keys_per_evidence: 16,
+            evidence_per_agent: 262_144,
+            evidence_total: 524_288,
+            discovered: 1024,
+            approvals_open_per_agent: 32,
+            approvals_open: 1024,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The log read back from the database, in its order, and verified as a journal is.
+
+use std::collections::VecDeque;
+
+use audit::{Line, Problem, Report, chain::EMPTY, leaf_hash};
+
+use super::{
+    PostgresError, PostgresOptions, draft,
+    options::Target,
+    session::Session,
+    values::{from_i64, to_i64},
+};
+use crate::{lines::Place, model::Hash};
+
+/// Groups that are read at a time.
+const GROUPS: i64 = 16;
+
+/// One entry as the database has it. Nothing of it has been verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Its index.
+    pub index: u64,
+    /// The line, without a newline.
+    pub line: Vec<u8>,
+    /// The leaf hash that the database has of it.
+    pub leaf: Hash,
+    /// The attachments' bytes in the line's order, salt first.
+    pub attached: Vec<u8>,
+}
+
+/// A connection that reads the log and changes nothing.
+pub struct LogReader {
+    session: Session,
+    next: u64,
+    read: VecDeque<LogEntry>,
+}
+
+impl std::fmt::Debug for LogReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogReader")
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+type GroupRow = (i64, i64, i64, i64, i32, Hash, Vec<u8>);
+
+impl LogReader {
+    /// Connects to the primary; the log is read from entry `from` on.
+    ///
+    /// # Errors
+    /// A [`PostgresError`] that says what was found and what to do.
+    pub async fn connect(options: &PostgresOptions, from: u64) -> Result<Self, PostgresError> {
+        let session = Session::open(&Target::new(options)?).await?;
+        Ok(Self {
+            session,
+            next: from,
+            read: VecDeque::new(),
+        })
+    }
+
+    /// How many entries have their place in the log.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn entries(&mut self) -> Result<u64, PostgresError> {
+        let entries: i64 = sqlx::query_scalar("SELECT entries FROM sequencer")
+            .fetch_one(&mut self.session.conn)
+            .await?;
+        Ok(from_i64(entries))
+    }
+
+    /// The next entry; `None` at the end, where more may come.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn next(&mut self) -> Result<Option<LogEntry>, PostgresError> {
+        if self.read.is_empty() {
+            self.fetch().await?;
+        }
+        let entry = self.read.pop_front();
+        if let Some(entry) = &entry {
+            self.next = entry.index.saturating_add(1);
+        }
+        Ok(entry)
+    }
+
+    async fn fetch(&mut self) -> Result<(), PostgresError> {
+        let groups: Vec<GroupRow> = sqlx::query_as(
+            "SELECT id, first_index, epoch, line_time_ms, count, prev, leaves FROM groups \
+             WHERE first_index >= coalesce((SELECT max(first_index) FROM groups \
+                                            WHERE first_index <= $1), 0) \
+               AND first_index + count > $1 ORDER BY first_index LIMIT $2",
+        )
+        .bind(to_i64(self.next))
+        .bind(GROUPS)
+        .fetch_all(&mut self.session.conn)
+        .await?;
+        let ids: Vec<i64> = groups.iter().map(|g| g.0).collect();
+        let rows: Vec<(i64, i32, String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+            "SELECT group_id, n, kind, head, attached FROM entries WHERE group_id = ANY($1) \
+             ORDER BY group_id, n",
+        )
+        .bind(&ids)
+        .fetch_all(&mut self.session.conn)
+        .await?;
+        for (id, first, epoch, time, _, prev, leaves) in groups {
+            let mut prev = prev;
+            let leaves: Vec<Hash> = draft::leaves_of(&leaves).collect();
+            for (_, n, kind, head, attached) in rows.iter().filter(|row| row.0 == id) {
+                let n = u64::try_from(*n).unwrap_or_default();
+                let place = Place {
+                    index: from_i64(first).saturating_add(n),
+                    time_ms: from_i64(time),
+                    epoch: from_i64(epoch),
+                    prev,
+                };
+                let at = usize::try_from(n).unwrap_or(usize::MAX);
+                let leaf = leaves.get(at).copied().unwrap_or(EMPTY);
+                prev = leaf;
+                if place.index >= self.next {
+                    self.read.push_back(LogEntry {
+                        index: place.index,
+                        line: draft::line(head, kind, &place),
+                        leaf,
+                        attached: attached.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Verifies the log in the database by the rules of a journal: canonical lines,
+/// the chain, attachments, places without a gap. With `head`, its first `head.0`
+/// entries must end in the leaf hash `head.1`. What is committed and has no place
+/// yet is not part of it.
+///
+/// # Errors
+/// When the database does not answer; what is wrong with the log is in the report.
+pub async fn verify(
+    options: &PostgresOptions,
+    head: Option<(u64, Hash)>,
+) -> Result<Report, PostgresError> {
+    let mut reader = LogReader::connect(options, 0).await?;
+    let placed = reader.entries().await?;
+    let mut checker = Checker::new(head);
+    while checker.entries < placed {
+        let Some(entry) = reader.next().await? else {
+            return Ok(checker.report(Some(Problem::Gap)));
+        };
+        if let Err(problem) = checker.check(&entry) {
+            return Ok(checker.report(Some(problem)));
+        }
+    }
+    let end = match head {
+        Some((size, _)) if size > checker.entries => Some(Problem::Cut),
+        Some((0, hash)) if hash != EMPTY => Some(Problem::Changed),
+        _ => None,
+    };
+    Ok(checker.report(end))
+}
+
+struct Checker {
+    remembered: Option<(u64, Hash)>,
+    entries: u64,
+    head: Hash,
+    time_ms: u64,
+    epoch: u64,
+}
+
+impl Checker {
+    fn new(remembered: Option<(u64, Hash)>) -> Self {
+        Self {
+            remembered,
+            entries: 0,
+            head: EMPTY,
+            time_ms: 0,
+            epoch: 0,
+        }
+    }
+
+    fn check(&mut self, entry: &LogEntry) -> Result<(), Problem> {
+        let line = Line::decode(&entry.line).map_err(|_| Problem::Changed)?;
+        match line.index.cmp(&self.entries) {
+            std::cmp::Ordering::Less => return Err(Problem::Reordered),
+            std::cmp::Ordering::Greater => return Err(Problem::Gap),
+            std::cmp::Ordering::Equal => {}
+        }
+        let leaf = leaf_hash(&entry.line);
+        let falls = line.time_ms < self.time_ms || line.epoch < self.epoch;
+        if leaf != entry.leaf || line.prev != self.head || falls {
+            return Err(Problem::Changed);
+        }
+        let mut rest = entry.attached.as_slice();
+        for named in &line.attachments {
+            let len = usize::try_from(named.len).unwrap_or(usize::MAX);
+            let (salted, after) = rest.split_at_checked(len).ok_or(Problem::Changed)?;
+            if !named.matches(salted) {
+                return Err(Problem::Changed);
+            }
+            rest = after;
+        }
+        let remembered = self.remembered;
+        let size = self.entries.saturating_add(1);
+        if !rest.is_empty() || remembered.is_some_and(|(n, hash)| n == size && hash != leaf) {
+            return Err(Problem::Changed);
+        }
+        self.entries = size;
+        self.head = leaf;
+        self.time_ms = line.time_ms;
+        self.epoch = line.epoch;
+        Ok(())
+    }
+
+    fn report(&self, problem: Option<Problem>) -> Report {
+        Report {
+            whole: problem.is_none(),
+            entries: self.entries,
+            head: format!("{}:{}", self.entries, hex::encode(self.head)),
+            problem,
+            index: problem.map(|_| self.entries),
+        }
+    }
+}

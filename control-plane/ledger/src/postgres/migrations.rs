@@ -1,0 +1,21 @@
+//! The tables, and how older ones are brought up to date.
+
+use sqlx::{
+    SqlSafeStr as _,
+    migrate::{Migration, MigrationType},
+};
+
+/// Each is applied once, in order, and its digest is kept: none is ever changed.
+pub(crate) fn migrations() -> Vec<Migration> {
+    [(
+        1,
+        "ledger",
+        include_str!("../../migrations/0001_ledger.sql"),
+    )]
+    .into_iter()
+    .map(|(version, name, sql)| {
+        let sql = sql.into_sql_str();
+        Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+    })
+    .collect()
+}

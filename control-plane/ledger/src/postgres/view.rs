@@ -1,0 +1,257 @@
+//! What a replica keeps in memory of the database, for showing and for waking who
+//! waits: it may be a moment behind. No decision rests on it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use sqlx::{PgConnection, Row as _};
+
+use super::{
+    PostgresError, draft,
+    sequencer::Head,
+    values::{from_i64, to_i64},
+};
+use crate::{
+    embedded::listing::ListedEntry,
+    event::Entry,
+    lines::Place,
+    model::{Approval, ApprovalState, Hash, Millis, Suspension},
+};
+
+/// Approvals that ended and are still shown.
+const ENDED: usize = 1024;
+/// The newest entries, which pages list.
+const LISTED: usize = 512;
+
+#[derive(Default)]
+pub(crate) struct View {
+    /// With the version that it had.
+    approvals: BTreeMap<String, (i64, Approval)>,
+    discovered: BTreeMap<String, Millis>,
+    /// What was polled up to.
+    version: i64,
+    pub(crate) suspended: Option<Suspension>,
+    pub(crate) head: Head,
+    /// The latest ledger time that is known here.
+    pub(crate) time_ms: Millis,
+    pub(crate) epoch: u64,
+    listed: VecDeque<ListedEntry>,
+}
+
+/// What a poll brought.
+#[derive(Default)]
+pub(crate) struct News {
+    approvals: Vec<(i64, Approval)>,
+    discovered: Vec<(i64, String, Millis)>,
+    suspended: Option<Suspension>,
+    head: Head,
+    epoch: u64,
+    listed: Vec<ListedEntry>,
+}
+
+/// What the news changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) entries: bool,
+    pub(crate) approvals: bool,
+}
+
+impl View {
+    pub(crate) fn approval(&self, id: &str) -> Option<&Approval> {
+        self.approvals.get(id).map(|(_, approval)| approval)
+    }
+
+    pub(crate) fn approvals(&self) -> impl Iterator<Item = &Approval> {
+        self.approvals.values().map(|(_, approval)| approval)
+    }
+
+    /// The newest approval of a digest that may be used at `now`.
+    pub(crate) fn usable(&self, digest: &Hash, now: Millis) -> Option<&Approval> {
+        let usable = |a: &&Approval| {
+            a.digest == *digest && a.state == ApprovalState::Approved && a.expires_ms > now
+        };
+        let found = self.approvals().filter(usable);
+        found.max_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)))
+    }
+
+    pub(crate) fn discovered(&self) -> &BTreeMap<String, Millis> {
+        &self.discovered
+    }
+
+    pub(crate) fn listing(&self, before: u64, limit: usize) -> Vec<ListedEntry> {
+        let older = self.listed.iter().rev().filter(|e| e.index < before);
+        older.take(limit).cloned().collect()
+    }
+
+    /// Takes in what this replica itself committed.
+    pub(crate) fn committed(
+        &mut self,
+        time_ms: Millis,
+        approvals: impl Iterator<Item = (i64, Approval)>,
+        discovered: &[(String, Millis)],
+        confirmed: bool,
+    ) {
+        self.time_ms = self.time_ms.max(time_ms);
+        for (version, approval) in approvals {
+            self.put(version, approval);
+        }
+        self.discovered.extend(discovered.iter().cloned());
+        if confirmed {
+            self.suspended = None;
+        }
+    }
+
+    fn put(&mut self, version: i64, approval: Approval) -> bool {
+        let known = self.approvals.get(&approval.id);
+        if known.is_some_and(|(known, _)| *known >= version) {
+            return false;
+        }
+        self.approvals
+            .insert(approval.id.clone(), (version, approval));
+        true
+    }
+
+    /// Takes in what a poll brought.
+    pub(crate) fn merge(&mut self, news: News) -> Changed {
+        let mut changed = Changed {
+            entries: news.head.entries > self.head.entries,
+            approvals: false,
+        };
+        for (version, approval) in news.approvals {
+            self.version = self.version.max(version);
+            changed.approvals |= self.put(version, approval);
+        }
+        for (version, agent, at) in news.discovered {
+            self.version = self.version.max(version);
+            self.discovered.insert(agent, at);
+        }
+        self.forget();
+        self.suspended = news.suspended;
+        if changed.entries {
+            self.head = news.head;
+        }
+        self.time_ms = self.time_ms.max(news.head.time_ms);
+        self.epoch = news.epoch;
+        let newest = self.listed.back().map(|e| e.index);
+        let fresh = news.listed.into_iter().filter(|e| Some(e.index) > newest);
+        self.listed.extend(fresh);
+        let over = self.listed.len().saturating_sub(LISTED);
+        self.listed.drain(..over);
+        changed
+    }
+
+    /// Those that ended first are forgotten first.
+    fn forget(&mut self) {
+        let open =
+            |a: &Approval| matches!(a.state, ApprovalState::Pending | ApprovalState::Approved);
+        let ended = self.approvals.values().filter(|(_, a)| !open(a));
+        let mut ended: Vec<(i64, String)> = ended.map(|(v, a)| (*v, a.id.clone())).collect();
+        if ended.len() > ENDED {
+            ended.sort_unstable();
+            let over = ended.len() - ENDED;
+            for (_, id) in ended.into_iter().take(over) {
+                self.approvals.remove(&id);
+            }
+        }
+    }
+
+    pub(crate) fn since(&self) -> Since {
+        Since {
+            version: self.version,
+            entries: self.head.entries,
+        }
+    }
+}
+
+/// From where on a poll asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Since {
+    version: i64,
+    entries: u64,
+}
+
+/// Asks the primary what is new.
+///
+/// # Errors
+/// When it does not answer, or what it holds is of another version.
+pub(crate) async fn poll(conn: &mut PgConnection, since: Since) -> Result<News, PostgresError> {
+    let row = sqlx::query(
+        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms FROM meta m, sequencer s",
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    let suspended: Option<Vec<u8>> = row.try_get(1)?;
+    let mut news = News {
+        epoch: from_i64(row.try_get(0)?),
+        suspended: suspended
+            .map(|json| serde_json::from_slice(&json))
+            .transpose()?,
+        head: Head {
+            entries: from_i64(row.try_get(2)?),
+            leaf: row.try_get(3)?,
+            time_ms: from_i64(row.try_get(4)?),
+        },
+        ..News::default()
+    };
+    let approvals: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, record FROM approvals WHERE version > $1 ORDER BY version")
+            .bind(since.version)
+            .fetch_all(&mut *conn)
+            .await?;
+    for (version, record) in approvals {
+        news.approvals
+            .push((version, serde_json::from_slice(&record)?));
+    }
+    let discovered: Vec<(i64, String, i64)> = sqlx::query_as(
+        "SELECT version, agent, at_ms FROM discovered WHERE version > $1 ORDER BY version",
+    )
+    .bind(since.version)
+    .fetch_all(&mut *conn)
+    .await?;
+    news.discovered = discovered
+        .into_iter()
+        .map(|(version, agent, at)| (version, agent, from_i64(at)))
+        .collect();
+    if news.head.entries > since.entries {
+        news.listed = listed(conn, since.entries, news.head.entries).await?;
+    }
+    Ok(news)
+}
+
+/// The newest entries of those from `from` to `to`.
+async fn listed(
+    conn: &mut PgConnection,
+    from: u64,
+    to: u64,
+) -> Result<Vec<ListedEntry>, PostgresError> {
+    let kept = u64::try_from(LISTED).unwrap_or(u64::MAX);
+    let from = from.max(to.saturating_sub(kept));
+    let rows: Vec<(i64, i64, String, Vec<u8>)> = sqlx::query_as(
+        "SELECT g.first_index + e.n, g.line_time_ms, e.kind, e.head \
+         FROM (SELECT id, first_index, line_time_ms FROM groups \
+               WHERE first_index > $1 - 4096 AND first_index < $2 ) g \
+         JOIN entries e ON e.group_id = g.id \
+         WHERE g.first_index + e.n >= $1 AND g.first_index + e.n < $2 ORDER BY 1",
+    )
+    .bind(to_i64(from))
+    .bind(to_i64(to))
+    .fetch_all(conn)
+    .await?;
+    let mut listed = Vec::with_capacity(rows.len());
+    for (index, time, kind, head) in rows {
+        let place = Place {
+            index: from_i64(index),
+            time_ms: from_i64(time),
+            epoch: 0,
+            prev: [0; 32],
+        };
+        let line = audit::Line::decode(&draft::line(&head, &kind, &place))
+            .map_err(|error| PostgresError::Content(format!("entry {index}: {error}")))?;
+        listed.push(ListedEntry {
+            index: place.index,
+            time_ms: place.time_ms,
+            kind,
+            agent: Entry::agent_of(&line.body).map(str::to_owned),
+        });
+    }
+    Ok(listed)
+}

@@ -1,0 +1,131 @@
+//! The runs: seeds without a bug, and each bug until it is found.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::sim::{
+    Broken, Invariant,
+    bugs::{self, BUGS, Bug},
+    world::{Counts, World},
+};
+
+/// Things that happen in one run.
+const EVENTS: usize = 36;
+
+/// One seed. What broke, if anything did, with what happened until then when it
+/// is wanted.
+fn run(seed: u64, trace: bool) -> (Result<Counts, Broken>, Vec<String>) {
+    let mut world = World::new(seed, trace);
+    let result = (0..EVENTS)
+        .try_for_each(|_| world.event())
+        .and_then(|()| world.end())
+        .map(|()| world.counts);
+    (result, world.trace.unwrap_or_default())
+}
+
+/// A seed from outside.
+pub(crate) fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Runs seeds on all processors. Returns the first that broke something.
+fn search(from: u64, to: u64, bug: Option<Bug>) -> (Option<(u64, Broken)>, Counts) {
+    let next = AtomicU64::new(from);
+    let found: Mutex<Option<(u64, Broken)>> = Mutex::new(None);
+    let total = Mutex::new(Counts::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                bugs::with(bug, || {
+                    let mut own = Counts::default();
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::SeqCst);
+                        if seed >= to {
+                            break;
+                        }
+                        match run(seed, false).0 {
+                            Ok(counts) => own.add(&counts),
+                            Err(broken) => {
+                                next.store(to, Ordering::SeqCst);
+                                let mut found = found.lock().unwrap();
+                                if found.as_ref().is_none_or(|(first, _)| seed < *first) {
+                                    *found = Some((seed, broken));
+                                }
+                            }
+                        }
+                    }
+                    total.lock().unwrap().add(&own);
+                });
+            });
+        }
+    });
+    (found.into_inner().unwrap(), total.into_inner().unwrap())
+}
+
+/// Fails with what is needed to see it again.
+fn explain(seed: u64, bug: Option<Bug>, broken: &Broken) -> ! {
+    let (_, trace) = bugs::with(bug, || run(seed, true));
+    panic!(
+        "seed {seed} broke {:?}: {}\n{}\nrun it again with WRIT_SIM_SEED={seed}",
+        broken.0,
+        broken.1,
+        trace.join("\n")
+    );
+}
+
+#[test]
+fn seeds_hold_every_invariant() {
+    if let Some(seed) = setting("WRIT_SIM_SEED") {
+        let (result, trace) = run(seed, true);
+        println!("{}", trace.join("\n"));
+        result.unwrap();
+        return;
+    }
+    let seeds = setting("WRIT_SIM_SEEDS").unwrap_or(2_000);
+    let began = Instant::now();
+    let (found, counts) = search(0, seeds, None);
+    if let Some((seed, broken)) = found {
+        explain(seed, None, &broken);
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{seeds} seeds in {seconds:.1} s, {:.0} a second: {counts:?}",
+        seeds as f64 / seconds
+    );
+    counts.are_worth_it(seeds);
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let most = 10_000;
+    let only = std::env::var("WRIT_SIM_BUG").ok();
+    let mut found: HashMap<Invariant, usize> = HashMap::new();
+    let mut missed = Vec::new();
+    for (bug, expected) in BUGS {
+        if only
+            .as_ref()
+            .is_some_and(|only| *only != format!("{bug:?}"))
+        {
+            continue;
+        }
+        match search(0, most, Some(*bug)).0 {
+            Some((seed, broken)) => {
+                println!("{bug:?}: seed {seed}, {:?}: {}", broken.0, broken.1);
+                if !expected.contains(&broken.0) {
+                    missed.push(format!("{bug:?} was found as {broken:?}"));
+                }
+                *found.entry(broken.0).or_default() += 1;
+            }
+            None => missed.push(format!("{bug:?} was not found in {most} seeds")),
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+    assert!(BUGS.len() >= 20);
+}

@@ -1,0 +1,7 @@
+//! What is true of the store on PostgreSQL alone, on a real server.
+
+mod faults;
+mod proxy;
+mod replicas;
+pub mod server;
+mod settings;

@@ -1,0 +1,373 @@
+//! Two replicas and one database.
+
+use std::time::{Duration, Instant};
+
+use ledger::{Ledger, model::*};
+use sqlx::Connection as _;
+
+use super::server::{Database, Server};
+use crate::{
+    common::*,
+    rig::{Home, Rig},
+};
+
+fn database(rig: &Rig) -> Database {
+    match &rig.home {
+        Home::Postgres(database) => database.clone(),
+        Home::Files(_) => panic!("the rig has no database"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_replicas_one_wins_each_token() {
+    // H01, H03.
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let limits = Limits {
+        outstanding_per_agent: 2_000,
+        ..Limits::default()
+    };
+    let (one, two) = (
+        rig.open_with(limits.clone()).await,
+        rig.open_with(limits).await,
+    );
+    let tokens = 1_000;
+    let issuing: Vec<_> = (0..tokens)
+        .map(|n| {
+            let ledger = if n % 2 == 0 { one.clone() } else { two.clone() };
+            tokio::spawn(async move { ledger.commit(issue(token(&format!("t{n}")))).await })
+        })
+        .collect();
+    for issued in issuing {
+        issued.await.unwrap().unwrap();
+    }
+    let spending: Vec<_> = (0..tokens)
+        .flat_map(|n| [(n, one.clone(), "one"), (n, two.clone(), "two")])
+        .map(|(n, ledger, replica)| {
+            tokio::spawn(async move {
+                let attempt = format!("{replica}-{n}");
+                (
+                    n,
+                    ledger.commit(allow(&format!("t{n}"), &attempt, None)).await,
+                )
+            })
+        })
+        .collect();
+    let mut won = vec![0; tokens];
+    for spent in spending {
+        match spent.await.unwrap() {
+            (n, Ok(_)) => won[n] += 1,
+            (_, Err(Refused::NotOutstanding(Some(first)))) => {
+                assert_eq!(first.outcome, FirstUse::Unknown);
+            }
+            (n, Err(other)) => panic!("t{n}: {other:?}"),
+        }
+    }
+    assert!(won.iter().all(|times| *times == 1), "{won:?}");
+    let head = rig.head(&one).await;
+    assert_eq!(head.0, 1 + 2 * tokens as u64);
+    let report = rig.verify(Some(head)).await;
+    assert!(report.whole && report.entries == head.0, "{report:?}");
+    let lines = rig.lines(&one).await;
+    let allowed = lines.iter().filter(|line| line.kind == "allow").count();
+    assert_eq!(allowed, tokens);
+    // A token is spent after it was issued, in the log too.
+    let mut issued = std::collections::HashSet::new();
+    for line in &lines {
+        match line.kind.as_str() {
+            "issue" => {
+                issued.insert(line.body["token"]["token_hash"].clone());
+            }
+            "allow" => assert!(issued.contains(&line.body["token"]["hash"])),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn limits_hold_over_replicas() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let limits = Limits {
+        outstanding_per_agent: 10,
+        held_total: 7,
+        held_per_agent: 7,
+        evidence_total: 5,
+        approvals_open: 3,
+        discovered: 4,
+        ..Limits::default()
+    };
+    let replicas = [
+        rig.open_with(limits.clone()).await,
+        rig.open_with(limits).await,
+    ];
+    let race = async |make: &dyn Fn(usize) -> Command, count: usize| {
+        let tasks: Vec<_> = (0..count)
+            .map(|n| {
+                let (ledger, command) = (replicas[n % 2].clone(), make(n));
+                tokio::spawn(async move { ledger.commit(command).await })
+            })
+            .collect();
+        let mut done = 0;
+        for task in tasks {
+            match task.await.unwrap() {
+                Ok(_) => done += 1,
+                Err(Refused::Limit(_)) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        done
+    };
+    assert_eq!(race(&|n| issue(token(&format!("o{n}"))), 40).await, 10);
+    let mut issued = Vec::new();
+    for n in 0..40 {
+        let name = format!("o{n}");
+        if replicas[0].token(&hash(&name)).await.unwrap().is_some() {
+            issued.push(name);
+        }
+    }
+    assert_eq!(issued.len(), 10);
+    let evidence = |n: usize| {
+        let mut command = issue(TokenRecord {
+            agent: format!("spiffe://writ.example/agent/{n}"),
+            ..token(&format!("e{n}"))
+        });
+        if let Command::Issue { evidence_id, .. } = &mut command {
+            *evidence_id = hash(&format!("evidence {n}"));
+        }
+        command
+    };
+    assert_eq!(race(&evidence, 40).await, 4, "one is counted already");
+    let held = |n: usize| {
+        let name = &issued[n];
+        hold(
+            name,
+            name,
+            approval(&format!("apr{n}"), [u8::try_from(n % 3).unwrap(); 32]),
+        )
+    };
+    assert_eq!(race(&held, 10).await, 7);
+    for ledger in &replicas {
+        wait(|| ledger.approvals().len() == 3).await;
+    }
+    let discover = |n: usize| Command::Discover {
+        agent: format!("new {n}"),
+    };
+    assert_eq!(race(&discover, 20).await, 4);
+}
+
+async fn wait(mut until: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !until() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "it took too long"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_approval_wakes_a_hold_on_another_replica() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let (holder, decider) = (rig.open().await, rig.open().await);
+    let digest = [7; 32];
+    holder.commit(issue(token("a"))).await.unwrap();
+    holder
+        .commit(hold("a", "1", approval("apr", digest)))
+        .await
+        .unwrap();
+    wait(|| decider.approval("apr").is_some()).await;
+    let mut slowest = Duration::ZERO;
+    rig.settle().await;
+    let mut changes = holder.subscribe_approvals();
+    changes.borrow_and_update();
+    let asked = Instant::now();
+    decider.commit(answer("apr", digest, true)).await.unwrap();
+    while holder.approval("apr").unwrap().state != ApprovalState::Approved {
+        changes.changed().await.unwrap();
+        slowest = asked.elapsed();
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    }
+    eprintln!("another replica heard of it after {slowest:?}");
+    holder
+        .commit(allow("a", "1", Some(("apr", digest))))
+        .await
+        .unwrap();
+    wait(|| decider.approval("apr").unwrap().state == ApprovalState::Consumed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_start_forgets_nothing_and_another_timeline_everything() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let one = rig.open().await;
+    for name in ["a", "b"] {
+        one.commit(issue(token(name))).await.unwrap();
+    }
+    one.commit(hold("b", "b", approval("apr", [1; 32])))
+        .await
+        .unwrap();
+    let two = rig.open().await;
+    assert_eq!((one.epoch(), two.epoch()), (1, 1));
+    two.commit(allow("a", "1", None)).await.unwrap();
+    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Pending);
+    one.shutdown().await;
+
+    two.commit(issue(token("c"))).await.unwrap();
+    let two = rig.next_epoch(two, Limits::default()).await;
+    assert_eq!(two.epoch(), 2);
+    for name in ["a", "b", "c"] {
+        let late = two.commit(allow(name, name, None)).await;
+        assert_eq!(late, Err(Refused::NotOutstanding(None)), "{name}");
+    }
+    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Pending);
+    assert_eq!(two.suspended(), None);
+    let head = rig.head(&two).await;
+    assert!(rig.verify(Some(head)).await.whole);
+    let epochs: Vec<u64> = rig
+        .lines(&two)
+        .await
+        .iter()
+        .map(|line| line.epoch)
+        .collect();
+    assert_eq!(epochs, [1, 1, 1, 1, 1, 1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn tables_that_stand_elsewhere_are_a_restore() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let one = rig.open().await;
+    one.commit(issue(token("a"))).await.unwrap();
+    one.commit(hold("a", "a", approval("apr", [1; 32])))
+        .await
+        .unwrap();
+    one.shutdown().await;
+    let elsewhere = "UPDATE meta SET identity = 'another server'";
+    database(&rig).run(elsewhere).await;
+    let two = rig.open().await;
+    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Expired);
+    let suspended = two.suspended().unwrap();
+    assert_eq!(two.commit(issue(token("b"))).await, Err(Refused::Suspended));
+    let confirm = Command::ConfirmRestore {
+        restored: suspended.index,
+        by: "admin".into(),
+    };
+    two.commit(confirm.clone()).await.unwrap();
+    assert_eq!(two.commit(confirm).await, Err(Refused::AttemptKnown));
+    assert_eq!(two.suspended(), None);
+    two.commit(issue(token("b"))).await.unwrap();
+    let kinds: Vec<String> = rig.lines(&two).await.into_iter().map(|l| l.kind).collect();
+    let end = &kinds[3..];
+    assert_eq!(end, ["epoch", "restored", "confirmed", "issue"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_lost_the_lease_cannot_write() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let database = database(&rig);
+    let ledger = rig.open().await;
+    ledger.commit(issue(token("a"))).await.unwrap();
+    rig.head(&ledger).await;
+    // Another takes the lease while this one believes that it has it.
+    let mut other = database.connect().await;
+    let mut taking = other.begin().await.unwrap();
+    sqlx::raw_sql(
+        "UPDATE sequencer SET fence = fence + 1, holder = '\\x00', \
+         until = clock_timestamp() + interval '1 hour'",
+    )
+    .execute(&mut *taking)
+    .await
+    .unwrap();
+    ledger.commit(allow("a", "1", None)).await.unwrap();
+    // It waits for the row; then it finds that it is not the one.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    taking.commit().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ledger.commit(outcome("1", 200)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(database.count("SELECT entries FROM sequencer").await, 2);
+    let waiting = "SELECT count(*) FROM groups WHERE first_index IS NULL";
+    assert_eq!(database.count(waiting).await, 2);
+    // When the other's time is over, it has it again.
+    database.run("UPDATE sequencer SET until = 'epoch'").await;
+    let head = rig.head(&ledger).await;
+    assert_eq!(head.0, 4);
+    assert!(rig.verify(Some(head)).await.whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_changed_in_the_database_is_found() {
+    let Some(server) = Server::shared() else {
+        return;
+    };
+    for (change, problem) in [
+        (
+            "UPDATE entries SET head = head || ' ' WHERE group_id = 3",
+            audit::Problem::Changed,
+        ),
+        (
+            "UPDATE entries SET attached = '\\x00' WHERE group_id = 2",
+            audit::Problem::Changed,
+        ),
+        (
+            "DELETE FROM entries WHERE group_id = 3",
+            audit::Problem::Gap,
+        ),
+        ("DELETE FROM groups WHERE id = 2", audit::Problem::Gap),
+        (
+            "DELETE FROM groups WHERE id = 3; UPDATE sequencer SET entries = 2",
+            audit::Problem::Cut,
+        ),
+    ] {
+        let rig = Rig {
+            clock: TestClock::new(),
+            home: Home::Postgres(server.database().await),
+        };
+        let ledger = rig.open().await;
+        ledger.commit(issue(token("a"))).await.unwrap();
+        ledger.commit(allow("a", "1", None)).await.unwrap();
+        let head = rig.head(&ledger).await;
+        ledger.shutdown().await;
+        let lines = "SELECT count(*) FROM log l JOIN groups g ON g.first_index = l.index \
+                     WHERE l.leaf = sha256('\\x00'::bytea || convert_to(l.line, 'UTF8'))";
+        assert_eq!(
+            database(&rig).count(lines).await,
+            3,
+            "the view has the lines"
+        );
+        assert!(rig.verify(Some(head)).await.whole);
+        database(&rig).run(change).await;
+        let report = rig.verify(Some(head)).await;
+        assert_eq!(report.problem, Some(problem), "{change}: {report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn listings_are_of_the_newest_entries() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let (one, two): (Ledger, Ledger) = (rig.open().await, rig.open().await);
+    one.commit(issue(token("a"))).await.unwrap();
+    one.commit(allow("a", "1", None)).await.unwrap();
+    for ledger in [&one, &two] {
+        wait(|| ledger.listing(None, 10).len() == 3).await;
+        let listed = ledger.listing(None, 2);
+        let of: Vec<_> = listed
+            .iter()
+            .map(|e| (e.index, e.kind.as_str(), e.agent.as_deref()))
+            .collect();
+        assert_eq!(of, [(2, "allow", Some(AGENT)), (1, "issue", Some(AGENT))]);
+        assert_eq!(ledger.listing(Some(1), 10).len(), 1);
+    }
+}

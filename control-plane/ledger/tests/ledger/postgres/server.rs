@@ -1,0 +1,300 @@
+//! A real PostgreSQL server for tests: found, never fetched.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection as _, PgConnection, Row as _};
+
+/// Who a server runs as when the tests are root's, which it refuses to be.
+const NOBODY: u32 = 65_534;
+
+/// The directory with `postgres` and `initdb`: the one that WRIT_POSTGRES names (or
+/// its `bin`), a system's, or the one that `cargo xtask test` put under `target`.
+fn bin() -> Option<PathBuf> {
+    let has = |dir: PathBuf| dir.join("initdb").exists().then_some(dir);
+    if let Some(named) = std::env::var_os("WRIT_POSTGRES") {
+        let named = PathBuf::from(named);
+        let found = has(named.join("bin")).or_else(|| has(named.clone()));
+        assert!(
+            found.is_some(),
+            "WRIT_POSTGRES is {}: there is no initdb",
+            named.display()
+        );
+        return found;
+    }
+    let children = |dir: &Path| -> Vec<PathBuf> {
+        let mut found: Vec<_> = fs::read_dir(dir)
+            .map(|entries| entries.flatten().map(|e| e.path()).collect())
+            .unwrap_or_default();
+        found.sort();
+        found.reverse();
+        found
+    };
+    let system = children(Path::new("/usr/lib/postgresql"));
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let fetched = children(&target).into_iter().filter(|dir| {
+        dir.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("postgres-"))
+    });
+    system
+        .into_iter()
+        .chain(fetched)
+        .find_map(|dir| has(dir.join("bin")))
+}
+
+/// Whether the tests may go without a server.
+fn is_required() -> bool {
+    std::env::var_os("WRIT_REQUIRE_POSTGRES").is_some()
+        || std::env::var("CI").is_ok_and(|ci| ci == "true")
+}
+
+/// A data directory with its server, on a socket of its own. The server ends with
+/// this process, however that ends.
+pub struct Server {
+    home: tempfile::TempDir,
+    bin: PathBuf,
+    running: Option<Child>,
+    databases: AtomicU64,
+}
+
+impl Server {
+    /// The one that tests share, each with a database of its own. `None`, loudly,
+    /// where there is no PostgreSQL and the tests may go without.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(&[])).as_ref()
+    }
+
+    /// One of a test's own, with more settings.
+    pub fn start(settings: &[&str]) -> Option<Self> {
+        let Some(bin) = bin() else {
+            assert!(
+                !is_required(),
+                "no PostgreSQL: name the directory with its bin/ in WRIT_POSTGRES"
+            );
+            eprintln!(
+                "\nSKIPPED: {} needs PostgreSQL; run `cargo xtask test`, or name the directory \
+                 with its bin/ in WRIT_POSTGRES\n",
+                std::thread::current().name().unwrap_or("this test")
+            );
+            return None;
+        };
+        let home = tempfile::Builder::new()
+            .prefix("writ-pg")
+            .tempdir()
+            .unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let mut server = Self {
+            home,
+            bin,
+            running: None,
+            databases: AtomicU64::new(0),
+        };
+        let made = server
+            .command("initdb")
+            .args([
+                "-U",
+                "writ",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-D",
+            ])
+            .arg(server.data())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let mut conf = fs::OpenOptions::new()
+            .append(true)
+            .open(server.data().join("postgresql.conf"))
+            .unwrap();
+        writeln!(
+            conf,
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 200\n\
+             shared_buffers = 64MB\nmax_wal_size = 4GB\n{}",
+            server.home.path().display(),
+            settings.join("\n")
+        )
+        .unwrap();
+        server.run();
+        Some(server)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// The directory of its socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.current_dir(self.home.path());
+        as_nobody(&mut command);
+        command
+    }
+
+    /// Starts the server. A shell watches it, and stops it when this process, which
+    /// holds the other end of its input, is gone.
+    fn run(&mut self) {
+        // The reader runs in the background, where the shell gives it no input of its own.
+        let watch = "exec 3<&0; \"$0\" -D \"$1\" & server=$!; \
+                     (read -r _; kill -QUIT $server) <&3 & wait $server";
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.home.path().join("log"))
+            .unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", watch])
+            .arg(self.bin.join("postgres"))
+            .arg(self.data())
+            .current_dir(self.home.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log);
+        as_nobody(&mut command);
+        self.running = Some(command.spawn().unwrap());
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let ready = self
+                .command("pg_isready")
+                .args(["-q", "-h"])
+                .arg(self.socket_dir())
+                .status();
+            if ready.is_ok_and(|status| status.success()) {
+                return;
+            }
+            let log = || fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+            assert!(
+                Instant::now() < until,
+                "the server does not start: {}",
+                log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn pid(&self) -> rustix::process::Pid {
+        let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let pid = text.lines().next().unwrap().parse().unwrap();
+        rustix::process::Pid::from_raw(pid).unwrap()
+    }
+
+    /// SIGKILL, as a crash; then the server starts again and recovers.
+    pub fn crash_and_restart(&mut self) {
+        let pid = self.pid();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        if let Some(mut shell) = self.running.take() {
+            shell.wait().unwrap();
+        }
+        // Its children end when they see that it is gone, and let go of its memory.
+        let until = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(200));
+            let id = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+            let shared = id
+                .lines()
+                .nth(6)
+                .and_then(|l| l.split_whitespace().nth(1).map(str::to_owned));
+            let in_use = shared.is_some_and(|id| {
+                let listed = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+                listed.lines().any(|line| {
+                    let columns: Vec<&str> = line.split_whitespace().collect();
+                    columns.get(1) == Some(&id.as_str()) && columns.get(6) != Some(&"0")
+                })
+            });
+            if !in_use {
+                break;
+            }
+        }
+        self.run();
+    }
+
+    /// A database of its own for a test: its URL.
+    pub async fn database(&self) -> Database {
+        let n = self.databases.fetch_add(1, Ordering::SeqCst);
+        let name = format!("test_{}_{n}", std::process::id());
+        let mut conn = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        // Copied by files, which is quicker where nothing else is at it.
+        let sql = format!("CREATE DATABASE {name}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&mut conn)
+            .await
+            .unwrap();
+        Database {
+            url: self.url(&name),
+            name,
+        }
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        format!(
+            "postgres://writ@localhost/{database}?host={}",
+            self.socket_dir().display()
+        )
+    }
+}
+
+fn as_nobody(command: &mut Command) {
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut shell) = self.running.take() {
+            drop(shell.stdin.take());
+            let _ = shell.wait();
+        }
+    }
+}
+
+/// A test's database.
+#[derive(Clone)]
+pub struct Database {
+    pub url: String,
+    pub name: String,
+}
+
+impl Database {
+    /// A plain connection beside the ledger's.
+    pub async fn connect(&self) -> PgConnection {
+        PgConnection::connect(&self.url).await.unwrap()
+    }
+
+    pub async fn run(&self, sql: &str) {
+        let mut conn = self.connect().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&mut conn)
+            .await
+            .unwrap();
+    }
+
+    pub async fn count(&self, sql: &str) -> i64 {
+        let mut conn = self.connect().await;
+        let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .fetch_all(&mut conn)
+            .await
+            .unwrap();
+        rows.first().unwrap().get(0)
+    }
+}
