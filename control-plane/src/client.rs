@@ -48,6 +48,8 @@ pub enum ClientError {
         reason: String,
         /// What to do.
         description: String,
+        /// What the endpoint calls this exchange; its journal entry has it.
+        request_id: String,
     },
     /// The request could not be sent, so nothing happened.
     #[error("the proxy can't be reached: {0}; nothing was sent")]
@@ -252,6 +254,7 @@ impl Agent {
             error: text("error"),
             reason: text("reason"),
             description: text("error_description"),
+            request_id: text("request_id"),
         })
     }
 

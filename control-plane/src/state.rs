@@ -51,7 +51,7 @@ pub struct Core {
 pub enum Standing {
     /// Registered and active.
     Active,
-    /// Registered, but not active.
+    /// Registered, but not active, or suspended since a restore.
     Inactive,
     /// Not in the registry.
     Unknown,
@@ -68,13 +68,14 @@ impl Core {
     /// What the registry says of this agent.
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {
+        let suspended = self.ledger.suspended().is_some();
         match self
             .config
             .agents
             .iter()
             .find(|known| known.spiffe_id == agent)
         {
-            Some(known) if known.active => Standing::Active,
+            Some(known) if known.active && !suspended => Standing::Active,
             Some(_) => Standing::Inactive,
             None => Standing::Unknown,
         }

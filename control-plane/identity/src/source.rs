@@ -180,6 +180,11 @@ impl Source {
 /// When the Workload API doesn't answer within 5 s or refuses.
 pub async fn fetch_jwt_svid(socket: &Path, audience: &str) -> Result<String, SourceError> {
     let socket = absolute(socket)?;
+    // The crate's own word for this says nothing of the file.
+    if let Err(error) = std::fs::metadata(&socket) {
+        let reason = error.to_string();
+        return Err(SourceError::Unavailable { socket, reason });
+    }
     let fetch = async {
         let client = WorkloadApiClient::connect(Endpoint::Unix(socket.clone())).await?;
         client.fetch_jwt_token([audience], None).await

@@ -9,6 +9,7 @@
 //! Cedar skips a policy that errors, a `forbid` included. Here any diagnostic
 //! denies.
 
+mod lift;
 mod load;
 mod model;
 

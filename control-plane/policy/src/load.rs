@@ -1,6 +1,6 @@
 //! Reading policy texts: all problems at once, each with file and line.
 
-use crate::{Demand, Policies, model::SCHEMA, wants_human};
+use crate::{Demand, Policies, lift, model::SCHEMA, wants_human};
 use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,74 +67,71 @@ fn line_at(text: &str, offset: usize) -> usize {
         .count()
 }
 
+/// A rule, and where it stands.
+struct Rule {
+    policy: Policy,
+    file: String,
+    line: usize,
+}
+
+impl Rule {
+    fn error(&self, message: String) -> LoadError {
+        LoadError {
+            file: self.file.clone(),
+            line: self.line,
+            message,
+        }
+    }
+}
+
 pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policies, Vec<LoadError>> {
     let mut errors = Vec::new();
-    let mut found: Vec<(Policy, String)> = Vec::new();
+    let mut rules = Vec::new();
     for source in sources {
-        read(source, &mut found, &mut errors);
+        read(source, &mut rules, &mut errors);
     }
     let mut demands = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for (policy, file) in &found {
-        if !seen.insert(policy.id().clone()) {
-            errors.push(LoadError {
-                file: file.clone(),
-                line: 0,
-                message: format!(
-                    "two rules have the id `{}`; give each its own @id",
-                    policy.id()
-                ),
-            });
+    // Of two rules with one id only the first can be looked at any further.
+    let mut single = Vec::new();
+    for rule in &rules {
+        let id = rule.policy.id();
+        if seen.insert(id.clone()) {
+            single.push(rule);
+        } else {
+            errors.push(rule.error(format!(
+                "two rules have the id `{id}`; give each its own @id"
+            )));
         }
-        for (name, _) in policy.annotations() {
-            let lifts = matches!(name, "approvers" | "quorum" | "ttl");
-            if !lifts && !matches!(name, "id" | "reason") {
-                errors.push(LoadError {
-                    file: file.clone(),
-                    line: 0,
-                    message: format!("rule `{}`: @{name} means nothing here", policy.id()),
-                });
-            } else if lifts && !wants_human(policy) {
-                let message = format!(
-                    "rule `{}`: @{name} is for a `forbid` with @approvers; here it would be ignored",
-                    policy.id()
-                );
-                errors.push(LoadError {
-                    file: file.clone(),
-                    line: 0,
-                    message,
-                });
+        annotations(rule, &mut errors);
+        if wants_human(&rule.policy) {
+            if !lift::can_be_lifted(&rule.policy) {
+                errors.push(rule.error(format!(
+                    "rule `{id}`: no approval could lift it; write `unless {{ context.approvals.contains(\"{id}\") }}`, with the rule's own id"
+                )));
             }
-        }
-        if wants_human(policy) {
-            match demand(policy, approvers) {
+            match demand(&rule.policy, approvers) {
                 Ok(demand) => {
-                    demands.insert(policy.id().clone(), demand);
+                    demands.insert(id.clone(), demand);
                 }
-                Err(message) => errors.push(LoadError {
-                    file: file.clone(),
-                    line: 0,
-                    message,
-                }),
+                Err(message) => errors.push(rule.error(message)),
             }
         }
     }
-    let (schema, _) = Schema::from_cedarschema_str(SCHEMA).map_err(|error| {
-        vec![LoadError {
-            file: "built-in schema".into(),
-            line: 0,
-            message: error.to_string(),
-        }]
-    })?;
+    let (schema, _) = Schema::from_cedarschema_str(SCHEMA)
+        .map_err(|error| vec![elsewhere("built-in schema", &error)])?;
+    let policies = || single.iter().map(|rule| rule.policy.clone());
+    let all = set(policies())?;
+    let without_holds = set(policies().filter(|policy| !wants_human(policy)))?;
+    validate(&schema, &all, &single, sources, &mut errors);
     if !errors.is_empty() {
+        let place = |error: &LoadError| {
+            let file = sources.iter().position(|source| source.name == error.file);
+            (file, error.line)
+        };
+        errors.sort_by_key(place);
         return Err(errors);
     }
-    let all = set(found.iter().map(|(policy, _)| policy.clone()))?;
-    let without_holds = set(found
-        .iter()
-        .map(|(policy, _)| policy.clone())
-        .filter(|policy| !wants_human(policy)))?;
-    validate(&schema, &all, &found)?;
     let methods = schema
         .actions()
         .map(|action| action.id().unescaped().to_owned())
@@ -148,13 +145,39 @@ pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policie
     })
 }
 
+fn elsewhere(place: &str, error: &dyn fmt::Display) -> LoadError {
+    LoadError {
+        file: place.to_owned(),
+        line: 0,
+        message: error.to_string(),
+    }
+}
+
+/// Annotations that mean nothing where they stand.
+fn annotations(rule: &Rule, errors: &mut Vec<LoadError>) {
+    let policy = &rule.policy;
+    let id = policy.id();
+    for (name, _) in policy.annotations() {
+        let lifts = matches!(name, "approvers" | "quorum" | "ttl");
+        if !lifts && !matches!(name, "id" | "reason") {
+            errors.push(rule.error(format!("rule `{id}`: @{name} means nothing here")));
+        } else if lifts && !wants_human(policy) {
+            errors.push(rule.error(if name == "approvers" {
+                format!("rule `{id}`: @approvers on a `permit` would be ignored; write it on the `forbid` that a person may lift")
+            } else {
+                format!("rule `{id}`: @{name} without @approvers would be ignored; it belongs to a `forbid` that a person may lift")
+            }));
+        }
+    }
+}
+
 /// Parses one file and names each policy by its `@id`, else by file and number.
-fn read(source: &Source, found: &mut Vec<(Policy, String)>, errors: &mut Vec<LoadError>) {
+fn read(source: &Source, rules: &mut Vec<Rule>, errors: &mut Vec<LoadError>) {
     let parsed = match PolicySet::from_str(&source.text) {
         Ok(parsed) => parsed,
         Err(problems) => {
             for problem in problems.iter() {
-                let offset = miette_offset(problem);
+                let offset = offset_of(problem);
                 errors.push(LoadError {
                     file: source.name.clone(),
                     line: offset.map_or(0, |offset| line_at(&source.text, offset)),
@@ -172,25 +195,40 @@ fn read(source: &Source, found: &mut Vec<(Policy, String)>, errors: &mut Vec<Loa
                 .into(),
         });
     }
+    let mut taken = BTreeSet::new();
     for policy in parsed.policies() {
+        // The rule's own text, as it stands in the file.
+        let text = policy.to_string();
+        let offset = source
+            .text
+            .match_indices(&text)
+            .map(|(at, _)| at)
+            .find(|at| taken.insert(*at));
+        let line = offset.map_or(0, |at| line_at(&source.text, at));
         let id = match policy.annotation("id") {
             Some(id) if !id.is_empty() && id.len() <= 128 => id.to_owned(),
             Some(_) => {
                 errors.push(LoadError {
                     file: source.name.clone(),
-                    line: 0,
+                    line,
                     message: "an @id has 1 to 128 characters".into(),
                 });
                 continue;
             }
             None => format!("{}#{}", source.name, policy.id()),
         };
-        found.push((policy.new_id(PolicyId::new(id)), source.name.clone()));
+        rules.push(Rule {
+            policy: policy.new_id(PolicyId::new(id)),
+            file: source.name.clone(),
+            line,
+        });
     }
+    // The parser hands them out in no order of the file's.
+    rules.sort_by_key(|rule| (rule.file != source.name, rule.line));
 }
 
-fn miette_offset(problem: &cedar_policy::ParseError) -> Option<usize> {
-    use miette::Diagnostic;
+/// Where a problem is, in bytes from the file's beginning.
+fn offset_of(problem: &dyn miette::Diagnostic) -> Option<usize> {
     problem
         .labels()
         .and_then(|mut labels| labels.next())
@@ -261,36 +299,34 @@ fn seconds(text: &str) -> Option<u64> {
 }
 
 fn set(policies: impl Iterator<Item = Policy>) -> Result<PolicySet, Vec<LoadError>> {
-    PolicySet::from_policies(policies).map_err(|error| {
-        vec![LoadError {
-            file: "policies".into(),
-            line: 0,
-            message: error.to_string(),
-        }]
-    })
+    PolicySet::from_policies(policies).map_err(|error| vec![elsewhere("policies", &error)])
 }
 
 fn validate(
     schema: &Schema,
     all: &PolicySet,
-    found: &[(Policy, String)],
-) -> Result<(), Vec<LoadError>> {
+    rules: &[&Rule],
+    sources: &[Source],
+    errors: &mut Vec<LoadError>,
+) {
     let result = Validator::new(schema.clone()).validate(all, ValidationMode::Strict);
-    let errors: Vec<LoadError> = result
-        .validation_errors()
-        .map(|error| LoadError {
-            file: found
-                .iter()
-                .find(|(policy, _)| policy.id() == error.policy_id())
-                .map_or_else(|| "policies".to_owned(), |(_, file)| file.clone()),
-            line: 0,
+    for error in result.validation_errors() {
+        let Some(rule) = rules
+            .iter()
+            .find(|rule| rule.policy.id() == error.policy_id())
+        else {
+            errors.push(elsewhere("policies", error));
+            continue;
+        };
+        let within = offset_of(error).and_then(|offset| {
+            let source = sources.iter().find(|source| source.name == rule.file)?;
+            Some(line_at(&source.text, offset))
+        });
+        errors.push(LoadError {
+            file: rule.file.clone(),
+            line: within.unwrap_or(rule.line),
             message: error.to_string(),
-        })
-        .collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(errors)
+        });
     }
 }
 

@@ -203,6 +203,92 @@ fn load_errors_name_file_line_and_remedy() {
 }
 
 #[test]
+fn a_rule_that_nobody_could_lift_is_refused() {
+    let rule = |unless: &str| {
+        format!(
+            "@id(\"ask\") @approvers(\"platform\")\nforbid(principal, action, resource) {unless};"
+        )
+    };
+    let never = [
+        "",
+        "unless { resource.path == \"/\" }",
+        "unless { context.approvals.contains(\"asked\") }",
+        "unless { context.approvals.containsAll([\"other\"]) }",
+        "unless { context[\"approvals\"].contains(\"ASK\") }",
+    ];
+    for unless in never {
+        let errors = load(&rule(unless)).expect_err(unless);
+        assert_eq!(errors.len(), 1, "{unless}: {errors:?}");
+        let said = errors[0].to_string();
+        assert!(said.starts_with("test.cedar:1: rule `ask`"), "{said}");
+        assert!(
+            said.contains("context.approvals.contains(\"ask\")"),
+            "{said}"
+        );
+    }
+    let sometimes = [
+        "unless { context.approvals.contains(\"ask\") }",
+        "unless { context.approvals.contains(\"other\") && context.approvals.contains(\"ask\") }",
+        "unless { [\"ask\"] == context.approvals }",
+        "when { !context.approvals.contains(\"ask\") }",
+        "unless { context.approvals.contains(context.path) }",
+    ];
+    for unless in sometimes {
+        assert!(load(&rule(unless)).is_ok(), "{unless}");
+    }
+}
+
+#[test]
+fn every_problem_comes_at_once_in_the_order_of_the_lines() {
+    let text = "
+permit(principal, action, resource)
+when { resource.colour == \"red\" };
+
+@approvers(\"platform\")
+permit(principal, action, resource);
+
+@id(\"a\") @approvers(\"nobody\")
+forbid(principal, action, resource)
+unless { context.approvals.contains(\"a\") };
+
+@id(\"a\")
+permit(principal, action, resource)
+when { context.nothing };
+
+permit(principal, action == Writ::Action::\"BREW\", resource);
+";
+    let errors = load(text).unwrap_err();
+    let lines: Vec<usize> = errors.iter().map(|error| error.line).collect();
+    assert!(lines.is_sorted() && !lines.contains(&0), "{errors:?}");
+    for (line, word) in [
+        (3, "colour"),
+        (5, "on a `permit`"),
+        (8, "nobody"),
+        (12, "own @id"),
+        (16, "BREW"),
+    ] {
+        let hit = |error: &LoadError| error.line == line && error.message.contains(word);
+        assert!(errors.iter().any(hit), "{line} {word}: {errors:?}");
+    }
+    // What is wrong in one file hides nothing in another.
+    let sources = [
+        "permit(",
+        "permit(principal, action, resource) when { resource.x };",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .zip(["one.cedar", "two.cedar"])
+    .map(|(text, name)| Source {
+        name: name.into(),
+        text,
+    })
+    .collect::<Vec<_>>();
+    let errors = Policies::load(&sources, &[]).unwrap_err();
+    let files: Vec<&str> = errors.iter().map(|error| error.file.as_str()).collect();
+    assert_eq!(files, ["one.cedar", "two.cedar"], "{errors:?}");
+}
+
+#[test]
 fn what_policies_see_has_the_schema_s_shape() {
     let (schema, _) = cedar_policy::Schema::from_cedarschema_str(SCHEMA).unwrap();
     let approved = BTreeSet::from(["ask-first".to_owned()]);

@@ -4,7 +4,7 @@
 use crate::state::Core;
 use crate::web::{Activity, Desk, DeskError, ProxyView};
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Command, Hash, Refused};
+use ledger::model::{Approval, ApprovalState, Command, Hash, Refused, Suspension};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +70,24 @@ impl ApprovalDesk {
     }
 }
 
+impl ApprovalDesk {
+    // There are no roles yet: the admin is whom login links are for.
+    async fn confirmed(&self, restored: u64, by: String) -> Result<(), DeskError> {
+        if by != self.core.config.server.login_as {
+            return Err(DeskError::NotAdmin);
+        }
+        let command = Command::ConfirmRestore { restored, by };
+        match self.core.ledger.commit(command).await {
+            Ok(_) => Ok(()),
+            Err(Refused::AttemptKnown) => Err(DeskError::NotSuspended),
+            Err(error) => {
+                tracing::error!(%error, "the confirmation of a restore could not be recorded");
+                Err(DeskError::Unavailable)
+            }
+        }
+    }
+}
+
 impl Desk for ApprovalDesk {
     fn list(&self) -> Vec<Approval> {
         self.core.ledger.approvals()
@@ -88,6 +106,15 @@ impl Desk for ApprovalDesk {
     ) -> BoxFuture<'_, Result<Approval, DeskError>> {
         let (id, by) = (id.to_owned(), by.to_owned());
         Box::pin(async move { self.decided(&id, digest, approve, &by).await })
+    }
+
+    fn suspended(&self) -> Option<Suspension> {
+        self.core.ledger.suspended()
+    }
+
+    fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>> {
+        let by = by.to_owned();
+        Box::pin(async move { self.confirmed(restored, by).await })
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {

@@ -35,7 +35,7 @@ pub struct Issuer {
         env = "WRIT_ISSUER",
         default_value = "http://127.0.0.1:8480"
     )]
-    issuer: String,
+    pub(super) issuer: String,
 }
 
 /// Approvals.
@@ -167,7 +167,7 @@ fn http() -> Result<reqwest::Client, String> {
 }
 
 /// A path of the issuer's, spoken to with this user's session.
-async fn with_session(
+pub(super) async fn with_session(
     issuer: &str,
     method: reqwest::Method,
     path: &str,
@@ -316,6 +316,9 @@ impl Login {
 }
 
 async fn logout(issuer: &str) -> Result<String, String> {
+    if !session_file(issuer)?.exists() {
+        return Ok(format!("not signed in to {issuer}"));
+    }
     let ended = with_session(issuer, reqwest::Method::DELETE, "/api/v1/session", None).await;
     let file = session_file(issuer)?;
     std::fs::remove_file(&file)
@@ -343,6 +346,11 @@ impl Status {
                 other => other.to_string(),
             })
         };
+        if let Some(entries) = text("/suspended/entries") {
+            println!(
+                "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
+            );
+        }
         println!("version   {}", text("/version").unwrap_or_default());
         println!("filter    {}", text("/module_sha256").unwrap_or_default());
         println!(

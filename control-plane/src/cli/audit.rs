@@ -1,6 +1,8 @@
 //! `writ audit`: reads the journal's files and trusts nothing else.
 
+use super::print::nobody_reads;
 use super::{FAILED, REFUSED, fail};
+use ::ledger::postgres::{LogReader, PostgresOptions};
 use audit::chain::Hash;
 use audit::reader::Reader;
 use audit::verify::{Problem, Report, verify};
@@ -18,7 +20,8 @@ pub enum Audit {
         after_help = "Exit codes: 0 whole, 1 damaged, 2 unreadable.\nA cut at the end shows only against a head that was kept elsewhere: keep what this prints, and give it to --head next time.\n\nExample:\n  writ audit verify /var/lib/writ/journal --head 1042:9f86d0…"
     )]
     Verify {
-        /// The audit directory
+        /// The audit directory, or the URL of the database that holds the log
+        #[arg(value_name = "DIR")]
         dir: PathBuf,
         /// A remembered head, as printed by an earlier run
         #[arg(long, value_name = "SIZE:HASH", value_parser = parse_head)]
@@ -29,7 +32,8 @@ pub enum Audit {
     },
     /// Print entries as they are appended, one JSON line each
     Tail {
-        /// The audit directory
+        /// The audit directory, or the URL of the database that holds the log
+        #[arg(value_name = "DIR")]
         dir: PathBuf,
         /// Start with the last N entries
         #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
@@ -40,7 +44,7 @@ pub enum Audit {
     },
 }
 
-fn parse_head(text: &str) -> Result<(u64, Hash), String> {
+pub(super) fn parse_head(text: &str) -> Result<(u64, Hash), String> {
     let wrong = || format!("`{text}` is not SIZE:HASH, the hash being 64 hexadecimal digits");
     let (size, hash) = text.split_once(':').ok_or_else(wrong)?;
     let size = size.parse().map_err(|_| wrong())?;
@@ -54,7 +58,14 @@ impl Audit {
     pub async fn run(self) -> ExitCode {
         match self {
             Self::Verify { dir, head, json } => {
-                let report = verify(&dir, head);
+                let report = match database(&dir) {
+                    Some(Ok(options)) => match ::ledger::postgres::verify(&options, head).await {
+                        Ok(report) => report,
+                        Err(error) => return fail(&error.to_string()),
+                    },
+                    Some(Err(error)) => return fail(&error),
+                    None => verify(&dir, head),
+                };
                 if json {
                     match serde_json::to_string(&report) {
                         Ok(text) => println!("{text}"),
@@ -73,12 +84,16 @@ impl Audit {
                 dir,
                 last,
                 no_follow,
-            } => tail(&dir, last, !no_follow).await,
+            } => match database(&dir) {
+                Some(Ok(options)) => tail_database(&options, last, !no_follow).await,
+                Some(Err(error)) => fail(&error),
+                None => tail(&dir, last, !no_follow).await,
+            },
         }
     }
 }
 
-fn say(dir: &str, report: &Report, against: bool) {
+pub(super) fn say(dir: &str, report: &Report, against: bool) {
     let entries = report.entries;
     if report.whole {
         println!("whole: {entries} entries");
@@ -88,6 +103,10 @@ fn say(dir: &str, report: &Report, against: bool) {
                 "A cut at the end shows only against a remembered head: keep this one elsewhere."
             );
         }
+        return;
+    }
+    if matches!(report.problem, Some(Problem::Unreadable) | None) {
+        eprintln!("writ: {}", unreadable(dir, report.index));
         return;
     }
     let at = report
@@ -103,15 +122,82 @@ fn say(dir: &str, report: &Report, against: bool) {
             "reordered: an entry stands in another place than its own, or twice"
         }
         Some(Problem::Gap) => "gap: entries are missing before others",
-        Some(Problem::Unreadable) | None => {
-            "unreadable: there is no log that this program can read"
-        }
+        // Said above.
+        Some(Problem::Unreadable) | None => return,
     };
     println!("damaged: {dir}: {what}{at}");
     println!(
         "{entries} entries before it are whole, head {}",
         report.head
     );
+}
+
+/// Why nothing could be judged: that is no damage.
+fn unreadable(dir: &str, index: Option<u64>) -> String {
+    if let Some(index) = index {
+        return format!(
+            "can't read `{dir}` from entry {index} on: its format is newer than this program's"
+        );
+    }
+    let files = match std::fs::read_dir(dir) {
+        Ok(files) => files,
+        Err(error) => return format!("can't read `{dir}`: {error}"),
+    };
+    let segments = files.flatten().map(|file| file.path()).filter(|path| {
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        path.extension().is_some_and(|it| it == "seg") && stem != Some("spare")
+    });
+    let mut some = false;
+    for path in segments {
+        some = true;
+        if let Err(error) = std::fs::File::open(&path) {
+            return format!("can't read `{}`: {error}", path.display());
+        }
+    }
+    if some {
+        format!("can't read the journal in `{dir}`")
+    } else {
+        format!("there is no journal in `{dir}`")
+    }
+}
+
+/// What to connect to, where the argument is a database's URL. Reading needs no
+/// promise of a standby, and loopback is as good as it was for who wrote.
+fn database(dir: &std::path::Path) -> Option<Result<PostgresOptions, String>> {
+    let url = dir
+        .to_str()
+        .filter(|text| ::ledger::postgres::is_url(text))?;
+    Some(super::store_url(url).map(|url| PostgresOptions {
+        plaintext_loopback: true,
+        ..PostgresOptions::new(url, std::sync::Arc::new(|| 0))
+    }))
+}
+
+async fn tail_database(options: &PostgresOptions, last: usize, follow: bool) -> ExitCode {
+    let last = u64::try_from(last).unwrap_or(u64::MAX);
+    let opened = async {
+        let entries = LogReader::connect(options, 0).await?.entries().await?;
+        LogReader::connect(options, entries.saturating_sub(last)).await
+    };
+    let mut reader = match opened.await {
+        Ok(reader) => reader,
+        Err(error) => return fail(&error.to_string()),
+    };
+    loop {
+        match reader.next().await {
+            Ok(Some(entry)) => {
+                let line = String::from_utf8_lossy(&entry.line).into_owned();
+                if !print(&mut [line].into()) {
+                    return ExitCode::SUCCESS;
+                }
+            }
+            Ok(None) if follow && !nobody_reads() => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(error) => return fail(&error.to_string()),
+        }
+    }
 }
 
 async fn tail(dir: &std::path::Path, last: usize, follow: bool) -> ExitCode {
@@ -136,7 +222,7 @@ async fn tail(dir: &std::path::Path, last: usize, follow: bool) -> ExitCode {
             }
             Ok(None) => {
                 at_end = true;
-                if !print(&mut kept) || !follow {
+                if !print(&mut kept) || !follow || nobody_reads() {
                     return ExitCode::SUCCESS;
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,6 +1,6 @@
 //! `writ call` and `writ token`.
 
-use super::{FAILED, REFUSED, fail, plain, refuse};
+use super::{REFUSED, fail, plain, refuse};
 use crate::client::{Agent, Answer, ClientError};
 use clap::Args;
 use serde_json::Value;
@@ -197,7 +197,9 @@ impl Call {
                 Ok(Some(body))
             }
             Some(data) => match data.strip_prefix('@') {
-                Some(file) => Ok(Some(std::fs::read(file).map_err(read)?)),
+                Some(file) => Ok(Some(std::fs::read(file).map_err(|error| {
+                    ClientError::Usage(format!("can't read the body from `{file}`: {error}"))
+                })?)),
                 None => Ok(Some(data.as_bytes().to_vec())),
             },
         }
@@ -220,12 +222,8 @@ impl Call {
             return refuse(&refusal(answer.status, problem));
         }
         let mut out = std::io::stdout().lock();
-        if out
-            .write_all(&answer.body)
-            .and_then(|()| out.flush())
-            .is_err()
-        {
-            return ExitCode::from(FAILED);
+        if let Err(error) = out.write_all(&answer.body).and_then(|()| out.flush()) {
+            super::print::gone(&error);
         }
         if ok {
             return ExitCode::SUCCESS;
@@ -287,15 +285,22 @@ fn failed(error: &ClientError, json: bool) -> ExitCode {
             error,
             reason,
             description,
+            request_id,
         } = error
     {
         println!(
             "{}",
-            serde_json::json!({ "status": null, "error": error, "reason": reason, "detail": description })
+            serde_json::json!({ "status": null, "error": error, "reason": reason, "detail": description, "request_id": request_id })
         );
     }
     match error {
-        ClientError::Exchange { .. } => refuse(&plain(&error.to_string())),
+        ClientError::Exchange { request_id, .. } => {
+            let mut text = plain(&error.to_string());
+            if !request_id.is_empty() {
+                text.push_str(&format!("\n  request: {}", plain(request_id)));
+            }
+            refuse(&text)
+        }
         _ => fail(&plain(&error.to_string())),
     }
 }

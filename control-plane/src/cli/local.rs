@@ -59,7 +59,10 @@ pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, 
     };
     let stream = tokio::net::UnixStream::connect(socket)
         .await
-        .map_err(|error| gone(&error))?;
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::PermissionDenied => not_for_us(socket),
+            _ => gone(&error),
+        })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| gone(&error))?;
@@ -82,4 +85,42 @@ pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, 
         .to_bytes();
     let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     Ok((status, value))
+}
+
+/// Who may use a socket that this user may not.
+fn not_for_us(socket: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let shown = socket.display();
+    let Ok(found) = std::fs::metadata(socket) else {
+        return format!("this user may not look for `{shown}`: its directory is closed to it");
+    };
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let group = group_name(&groups, found.gid()).map_or_else(
+        || format!("the group {}", found.gid()),
+        |name| format!("the group `{name}`"),
+    );
+    format!(
+        "`{shown}` is for {group}, which this user is not in; root adds people to it, and never an agent"
+    )
+}
+
+/// The name that `/etc/group` has for a gid.
+fn group_name(groups: &str, gid: u32) -> Option<String> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::group_name;
+
+    #[test]
+    fn a_group_is_found_by_its_number() {
+        let groups = "root:x:0:\nbroken\nwrit:x:981:ann,ben\n";
+        assert_eq!(group_name(groups, 981).as_deref(), Some("writ"));
+        assert_eq!(group_name(groups, 98), None);
+    }
 }

@@ -1,9 +1,13 @@
 //! The command line. Data goes to stdout, messages to stderr. Exit codes: 0 done,
 //! 1 refused or damaged, 2 could not be done or misused.
 
+#[macro_use]
+mod print;
+
 mod approvals;
 mod audit;
 mod call;
+mod ledger;
 mod local;
 mod policy;
 
@@ -50,6 +54,17 @@ enum Command {
         #[command(subcommand)]
         command: audit::Audit,
     },
+    /// The ledger's journal: look at it, verify it, restore it
+    Ledger {
+        #[command(subcommand)]
+        command: ledger::Ledger,
+    },
+    /// Try to open listings, for `writ serve`
+    #[command(name = crate::serve::probe::SUBCOMMAND, hide = true)]
+    ProbeListings {
+        /// Their directory
+        dir: PathBuf,
+    },
     /// Policy
     Policy {
         #[command(subcommand)]
@@ -67,6 +82,9 @@ struct Serve {
         default_value = "/etc/writ/writ.toml"
     )]
     config: PathBuf,
+    /// A PostgreSQL database that holds the log, in place of ledger.store; a password goes into the file that PGPASSFILE names
+    #[arg(long, value_name = "URL", env = "WRIT_STORE", hide_env_values = true, value_parser = store_url)]
+    store: Option<String>,
     /// Say as JSON in FILE (mode 0600) where everything is, once it answers
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -124,6 +142,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Login(login) => login.run().await,
         Command::Status(status) => status.run().await,
         Command::Audit { command } => command.run().await,
+        Command::Ledger { command } => command.run().await,
+        Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
         Command::Policy { command } => command.run(),
     }
 }
@@ -131,12 +151,13 @@ async fn run(command: Command) -> ExitCode {
 async fn run_serve(serve: Serve) -> ExitCode {
     log_to_stderr(serve.log_json);
     if serve.check {
-        return policy::check_config(&serve.config);
+        return policy::check_config(crate::config::Config::read_to_serve(&serve.config));
     }
     let options = crate::serve::ServeOptions {
         config: serve.config,
         ready_file: serve.ready_file,
         print_login: serve.login_link,
+        store: serve.store,
     };
     match crate::serve::serve(options).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -144,9 +165,30 @@ async fn run_serve(serve: Serve) -> ExitCode {
     }
 }
 
+/// A database's URL as an argument: arguments are everybody's to read.
+pub(crate) fn store_url(text: &str) -> Result<String, String> {
+    if !::ledger::postgres::is_url(text) {
+        return Err("it does not begin with postgres://".into());
+    }
+    if ::ledger::postgres::has_password(text) {
+        return Err(
+            "it has a password in it, which every process may read: name a file in PGPASSFILE"
+                .into(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
 fn log_to_stderr(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WRIT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let wanted = std::env::var("WRIT_LOG")
+        .ok()
+        .filter(|text| !text.is_empty());
+    let parsed = wanted.map(|text| text.parse::<tracing_subscriber::EnvFilter>());
+    let (filter, problem) = match parsed {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => ("info".into(), Some(error)),
+        None => ("info".into(), None),
+    };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -155,6 +197,9 @@ fn log_to_stderr(json: bool) {
     } else {
         // A log file has no use for colours, and attacker bytes must not make any.
         subscriber.with_ansi(false).init();
+    }
+    if let Some(error) = problem {
+        tracing::warn!("WRIT_LOG is not understood ({error}); logging at info");
     }
 }
 

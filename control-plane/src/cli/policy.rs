@@ -1,9 +1,9 @@
 //! `writ policy check`, and `writ serve --check`.
 
 use super::fail;
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use clap::Subcommand;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Policy.
@@ -28,7 +28,7 @@ impl Policy {
     /// Checks or prints.
     pub fn run(self) -> ExitCode {
         match self {
-            Self::Check { config } => check_config(&config),
+            Self::Check { config } => check_config(Config::read(&config)),
             Self::Schema => {
                 println!("{}", ::policy::SCHEMA.trim());
                 ExitCode::SUCCESS
@@ -37,9 +37,9 @@ impl Policy {
     }
 }
 
-/// Reads config and policy as `serve` would, and starts nothing.
-pub fn check_config(path: &Path) -> ExitCode {
-    let config = match Config::read(path) {
+/// Checks config and policy as `serve` would, and starts nothing.
+pub fn check_config(config: Result<Config, Vec<ConfigError>>) -> ExitCode {
+    let config = match config {
         Ok(config) => config,
         Err(errors) => {
             let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();

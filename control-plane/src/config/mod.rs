@@ -1,176 +1,21 @@
 //! The one config file: TOML, read by a parser that keeps positions, so that
 //! every error names file and line, and all of them come at once.
 
+mod check;
 mod reader;
+mod types;
 
 pub use reader::ConfigError;
+pub use types::{
+    Agent, ApprovalTimes, Config, Edge, Identity, Ledger, Limits, Route, Server, Store, Token,
+    Workload,
+};
 
 use reader::{Reader, Table};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The longest life of a capability token, in seconds.
 pub const TOKEN_LIFETIME_MAX_S: u64 = 300;
-
-/// Everything that `writ serve` is told.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// `[server]`
-    pub server: Server,
-    /// `[identity]`
-    pub identity: Identity,
-    /// `[[proxy]]`: SPIFFE IDs of the proxies that may connect.
-    pub proxies: Vec<String>,
-    /// `[[agent]]`
-    pub agents: Vec<Agent>,
-    /// `[[approver]]`
-    pub approvers: Vec<policy::Approver>,
-    /// `[token]`
-    pub token: Token,
-    /// `[approval]`
-    pub approval: ApprovalTimes,
-    /// `[edge]`
-    pub edge: Edge,
-    /// `[policy]`
-    pub policies: Vec<policy::Source>,
-    /// `[limits]`
-    pub limits: Limits,
-    /// SHA-256 of the file, hex: what the log calls the version.
-    pub version: String,
-}
-
-/// Where the control plane listens and keeps things.
-#[derive(Clone, Debug)]
-pub struct Server {
-    /// The issuer's URL: token endpoint, metadata and pages.
-    pub issuer: String,
-    /// HTTP listener.
-    pub listen: SocketAddr,
-    /// ADS and decisions: mTLS.
-    pub grpc_listen: SocketAddr,
-    /// Keys, journal, listings.
-    pub data_dir: PathBuf,
-    /// Unix socket for the command line.
-    pub admin_socket: PathBuf,
-    /// ADS and decisions without TLS; loopback only, by explicit flag.
-    pub plaintext_grpc: bool,
-    /// Whom a login link signs in.
-    pub login_as: String,
-}
-
-/// Where identities come from.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The Workload API's socket: served there, or consumed from there.
-    pub workload_api: PathBuf,
-    /// Serve the built-in trust domain there; else it is SPIRE's.
-    pub built_in: bool,
-    /// The trust domain's name.
-    pub trust_domain: String,
-    /// The control plane's own SPIFFE ID.
-    pub control_plane_id: String,
-    /// One uid is one principal: for trying it out on one account.
-    pub dev_single_uid: bool,
-    /// Entries of the built-in trust domain.
-    pub workloads: Vec<Workload>,
-    /// Life of the built-in X.509-SVIDs and JWT-SVIDs, in seconds.
-    pub svid_ttl_s: u64,
-}
-
-/// Who gets which SPIFFE ID from the built-in trust domain.
-#[derive(Clone, Debug)]
-pub struct Workload {
-    /// The ID.
-    pub spiffe_id: String,
-    /// The process's uid.
-    pub uid: Option<u32>,
-    /// Its executable.
-    pub executable: Option<PathBuf>,
-}
-
-/// A registered agent.
-#[derive(Clone, Debug)]
-pub struct Agent {
-    /// Its SPIFFE ID.
-    pub spiffe_id: String,
-    /// The person or team that answers for it.
-    pub owner: String,
-    /// Whether it may get tokens.
-    pub active: bool,
-}
-
-/// Capability tokens.
-#[derive(Clone, Debug)]
-pub struct Token {
-    /// Seconds that a token lives.
-    pub lifetime_s: u64,
-    /// ± seconds that a proof's `iat` may be off at the token endpoint.
-    pub proof_window_s: u64,
-}
-
-/// How long approvals live.
-#[derive(Clone, Debug)]
-pub struct ApprovalTimes {
-    /// Seconds that it may be pending.
-    pub pending_s: u64,
-    /// Seconds that a yes may be used.
-    pub approved_s: u64,
-}
-
-/// What Envoy serves.
-#[derive(Clone, Debug)]
-pub struct Edge {
-    /// Envoy's listener.
-    pub listen: SocketAddr,
-    /// The URL that clients use, and the protected resource (`aud`).
-    pub origin: String,
-    /// The filter's module.
-    pub module: PathBuf,
-    /// p256 in wasm instead of the host's BoringSSL, by name only.
-    pub portable_crypto: bool,
-    /// Seconds that a request may be held in the proxy.
-    pub hold_s: u64,
-    /// Milliseconds that a decision may take.
-    pub decision_deadline_ms: u64,
-    /// ± seconds that a proof's `iat` may be off at the edge.
-    pub proof_window_s: u64,
-    /// The guarded routes, in matching order.
-    pub routes: Vec<Route>,
-}
-
-/// One guarded route.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// Its name, for the log.
-    pub name: String,
-    /// It matches on this path prefix alone.
-    pub path_prefix: String,
-    /// `host:port` of the upstream.
-    pub upstream: String,
-}
-
-/// Named limits; the defaults and ceilings are in docs/reference/limits.md.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Outstanding tokens per agent.
-    pub outstanding_per_agent: usize,
-    /// Held requests per agent.
-    pub held_per_agent: usize,
-    /// Held requests in all.
-    pub held_total: usize,
-    /// DPoP keys per piece of evidence.
-    pub keys_per_evidence: usize,
-    /// Discovered agents that are remembered.
-    pub discovered_agents: usize,
-    /// Approvals that are pending or approved.
-    pub open_approvals: usize,
-    /// Of one agent's.
-    pub open_approvals_per_agent: usize,
-    /// Questions in flight per proxy worker.
-    pub questions_in_flight: usize,
-    /// Sizes of what is read, at the edge and at the token endpoint.
-    pub read: capability::Limits,
-}
 
 impl Config {
     /// Reads the file at `path` and the policy files that it names.
@@ -178,13 +23,18 @@ impl Config {
     /// # Errors
     /// Every problem found, each with file and line.
     pub fn read(path: &Path) -> Result<Self, Vec<ConfigError>> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            vec![ConfigError::file(
-                path,
-                format!("can't read the config file: {error}; name one with --config FILE"),
-            )]
-        })?;
+        let text = file_text(path)?;
         Self::parse(path, &text)
+    }
+
+    /// As [`Config::read`], and looks at what it names on this machine: what
+    /// `serve` would otherwise stumble over when it has begun. It makes nothing.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_to_serve(path: &Path) -> Result<Self, Vec<ConfigError>> {
+        let text = file_text(path)?;
+        Self::parse_with(path, &text, Self::check_machine)
     }
 
     /// Parses `text`, which came from `path`.
@@ -192,6 +42,14 @@ impl Config {
     /// # Errors
     /// Every problem found, each with file and line.
     pub fn parse(path: &Path, text: &str) -> Result<Self, Vec<ConfigError>> {
+        Self::parse_with(path, text, |_, _| {})
+    }
+
+    fn parse_with(
+        path: &Path,
+        text: &str,
+        look: impl Fn(&Self, &Reader<'_>),
+    ) -> Result<Self, Vec<ConfigError>> {
         use sha2::{Digest, Sha256};
         let reader = Reader::new(path, text);
         let root = reader.root()?;
@@ -205,12 +63,15 @@ impl Config {
             approval: approval(&root.table_or_empty("approval")),
             edge: edge(&root.table("edge")),
             policies: policies(&root.table("policy"), path),
+            ledger: ledger(&root.table_or_empty("ledger")),
             limits: limits(&root.table_or_empty("limits")),
             version: hex::encode(Sha256::digest(text.as_bytes())),
             identity,
         };
         root.finish();
         config.check(&reader);
+        config.check_places(&reader);
+        look(&config, &reader);
         reader.result(config)
     }
 
@@ -257,6 +118,13 @@ impl Config {
                 format!("`{}` is no [[approver]]", self.server.login_as),
             );
         }
+        let inside = |path: &PathBuf| path.starts_with(&self.server.data_dir);
+        if self.ledger.head_copy.as_ref().is_some_and(inside) {
+            reader.error_at(
+                "ledger.head_copy",
+                "a copy in server.data_dir is set back together with the journal; name a place elsewhere".into(),
+            );
+        }
         if self.server.plaintext_grpc && !self.server.grpc_listen.ip().is_loopback() {
             reader.error_at(
                 "server.plaintext_grpc",
@@ -299,6 +167,15 @@ impl Config {
     }
 }
 
+fn file_text(path: &Path) -> Result<String, Vec<ConfigError>> {
+    std::fs::read_to_string(path).map_err(|error| {
+        vec![ConfigError::file(
+            path,
+            format!("can't read the config file: {error}; name one with --config FILE"),
+        )]
+    })
+}
+
 fn server(table: &Table<'_>) -> Server {
     let server = Server {
         issuer: table.origin("issuer"),
@@ -313,6 +190,27 @@ fn server(table: &Table<'_>) -> Server {
     server
 }
 
+fn ledger(table: &Table<'_>) -> Ledger {
+    let url = table.optional_text("store");
+    let connections = table.number("store_connections", 16, 5, 64);
+    let store = Store {
+        connections: usize::try_from(connections).unwrap_or_default(),
+        replicated: table.flag("store_replicated", false),
+        plaintext_loopback: table.flag("store_plaintext_loopback", false),
+        url,
+    };
+    let is_url = |url: &String| ledger::postgres::is_url(url);
+    if !store.url.as_ref().is_none_or(is_url) {
+        table.error("store", "it has to begin with postgres://".into());
+    }
+    let ledger = Ledger {
+        head_copy: table.optional_path("head_copy"),
+        store,
+    };
+    table.finish();
+    ledger
+}
+
 fn identity(table: &Table<'_>) -> Identity {
     let entries = table.tables("workload");
     let workloads = entries.iter().map(|entry| {
@@ -323,7 +221,7 @@ fn identity(table: &Table<'_>) -> Identity {
                 .and_then(|uid| u32::try_from(uid).ok()),
             executable: entry.optional_path("executable"),
         };
-        if workload.uid.is_none() {
+        if !entry.has("uid") {
             // The admin socket turns these uids away, so they have to be known.
             entry.error(
                 "spiffe_id",
@@ -390,6 +288,7 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
 }
 
 fn edge(table: &Table<'_>) -> Edge {
+    let mut taken = std::collections::BTreeSet::new();
     let routes: Vec<Route> = table
         .tables("route")
         .iter()
@@ -401,6 +300,11 @@ fn edge(table: &Table<'_>) -> Edge {
             };
             if !route.path_prefix.is_empty() && !route.path_prefix.starts_with('/') {
                 entry.error("path_prefix", "a path prefix starts with `/`".into());
+            } else if let Some(error) = check::route(&route) {
+                entry.error(check::route_key(&error), error.to_string());
+            }
+            if !taken.insert(route.name.clone()) || !taken.insert(route.path_prefix.clone()) {
+                entry.error("name", "another route has this name or path prefix".into());
             }
             entry.finish();
             route

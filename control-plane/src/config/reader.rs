@@ -185,6 +185,11 @@ impl<'r> Table<'r> {
         );
     }
 
+    /// Whether the key is there, whatever it says.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.get(key).is_some()
+    }
+
     /// Complains of the keys that nobody asked for: a misspelt limit is not a default.
     pub(super) fn finish(&self) {
         for (key, _) in self.table.iter() {
@@ -250,7 +255,7 @@ impl<'r> Table<'r> {
         }
     }
 
-    fn optional_text(&self, key: &str) -> Option<String> {
+    pub(super) fn optional_text(&self, key: &str) -> Option<String> {
         match self.get(key)? {
             (_, DeValue::String(text)) => Some(text.into_owned()),
             (_, other) => {
@@ -361,17 +366,18 @@ impl<'r> Table<'r> {
         self.optional_path(key).unwrap_or_default()
     }
 
+    /// An address with a port; port 0 when there is none that could be used.
     pub(super) fn address(&self, key: &str) -> SocketAddr {
         let text = self.text(key);
-        text.parse().unwrap_or_else(|_| {
-            if !text.is_empty() {
-                self.error(
-                    key,
-                    format!("`{text}` is not an address like 127.0.0.1:8480"),
-                );
-            }
-            SocketAddr::from(([127, 0, 0, 1], 0))
-        })
+        let parsed = text.parse::<SocketAddr>().ok();
+        let usable = parsed.is_some_and(|address| address.port() != 0);
+        if !usable && !text.is_empty() {
+            self.error(
+                key,
+                format!("`{text}` is not an address and a port like 127.0.0.1:8480"),
+            );
+        }
+        parsed.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
     pub(super) fn host_port(&self, key: &str) -> String {

@@ -72,7 +72,7 @@ fn each_problem_is_named_with_its_line() {
         (
             "listen = \"127.0.0.1:8480\"",
             "listen = \"nowhere\"",
-            "is not an address",
+            "is not an address and a port",
         ),
         ("owner = ", "onwer = ", "no such key"),
         (
@@ -108,6 +108,40 @@ fn each_problem_is_named_with_its_line() {
             "starts with `/`",
         ),
         ("uid = 1000", "uid = -1", "out of bounds"),
+        ("127.0.0.1:8400", "127.0.0.1:0", "an address and a port"),
+        ("127.0.0.1:8481", "127.0.0.1:8480", "has this port already"),
+        ("127.0.0.1:8481", "0.0.0.0:8480", "has this port already"),
+        ("\"127.0.0.1:8400", "\"127.0.0.1:8480", "listens on"),
+        (
+            "/run/writ/admin.sock",
+            "/run/writ/workload.sock",
+            "same socket",
+        ),
+        (
+            "spiffe://writ.example/control-plane",
+            "spiffe://other.example/control-plane",
+            "is not in the trust domain",
+        ),
+        (
+            "\"writ.example\"",
+            "\"Writ Example\"",
+            "trust domain's name",
+        ),
+        (
+            "name = \"files\"",
+            "name = \"a b\"",
+            "letters that don't belong",
+        ),
+        (
+            "path_prefix = \"/\"",
+            "path_prefix = \"/a%2f\"",
+            "path prefix",
+        ),
+        (
+            "[policy]",
+            "[[edge.route]]\nname = \"files\"\npath_prefix = \"/b\"\nupstream = \"a:1\"\n[policy]",
+            "another route has",
+        ),
         (
             "\"127.0.0.1:8480\"\ngrpc",
             "\"0.0.0.0:8480\"\ngrpc",
@@ -154,4 +188,62 @@ fn a_proxy_shares_its_uid_with_no_other_workload() {
     // Of its own, or with another entry of its own, it may be.
     assert!(parse(&shared.replacen("uid = 1000", "uid = 1001", 1)).is_ok());
     assert!(parse(&shared.replacen("agent/demo", "proxy", 1)).is_ok());
+}
+
+#[test]
+fn a_uid_that_is_out_of_bounds_is_not_said_to_be_missing() {
+    let errors = parse(&GOOD.replacen("uid = 1000", "uid = -1", 1)).unwrap_err();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+}
+
+#[test]
+fn what_a_start_needs_on_this_machine_is_looked_at_and_nothing_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let quoted = |name: &str| format!("{:?}", path(name));
+    std::fs::write(path("policy.cedar"), "permit(principal, action, resource);").unwrap();
+    std::fs::write(path("whole.wasm"), b"\0asm\x01\0\0\0\0\x02\x01a").unwrap();
+    std::fs::write(path("cut.wasm"), b"\0asm\x01\0\0\0\0\x04\x01a").unwrap();
+    std::fs::create_dir(path("open")).unwrap();
+    let read = |module: &str, data: &str| {
+        let text = GOOD
+            .replacen("\"/usr/lib/writ/filter.wasm\"", &quoted(module), 1)
+            .replacen("\"/var/lib/writ\"", &quoted(data), 1);
+        std::fs::write(path("writ.toml"), text).unwrap();
+        Config::read_to_serve(&path("writ.toml"))
+    };
+    assert!(read("whole.wasm", "data/below").is_ok());
+    let both = read("none.wasm", "whole.wasm/data").unwrap_err();
+    let said: Vec<String> = both.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    for (at, words) in ["data_dir: can't make", "edge.module: can't read"]
+        .iter()
+        .enumerate()
+    {
+        assert!(said[at].contains(words) && both[at].line > 0, "{said:?}");
+    }
+    for (module, data, words) in [
+        ("cut.wasm", "data", "is damaged at byte 8"),
+        ("policy.cedar", "data", "wasm"),
+        ("whole.wasm", "open", "make it 0700"),
+        ("whole.wasm", "policy.cedar", "is not a directory"),
+    ] {
+        let errors = read(module, data).unwrap_err();
+        assert!(errors[0].to_string().contains(words), "{errors:?}");
+    }
+    let mut left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(
+        left,
+        [
+            "cut.wasm",
+            "open",
+            "policy.cedar",
+            "whole.wasm",
+            "writ.toml"
+        ]
+    );
 }

@@ -171,7 +171,7 @@ impl Engine {
         if reason == Reason::ControlPlaneUnavailable {
             return reason;
         }
-        let agent = claim(&facts.question.token, "client_id")
+        let agent = claim(&facts.token, "client_id")
             .and_then(|claim| claim.as_str().map(str::to_owned))
             .unwrap_or_default();
         if !self
@@ -213,7 +213,7 @@ impl Engine {
             .try_into()
             .map_err(|_| Reason::InternalError)?;
         // The exact bytes count, not what they parse to.
-        let of_bytes: Hash = Sha256::digest(facts.question.token.as_bytes()).into();
+        let of_bytes: Hash = Sha256::digest(facts.token.as_bytes()).into();
         if shown == of_bytes {
             Ok(shown)
         } else {
@@ -238,7 +238,7 @@ impl Engine {
                 let reason = if first.is_some() {
                     Reason::TokenSpent
                 } else {
-                    self.absent(&facts.question.token)
+                    self.absent(&facts.token)
                 };
                 return Err((reason, first));
             }
@@ -386,6 +386,7 @@ impl Engine {
                 Ruling::Refused(Reason::LimitExceeded, None)
             }
             Refused::TooLarge => Ruling::Refused(Reason::TooLarge, None),
+            Refused::Suspended => Ruling::Refused(Reason::AgentInactive, None),
             Refused::AttemptKnown | Refused::ApprovalState(_) | Refused::ApprovalDigest => {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)

@@ -9,6 +9,10 @@ use ledger::model::{ActionRecord, Evidence, Hash, RequestFacts, TokenRecord};
 pub struct Facts {
     /// The question.
     pub question: Question,
+    /// The token's exact bytes, as shown; the question has their hash.
+    pub token: String,
+    /// The DPoP proof, as shown.
+    pub proof: String,
     /// SHA-256 of its serialised bytes.
     pub digest: Hash,
     /// The attempt's id: prefix ‖ counter, in hex.
@@ -84,13 +88,7 @@ pub(super) fn bounded(mut facts: RequestFacts) -> RequestFacts {
 
 pub(super) fn evidence(facts: &Facts) -> Vec<Evidence> {
     vec![
-        Evidence {
-            name: "token",
-            bytes: facts.question.token.clone().into_bytes(),
-        },
-        Evidence {
-            name: "proof",
-            bytes: facts.question.proof.clone().into_bytes(),
-        },
+        Evidence::new("token", facts.token.as_bytes()),
+        Evidence::new("proof", facts.proof.as_bytes()),
     ]
 }

@@ -246,6 +246,8 @@ impl Shared {
             (Ok(question), Some(id)) => {
                 let facts = Facts {
                     question,
+                    token: ask.token,
+                    proof: ask.proof,
                     digest: Sha256::digest(&ask.question).into(),
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.peer.clone(),
@@ -283,6 +285,8 @@ impl Shared {
         };
         let facts = Facts {
             question,
+            token: ask.token,
+            proof: ask.proof,
             digest: Sha256::digest(&ask.question).into(),
             attempt: attempt(&prefix, counter),
             proxy: prefix.peer.clone(),

@@ -135,6 +135,9 @@ impl ExchangeError {
             Self::Scope => {
                 "scopes are not used here; say the one action in authorization_details".into()
             }
+            Self::Proof(Reason::MissingCredentials) => {
+                "a DPoP proof is needed, in the header DPoP (RFC 9449)".into()
+            }
             Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
             Self::ProofReplayed => {
                 "the DPoP proof was used before; make a new one for each request".into()

@@ -27,9 +27,10 @@ pub fn routes(exchange: Arc<Exchange>) -> Router {
 }
 
 async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
+    let id = random_id::<9>("req_");
     let result = async {
         let (params, proof) = read(request).await?;
-        exchange.exchange(&params, &proof).await
+        exchange.exchange(&params, &proof, &id).await
     };
     let response = match result.await {
         Ok(issued) => (
@@ -47,7 +48,7 @@ async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Respo
             if error.unauthenticated() {
                 exchange.count(&error);
             }
-            refusal(&error)
+            refusal(&error, &id)
         }
     };
     no_store(response)
@@ -100,13 +101,13 @@ fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
     first.to_str().map(str::to_owned).map_err(|_| malformed)
 }
 
-fn refusal(error: &ExchangeError) -> Response {
+fn refusal(error: &ExchangeError, request_id: &str) -> Response {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = json!({
         "error": error.code(),
         "error_description": ascii(&error.description()),
         "reason": error.reason().as_str(),
-        "request_id": random_id::<9>("req_"),
+        "request_id": request_id,
     });
     let mut response = (status, axum::Json(body)).into_response();
     if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {

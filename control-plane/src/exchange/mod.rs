@@ -55,6 +55,13 @@ pub struct Issued {
     pub element: serde_json::Value,
 }
 
+/// Who asks, as the evidence says, and what this exchange is called.
+#[derive(Clone, Copy)]
+struct Caller<'a> {
+    agent: &'a str,
+    id: &'a str,
+}
+
 impl Exchange {
     /// # Errors
     /// When the issuer's URL makes no token endpoint URL.
@@ -69,11 +76,17 @@ impl Exchange {
         })
     }
 
-    /// Answers one exchange. Everything is checked before anything is kept.
+    /// Answers one exchange, which is called `id` in a refusal and in its entry.
+    /// Everything is checked before anything is kept.
     ///
     /// # Errors
     /// An [`ExchangeError`], which has its OAuth form in one place.
-    pub async fn exchange(&self, params: &Params, proof: &str) -> Result<Issued, ExchangeError> {
+    pub async fn exchange(
+        &self,
+        params: &Params,
+        proof: &str,
+        id: &str,
+    ) -> Result<Issued, ExchangeError> {
         params.check_grant()?;
         let now_ms = self.core.now();
         let proof_text = proof;
@@ -84,6 +97,7 @@ impl Exchange {
             now_ms,
         )?;
         let agent = evidence.agent.to_string();
+        let caller = Caller { agent: &agent, id };
 
         // From here the caller is known, and a refusal is an entry.
         let action = match params
@@ -91,15 +105,15 @@ impl Exchange {
             .and_then(|element| self.action(&element, params))
         {
             Ok(action) => action,
-            Err(error) => return Err(self.refused(&agent, None, None, error).await),
+            Err(error) => return Err(self.refused(caller, None, None, error).await),
         };
         if let Some(error) = self.standing(&agent).await {
-            return Err(self.refused(&agent, Some(action), None, error).await);
+            return Err(self.refused(caller, Some(action), None, error).await);
         }
         let (policy, verdict) = self.ask(&agent, &action, now_ms);
         if let Some(error) = verdict {
             return Err(self
-                .refused(&agent, Some(action), Some(policy), error)
+                .refused(caller, Some(action), Some(policy), error)
                 .await);
         }
         // Last before the mint: what was refused above has used up no proof.
@@ -110,11 +124,18 @@ impl Exchange {
             now_ms,
         ) {
             return Err(self
-                .refused(&agent, Some(action), Some(policy), error)
+                .refused(caller, Some(action), Some(policy), error)
                 .await);
         }
-        self.issue(&evidence, &proof, proof_text, action, policy, now_ms)
-            .await
+        self.issue(
+            caller,
+            &evidence,
+            (&proof, proof_text),
+            action,
+            policy,
+            now_ms,
+        )
+        .await
     }
 
     fn proof(&self, proof: &str, now_ms: u64) -> Result<VerifiedProof, ExchangeError> {
@@ -243,15 +264,15 @@ impl Exchange {
 
     async fn issue(
         &self,
+        caller: Caller<'_>,
         evidence: &JwtEvidence,
-        proof: &VerifiedProof,
-        proof_text: &str,
+        (proof, proof_text): (&VerifiedProof, &str),
         action: ActionRecord,
         policy: PolicyFacts,
         now_ms: u64,
     ) -> Result<Issued, ExchangeError> {
         let config = &self.core.config;
-        let agent = evidence.agent.to_string();
+        let agent = caller.agent.to_owned();
         let issued_s = now_ms / 1000;
         let expires_s = issued_s.saturating_add(config.token.lifetime_s);
         let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
@@ -278,7 +299,7 @@ impl Exchange {
         if access_token.len() > config.limits.read.token {
             let error = ExchangeError::Details("the location is too long for a token".into());
             return Err(self
-                .refused(&agent, Some(action), Some(policy), error)
+                .refused(caller, Some(action), Some(policy), error)
                 .await);
         }
         let token = TokenRecord {
@@ -297,10 +318,7 @@ impl Exchange {
             evidence_id: evidence.evidence_id,
             evidence_expires_ms: evidence.expires_ms,
             policy: policy.clone(),
-            attachments: vec![Evidence {
-                name: "proof",
-                bytes: proof_text.as_bytes().to_vec(),
-            }],
+            attachments: vec![Evidence::new("proof", proof_text.as_bytes())],
         });
         match committed.await {
             // Durable: only now does the token leave.
@@ -313,7 +331,7 @@ impl Exchange {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
                 Err(self
                     .refused(
-                        &agent,
+                        caller,
                         Some(action),
                         Some(policy),
                         ExchangeError::Limit(what),
@@ -323,9 +341,10 @@ impl Exchange {
             Err(Refused::TooLarge) => {
                 let error = ExchangeError::Details("the location is too long".into());
                 Err(self
-                    .refused(&agent, Some(action), Some(policy), error)
+                    .refused(caller, Some(action), Some(policy), error)
                     .await)
             }
+            Err(Refused::Suspended) => Err(ExchangeError::Inactive),
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
                 Err(ExchangeError::Unavailable)
@@ -336,7 +355,7 @@ impl Exchange {
     /// Makes the refusal durable; one that can't be is an outage.
     async fn refused(
         &self,
-        agent: &str,
+        caller: Caller<'_>,
         action: Option<ActionRecord>,
         policy: Option<PolicyFacts>,
         error: ExchangeError,
@@ -344,14 +363,15 @@ impl Exchange {
         if !self
             .core
             .refusals
-            .may_have_line(agent, error.reason(), self.core.now())
+            .may_have_line(caller.agent, error.reason(), self.core.now())
         {
             return error;
         }
         let command = Command::ExchangeRefused {
-            agent: agent.to_owned(),
+            agent: caller.agent.to_owned(),
             reason: error.reason().as_str().to_owned(),
             error: error.code().to_owned(),
+            request_id: caller.id.to_owned(),
             action,
             policy,
         };

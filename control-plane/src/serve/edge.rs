@@ -1,7 +1,7 @@
 //! What Envoy is told: settings from the config file, the module inline, and
 //! who heard it.
 
-use crate::config::Config;
+use crate::config::{Config, Edge};
 use crate::decide::DecisionsService;
 use crate::state::Core;
 use identity::SpiffeId;
@@ -30,17 +30,11 @@ impl Module {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub fn read(edge: &Edge) -> Result<Self, String> {
+        let path = &edge.module;
         // Asked for before reading: a change in between is seen the next time.
         let modified = modified(path);
-        let bytes = std::fs::read(path).map_err(|error| {
-            format!(
-                "can't read the filter's module `{}`: {error}; build it or correct edge.module",
-                path.display()
-            )
-        })?;
-        let inner = xds::Module::new(bytes)
-            .map_err(|error| format!("the filter's module `{}`: {error}", path.display()))?;
+        let inner = edge.read_module()?;
         let sha256 = inner.sha256_hex();
         tracing::info!(path = %path.display(), sha256, "the filter's module is read");
         Ok(Self {
@@ -62,16 +56,13 @@ fn modified(path: &Path) -> Option<SystemTime> {
 /// # Errors
 /// What the settings can't be.
 pub fn ads(core: &Arc<Core>, module: &Module) -> Result<Ads, String> {
-    let settings = settings(&core.config, core.key.public_jwk(), &module.inner)?;
+    let settings = settings(core, &module.inner)?;
     Ads::new(&settings, Arc::new(Witness::start(core.clone())))
         .map_err(|error| format!("what Envoy should be told is not usable: {error}"))
 }
 
-fn settings(
-    config: &Config,
-    jwk: serde_json::Value,
-    module: &xds::Module,
-) -> Result<xds::Settings, String> {
+fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> {
+    let config = &core.config;
     let edge = &config.edge;
     let hold_ms = edge.hold_s.saturating_mul(1000);
     let authority = edge
@@ -81,18 +72,8 @@ fn settings(
         .to_owned();
     let mut routes = Vec::new();
     for route in &edge.routes {
-        let (host, port) = route
-            .upstream
-            .rsplit_once(':')
-            .ok_or_else(|| format!("`{}` is not host:port", route.upstream))?;
-        routes.push(xds::Route {
-            name: route.name.clone(),
-            path_prefix: route.path_prefix.clone(),
-            upstream_host: host.trim_matches(['[', ']']).to_owned(),
-            upstream_port: port
-                .parse()
-                .map_err(|_| format!("`{}` is not host:port", route.upstream))?,
-        });
+        let told = route.for_envoy();
+        routes.push(told.ok_or_else(|| format!("`{}` is not host:port", route.upstream))?);
     }
     Ok(xds::Settings {
         listener: xds::Listener {
@@ -100,7 +81,8 @@ fn settings(
             port: edge.listen.port(),
         },
         authority,
-        plugin_config: plugin_config(config, jwk),
+        plugin_config: plugin_config(config, core.key.public_jwk()),
+        start: core.started_ms,
         routes,
         module: module.clone(),
         hold_ms,
@@ -170,7 +152,7 @@ pub fn watch_module(
             if modified(&path) != seen {
                 continue;
             }
-            match Module::read(&path) {
+            match Module::read(&core.config.edge) {
                 Ok(module) if module.sha256 == current.sha256 => current.modified = module.modified,
                 Ok(module) => {
                     if push(&core, &ads, &module).await {
@@ -205,7 +187,7 @@ async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
         tracing::error!(%error, "the new module could not be recorded, so it is not pushed");
         return false;
     }
-    let settings = settings(&core.config, core.key.public_jwk(), &module.inner);
+    let settings = settings(core, &module.inner);
     let updated =
         settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
     match updated {

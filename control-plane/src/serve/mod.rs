@@ -2,9 +2,11 @@
 //! order.
 
 mod admin_socket;
+pub(crate) mod advice;
 mod edge;
 mod hardening;
 mod http;
+pub(crate) mod probe;
 mod ready;
 
 use crate::approval::{ApprovalDesk, expire};
@@ -19,17 +21,21 @@ use axum::Router;
 use axum::routing::get;
 use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
 use ledger::model::Command;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long open connections may take to finish once we are asked to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// JWT-SVIDs can be stolen and shown by others: the built-in ones are short-lived.
 const JWT_SVID_TTL_MAX: Duration = Duration::from_secs(300);
@@ -42,6 +48,8 @@ pub struct ServeOptions {
     pub ready_file: Option<PathBuf>,
     /// Print a one-time login link for the approver's page.
     pub print_login: bool,
+    /// A database that goes before `ledger.store`.
+    pub store: Option<String>,
 }
 
 /// Why the control plane does not start, or ended.
@@ -60,8 +68,11 @@ pub enum ServeError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The journal.
-    #[error("the ledger at `{0}`: {1}")]
+    #[error("the ledger at `{}`: {}\n{}", .0.display(), .1, advice::of(.0, .1))]
     Ledger(PathBuf, ledger::OpenError),
+    /// The database that holds the log.
+    #[error("the ledger's database (ledger.store): {0}")]
+    Database(#[from] ledger::postgres::PostgresError),
     /// The built-in trust domain.
     #[error("the built-in trust domain: {0}")]
     TrustDomain(#[from] identity::TrustDomainError),
@@ -101,7 +112,10 @@ pub enum ServeError {
 /// Everything that is wrong before the doors open.
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     hardening::limit_resources();
-    let config = Config::read(&options.config).map_err(ServeError::Config)?;
+    let mut config = Config::read_to_serve(&options.config).map_err(ServeError::Config)?;
+    if options.store.is_some() {
+        config.ledger.store.url.clone_from(&options.store);
+    }
     let policies =
         policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
@@ -109,11 +123,17 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
 
+    // What may be taken or missing comes before anything is made.
+    let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
+    let http = bind(config.server.listen)?;
+    let grpc = bind(config.server.grpc_listen)?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
     let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
-    let module = edge::Module::read(&config.edge.module).map_err(ServeError::Edge)?;
-    let (ledger, begun) = open_ledger(&config, &clock)?;
+    let (ledger, begun) = match &config.ledger.store.url {
+        Some(url) => open_database(url, &config, &clock).await?,
+        None => open_ledger(&config, &clock)?,
+    };
 
     // The built-in trust domain outlives everything that uses its identities.
     let identities = CancellationToken::new();
@@ -150,8 +170,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .saturating_mul(1000)
         .saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
-    let http = listen(core.config.server.listen).await?;
-    let grpc = listen(core.config.server.grpc_listen).await?;
+    let http = listen(http, core.config.server.listen)?;
+    let grpc = listen(grpc, core.config.server.grpc_listen)?;
     let pages = web::pages(
         desk.clone(),
         logins.clone(),
@@ -191,7 +211,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if options.print_login
         && let Some(login) = &login
     {
-        println!("Sign in to approve (10 minutes, once): {login}");
+        use std::io::Write as _;
+        // Who closed standard output wants no link; that is no reason to end.
+        let _ = writeln!(
+            std::io::stdout().lock(),
+            "Sign in to approve (10 minutes, once): {login}"
+        );
     }
     if let Some(path) = &options.ready_file {
         ready::write(path, &core, login.as_deref(), &module_sha256)
@@ -272,12 +297,8 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
     }
 }
 
-/// The ledger, and whether its journal was begun just now.
-fn open_ledger(config: &Config, clock: &Clock) -> Result<(ledger::Ledger, bool), ServeError> {
-    let dir = config.server.data_dir.join("journal");
-    let mut options = ledger::Options::new(&dir, clock.clone());
-    options.listings = Some(config.server.data_dir.join("listings"));
-    options.limits = ledger::model::Limits {
+fn ledger_limits(config: &Config) -> ledger::model::Limits {
+    ledger::model::Limits {
         outstanding_per_agent: config.limits.outstanding_per_agent,
         held_per_agent: config.limits.held_per_agent,
         held_total: config.limits.held_total,
@@ -286,10 +307,56 @@ fn open_ledger(config: &Config, clock: &Clock) -> Result<(ledger::Ledger, bool),
         approvals_open: config.limits.open_approvals,
         approvals_open_per_agent: config.limits.open_approvals_per_agent,
         ..ledger::model::Limits::default()
+    }
+}
+
+/// The ledger in a database, and whether its log was begun just now.
+async fn open_database(
+    url: &str,
+    config: &Config,
+    clock: &Clock,
+) -> Result<(ledger::Ledger, bool), ServeError> {
+    let store = &config.ledger.store;
+    let options = ledger::postgres::PostgresOptions {
+        limits: ledger_limits(config),
+        connections: store.connections,
+        replicated: store.replicated,
+        plaintext_loopback: store.plaintext_loopback,
+        ..ledger::postgres::PostgresOptions::new(url, clock.clone())
     };
+    let (ledger, report) = ledger::Ledger::open_postgres(options).await?;
+    tracing::info!(
+        entries = report.entries,
+        start = report.epoch,
+        "the ledger is open, in a database"
+    );
+    if ledger.suspended().is_some() {
+        tracing::warn!("a backup was restored: agents are suspended until an admin confirms");
+    }
+    Ok((ledger, report.created))
+}
+
+/// The ledger, and whether its journal was begun just now.
+fn open_ledger(config: &Config, clock: &Clock) -> Result<(ledger::Ledger, bool), ServeError> {
+    let dir = config.server.data_dir.join("journal");
+    let mut options = ledger::Options::new(&dir, clock.clone());
+    options.listings = Some(config.server.data_dir.join("listings"));
+    // One copy beside the journal: enough to notice that the journal alone was
+    // deleted or set back. What is elsewhere notices more.
+    options.head_copies = vec![advice::beside(&dir)];
+    options.head_copies.extend(config.ledger.head_copy.clone());
+    options.probe = Some(Arc::new(probe::probe));
+    options.limits = ledger_limits(config);
     let (ledger, report) =
         ledger::Ledger::open(options).map_err(|error| ServeError::Ledger(dir.clone(), error))?;
-    tracing::info!(dir = %dir.display(), ?report, "the ledger is open");
+    advice::say_opened(&dir, &report);
+    if let Some(waiting) = &report.suspended {
+        tracing::warn!(
+            restored = waiting.index,
+            entries = waiting.entries,
+            "a backup was restored: agents are suspended until `writ ledger confirm`"
+        );
+    }
     Ok((ledger, report.created))
 }
 
@@ -372,9 +439,25 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
     }
 }
 
-async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
+/// Takes the port; nobody can connect before [`listen`].
+fn bind(address: SocketAddr) -> Result<TcpSocket, ServeError> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    };
+    socket
+        .and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        })
+        .map_err(|error| ServeError::Listen(address.to_string(), error))
+}
+
+fn listen(socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    socket
+        .listen(BACKLOG)
         .map_err(|error| ServeError::Listen(address.to_string(), error))
 }
 

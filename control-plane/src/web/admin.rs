@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Desk;
-use super::api::problem;
+use super::api::{problem, suspension};
 use super::fence::harden;
 use super::inbox::sorted;
 use super::models::{standing, to_json};
@@ -68,6 +68,7 @@ pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
         .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
         .route("/api/v1/session", post(needs_a_human))
         .route("/api/v1/login-links", post(needs_a_human))
+        .route("/api/v1/ledger/confirm", post(needs_a_human))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
@@ -147,6 +148,7 @@ async fn status(State(office): State<Office>) -> Response {
         "dev_single_uid": office.settings.dev_single_uid,
         "module_sha256": *office.settings.module_sha256.borrow(),
         "approvals": {"pending": count(ApprovalState::Pending), "approved": count(ApprovalState::Approved)},
+        "suspended": suspension(&*office.desk),
         "proxies": proxies,
     }))
     .into_response()

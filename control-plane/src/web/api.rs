@@ -15,13 +15,13 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::DeskError;
 use super::inbox::sorted;
 use super::logins::{Kind, LINK_MS, LoginError, Session};
 use super::models::{to_json, word};
 use super::pages::link_for;
 use super::site::{By, Site};
 use super::text::time_for_programs;
+use super::{Desk, DeskError};
 
 pub(super) fn routes() -> Router<Site> {
     Router::new()
@@ -31,6 +31,8 @@ pub(super) fn routes() -> Router<Site> {
         .route("/api/v1/approvals/{id}", get(one))
         .route("/api/v1/approvals/{id}/approve", post(approve))
         .route("/api/v1/approvals/{id}/deny", post(deny))
+        .route("/api/v1/ledger", get(ledger))
+        .route("/api/v1/ledger/confirm", post(confirm))
 }
 
 /// Whether a path is of the JSON interface, signed in or not.
@@ -236,6 +238,50 @@ async fn decide(
     }
 }
 
+/// What `GET /api/v1/ledger` and the status say of a restore that waits.
+pub(super) fn suspension(desk: &dyn Desk) -> Value {
+    match desk.suspended() {
+        Some(waiting) => json!({
+            "restored": waiting.index,
+            "at": time_for_programs(waiting.time_ms),
+            "entries": waiting.entries,
+            "head": format!("{}:{}", waiting.entries, hex::encode(waiting.head)),
+        }),
+        None => Value::Null,
+    }
+}
+
+async fn ledger(State(site): State<Site>, headers: HeaderMap) -> Response {
+    if reader(&site, &headers).is_none() {
+        return unauthenticated();
+    }
+    Json(json!({"suspended": suspension(&*site.desk)})).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Confirmation {
+    restored: u64,
+}
+
+async fn confirm(
+    State(site): State<Site>,
+    headers: HeaderMap,
+    body: Result<Json<Confirmation>, JsonRejection>,
+) -> Response {
+    let Some((_, session)) = site.command_line(&headers) else {
+        return unauthenticated();
+    };
+    let Json(Confirmation { restored }) = match body {
+        Ok(body) => body,
+        Err(rejection) => return bad_body(&rejection),
+    };
+    match site.desk.confirm(restored, &session.who).await {
+        Ok(()) => Json(json!({"suspended": suspension(&*site.desk)})).into_response(),
+        Err(error) => refused(error),
+    }
+}
+
 fn refused(error: DeskError) -> Response {
     let detail = error.to_string();
     match error {
@@ -247,6 +293,8 @@ fn refused(error: DeskError) -> Response {
             &format!("{detail}: it is {}", word(state)),
         ),
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
+        DeskError::NotAdmin => problem(StatusCode::FORBIDDEN, "not_an_admin", &detail),
+        DeskError::NotSuspended => problem(StatusCode::CONFLICT, "not_suspended", &detail),
         DeskError::Unavailable => {
             let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &detail);
             response

@@ -205,7 +205,8 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             );
             say(StatusCode::CONFLICT, "This is not waiting any more", &text)
         }
-        DeskError::NotAllowed => say(
+        // The last two are answers about restores, which no page asks for.
+        DeskError::NotAllowed | DeskError::NotAdmin | DeskError::NotSuspended => say(
             StatusCode::FORBIDDEN,
             "You may not decide this",
             "Nothing was decided. The rule that asks for a human names other approvers.",

@@ -24,7 +24,7 @@ mod tests;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Hash, Millis};
+use ledger::model::{Approval, ApprovalState, Hash, Millis, Suspension};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,11 @@ pub trait Desk: Send + Sync + 'static {
         approve: bool,
         by: &str,
     ) -> BoxFuture<'_, Result<Approval, DeskError>>;
+    /// What agents wait for an admin to confirm, after a restore.
+    fn suspended(&self) -> Option<Suspension>;
+    /// Lets agents act again, after a restore whose entry has this index; `by` is
+    /// the session's name. Answers once that is durable.
+    fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>>;
     /// Changes whenever any approval may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
     /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].
@@ -77,6 +82,12 @@ pub enum DeskError {
     /// This person may not decide it.
     #[error("this person is not one of its approvers")]
     NotAllowed,
+    /// This person is no admin.
+    #[error("only the person of server.login_as confirms a restore")]
+    NotAdmin,
+    /// Nothing waits to be confirmed, or something else does.
+    #[error("nothing waits to be confirmed, or not what was shown")]
+    NotSuspended,
     /// The ledger takes nothing now.
     #[error("the ledger does not take this now; try again")]
     Unavailable,

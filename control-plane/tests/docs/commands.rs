@@ -13,7 +13,8 @@ type Takes = BTreeSet<(String, String, String)>;
 fn tree(command: &clap::Command, name: &str, found: &mut BTreeMap<String, Takes>) {
     let subcommands: Vec<_> = command
         .get_subcommands()
-        .filter(|sub| sub.get_name() != "help")
+        // What is hidden is for `writ serve` itself.
+        .filter(|sub| sub.get_name() != "help" && !sub.is_hide_set())
         .collect();
     for sub in &subcommands {
         tree(sub, &format!("{name} {}", sub.get_name()), found);

@@ -10,6 +10,7 @@ mod cluster;
 mod listener;
 mod registry;
 mod routes;
+mod sections;
 mod session;
 mod settings;
 mod snapshot;

@@ -1,5 +1,7 @@
 //! LDS: one listener with the filter by ECDS and the router; and the filter itself.
 
+use std::collections::HashMap;
+
 use envoy_types::{
     pb::{
         envoy::{
@@ -30,7 +32,9 @@ use envoy_types::{
                     },
                 },
                 http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
-                wasm::v3::{FailurePolicy, PluginConfig, VmConfig, plugin_config},
+                wasm::v3::{
+                    EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config,
+                },
             },
             r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
         },
@@ -203,6 +207,13 @@ pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
         vm: Some(plugin_config::Vm::VmConfig(VmConfig {
             vm_id,
             runtime: "envoy.wasm.runtime.v8".to_owned(),
+            // Other bytes for each start, so that Envoy judges the filter anew,
+            // in a place that is no part of what tells VMs apart: one that runs
+            // goes on running. The module imports nothing that could read it.
+            environment_variables: Some(EnvironmentVariables {
+                key_values: HashMap::from([("WRIT_START".to_owned(), settings.start.to_string())]),
+                ..Default::default()
+            }),
             code: Some(AsyncDataSource {
                 specifier: Some(async_data_source::Specifier::Local(DataSource {
                     specifier: Some(data_source::Specifier::InlineBytes(

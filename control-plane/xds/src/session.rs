@@ -158,7 +158,7 @@ impl Session {
         let node_id = node.map(|node| bounded(&node.id)).unwrap_or_default();
         let key = (self.peer.clone(), node_id);
         let version = node.and_then(envoy_version);
-        tracing::info!(peer = %key.0, node = ?key.1, envoy = ?version, "a proxy connected");
+        tracing::info!(peer = %key.0, node = ?key.1, envoy = version.as_ref().map(tracing::field::debug), "a proxy connected");
         self.registry.connected(&key, version)?;
         self.observer.connected(&key.0, &key.1);
         self.key = Some(key.clone());

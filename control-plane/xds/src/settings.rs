@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
+use crate::sections;
+
 /// The most routes of one listener.
 const MAX_ROUTES: usize = 1000;
 /// The longest route name, path prefix, host or authority, in bytes.
@@ -31,6 +33,10 @@ pub struct Settings {
     pub module: Module,
     /// The filter's configuration, passed to it as JSON text.
     pub plugin_config: serde_json::Value,
+    /// Which start of the control plane this is, different each time. Envoy
+    /// accepts unseen a filter that it has refused when it gets the same bytes
+    /// again; a start that remembers no refusal must not hand it the same bytes.
+    pub start: u64,
     /// How long the filter holds a request, in milliseconds; 55 s at most.
     pub hold_ms: u64,
     /// After how long without a byte a request is ended, in milliseconds;
@@ -127,6 +133,9 @@ pub enum SettingsError {
     /// The module is no wasm module.
     #[error("the filter module is not a wasm binary: build it, or check the configured path")]
     NotWasm,
+    /// The module begins like one and does not go on like one.
+    #[error("the filter module is damaged at byte {0}: put a whole one in place")]
+    Damaged(usize),
     /// The access log's path is not UTF-8.
     #[error("the access log's path is not UTF-8: choose another")]
     LogPath,
@@ -136,7 +145,9 @@ impl Module {
     /// Takes a module's bytes and notes their digest.
     ///
     /// # Errors
-    /// When they are no wasm binary or more than 32 MiB.
+    /// When they are no wasm binary, its sections don't add up to the whole
+    /// file, or they are more than 32 MiB. What is in the sections is for Envoy
+    /// to judge.
     pub fn new(bytes: impl Into<Arc<[u8]>>) -> Result<Self, SettingsError> {
         let bytes: Arc<[u8]> = bytes.into();
         in_range(
@@ -148,6 +159,7 @@ impl Module {
         if !bytes.starts_with(b"\0asm\x01\0\0\0") {
             return Err(SettingsError::NotWasm);
         }
+        sections::check(&bytes).map_err(SettingsError::Damaged)?;
         Ok(Self {
             sha256: Sha256::digest(&bytes).into(),
             bytes,
@@ -220,7 +232,11 @@ impl Settings {
 }
 
 impl Route {
-    fn check(&self) -> Result<(), SettingsError> {
+    /// Checks what one route says by itself.
+    ///
+    /// # Errors
+    /// The first thing that Envoy could not be told.
+    pub fn check(&self) -> Result<(), SettingsError> {
         text("the route name", &self.name, is_host_byte)?;
         text("the upstream host", &self.upstream_host, |byte| {
             is_host_byte(byte) || byte == b':'

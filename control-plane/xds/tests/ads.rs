@@ -31,7 +31,10 @@ const QUIET: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn module(content: &str) -> Module {
-    let mut bytes = b"\0asm\x01\0\0\0".to_vec();
+    // One custom section without content, whose name is the argument.
+    let mut bytes = b"\0asm\x01\0\0\0\0".to_vec();
+    let name = u8::try_from(content.len()).unwrap();
+    bytes.extend([name + 1, name]);
     bytes.extend(content.as_bytes());
     Module::new(bytes).unwrap()
 }
@@ -55,6 +58,7 @@ fn settings() -> Settings {
         routes: vec![route("files", "/files"), route("all", "/")],
         module: module("one"),
         plugin_config: serde_json::json!({ "b": 1, "a": [true] }),
+        start: 1,
         hold_ms: 25_000,
         stream_idle_ms: default_stream_idle_ms(25_000),
         max_request_headers_kib: 32,
@@ -428,6 +432,21 @@ fn equal_settings_have_equal_versions() {
 }
 
 #[test]
+fn another_start_has_another_filter_and_nothing_else_that_is_new() {
+    let [first, second] = [1, 2].map(|start| {
+        let settings = Settings {
+            start,
+            ..settings()
+        };
+        Snapshot::build(&settings).unwrap()
+    });
+    for kind in Kind::ALL {
+        let same = first.resources(kind).version() == second.resources(kind).version();
+        assert_eq!(same, kind != Kind::Filter, "{kind:?}");
+    }
+}
+
+#[test]
 fn wrong_settings_are_refused() {
     let refused = |change: &dyn Fn(&mut Settings)| {
         let mut settings = settings();
@@ -463,5 +482,9 @@ fn wrong_settings_are_refused() {
     assert!(refused(&|settings| settings.max_request_headers_kib = 65));
     assert!(!refused(&|_| {}));
     assert_eq!(Module::new(&b"not wasm!"[..]), Err(SettingsError::NotWasm));
+    assert_eq!(
+        Module::new(&b"\0asm\x01\0\0\0\0\x04\x01aA"[..]),
+        Err(SettingsError::Damaged(8))
+    );
     assert!(Module::new(&b""[..]).is_err());
 }

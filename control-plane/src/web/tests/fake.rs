@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ledger::model::{ActionRecord, Approval, ApprovalState, Hash, Millis, User};
+use ledger::model::{ActionRecord, Approval, ApprovalState, Hash, Millis, Suspension, User};
 use tokio::sync::watch;
 
 use super::{Activity, Desk, DeskError, ProxyView};
@@ -16,6 +16,7 @@ pub(super) struct FakeDesk {
     pub(super) signed_in: Mutex<Vec<(String, &'static str)>>,
     pub(super) activity: Vec<Activity>,
     pub(super) proxies: Vec<ProxyView>,
+    pub(super) suspended: Mutex<Option<Suspension>>,
     changes: watch::Sender<u64>,
 }
 
@@ -31,6 +32,7 @@ impl FakeDesk {
             signed_in: Mutex::default(),
             activity: Vec::new(),
             proxies: Vec::new(),
+            suspended: Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -96,6 +98,23 @@ impl Desk for FakeDesk {
         by: &str,
     ) -> BoxFuture<'_, Result<Approval, DeskError>> {
         let result = self.settle(id, digest, approve, by);
+        async move { result }.boxed()
+    }
+
+    fn suspended(&self) -> Option<Suspension> {
+        lock(&self.suspended).clone()
+    }
+
+    fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>> {
+        let mut suspended = lock(&self.suspended);
+        let result = match &*suspended {
+            _ if by != crate::web::OPERATOR => Err(DeskError::NotAdmin),
+            Some(waiting) if waiting.index == restored => Ok(()),
+            _ => Err(DeskError::NotSuspended),
+        };
+        if result.is_ok() {
+            *suspended = None;
+        }
         async move { result }.boxed()
     }
 

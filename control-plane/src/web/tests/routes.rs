@@ -47,6 +47,7 @@ async fn without_a_session_every_route_says_no_and_does_nothing() {
     for path in [
         "/api/v1/session",
         "/api/v1/approvals",
+        "/api/v1/ledger",
         "/api/v1/nothing",
         "/api",
         &format!("/api/v1{one}"),
@@ -64,6 +65,7 @@ async fn without_a_session_every_route_says_no_and_does_nothing() {
         format!("/api/v1{one}/approve"),
         format!("/api/v1{one}/deny"),
         "/api/v1/login-links".into(),
+        "/api/v1/ledger/confirm".into(),
     ] {
         assert_eq!(
             world.post(&path, body()).await.status,

@@ -225,6 +225,35 @@ async fn wrong_secrets_run_into_429() {
 }
 
 #[tokio::test]
+async fn a_restore_is_confirmed_as_it_was_shown_and_once() {
+    let world = World::new();
+    *lock(&world.desk.suspended) = Some(ledger::model::Suspension {
+        index: 42,
+        time_ms: 0,
+        entries: 40,
+        head: [7; 32],
+    });
+    let session = world.sign_in_by_command_line().await;
+    let with = |body: serde_json::Value| With::json(&body).header("authorization", &session);
+    let nothing = || with(serde_json::json!({}));
+    let shown = world.ask(Method::GET, "/api/v1/ledger", nothing()).await;
+    assert_eq!(shown.json()["suspended"]["restored"], 42);
+    assert_eq!(shown.json()["suspended"]["entries"], 40);
+    let path = "/api/v1/ledger/confirm";
+    for (body, status) in [
+        (serde_json::json!({}), StatusCode::UNPROCESSABLE_ENTITY),
+        (serde_json::json!({"restored": 41}), StatusCode::CONFLICT),
+        (serde_json::json!({"restored": 42}), StatusCode::OK),
+        (serde_json::json!({"restored": 42}), StatusCode::CONFLICT),
+    ] {
+        let answer = world.post(path, with(body.clone())).await;
+        assert_eq!(answer.status, status, "{body}");
+    }
+    let shown = world.ask(Method::GET, "/api/v1/ledger", nothing()).await;
+    assert_eq!(shown.json()["suspended"], serde_json::Value::Null);
+}
+
+#[tokio::test]
 async fn the_command_line_signs_in_reads_makes_a_link_and_leaves() {
     let world = World::new();
     let session = world.sign_in_by_command_line().await;

@@ -85,6 +85,7 @@ async fn nobody_decides_or_lets_anybody_in() {
             &format!("/api/v1/approvals/{ID}/approve"),
             &format!("/api/v1/approvals/{ID}/deny"),
             "/api/v1/login-links",
+            "/api/v1/ledger/confirm",
             "/api/v1/session",
         ] {
             let answer = socket.ask(Some(uid), Method::POST, path).await;

@@ -1,0 +1,156 @@
+//! What can be judged only from several keys, or by looking at this machine.
+
+use super::reader::Reader;
+use super::types::{Config, Route};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+impl Route {
+    /// The route as Envoy is told of it; none when `upstream` has no port.
+    #[must_use]
+    pub fn for_envoy(&self) -> Option<xds::Route> {
+        let (host, port) = self.upstream.rsplit_once(':')?;
+        Some(xds::Route {
+            name: self.name.clone(),
+            path_prefix: self.path_prefix.clone(),
+            upstream_host: host.trim_matches(['[', ']']).to_owned(),
+            upstream_port: port.parse().ok()?,
+        })
+    }
+}
+
+/// What Envoy could not be told; what is missing has been said by then.
+pub(super) fn route(route: &Route) -> Option<xds::SettingsError> {
+    let missing = route.name.is_empty() || route.path_prefix.is_empty();
+    route
+        .for_envoy()
+        .filter(|_| !missing)
+        .and_then(|route| route.check().err())
+}
+
+/// The key that such an error is about.
+pub(super) fn route_key(error: &xds::SettingsError) -> &'static str {
+    match error {
+        xds::SettingsError::Prefix(_) => "path_prefix",
+        xds::SettingsError::Text { what, .. } if what.contains("name") => "name",
+        _ => "upstream",
+    }
+}
+
+impl Config {
+    /// Addresses, sockets and names that must not be one another's.
+    pub(super) fn check_places(&self, reader: &Reader) {
+        let server = &self.server;
+        let clash = |one: SocketAddr, other: SocketAddr| {
+            let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+            one.port() != 0 && one.port() == other.port() && (any || one.ip() == other.ip())
+        };
+        if clash(server.grpc_listen, server.listen) {
+            reader.error_at(
+                "server.grpc_listen",
+                "server.listen has this port already; take another".into(),
+            );
+        }
+        // Envoy may be on another machine, which has addresses of its own.
+        for other in [server.listen, server.grpc_listen] {
+            let same = self.edge.listen == other && !other.ip().is_unspecified();
+            if same && other.port() != 0 {
+                reader.error_at(
+                    "edge.listen",
+                    format!("the control plane listens on {other} itself; take another port"),
+                );
+            }
+        }
+        let identity = &self.identity;
+        if !server.admin_socket.as_os_str().is_empty()
+            && server.admin_socket == identity.workload_api
+        {
+            reader.error_at(
+                "server.admin_socket",
+                "identity.workload_api is this same socket; give each its own".into(),
+            );
+        }
+        let domain = &identity.trust_domain;
+        let usable = identity::SpiffeId::parse(&format!("spiffe://{domain}/x")).is_ok();
+        if !usable && !domain.is_empty() {
+            reader.error_at(
+                "identity.trust_domain",
+                format!("`{domain}` is not a trust domain's name like writ.example"),
+            );
+        }
+        let own = &identity.control_plane_id;
+        if identity.built_in && usable && !own.is_empty() {
+            let within = own.starts_with(&format!("spiffe://{domain}/"));
+            if !within {
+                reader.error_at(
+                    "identity.control_plane_id",
+                    format!("`{own}` is not in the trust domain `{domain}`"),
+                );
+            }
+        }
+    }
+
+    /// The files and directories that a start needs; nothing is made.
+    pub(super) fn check_machine(&self, reader: &Reader) {
+        let module = &self.edge.module;
+        if module.is_absolute()
+            && let Err(message) = self.edge.read_module()
+        {
+            reader.error_at("edge.module", message);
+        }
+        let dir = &self.server.data_dir;
+        if dir.is_absolute()
+            && let Some(message) = unusable(dir)
+        {
+            reader.error_at("server.data_dir", message);
+        }
+    }
+}
+
+impl super::types::Edge {
+    /// Reads and checks the filter's module.
+    ///
+    /// # Errors
+    /// What is wrong with the file, with its name.
+    pub fn read_module(&self) -> Result<xds::Module, String> {
+        let path = self.module.display();
+        let bytes = std::fs::read(&self.module).map_err(|error| {
+            format!(
+                "can't read the filter's module `{path}`: {error}; build it or correct edge.module"
+            )
+        })?;
+        xds::Module::new(bytes).map_err(|error| format!("the filter's module `{path}`: {error}"))
+    }
+}
+
+/// Why the data directory could not be used, as far as that shows from outside.
+fn unusable(dir: &Path) -> Option<String> {
+    use rustix::fs::{Access, access};
+    if let Ok(found) = std::fs::metadata(dir) {
+        let mode = found.permissions().mode() & 0o777;
+        return if !found.is_dir() {
+            Some(format!("`{}` is not a directory", dir.display()))
+        } else if mode & 0o077 != 0 {
+            Some(format!(
+                "others may enter the data directory `{}` (mode {mode:o}), which holds keys; make it 0700",
+                dir.display()
+            ))
+        } else {
+            None
+        };
+    }
+    let above = dir.ancestors().skip(1).find(|above| above.exists())?;
+    let why = if !above.is_dir() {
+        "is not a directory"
+    } else if access(above, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        "is not writable for this user"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "can't make the directory `{}`: `{}` {why}; make it writable or name another",
+        dir.display(),
+        above.display()
+    ))
+}

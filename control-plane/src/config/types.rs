@@ -1,0 +1,201 @@
+//! What the file says, once it has been read.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Everything that `writ serve` is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[[proxy]]`: SPIFFE IDs of the proxies that may connect.
+    pub proxies: Vec<String>,
+    /// `[[agent]]`
+    pub agents: Vec<Agent>,
+    /// `[[approver]]`
+    pub approvers: Vec<policy::Approver>,
+    /// `[token]`
+    pub token: Token,
+    /// `[approval]`
+    pub approval: ApprovalTimes,
+    /// `[edge]`
+    pub edge: Edge,
+    /// `[policy]`
+    pub policies: Vec<policy::Source>,
+    /// `[ledger]`
+    pub ledger: Ledger,
+    /// `[limits]`
+    pub limits: Limits,
+    /// SHA-256 of the file, hex: what the log calls the version.
+    pub version: String,
+}
+
+/// Where the control plane listens and keeps things.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The issuer's URL: token endpoint, metadata and pages.
+    pub issuer: String,
+    /// HTTP listener.
+    pub listen: SocketAddr,
+    /// ADS and decisions: mTLS.
+    pub grpc_listen: SocketAddr,
+    /// Keys, journal, listings.
+    pub data_dir: PathBuf,
+    /// Unix socket for the command line.
+    pub admin_socket: PathBuf,
+    /// ADS and decisions without TLS; loopback only, by explicit flag.
+    pub plaintext_grpc: bool,
+    /// Whom a login link signs in.
+    pub login_as: String,
+}
+
+/// The ledger.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// A second place, elsewhere, for the journal's head.
+    pub head_copy: Option<PathBuf>,
+    /// Where the log is.
+    pub store: Store,
+}
+
+/// Files in `server.data_dir`, or a PostgreSQL database that holds the log and that
+/// several replicas may share.
+#[derive(Clone)]
+pub struct Store {
+    /// `postgres://…`; `None`: files.
+    pub url: Option<String>,
+    /// Connections of this replica.
+    pub connections: usize,
+    /// Whether the server must have a synchronous standby.
+    pub replicated: bool,
+    /// Whether a loopback address may be spoken to without TLS.
+    pub plaintext_loopback: bool,
+}
+
+impl std::fmt::Debug for Store {
+    // The URL may have a password in it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("url", &self.url.as_ref().map(|_| "postgres://…"))
+            .field("connections", &self.connections)
+            .field("replicated", &self.replicated)
+            .field("plaintext_loopback", &self.plaintext_loopback)
+            .finish()
+    }
+}
+
+/// Where identities come from.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The Workload API's socket: served there, or consumed from there.
+    pub workload_api: PathBuf,
+    /// Serve the built-in trust domain there; else it is SPIRE's.
+    pub built_in: bool,
+    /// The trust domain's name.
+    pub trust_domain: String,
+    /// The control plane's own SPIFFE ID.
+    pub control_plane_id: String,
+    /// One uid is one principal: for trying it out on one account.
+    pub dev_single_uid: bool,
+    /// Entries of the built-in trust domain.
+    pub workloads: Vec<Workload>,
+    /// Life of the built-in X.509-SVIDs and JWT-SVIDs, in seconds.
+    pub svid_ttl_s: u64,
+}
+
+/// Who gets which SPIFFE ID from the built-in trust domain.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The ID.
+    pub spiffe_id: String,
+    /// The process's uid.
+    pub uid: Option<u32>,
+    /// Its executable.
+    pub executable: Option<PathBuf>,
+}
+
+/// A registered agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// The person or team that answers for it.
+    pub owner: String,
+    /// Whether it may get tokens.
+    pub active: bool,
+}
+
+/// Capability tokens.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Seconds that a token lives.
+    pub lifetime_s: u64,
+    /// ± seconds that a proof's `iat` may be off at the token endpoint.
+    pub proof_window_s: u64,
+}
+
+/// How long approvals live.
+#[derive(Clone, Debug)]
+pub struct ApprovalTimes {
+    /// Seconds that it may be pending.
+    pub pending_s: u64,
+    /// Seconds that a yes may be used.
+    pub approved_s: u64,
+}
+
+/// What Envoy serves.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// Envoy's listener.
+    pub listen: SocketAddr,
+    /// The URL that clients use, and the protected resource (`aud`).
+    pub origin: String,
+    /// The filter's module.
+    pub module: PathBuf,
+    /// p256 in wasm instead of the host's BoringSSL, by name only.
+    pub portable_crypto: bool,
+    /// Seconds that a request may be held in the proxy.
+    pub hold_s: u64,
+    /// Milliseconds that a decision may take.
+    pub decision_deadline_ms: u64,
+    /// ± seconds that a proof's `iat` may be off at the edge.
+    pub proof_window_s: u64,
+    /// The guarded routes, in matching order.
+    pub routes: Vec<Route>,
+}
+
+/// One guarded route.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Its name, for the log.
+    pub name: String,
+    /// It matches on this path prefix alone.
+    pub path_prefix: String,
+    /// `host:port` of the upstream.
+    pub upstream: String,
+}
+
+/// Named limits; the defaults and ceilings are in docs/reference/limits.md.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Outstanding tokens per agent.
+    pub outstanding_per_agent: usize,
+    /// Held requests per agent.
+    pub held_per_agent: usize,
+    /// Held requests in all.
+    pub held_total: usize,
+    /// DPoP keys per piece of evidence.
+    pub keys_per_evidence: usize,
+    /// Discovered agents that are remembered.
+    pub discovered_agents: usize,
+    /// Approvals that are pending or approved.
+    pub open_approvals: usize,
+    /// Of one agent's.
+    pub open_approvals_per_agent: usize,
+    /// Questions in flight per proxy worker.
+    pub questions_in_flight: usize,
+    /// Sizes of what is read, at the edge and at the token endpoint.
+    pub read: capability::Limits,
+}
