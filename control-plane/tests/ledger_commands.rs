@@ -1,9 +1,5 @@
 //! `writ ledger` as an operator uses it, on real directories.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests fail loudly"
-)]
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
 use ledger::{Ledger, Options, model::Command};
 use serde_json::Value;

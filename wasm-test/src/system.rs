@@ -321,6 +321,11 @@ impl System {
         }
     }
 
+    /// Where its parts listen.
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
     /// The token endpoint's base URL.
     pub fn issuer(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.http)

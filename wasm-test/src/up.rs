@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::Error;
-use crate::ports;
+use crate::ports::{self, Ports};
 use crate::system::{Options, Ready, System};
 use crate::tools::Tools;
 
@@ -44,6 +44,9 @@ pub async fn run(ready_file: Option<PathBuf>) -> Result<(), Error> {
         ready.write(path)?;
     }
     print!("{}", directions(&ready, system.state_dir()));
+    for line in moved(system.ports()) {
+        println!("{line}");
+    }
     let outcome = tokio::select! {
         outcome = watch(&mut system) => outcome,
         _ = interrupt.recv() => Ok(()),
@@ -104,6 +107,7 @@ Writ is up. Ctrl-C stops all of it.
   Workload API       {workload_api}
   audit log          {audit}
   upstream's log     {upstream_log}
+  processes          control plane {control_plane}, Envoy {envoy}
   everything else    {state}
 
 First, in another terminal:
@@ -127,10 +131,30 @@ Then try:
         audit = ready.audit_dir.display(),
         upstream_log = demo.upstream_log.display(),
         state = state_dir.display(),
+        control_plane = ready.pids.control_plane,
+        envoy = ready.pids.envoy,
         allowed = demo.allowed,
         denied = demo.denied,
         held = demo.held,
     )
+}
+
+/// Which of the usual ports others had.
+fn moved(got: Ports) -> Vec<String> {
+    let usual = ports::USUAL;
+    [
+        ("the proxy (Envoy)", usual.proxy, got.proxy),
+        ("the token endpoint and the pages", usual.http, got.http),
+        ("the control plane's gRPC", usual.grpc, got.grpc),
+        ("Envoy's admin", usual.admin, got.admin),
+        ("the upstream", usual.upstream, got.upstream),
+    ]
+    .into_iter()
+    .filter(|(_, usual, got)| usual != got)
+    .map(|(what, usual, got)| {
+        format!("Port {usual} was taken: {what} is on {got}. Put that into commands that you copy.")
+    })
+    .collect()
 }
 
 /// `text` as one word of a POSIX shell.
@@ -145,6 +169,18 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_were_taken_are_said() {
+        assert!(moved(ports::USUAL).is_empty());
+        let got = Ports {
+            http: 20_000,
+            ..ports::USUAL
+        };
+        let said = moved(got);
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("8480 was taken") && said[0].contains("20000"));
+    }
 
     #[test]
     fn words_survive_the_shell() {

@@ -11,7 +11,7 @@ mod run;
 mod setup;
 mod test;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -99,6 +99,9 @@ fn dispatch(command: Command) -> Result<(), Error> {
     match command {
         Command::Up { ready_file } => {
             let ready_file = ready_file.map(absolute).transpose()?;
+            if let Some(path) = &ready_file {
+                writable(path)?;
+            }
             let mut arguments = vec!["up".into()];
             if let Some(path) = ready_file {
                 arguments.extend(["--ready-file".into(), path.into_os_string()]);
@@ -133,12 +136,71 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Lint => test::lint(&progress),
         Command::Setup => {
             let envoy = setup::envoy::find(&progress)?;
-            build::everything(&progress, envoy).map(|_| ())
+            let built = build::everything(&progress, envoy)?;
+            println!("{}", places(&built));
+            Ok(())
         }
     }
+}
+
+/// Where setup has put things.
+fn places(built: &build::Built) -> String {
+    let envoy = built.envoy.as_deref();
+    let envoy = envoy.map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    format!(
+        "
+writ    {} (a debug build; for production: cargo build --release --bin writ, then {})
+filter  {}
+envoy   {envoy}",
+        built.writ.display(),
+        build::target_dir().join("release/writ").display(),
+        built.filter_wasm.display(),
+    )
+}
+
+/// Refuses a file that could not be written, before minutes go into what it
+/// would tell of. Nothing is left behind.
+fn writable(path: &Path) -> Result<(), Error> {
+    let refused = |source| Error::File {
+        action: "write the ready file",
+        path: path.to_owned(),
+        source,
+    };
+    if path.is_dir() {
+        return Err(refused(std::io::ErrorKind::IsADirectory.into()));
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.try", std::process::id()));
+    let probe = PathBuf::from(name);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&probe)
+        .and_then(|_| std::fs::remove_file(&probe))
+        .map_err(refused)
 }
 
 /// Paths are the caller's; what runs later may work in another directory.
 fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
     std::path::absolute(&path).map_err(Error::file("resolve", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::writable;
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_refused_and_nothing_is_left() {
+        let dir = std::env::temp_dir().join(format!("writ-xtask-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let file = dir.join("file");
+        assert!(writable(&file).is_ok());
+        assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
+        assert!(writable(&dir).is_err(), "a directory");
+        assert!(writable(&dir.join("none/file")).is_err(), "nowhere");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(writable(&file.join("below")).is_err(), "below a file");
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -101,7 +101,7 @@ fn body(n: u64) -> (&'static str, Value) {
         let hold = json!({"token": subject, "attempt": name, "request": request, "policy": policy, "approval": id, "opened": opened});
         return ("hold", hold);
     }
-    if n % 1000 == 0 && n > 0 {
+    if n.is_multiple_of(1000) && n > 0 {
         let ids = [format!("apr_{:022}", n - 1)];
         return ("approvals_expired", json!({ "ids": ids }));
     }

@@ -30,11 +30,16 @@ pub fn write(
     });
     let half = path.with_extension("new");
     let _ = std::fs::remove_file(&half);
-    let mut file = std::fs::OpenOptions::new()
+    let text = serde_json::to_string_pretty(&body)?;
+    let written = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&half)?;
-    file.write_all(serde_json::to_string_pretty(&body)?.as_bytes())?;
-    std::fs::rename(&half, path)
+        .open(&half)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::rename(&half, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&half);
+    }
+    written
 }

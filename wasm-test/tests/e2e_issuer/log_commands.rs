@@ -138,6 +138,12 @@ async fn verify_tells_whole_from_damaged_from_unreadable() {
             "{what}: {body}"
         );
         assert_eq!(body["problem"], "unreadable", "{what}: {body}");
+        let in_words = audit(&plane, &["verify"], &dir).await;
+        let said = text(&in_words.stderr);
+        assert_eq!(in_words.status.code(), Some(2), "{what}");
+        assert!(!said.contains("damaged") && in_words.stdout.is_empty());
+        let why = ["No such file", "no journal"];
+        assert!(why.iter().any(|why| said.contains(why)), "{what}: {said}");
     }
 }
 
@@ -248,4 +254,42 @@ async fn status_says_what_runs() {
     let output = ask(&["--admin-socket", "/nowhere.sock"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("writ serve"), "{output:?}");
+}
+
+#[tokio::test]
+async fn nobody_reading_ends_it_quietly() {
+    let plane = Plane::start().await;
+    let agent = plane.agent().await;
+    for _ in 0..3 {
+        agent.token("GET", "/files/report.txt").await.unwrap();
+    }
+    let journal = plane.data().join("journal").display().to_string();
+    let commands: [&[&str]; 5] = [
+        &["policy", "schema"],
+        &["audit", "verify", &journal],
+        &["audit", "tail", &journal],
+        &["audit", "tail", "-n", "0", &journal],
+        &["status", "--json"],
+    ];
+    for args in commands {
+        let mut command = plane.writ();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.args(args).stdout(writer).stderr(Stdio::piped());
+        let ended = tokio::time::timeout(Duration::from_secs(20), run_quiet(command)).await;
+        let output = ended.unwrap_or_else(|_| panic!("{args:?} goes on"));
+        assert_eq!(text(&output.stderr), "", "{args:?}");
+        assert!(
+            matches!(output.status.code(), Some(0 | 141)),
+            "{args:?}: {output:?}"
+        );
+    }
+}
+
+/// As `run`, with the standard output that was set.
+async fn run_quiet(mut command: std::process::Command) -> Output {
+    let child = command.spawn().unwrap();
+    tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+        .await
+        .unwrap()
 }

@@ -141,6 +141,22 @@ fn a_config_that_is_not_one_is_named_with_file_and_line() {
             "identity.workload",
             "trust domain",
         ),
+        ("[edge]\nlisten = \"127.0.0.1:0\"", "127.0.0.1:0", "a port"),
+        (
+            "[identity]\ncontrol_plane_id = \"spiffe://elsewhere.example/cp\"",
+            "elsewhere.example/cp",
+            "trust domain",
+        ),
+        (
+            "[[edge.route]]\nname = \"a b\"\npath_prefix = \"/\"\nupstream = \"a:1\"",
+            "a b",
+            "letters",
+        ),
+        (
+            "[edge]\nmodule = \"/nowhere.wasm\"",
+            "/nowhere.wasm",
+            "can't read",
+        ),
     ];
     for (over, key, word) in cases {
         let prepared = Prepared::new().with(over);
@@ -179,6 +195,7 @@ fn a_taken_port_is_named() {
         let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let address = taken.local_addr().unwrap().to_string();
         refuses(what, &prepared, &[&address, "port", "config"]);
+        assert!(!prepared.data().exists(), "nothing was made");
     }
 }
 
@@ -349,6 +366,24 @@ fn check_says_the_same_and_starts_nothing() {
     let (code, said) = check(&Prepared::new().with("[token]\nlifetime_s = 301"));
     assert_eq!(code, Some(2));
     assert!(said.contains("lifetime_s"), "{said}");
+
+    // All that is wrong with the file and with what it names, at once.
+    let prepared = Prepared::new();
+    let cut = prepared.path("cut.wasm");
+    std::fs::write(&cut, b"\0asm\x01\0\0\0\0\x04\x01aA").unwrap();
+    let admin = prepared.path("workload.sock").display().to_string();
+    let over = format!(
+        "[edge]\nmodule = {:?}\n[server]\nadmin_socket = {admin:?}\ndata_dir = {:?}",
+        cut.display().to_string(),
+        cut.join("data").display().to_string(),
+    );
+    let prepared = prepared.with(&over);
+    let (code, said) = check(&prepared);
+    assert_eq!(code, Some(2));
+    for word in ["damaged at byte 8", "same socket", "cut.wasm/data"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(said.matches("writ.toml:").count(), 3, "{said}");
 }
 
 #[tokio::test]

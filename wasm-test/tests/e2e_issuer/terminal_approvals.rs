@@ -131,6 +131,9 @@ async fn approving_takes_a_login_and_goes_through() {
 
     let (code, _, err) = said(&run(writ(&system, &["login", "--logout"])).await);
     assert_eq!(code, Some(0), "{err}");
+    let (code, _, err) = said(&run(writ(&system, &["login", "--logout"])).await);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("not signed in"), "{err}");
     let (code, _, err) = said(&run(writ(&system, &["approvals", "deny", id])).await);
     assert_eq!(code, Some(2), "{err}");
     system.stop().await;

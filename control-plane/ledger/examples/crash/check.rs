@@ -103,10 +103,7 @@ impl Seen {
             counts.silent_gaps += 1;
             return Err(format!("it does not verify: {report:?}"));
         }
-        let found = read(dir).map_err(|error| {
-            counts.silent_gaps += 1;
-            error
-        })?;
+        let found = read(dir).inspect_err(|_| counts.silent_gaps += 1)?;
         if found.torn != self.torn {
             counts.silent_gaps += 1;
             let (said, cut) = (found.torn, self.torn);

@@ -253,7 +253,8 @@ impl State {
             return Err(Refused::AttemptKnown);
         }
         let most = limits.outstanding_per_agent;
-        if self.counts(&token.agent).outstanding >= most + usize::from(planted!(OutstandingOverrun)) {
+        if self.counts(&token.agent).outstanding >= most + usize::from(planted!(OutstandingOverrun))
+        {
             return Err(Refused::Limit("outstanding tokens per agent"));
         }
         let (known, keys) = self.evidence_keys(evidence, &token.jkt);

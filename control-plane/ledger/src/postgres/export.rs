@@ -15,6 +15,9 @@ use crate::{lines::Place, model::Hash};
 /// Groups that are read at a time.
 const GROUPS: i64 = 16;
 
+/// An entry as it is stored: its group, its place in it, kind, head and what is beside it.
+type EntryRow = (i64, i32, String, Vec<u8>, Vec<u8>);
+
 /// One entry as the database has it. Nothing of it has been verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
@@ -97,7 +100,7 @@ impl LogReader {
         .fetch_all(&mut self.session.conn)
         .await?;
         let ids: Vec<i64> = groups.iter().map(|g| g.0).collect();
-        let rows: Vec<(i64, i32, String, Vec<u8>, Vec<u8>)> = sqlx::query_as(
+        let rows: Vec<EntryRow> = sqlx::query_as(
             "SELECT group_id, n, kind, head, attached FROM entries WHERE group_id = ANY($1) \
              ORDER BY group_id, n",
         )

@@ -109,7 +109,7 @@ async fn turn(
             let health = session::check(&mut session.conn, inner.target.replicated).await;
             let since = inner.read().since();
             let news = view::poll(&mut session.conn, since).await?;
-            inner.set_health(health.as_ref().map(|()| ()));
+            inner.set_health(health.as_ref().copied());
             inner.merge(news);
             house.polled = Some(Instant::now());
         }

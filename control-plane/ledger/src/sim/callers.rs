@@ -195,6 +195,7 @@ impl Callers {
                 agent: format!("stranger {}", self.rng.below(6)),
             },
             93 => Command::ExchangeRefused {
+                request_id: self.name("r"),
                 agent: self.rng.one(&AGENTS).into(),
                 reason: "policy_denied".into(),
                 error: "access_denied".into(),

@@ -39,6 +39,12 @@ pub(crate) struct Expected {
     torn_lines: u64,
 }
 
+impl Expected {
+    pub(crate) fn is_torn(&self) -> bool {
+        self.torn.is_some()
+    }
+}
+
 #[derive(Clone)]
 pub(crate) struct Durable {
     pub(crate) history: History,

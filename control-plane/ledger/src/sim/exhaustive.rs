@@ -30,7 +30,7 @@ fn turn(world: &mut World, at: usize) -> Result<(), Broken> {
             world.clocks.pass(5);
             world.ask()?;
             world.step(8)?;
-            if at % 4 == 0
+            if at.is_multiple_of(4)
                 && let Some(process) = &world.process
             {
                 process.disk.settle();
@@ -121,6 +121,7 @@ fn a_power_loss_before_each_call_loses_nothing() {
         world.durable.segments(),
         began.elapsed().as_secs_f64()
     );
+    super::tests::report("power_loss_states", states.into());
     assert!(states >= 1_000 && world.durable.segments() >= 3);
 }
 
@@ -151,5 +152,6 @@ fn each_call_may_fail_and_nothing_is_lost() {
         "{runs} runs, {failed} with a failed call, of {calls} calls each: {:.1} s",
         began.elapsed().as_secs_f64()
     );
+    super::tests::report("runs_with_a_failing_call", failed.into());
     assert!(calls > 100 && failed > calls);
 }

@@ -234,7 +234,7 @@ impl Machine {
         let fault = fails.filter(|fault| match fault {
             Fault::Io => call != Call::Lock,
             Fault::NoSpace => matches!(call, Call::Open | Call::Write | Call::Sync | Call::Rename),
-            Fault::NoFile => matches!(call, Call::List | Call::Read | Call::Open | Call::SyncDir),
+            Fault::NoFile => matches!(call, Call::List | Call::Read | Call::Open),
         });
         self.faults += u64::from(fault.is_some());
         Ok(fault.map(Trouble::Fails))

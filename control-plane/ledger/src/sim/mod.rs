@@ -4,12 +4,6 @@
 //!
 //! `WRIT_SIM_SEED=n` runs one seed and prints what happened; `WRIT_SIM_SEEDS=n`
 //! runs that many instead of a few. See `docs/decisions/0008-simulation.md`.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "tests fail loudly"
-)]
 
 pub(crate) mod bugs;
 mod callers;

@@ -1,7 +1,7 @@
 //! The runs: seeds without a bug, and each bug until it is found.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -9,8 +9,10 @@ use std::{
     time::Instant,
 };
 
+use serde_json::{Map, Value, json};
+
 use crate::sim::{
-    Broken, Invariant,
+    Broken,
     bugs::{self, BUGS, Bug},
     world::{Counts, World},
 };
@@ -32,6 +34,16 @@ fn run(seed: u64, trace: bool) -> (Result<Counts, Broken>, Vec<String>) {
 /// A seed from outside.
 pub(crate) fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+/// Adds what a test found to the file that `WRIT_SIM_REPORT` names, if it does.
+pub(crate) fn report(name: &str, found: Value) {
+    static FOUND: Mutex<BTreeMap<String, Value>> = Mutex::new(BTreeMap::new());
+    let mut all = FOUND.lock().unwrap();
+    all.insert(name.to_owned(), found);
+    if let Some(path) = std::env::var_os("WRIT_SIM_REPORT") {
+        std::fs::write(path, json!(*all).to_string()).unwrap();
+    }
 }
 
 /// Runs seeds on all processors. Returns the first that broke something.
@@ -100,13 +112,22 @@ fn seeds_hold_every_invariant() {
         seeds as f64 / seconds
     );
     counts.are_worth_it(seeds);
+    report(
+        "seeds",
+        json!({
+            "run": seeds, "broken": 0, "per_s": (seeds as f64 / seconds).round(),
+            "committed": counts.committed, "starts": counts.starts,
+            "power_losses": counts.power_losses, "failed_calls": counts.faults,
+            "torn": counts.torn, "damages": counts.damages,
+        }),
+    );
 }
 
 #[test]
 fn every_planted_bug_is_found() {
     let most = 10_000;
     let only = std::env::var("WRIT_SIM_BUG").ok();
-    let mut found: HashMap<Invariant, usize> = HashMap::new();
+    let mut found = Map::new();
     let mut missed = Vec::new();
     for (bug, expected) in BUGS {
         if only
@@ -121,11 +142,12 @@ fn every_planted_bug_is_found() {
                 if !expected.contains(&broken.0) {
                     missed.push(format!("{bug:?} was found as {broken:?}"));
                 }
-                *found.entry(broken.0).or_default() += 1;
+                found.insert(format!("{bug:?}"), seed.into());
             }
             None => missed.push(format!("{bug:?} was not found in {most} seeds")),
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
     assert!(BUGS.len() >= 20);
+    report("bugs_by_first_seed", found.into());
 }

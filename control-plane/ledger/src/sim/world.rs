@@ -5,11 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     Options,
-    embedded::{
-        disk::Disk,
-        recovery::{OpenError, OpenReport},
-        snapshot::SnapshotEvery,
-    },
+    embedded::{disk::Disk, recovery::OpenError, snapshot::SnapshotEvery},
     model::{Command, Limits, Refused},
     sim::{
         Broken, Invariant,
@@ -185,8 +181,23 @@ impl World {
     fn callers_ask(&mut self) -> Result<(), Broken> {
         self.ask()?;
         self.arm(12);
+        // The ends of segments are where things go wrong.
+        let end = self.process.as_ref().is_some_and(|process| {
+            let journal = &process.writer.journal;
+            journal.room() < 2_000 && !journal.is_short()
+        });
+        if end && self.rng.percent(25) {
+            self.kill_within(2);
+        }
         let most = 1 + self.rng.below(8);
         self.step(most)
+    }
+
+    /// One of the next calls is the process's last.
+    fn kill_within(&mut self, calls: usize) {
+        let ahead = self.rng.below(calls) as u64;
+        let mut machine = lock(&self.machine);
+        machine.kill_at = Some(machine.calls + 1 + ahead);
     }
 
     /// Soon a call may fail, or be the process's last.
@@ -232,6 +243,7 @@ impl World {
         };
         let faults = process.disk.machine().faults;
         let was_short = process.writer.journal.is_short();
+        let segment = process.writer.journal.segment();
         let (answers, failed) = process.step(most, at);
         let killed = self.machine().is_dead(self.number);
         self.say(|| {
@@ -244,10 +256,13 @@ impl World {
         // No further segment could be made for a moment, perhaps.
         let excused = was_short || self.machine().faults > faults;
         let before = self.durable.history.len();
-        let segments = self.durable.segments();
         self.durable.catch_up(&lock(&self.machine))?;
         let ended = failed.is_some() || killed;
-        self.judge_answers(&answers, before, ended, (was_short, excused, segments))?;
+        let stays = self
+            .process
+            .as_ref()
+            .is_some_and(|process| process.writer.journal.segment() == segment);
+        self.judge_answers(&answers, before, ended, (was_short, excused, stays))?;
         if failed.is_some() || killed {
             return self.dies();
         }
@@ -260,13 +275,12 @@ impl World {
         answers: &[(Command, Option<Answered>)],
         before: u64,
         failed: bool,
-        (was_short, excused, segments): (bool, bool, u64),
+        (was_short, excused, stays): (bool, bool, bool),
     ) -> Result<(), Broken> {
         let mut committed = 0;
         let journal = self.process.as_ref().map(|process| &process.writer.journal);
-        let full = was_short
-            && journal.is_some_and(|journal| journal.is_short())
-            && self.durable.segments() == segments;
+        let full =
+            was_short && !failed && journal.is_some_and(|journal| journal.is_short()) && stays;
         for (command, answer) in answers {
             match answer {
                 Some(Ok(done)) => {
@@ -279,7 +293,7 @@ impl World {
                     self.callers
                         .learn(command, done, self.durable.history.epoch);
                 }
-                Some(Err(refused)) => self.judge_refusal(command, refused, excused)?,
+                Some(Err(refused)) => self.judge_refusal(command, refused, excused, stays)?,
                 None if failed => {}
                 None => {
                     return Err(Broken(
@@ -305,6 +319,7 @@ impl World {
         command: &Command,
         refused: &Refused,
         excused: bool,
+        stays: bool,
     ) -> Result<(), Broken> {
         let Some(process) = &self.process else {
             return Ok(());
@@ -316,7 +331,7 @@ impl World {
         let essential = super::callers::is_essential(command);
         let room = journal.room() >= audit::MAX_LINE + 512;
         let short = excused || journal.is_short();
-        if !short || (essential && room) {
+        if !short || (essential && room && stays) {
             let what = format!("{command:?} is refused with {} bytes left", journal.room());
             return Err(Broken(Invariant::Essential, what));
         }
@@ -473,10 +488,10 @@ impl World {
             }
             _ => {
                 self.arm(24);
-                if self.rng.percent(35) {
-                    let ahead = self.rng.below(20) as u64;
-                    let at = self.machine().calls + 1 + ahead;
-                    self.machine().kill_at = Some(at);
+                // Starts are ended early, and most of all those that have to cut.
+                let torn = self.durable.expect(&lock(&self.machine)).is_torn();
+                if self.rng.percent(if torn { 50 } else { 15 }) {
+                    self.kill_within(if torn { 12 } else { 20 });
                 }
                 self.start()
             }

@@ -108,7 +108,7 @@ impl Desk for FakeDesk {
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>> {
         let mut suspended = lock(&self.suspended);
         let result = match &*suspended {
-            _ if by != crate::web::OPERATOR => Err(DeskError::NotAdmin),
+            _ if by != "operator" => Err(DeskError::NotAdmin),
             Some(waiting) if waiting.index == restored => Ok(()),
             _ => Err(DeskError::NotSuspended),
         };
