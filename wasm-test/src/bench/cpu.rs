@@ -13,7 +13,12 @@ pub fn time_us(pid: u32) -> Result<f64, Error> {
             .map_err(Error::file("read", &path))?
             .path()
             .join("schedstat");
-        let text = std::fs::read_to_string(&file).map_err(Error::file("read", &file))?;
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            // It ended since the directory was read.
+            Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::file("read", &file)(error)),
+        };
         total_us += run_us(&text)
             .ok_or_else(|| Error::Unexpected(format!("{} has another form", file.display())))?;
     }
