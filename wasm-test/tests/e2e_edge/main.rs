@@ -23,4 +23,5 @@ mod paths;
 mod raw;
 mod refusals;
 mod reload;
+mod restore;
 mod rig;
