@@ -4,3 +4,4 @@ pub mod apt;
 pub mod envoy;
 pub mod postgres;
 pub mod wasm;
+mod wheel;
