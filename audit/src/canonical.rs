@@ -56,17 +56,11 @@ impl Canonical {
     /// As [`Canonical::of`], and [`CanonicalError::Type`] for what is no variant
     /// with content in serde's default (external) representation.
     pub fn of_variant<T: Serialize + ?Sized>(value: &T) -> Result<(String, Self), CanonicalError> {
-        // An external tag is the one member of an object: {"name":content}.
-        let mut bytes = writer::to_vec(value)?;
-        let tag = bytes.strip_prefix(b"{\"").and_then(|rest| {
-            let end = rest.iter().position(|byte| *byte == b'"')?;
-            rest.get(..end)
-        });
-        let name = tag.and_then(|tag| std::str::from_utf8(tag).ok());
-        let name = name.ok_or(CanonicalError::Type)?.to_owned();
-        if bytes.pop() != Some(b'}') {
-            return Err(CanonicalError::Type);
-        }
+        let (mut bytes, variant) = writer::to_vec_of_variant(value)?;
+        // It is the one member of an object, {"name":content}, and a name has no
+        // character that would be escaped.
+        let name = variant.ok_or(CanonicalError::Type)?;
+        bytes.pop();
         let content = bytes.split_off(name.len().saturating_add(4).min(bytes.len()));
         Ok((name, Self(content)))
     }
@@ -222,7 +216,99 @@ mod tests {
         }
     }
 
+    /// Values of every kind that lines hold, and their nesting.
+    fn values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (0..=LARGEST_INTEGER).prop_map(Value::from),
+            (-9_007_199_254_740_991_i64..0).prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 48, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((".*", inner), 0..6).prop_map(Value::from_iter),
+            ]
+        })
+    }
+
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Tagged {
+        Struct { z: u8, a: Option<u8> },
+        Newtype(Vec<u8>),
+        Tuple(u8, u8),
+        Unit,
+    }
+
+    #[test]
+    fn a_variant_is_its_name_and_content() {
+        let of = |value| {
+            let (name, content) = Canonical::of_variant(&value)?;
+            Ok((name, String::from_utf8(content.0).unwrap()))
+        };
+        for (value, name, content) in [
+            (
+                Tagged::Struct { z: 1, a: None },
+                "struct",
+                r#"{"a":null,"z":1}"#,
+            ),
+            (Tagged::Newtype(vec![1]), "newtype", "[1]"),
+            (Tagged::Tuple(1, 2), "tuple", "[1,2]"),
+        ] {
+            let tagged = json!({name: serde_json::from_str::<Value>(content).unwrap()});
+            assert_eq!(Canonical::of(&value).unwrap().0, encode(&tagged).unwrap());
+            assert_eq!(of(value), Ok((name.to_owned(), content.to_owned())));
+        }
+        assert_eq!(of(Tagged::Unit), Err(CanonicalError::Type));
+        for no_variant in [json!({"a": 1, "b": 2}), json!({"a": 1}), json!([{"a": 1}])] {
+            assert_eq!(
+                Canonical::of_variant(&no_variant),
+                Err(CanonicalError::Type)
+            );
+        }
+        // Nor one that is further in.
+        let within = [Tagged::Newtype(vec![])];
+        assert_eq!(Canonical::of_variant(&within), Err(CanonicalError::Type));
+    }
+
+    /// A map that says its members as they come, twice if need be.
+    struct Members(Vec<(Value, Value)>);
+
+    impl Serialize for Members {
+        fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            to.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+        }
+    }
+
+    #[test]
+    fn what_has_no_form_is_refused() {
+        let member = |key: Value| (key, json!(1));
+        let twice = Members(vec![
+            member("b".into()),
+            member("a".into()),
+            member("b".into()),
+        ]);
+        assert_eq!(Canonical::of(&twice), Err(CanonicalError::NotCanonical));
+        assert_eq!(
+            Canonical::of(&Members(vec![member(1.into())])),
+            Err(CanonicalError::Type)
+        );
+        for number in [json!(0.5), json!(LARGEST_INTEGER + 1), json!(i64::MIN)] {
+            assert_eq!(Canonical::of(&number), Err(CanonicalError::Number));
+        }
+        let nested = |depth| (0..depth).fold(json!(1), |inner, _| json!([inner]));
+        assert!(decode(Canonical::of(&nested(100)).unwrap().as_bytes()).is_ok());
+        assert_eq!(Canonical::of(&nested(101)), Err(CanonicalError::Syntax));
+    }
+
     proptest! {
+        #[test]
+        fn serialising_writes_what_encoding_does(value in values()) {
+            prop_assert_eq!(Canonical::of(&value).unwrap().0, encode(&value).unwrap());
+        }
+
         #[test]
         fn strings_survive(key in ".*", value in ".*") {
             let bytes = encode(&json!({ key: value })).unwrap();

@@ -93,6 +93,17 @@ impl Line {
         body: &Canonical,
         attachments: &[&AttachmentRef],
     ) -> Result<Vec<u8>, LineError> {
+        // What cannot be read back must not be written.
+        if kind.is_empty() {
+            return Err(LineError::Member("kind"));
+        }
+        if !body.as_bytes().starts_with(b"{") {
+            return Err(LineError::Member("body"));
+        }
+        let good = |a: &&AttachmentRef| a.is_well_formed();
+        if attachments.len() > MAX_ATTACHMENTS || !attachments.iter().all(good) {
+            return Err(LineError::Member("att"));
+        }
         let attached = Canonical::of(attachments)?;
         let mut out =
             Vec::with_capacity(PARTS_LEN + body.as_bytes().len() + attached.as_bytes().len());
@@ -235,6 +246,33 @@ mod tests {
             Line::decode(&good.as_bytes()[1..]),
             Err(LineError::Canonical(CanonicalError::Syntax))
         );
+    }
+
+    #[test]
+    fn parts_make_the_same_line_or_none() {
+        let whole = line();
+        let place = LinePlace {
+            index: whole.index,
+            time_ms: whole.time_ms,
+            prev: whole.prev,
+            epoch: whole.epoch,
+        };
+        let body = Canonical::of(&whole.body).unwrap();
+        let refs: Vec<&AttachmentRef> = whole.attachments.iter().collect();
+        let made = Line::encode_parts(&place, &whole.kind, &body, &refs);
+        assert_eq!(made, whole.encode());
+        let long = AttachmentRef::new(&"n".repeat(33), &[1; 32], b"x");
+        let good = AttachmentRef::new("n", &[1; 32], b"x");
+        let list = Canonical::of(&json!([])).unwrap();
+        for (kind, body, refs, what) in [
+            ("", &body, vec![], "kind"),
+            ("k", &list, vec![], "body"),
+            ("k", &body, vec![&long], "att"),
+            ("k", &body, vec![&good; MAX_ATTACHMENTS + 1], "att"),
+        ] {
+            let refused = Line::encode_parts(&place, kind, body, &refs);
+            assert_eq!(refused, Err(LineError::Member(what)));
+        }
     }
 
     #[test]

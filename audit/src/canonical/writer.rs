@@ -15,13 +15,21 @@ const DEPTH: usize = 100;
 const EXPECTED_LEN: usize = 1024;
 
 pub(super) fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CanonicalError> {
+    to_vec_of_variant(value).map(|(bytes, _)| bytes)
+}
+
+/// With the variant's name when the value is one with content.
+pub(super) fn to_vec_of_variant<T: Serialize + ?Sized>(
+    value: &T,
+) -> Result<(Vec<u8>, Option<String>), CanonicalError> {
     let mut writer = Writer {
         out: Vec::with_capacity(EXPECTED_LEN),
         members: Vec::new(),
         depth: 0,
+        variant: None,
     };
     value.serialize(&mut writer)?;
-    Ok(writer.out)
+    Ok((writer.out, writer.variant))
 }
 
 struct Member {
@@ -36,6 +44,8 @@ struct Writer {
     /// Members of the objects that are open, outermost first.
     members: Vec<Member>,
     depth: usize,
+    /// The tag of the outermost value.
+    variant: Option<String>,
 }
 
 impl ser::Error for CanonicalError {
@@ -94,6 +104,9 @@ impl Writer {
 
     fn tag(&mut self, tag: Option<&str>) -> Result<(), CanonicalError> {
         if let Some(name) = tag {
+            if self.depth == 0 {
+                self.variant = Some(name.to_owned());
+            }
             self.open(b'{')?;
             string(name, &mut self.out)?;
             self.out.push(b':');

@@ -229,3 +229,6 @@ fn note_or(kind: &str, body: Value) -> Value {
         uncut(body)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,7 +243,11 @@ impl Projection {
         let oldest = self.followed.borrow().saturating_sub(LISTED);
         let skipped = Position::before(&self.journal, oldest)?;
         let position = match position.next < skipped.next {
-            true => skipped,
+            true => {
+                // What is listed would end in a gap that nobody sees.
+                db.clear()?;
+                skipped
+            }
             false => position,
         };
         let mut reader = Reader::at(&self.journal, position);

@@ -24,7 +24,7 @@ use crate::{
         journal::{At, Journal, create_segment, header},
         replay::{Replay, Tail},
         snapshot,
-        sources::{Found, Read, compare, kept_heads, read, superseded},
+        sources::{Found, Read, compare, kept_heads, none_is_ahead, read, superseded},
         state::{Stamp, State},
     },
     event::{Entry, EntryError, Event, Restored},
@@ -192,7 +192,7 @@ pub(crate) fn open(
     }
     make_dir(&**disk)?;
     let lock = lock(&**disk)?;
-    let heads = kept_heads(options)?;
+    let (heads, unread) = kept_heads(options)?;
     let Read {
         mut replay,
         found,
@@ -201,6 +201,7 @@ pub(crate) fn open(
     } = read(&**disk, options, &heads)?;
     if !options.restored {
         compare(&heads, &replay, &**disk, options.init)?;
+        none_is_ahead(&**disk, &replay, &found)?;
     }
     if replay.state.entries == 0 && !found.is_empty && !options.init && !planted!(BegunAnew) {
         return Err(OpenError::NoJournal(disk.path().to_owned()));
@@ -213,9 +214,20 @@ pub(crate) fn open(
         random(&mut replay.log);
         clear(&**disk, &found)?;
         replay.tail = Tail::default();
+    } else if options.restored {
+        // A snapshot of what is given up would keep the next start from happening.
+        for entries in found
+            .snapshots
+            .iter()
+            .filter(|n| **n > replay.state.entries)
+        {
+            let name = snapshot::file_name(*entries);
+            disk.remove(&name)
+                .map_err(|error| io_error("remove", &disk.path().join(name), error))?;
+        }
     }
     let (entries, head) = (replay.state.entries, replay.state.head);
-    let restored = options.restored || (created && !heads.is_empty());
+    let restored = options.restored || (created && (unread || !heads.is_empty()));
     let restored = restored.then(|| Restored {
         entries,
         head,
@@ -416,7 +428,7 @@ fn make_dir(disk: &dyn Disk) -> Result<(), OpenError> {
     disk.make().map_err(|error| io_error("create", dir, error))
 }
 
-fn lock(disk: &dyn Disk) -> Result<Lock, OpenError> {
+pub(crate) fn lock(disk: &dyn Disk) -> Result<Lock, OpenError> {
     match disk.lock(LOCK) {
         Ok(Some(lock)) => Ok(lock),
         Ok(None) => Err(OpenError::Locked(disk.path().to_owned())),

@@ -119,6 +119,10 @@ impl<'a> Replay<'a> {
         if offset > bytes.len() {
             return Err(self.damaged(number, bytes.len(), "the segment is too short"));
         }
+        if last {
+            // It is about to be written anew, what is before the snapshot as well.
+            self.prefix(number, bytes.get(..offset).unwrap_or_default())?;
+        }
         let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         self.lengths.push(number, wide(bytes.len()));
         while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
@@ -180,6 +184,37 @@ impl<'a> Replay<'a> {
         bytes.truncate(offset);
         self.tail = Tail { number, bytes, len };
         Ok(())
+    }
+
+    /// Whether the groups before a snapshot, in its own segment, are whole and lead
+    /// up to it. They are not applied: the snapshot has what they made.
+    fn prefix(&self, number: u64, bytes: &[u8]) -> Result<(), OpenError> {
+        let mut offset = 0;
+        let mut before: Option<(u64, u64, Hash)> = None;
+        while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
+            let group =
+                Group::decode(rest).map_err(|e| self.damaged(number, offset, e.to_string()))?;
+            let header = &group.header;
+            let mut whole = header.log == self.log && header.segment == number;
+            let (_, mut index, mut head) = before.unwrap_or((0, header.first, [0; 32]));
+            whole &= before.is_none_or(|(n, _, _)| header.group == n) && header.first == index;
+            for (at, entry) in group.entries.iter().enumerate() {
+                let follows = entry.line.prev == head || (before.is_none() && at == 0);
+                whole &= follows && entry.line.index == index && entry.attachments_match();
+                (index, head) = (index.saturating_add(1), entry.leaf);
+            }
+            if !whole {
+                return Err(self.damaged(number, offset, "a group that is not the one it was"));
+            }
+            before = Some((header.group.saturating_add(1), index, head));
+            offset = offset.saturating_add(group.len());
+        }
+        let here = (self.group, self.state.entries, self.state.head);
+        if before.is_none_or(|before| before == here) {
+            Ok(())
+        } else {
+            Err(self.damaged(number, offset, "it does not lead up to the snapshot"))
+        }
     }
 
     /// Whether a later group shows that the next entry was durable.

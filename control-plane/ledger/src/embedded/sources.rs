@@ -101,6 +101,46 @@ pub(crate) fn read<'a>(
     })
 }
 
+/// Whether the journal has come as far as its snapshots: one is begun only of
+/// what is durable, so a snapshot that is ahead shows that the end is lost. One that
+/// somebody made up can keep a start from happening, and nothing else.
+///
+/// # Errors
+/// [`OpenError::Behind`] with the first that is ahead.
+pub(crate) fn none_is_ahead(
+    disk: &dyn Disk,
+    replay: &Replay<'_>,
+    found: &Found,
+) -> Result<(), OpenError> {
+    let entries = replay.state.entries;
+    if entries == 0 {
+        return Ok(());
+    }
+    for ahead in found.snapshots.iter().rev().take_while(|n| **n > entries) {
+        let name = snapshot::file_name(*ahead);
+        let read = disk.read(&name).ok();
+        let Some(snapshot) = read.and_then(|bytes| Snapshot::decode(&bytes).ok()) else {
+            continue;
+        };
+        if snapshot.log() == Some(replay.log) && snapshot.state.entries > entries {
+            let state = snapshot.state;
+            return Err(OpenError::Behind {
+                dir: disk.path().to_owned(),
+                entries,
+                path: disk.path().join(name),
+                kept: Box::new(KeptHead::new(
+                    snapshot.log,
+                    state.entries,
+                    state.head,
+                    state.epoch,
+                    state.time_ms,
+                )),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Goes on from one snapshot, and comes by the entry that proves it.
 fn from_snapshot<'a>(
     disk: &'a dyn Disk,
@@ -188,12 +228,13 @@ fn older_are_there(
     Ok(())
 }
 
-/// The heads that are kept elsewhere, as far as there are any yet.
+/// The heads that are kept elsewhere, as far as there are any yet, and whether one
+/// of them is there that cannot be read.
 ///
 /// # Errors
 /// When there is one that cannot be read, unless it is to be overridden.
-pub(crate) fn kept_heads(options: &Options) -> Result<Vec<(PathBuf, KeptHead)>, OpenError> {
-    let mut heads = Vec::new();
+pub(crate) fn kept_heads(options: &Options) -> Result<(Vec<(PathBuf, KeptHead)>, bool), OpenError> {
+    let (mut heads, mut unread) = (Vec::new(), false);
     for path in &options.head_copies {
         match KeptHead::read(path) {
             Ok(Some(kept)) => heads.push((path.clone(), kept)),
@@ -201,6 +242,7 @@ pub(crate) fn kept_heads(options: &Options) -> Result<Vec<(PathBuf, KeptHead)>, 
                 tracing::info!(path = %path.display(), "no head was kept here yet");
             }
             Err(error) if options.restored || options.init => {
+                unread = true;
                 tracing::warn!(path = %path.display(), %error, "the head that was kept here is overridden unread");
             }
             Err(error) => {
@@ -211,7 +253,7 @@ pub(crate) fn kept_heads(options: &Options) -> Result<Vec<(PathBuf, KeptHead)>, 
             }
         }
     }
-    Ok(heads)
+    Ok((heads, unread))
 }
 
 /// Whether the journal has come as far as each head, and through it.

@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::{
     Ledger, Options,
     embedded::{
-        disk::{Disk, RealDisk},
+        disk::{Disk, Lock, RealDisk},
         heads::KeptHead,
-        recovery::{LOCK, OpenError, OpenReport},
+        recovery::{LOCK, OpenError, OpenReport, lock},
         replay::Replay,
         snapshot::{self, Snapshot, SnapshotEvery, digest},
         sources::{self, Read, list},
@@ -155,6 +155,9 @@ pub fn inspect(options: &Options) -> Result<Inspection, OpenError> {
     let read = read.map_err(|error| inspection.problem = Some(error.to_string()));
     if let Ok(read) = &read {
         describe(&mut inspection, read);
+        if let Err(ahead) = sources::none_is_ahead(&disk, &read.replay, &read.found) {
+            inspection.problem = Some(ahead.to_string());
+        }
     } else {
         let unread = |entries: &u64| SnapshotFound {
             entries: *entries,
@@ -394,13 +397,8 @@ pub async fn restore(from: &Path, options: Options) -> Result<OpenReport, ToolEr
         return reopen(options).await;
     }
     let dir = options.dir.clone();
-    if dir.exists() {
-        let disk = RealDisk::new(&dir);
-        let found = list(&disk)?;
-        if !found.is_empty || !found.segments.is_empty() {
-            return Err(ToolError::Occupied(dir));
-        }
-    }
+    // Held to the end: nobody begins a journal there meanwhile.
+    let mut place = free(&dir)?;
     // Complete, and with its entry, before it gets its name: what is there after
     // a stop half way is not taken for a journal.
     let mut staging = dir.clone().into_os_string();
@@ -412,7 +410,10 @@ pub async fn restore(from: &Path, options: Options) -> Result<OpenReport, ToolEr
         ..options
     })
     .await?;
-    if dir.exists() {
+    if place.is_none() {
+        place = free(&dir)?;
+    }
+    if place.is_some() {
         fs::remove_dir_all(&dir).map_err(|error| io_error("remove", &dir, error))?;
     }
     fs::rename(&staging, &dir).map_err(|error| io_error("rename", &staging, error))?;
@@ -420,6 +421,21 @@ pub async fn restore(from: &Path, options: Options) -> Result<OpenReport, ToolEr
         .sync_parents()
         .map_err(|error| io_error("sync the directory that holds", &dir, error))?;
     Ok(report)
+}
+
+/// The lock of a directory in which there is nothing; `None` when there is none.
+fn free(dir: &Path) -> Result<Option<Lock>, ToolError> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let disk = RealDisk::new(dir);
+    let held = lock(&disk)?;
+    let found = list(&disk)?;
+    if found.is_empty && found.segments.is_empty() {
+        Ok(Some(held))
+    } else {
+        Err(ToolError::Occupied(dir.to_owned()))
+    }
 }
 
 async fn reopen(options: Options) -> Result<OpenReport, ToolError> {

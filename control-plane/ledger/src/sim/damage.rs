@@ -95,13 +95,22 @@ impl World {
         if gone || bytes[judged.clone()] == whole[judged] {
             return Ok(());
         }
+        let segments = |name: &&str| audit::segment::number_of(name).is_some();
+        let last = self
+            .machine()
+            .visible_names()
+            .filter(segments)
+            .max()
+            .map(str::to_owned);
+        let sealed = last.is_some_and(|last| last != name);
         self.say(|| format!("{name} is damaged at {offset}"));
         self.machine().capacity = usize::MAX;
         self.machine().meddle(&name, |file| file.clone_from(&bytes));
         let started = self.must_refuse(
             "a durable group is damaged",
             |error| matches!(error, OpenError::Damaged { .. }),
-            |report| report.snapshot.is_some_and(|entries| first < entries),
+            // Behind a snapshot older segments are not read; the last one is.
+            |report| sealed && report.snapshot.is_some_and(|entries| first < entries),
         )?;
         let group = offset..offset + len;
         self.machine().meddle(&name, |file| {

@@ -219,6 +219,15 @@ async fn a_head_that_cannot_be_read_or_kept_is_said() {
     world.run(world.options(), 3).await;
     fs::write(world.at("elsewhere"), b"{}").unwrap();
     assert!(matches!(world.refused(), OpenError::HeadCopy { .. }));
+    // Beginning anew overrides it, but no more lightly than one that can be read.
+    let begun = Options {
+        dir: world.at("anew"),
+        head_copies: vec![world.at("elsewhere")],
+        ..world.options()
+    };
+    let report = tools::init(begun).await.unwrap();
+    assert!(report.suspended.is_some(), "{report:?}");
+    fs::write(world.at("elsewhere"), b"{}").unwrap();
     // A lost one is not: it could have been named just now.
     fs::remove_file(world.at("elsewhere")).unwrap();
     world.run(world.options(), 0).await;

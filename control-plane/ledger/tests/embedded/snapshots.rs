@@ -262,6 +262,76 @@ async fn what_is_before_a_snapshot_is_not_read_but_must_be_there() {
 }
 
 #[tokio::test]
+async fn what_is_written_anew_is_read_first() {
+    let (dirs, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let image = dirs.path().join("image");
+    let wide = |dir: &Path| Options {
+        segment_len: 1024 * 1024,
+        ..often(&clock, dir)
+    };
+    let ledger = Ledger::open(wide(&image)).unwrap().0;
+    work(&ledger, 6).await;
+    settled(&image, &ledger).await;
+    let kept = dirs.path().join("kept");
+    copy(&image, &kept);
+    drop(ledger);
+    assert!(!kept.join(file_name(1)).exists(), "one segment");
+    let (_, report) = {
+        let dir = dirs.path().join("good");
+        copy(&kept, &dir);
+        shown(wide(&dir)).await
+    };
+    assert!(report.snapshot.is_some(), "{report:?}");
+    // A bit of a line, and of what stands beside one; both before the snapshot.
+    for at in [700, 300] {
+        let dir = dirs.path().join(at.to_string());
+        copy(&kept, &dir);
+        let path = dir.join(file_name(0));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        match Ledger::open(wide(&dir)) {
+            Err(OpenError::Damaged { .. }) => {}
+            Ok(_) => panic!("damage at {at} was written anew"),
+            Err(error) => panic!("{at}: {error}"),
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes, "{at}: it was touched");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_lost_its_end_is_behind_its_snapshot() {
+    let (dirs, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let image = dirs.path().join("image");
+    killed(&clock, &image).await;
+    // Whole as far as it goes: only the segments that are there tell.
+    let last = (0..)
+        .take_while(|n| image.join(file_name(*n)).exists())
+        .last()
+        .unwrap();
+    for number in 1..=last {
+        fs::remove_file(image.join(file_name(number))).unwrap();
+    }
+    match Ledger::open(clock.options(&image)) {
+        Err(OpenError::Behind { path, .. }) => {
+            assert_eq!(
+                path.file_name().unwrap().to_str(),
+                snapshots(&image).last().map(String::as_str)
+            );
+        }
+        Ok(_) => panic!("a cut journal was begun over"),
+        Err(error) => panic!("{error}"),
+    }
+    let found = tools::inspect(&clock.options(&image)).unwrap();
+    assert!(found.problem.unwrap().contains("set back"));
+    // Taken as a backup it is a new state, and what was ahead of it is gone.
+    let report = tools::restore(&image, clock.options(&image)).await.unwrap();
+    assert!(report.suspended.is_some());
+    let (ledger, _) = Ledger::open(clock.options(&image)).unwrap();
+    assert!(ledger.suspended().is_some());
+}
+
+#[tokio::test]
 async fn rebuilding_takes_a_new_one_and_removes_the_rest() {
     let (dirs, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
     let (dir, listings) = (dirs.path().join("journal"), dirs.path().join("listings"));

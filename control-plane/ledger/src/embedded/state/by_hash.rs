@@ -1,7 +1,8 @@
 //! Maps whose keys are digests already.
 //!
-//! Hashing a SHA-256 again would cost more than the look-up. Nobody chooses these
-//! keys: they are digests of what was signed here, or by a trust domain.
+//! Hashing a SHA-256 again would cost more than the look-up. Most keys are digests of
+//! what was signed here, or by a trust domain; actions, whose text an agent chooses,
+//! are few: each agent has a small share of the open approvals.
 
 use std::{
     collections::HashMap,
