@@ -195,7 +195,7 @@ impl Ledger {
     /// not written. A future that is dropped early does not undo the commit.
     ///
     /// # Errors
-    /// A [`Refused`]; nothing was spent by it.
+    /// A [`Refused`]; nothing was spent by it, [`Refused::Unknown`] apart.
     pub async fn commit(&self, command: Command) -> Result<Committed, Refused> {
         match &*self.store {
             Store::Embedded(store) => store.commit(command).await,

@@ -64,7 +64,7 @@ impl ApprovalDesk {
             Err(Refused::ApprovalState(None)) => Err(DeskError::NotFound),
             Err(error) => {
                 tracing::error!(%error, id, "a human's decision could not be recorded");
-                Err(DeskError::Unavailable)
+                Err(not_recorded(&error))
             }
         }
     }
@@ -82,9 +82,17 @@ impl ApprovalDesk {
             Err(Refused::AttemptKnown) => Err(DeskError::NotSuspended),
             Err(error) => {
                 tracing::error!(%error, "the confirmation of a restore could not be recorded");
-                Err(DeskError::Unavailable)
+                Err(not_recorded(&error))
             }
         }
+    }
+}
+
+/// What a person is told of a commit that was not acknowledged.
+fn not_recorded(refused: &Refused) -> DeskError {
+    match refused {
+        Refused::Unknown => DeskError::Unknown,
+        _ => DeskError::Unavailable,
     }
 }
 

@@ -91,8 +91,15 @@ impl Config {
         }
     }
 
-    /// The files and directories that a start needs; nothing is made.
+    /// The files and directories that a start needs, and what it can't keep; nothing
+    /// is made.
     pub(super) fn check_machine(&self, reader: &Reader) {
+        if self.ledger.head_copy.is_some() && self.ledger.store.url.is_some() {
+            reader.error_at(
+                "ledger.head_copy",
+                "no head is kept of a log in a database (ledger.store); take this line out, and keep what `writ audit verify URL` prints".into(),
+            );
+        }
         let module = &self.edge.module;
         if module.is_absolute()
             && let Err(message) = self.edge.read_module()

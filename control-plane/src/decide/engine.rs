@@ -26,7 +26,7 @@ pub enum Ruling {
     Allow(Box<TokenRecord>),
     /// It may not; the token is spent.
     Deny(Reason),
-    /// A gate of the control plane's refused it; nothing was spent.
+    /// A gate of the control plane's refused it; nothing was spent, `outcome_unknown` apart.
     Refused(Reason, Option<SpentRecord>),
     /// It waits for a human; the token is held.
     Hold(Box<Approval>),
@@ -171,7 +171,11 @@ impl Engine {
         if reason == Reason::ControlPlaneUnavailable {
             return reason;
         }
-        let agent = claim(&facts.token, "client_id")
+        // Of a token that is not the question's nothing is believed, not even for the log.
+        let agent = self
+            .token_hash(facts)
+            .ok()
+            .and_then(|_| claim(&facts.token, "client_id"))
             .and_then(|claim| claim.as_str().map(str::to_owned))
             .unwrap_or_default();
         if !self
@@ -205,6 +209,8 @@ impl Engine {
         }
     }
 
+    /// The token's hash, once the evidence beside the question is the question's:
+    /// the token has that hash, the proof that `jti`.
     fn token_hash(&self, facts: &Facts) -> Result<Hash, Reason> {
         let shown: Hash = facts
             .question
@@ -214,7 +220,9 @@ impl Engine {
             .map_err(|_| Reason::InternalError)?;
         // The exact bytes count, not what they parse to.
         let of_bytes: Hash = Sha256::digest(facts.token.as_bytes()).into();
-        if shown == of_bytes {
+        let jti = claim(&facts.proof, "jti");
+        let proof_jti = jti.as_ref().and_then(serde_json::Value::as_str);
+        if shown == of_bytes && proof_jti == Some(facts.question.proof_jti.as_str()) {
             Ok(shown)
         } else {
             Err(Reason::InternalError)

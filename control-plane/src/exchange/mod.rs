@@ -344,7 +344,9 @@ impl Exchange {
                     .refused(caller, Some(action), Some(policy), error)
                     .await)
             }
-            Err(Refused::Suspended) => Err(ExchangeError::Inactive),
+            Err(Refused::Suspended) => Err(self
+                .refused(caller, Some(action), Some(policy), ExchangeError::Inactive)
+                .await),
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
                 Err(ExchangeError::Unavailable)

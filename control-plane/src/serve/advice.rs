@@ -37,11 +37,6 @@ pub(crate) fn of(dir: &Path, error: &OpenError) -> String {
             path.display()
         ),
         OpenError::Entry { .. } | OpenError::Io { .. } | OpenError::SegmentLen(_) => inspect,
-        #[expect(
-            unreachable_patterns,
-            reason = "another store's refusals have no directory"
-        )]
-        _ => String::new(),
     }
 }
 

@@ -70,6 +70,11 @@ pub enum ServeError {
     /// The journal.
     #[error("the ledger at `{}`: {}\n{}", .0.display(), .1, advice::of(.0, .1))]
     Ledger(PathBuf, ledger::OpenError),
+    /// Two keys, or a flag and a key, that do not go together.
+    #[error(
+        "--store and ledger.head_copy exclude each other: no head is kept of a log in a database; keep one with `writ audit verify URL`"
+    )]
+    HeadOfDatabase,
     /// The database that holds the log.
     #[error("the ledger's database (ledger.store): {0}")]
     Database(#[from] ledger::postgres::PostgresError),
@@ -114,6 +119,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     hardening::limit_resources();
     let mut config = Config::read_to_serve(&options.config).map_err(ServeError::Config)?;
     if options.store.is_some() {
+        if config.ledger.head_copy.is_some() {
+            return Err(ServeError::HeadOfDatabase);
+        }
         config.ledger.store.url.clone_from(&options.store);
     }
     let policies =

@@ -295,6 +295,7 @@ fn refused(error: DeskError) -> Response {
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
         DeskError::NotAdmin => problem(StatusCode::FORBIDDEN, "not_an_admin", &detail),
         DeskError::NotSuspended => problem(StatusCode::CONFLICT, "not_suspended", &detail),
+        DeskError::Unknown => problem(StatusCode::SERVICE_UNAVAILABLE, "unknown", &detail),
         DeskError::Unavailable => {
             let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &detail);
             response

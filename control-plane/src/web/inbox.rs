@@ -211,6 +211,11 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             "You may not decide this",
             "Nothing was decided. The rule that asks for a human names other approvers.",
         ),
+        DeskError::Unknown => say(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Look again",
+            "It is not known whether this was recorded. Open it again before you decide again: it shows what holds.",
+        ),
         DeskError::Unavailable => {
             let text = "Nothing was decided. The ledger does not take decisions at this moment: try again.";
             let mut response = say(StatusCode::SERVICE_UNAVAILABLE, "Not just now", text);

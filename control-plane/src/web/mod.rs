@@ -67,7 +67,7 @@ pub trait Desk: Send + Sync + 'static {
     fn proxies(&self) -> Vec<ProxyView>;
 }
 
-/// Why a decision was not taken. Nothing was committed.
+/// Why a decision was not taken. Nothing was committed, [`DeskError::Unknown`] apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeskError {
     /// No such approval.
@@ -91,6 +91,9 @@ pub enum DeskError {
     /// The ledger takes nothing now.
     #[error("the ledger does not take this now; try again")]
     Unavailable,
+    /// The ledger was asked, and its answer got lost.
+    #[error("it is not known whether this was recorded; look again before you decide again")]
+    Unknown,
 }
 
 /// One audit entry, as listed.

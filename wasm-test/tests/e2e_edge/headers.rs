@@ -94,6 +94,43 @@ async fn a_header_with_an_underscore_is_refused() {
     rig.finish().await;
 }
 
+/// An upstream that obeys one of these does something else than was allowed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reinterprets_a_request_does_not_arrive() {
+    let rig = Rig::start(Options::default()).await;
+    let names = [
+        "x-http-method-override",
+        "X-HTTP-Method",
+        "x-method-override",
+        "x-original-url",
+        "X-Rewrite-URL",
+        "x-original-host",
+        "x-forwarded-host",
+        "x-forwarded-method",
+        "x-forwarded-path",
+        "x-forwarded-prefix",
+        "x-forwarded-uri",
+        "x-host",
+        "x-http-host-override",
+        "x-method",
+        "x-original-method",
+        "x-original-path",
+        "x-original-uri",
+        "x-rewrite-uri",
+        "Forwarded",
+    ];
+    let mut all: Vec<_> = names.iter().map(|name| field(name, "DELETE")).collect();
+    all.push(field("x-harmless", "kept"));
+    let (answer, records) = sent_with(&rig, REPORT, &all).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let record = only(&records);
+    for name in names {
+        assert_eq!(record.header(&name.to_lowercase()), None, "{name}");
+    }
+    assert_eq!(record.header("x-harmless"), Some("kept"));
+    rig.finish().await;
+}
+
 /// Envoy obeys these from clients that it holds to be internal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_header_of_envoys_has_an_effect() {
