@@ -4,7 +4,7 @@ use super::fixtures::{Headers, configuration};
 use super::vm::{PREFIX, Vm, allow, answer_to, asks, deny, hold, withdrawals};
 use super::world::{ROOT, World};
 use decision_api::from_control_plane::Message as FromServer;
-use decision_api::{Answer, Welcome};
+use decision_api::{Answer, PROTOCOL, Welcome};
 use serde_json::json;
 
 const OTHER_PREFIX: &[u8; 16] = b"other prefix....";
@@ -383,7 +383,7 @@ fn a_reconnect_asks_again_with_the_same_id_and_bytes() {
     let hello = vm.welcome(PREFIX);
     assert_eq!(
         (hello.protocol, hello.resume_prefix.as_slice()),
-        (1, PREFIX.as_slice())
+        (PROTOCOL, PREFIX.as_slice())
     );
     let heard = vm.heard();
     // What is still paused, oldest first; nothing that was answered or left.
@@ -434,15 +434,15 @@ fn an_answer_during_the_greeting_is_not_believed() {
 fn another_protocol_is_refused_and_never_guessed_at() {
     for welcome in [
         Welcome {
-            protocol: 2,
+            protocol: PROTOCOL + 1,
             prefix: PREFIX.to_vec(),
         },
         Welcome {
-            protocol: 0,
+            protocol: PROTOCOL - 1,
             prefix: PREFIX.to_vec(),
         },
         Welcome {
-            protocol: 1,
+            protocol: PROTOCOL,
             prefix: b"short".to_vec(),
         },
     ] {

@@ -5,8 +5,8 @@ use super::world::{Http, ROOT, Reply, World};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{
-    Allow, Answer, Ask, DenialBatch, Deny, FromControlPlane, Hello, Hold, Outcome, QuestionId,
-    Welcome, Withdraw, Withdrawn, answer,
+    Allow, Answer, Ask, DenialBatch, Deny, FromControlPlane, Hello, Hold, Outcome, PROTOCOL,
+    QuestionId, Welcome, Withdraw, Withdrawn, answer,
 };
 use prost::Message;
 use std::path::PathBuf;
@@ -299,7 +299,7 @@ impl Vm {
             panic!("the filter greets first");
         };
         self.say(FromServer::Welcome(Welcome {
-            protocol: 1,
+            protocol: PROTOCOL,
             prefix: prefix.to_vec(),
         }));
         hello

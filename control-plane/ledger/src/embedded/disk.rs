@@ -12,9 +12,15 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
+
+/// How often a lock that another process has is asked for.
+const LOCK_TRIES: u32 = 10;
+/// The pause after each try, in milliseconds.
+const LOCK_PAUSE_MS: u64 = 20;
 
 /// Work that another thread does.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
@@ -163,11 +169,18 @@ impl Disk for RealDisk {
             .truncate(false)
             .mode(0o600)
             .open(self.at(name))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Box::new(file))),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
+        // A child that this process starts has the lock's file too, until it runs
+        // its own program; a process that is ending has it for a moment longer.
+        for _ in 0..LOCK_TRIES {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Box::new(file))),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::sleep(Duration::from_millis(LOCK_PAUSE_MS));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(None)
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
