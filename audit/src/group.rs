@@ -359,8 +359,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Appends an encoded line and its attachments, salt first, in the line's order.
-    pub fn push<'b>(&mut self, line: &[u8], attached: impl IntoIterator<Item = &'b [u8]>) {
+    /// Appends an encoded line and its attachments, salt first, in the line's
+    /// order; gives the line's leaf hash.
+    pub fn push<'b>(&mut self, line: &[u8], attached: impl IntoIterator<Item = &'b [u8]>) -> Hash {
         self.lines.extend_from_slice(line);
         self.lines.push(b'\n');
         for salted in attached {
@@ -368,6 +369,7 @@ impl Builder {
         }
         self.count = self.count.saturating_add(1);
         self.head = leaf_hash(line);
+        self.head
     }
 
     /// Lines so far.
@@ -392,7 +394,18 @@ impl Builder {
     ///
     /// # Errors
     /// [`GroupError::Lengths`] when it holds no line or more than a group may.
-    pub fn finish(self, header: Header) -> Result<(Header, Vec<u8>), GroupError> {
+    pub fn finish(mut self, header: Header) -> Result<(Header, Vec<u8>), GroupError> {
+        let mut out = Vec::new();
+        let header = self.finish_into(header, &mut out)?;
+        Ok((header, out))
+    }
+
+    /// As [`Builder::finish`], in place of what `out` has; what was gathered is
+    /// gone from here then, and its memory is kept for the next group.
+    ///
+    /// # Errors
+    /// As [`Builder::finish`]'s; everything is as it was.
+    pub fn finish_into(&mut self, header: Header, out: &mut Vec<u8>) -> Result<Header, GroupError> {
         let total = self.len_with(0);
         if total > MAX_GROUP || self.count == 0 || self.count > MAX_LINES {
             return Err(GroupError::Lengths);
@@ -405,7 +418,8 @@ impl Builder {
             ..header
         };
         let digested = header.encode();
-        let mut out = Vec::with_capacity(total);
+        out.clear();
+        out.reserve(total);
         out.extend_from_slice(&digested);
         out.extend_from_slice(
             &Sha256::new()
@@ -417,7 +431,10 @@ impl Builder {
         out.extend_from_slice(&self.attached);
         out.resize(total.saturating_sub(END.len()), 0);
         out.extend_from_slice(&END);
-        Ok((header, out))
+        self.lines.clear();
+        self.attached.clear();
+        self.count = 0;
+        Ok(header)
     }
 }
 

@@ -4,6 +4,8 @@
 //! `kind` and `body` (docs/reference/journal.md), so that replaying a journal
 //! applies the same values as the happy path did.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -84,10 +86,7 @@ pub(crate) enum Answer {
 /// One change of state, of the kinds that replay must know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "each is moved a few times and never kept"
-)]
+#[expect(clippy::large_enum_variant, reason = "an entry's is in a box")]
 pub(crate) enum Event {
     Epoch {
         log: String,
@@ -114,7 +113,8 @@ pub(crate) enum Event {
         by: String,
     },
     Issue {
-        token: TokenRecord,
+        #[serde(with = "shared")]
+        token: Arc<TokenRecord>,
         evidence: EvidenceUse,
         policy: PolicyFacts,
     },
@@ -189,12 +189,8 @@ pub(crate) enum Event {
 
 /// An entry's meaning: a change of state, or a note that changes none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "each is moved a few times and never kept"
-)]
 pub(crate) enum Entry {
-    Event(Event),
+    Event(Box<Event>),
     Note { kind: String, body: Value },
 }
 
@@ -237,7 +233,7 @@ impl Entry {
             });
         }
         serde_json::from_value(Value::from_iter([(kind, body)]))
-            .map(Self::Event)
+            .map(|event| Self::Event(Box::new(event)))
             .map_err(|error| EntryError::Body {
                 kind: kind.to_owned(),
                 error: error.to_string(),
@@ -248,5 +244,25 @@ impl Entry {
     pub(crate) fn agent_of(body: &Value) -> Option<&str> {
         let at = |path: &str| body.pointer(path).and_then(Value::as_str);
         at("/agent").or_else(|| at("/token/agent"))
+    }
+}
+
+/// A value that several hold, written as itself.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
     }
 }

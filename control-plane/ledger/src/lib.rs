@@ -207,10 +207,16 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refused::Unavailable`] when the store can't be read.
-    pub async fn token(&self, hash: &Hash) -> Result<Option<(TokenRecord, TokenState)>, Refused> {
+    pub async fn token(
+        &self,
+        hash: &Hash,
+    ) -> Result<Option<(Arc<TokenRecord>, TokenState)>, Refused> {
         match &*self.store {
             Store::Embedded(store) => Ok(store.token(hash)),
-            Store::Postgres(store) => store.token(hash).await,
+            Store::Postgres(store) => Ok(store
+                .token(hash)
+                .await?
+                .map(|(token, state)| (Arc::new(token), state))),
         }
     }
 

@@ -104,10 +104,11 @@ fn encode_value(
         Err(_) => return Err(Refused::TooLarge),
     }
     // Approvals outlive a restart: what a human will be shown is kept whole beside the line.
-    if let Entry::Event(Event::Hold {
-        opened: Some(approval),
-        ..
-    }) = entry
+    if let Entry::Event(event) = entry
+        && let Event::Hold {
+            opened: Some(approval),
+            ..
+        } = &**event
         && !planted!(CutApprovalNotKept)
     {
         let bytes = serde_json::to_vec(approval).map_err(|_| Refused::TooLarge)?;
@@ -196,10 +197,11 @@ fn uncut(value: Value) -> Value {
 pub(crate) fn decode(entry: &audit::group::Entry<'_>) -> Result<Entry, EntryError> {
     let line = &entry.line;
     let mut read = Entry::from_parts(&line.kind, note_or(&line.kind, line.body.clone()))?;
-    if let Entry::Event(Event::Hold {
-        opened: Some(opened),
-        ..
-    }) = &mut read
+    if let Entry::Event(event) = &mut read
+        && let Event::Hold {
+            opened: Some(opened),
+            ..
+        } = &mut **event
         && let Some((named, salted)) = line
             .attachments
             .iter()

@@ -453,7 +453,7 @@ pub struct Committed {
     /// The ledger's time of it.
     pub time_ms: Millis,
     /// The approval that was opened or joined (hold), decided, or consumed.
-    pub approval: Option<Approval>,
+    pub approval: Option<Box<Approval>>,
 }
 
 /// Why a command was not committed. Nothing was spent by it, [`Refused::Unknown`] apart.

@@ -58,7 +58,10 @@ impl ApprovalDesk {
             usable_ms: self.core.config.approval.approved_s.saturating_mul(1000),
         };
         match self.core.ledger.commit(command).await {
-            Ok(committed) => committed.approval.ok_or(DeskError::NotFound),
+            Ok(committed) => committed
+                .approval
+                .map(|approval| *approval)
+                .ok_or(DeskError::NotFound),
             Err(Refused::ApprovalDigest) => Err(DeskError::Stale),
             Err(Refused::ApprovalState(Some(state))) => Err(DeskError::NotPending(state)),
             Err(Refused::ApprovalState(None)) => Err(DeskError::NotFound),

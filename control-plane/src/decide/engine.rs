@@ -23,7 +23,7 @@ const EVALUATIONS_MAX: usize = 4;
 #[derive(Clone, Debug)]
 pub enum Ruling {
     /// It may pass; the token is spent.
-    Allow(Box<TokenRecord>),
+    Allow(Arc<TokenRecord>),
     /// It may not; the token is spent.
     Deny(Reason),
     /// A gate of the control plane's refused it; nothing was spent, `outcome_unknown` apart.
@@ -54,7 +54,7 @@ impl Engine {
             let (command, ruling) = match self.opinion(&token, facts) {
                 Opinion::Allow(policy, approval) => (
                     self.allow(hash, facts, policy, approval.as_deref()),
-                    Ruling::Allow(Box::new(token)),
+                    Ruling::Allow(token),
                 ),
                 Opinion::Deny(policy, reason) => {
                     (self.deny(hash, facts, policy, reason), Ruling::Deny(reason))
@@ -108,7 +108,7 @@ impl Engine {
                     .commit(self.allow(hash, facts, policy, used.as_deref()))
                     .await
                 {
-                    Ok(_) => Ruling::Allow(Box::new(token)),
+                    Ok(_) => Ruling::Allow(token),
                     Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => {
                         Ruling::Refused(Reason::ApprovalPending, None)
                     }
@@ -234,7 +234,7 @@ impl Engine {
         &self,
         hash: &Hash,
         facts: &Facts,
-    ) -> Result<TokenRecord, (Reason, Option<SpentRecord>)> {
+    ) -> Result<Arc<TokenRecord>, (Reason, Option<SpentRecord>)> {
         let unreadable = |error| {
             tracing::warn!(%error, "the ledger could not be read");
             (Reason::ControlPlaneUnavailable, None)
@@ -408,7 +408,7 @@ impl Engine {
 /// A hold that joined an equal pending approval shows that one.
 fn joined(ruling: Ruling, committed: Committed) -> Ruling {
     match (ruling, committed.approval) {
-        (Ruling::Hold(_), Some(approval)) => Ruling::Hold(Box::new(approval)),
+        (Ruling::Hold(_), Some(approval)) => Ruling::Hold(approval),
         (ruling, _) => ruling,
     }
 }

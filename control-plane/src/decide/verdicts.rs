@@ -26,13 +26,14 @@ pub(super) fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> 
 pub(super) fn verdict(ruling: Ruling) -> Verdict {
     match ruling {
         Ruling::Allow(token) => Verdict::Allow(Allow {
-            agent: token.agent,
+            agent: token.agent.clone(),
             user: token
                 .user
+                .as_ref()
                 .map(|user| format!("{}#{}", user.issuer, user.subject))
                 .unwrap_or_default(),
-            token_id: token.jti,
-            txn: token.txn,
+            token_id: token.jti.clone(),
+            txn: token.txn.clone(),
         }),
         Ruling::Deny(reason) => refused_verdict(reason, None),
         Ruling::Refused(reason, first) => refused_verdict(reason, first),

@@ -23,6 +23,10 @@ use std::{
 use ledger::{Ledger, Options, model::Millis};
 use rustix::time::{ClockId, clock_gettime};
 
+// As `writ` itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What is measured, and how much of it.

@@ -26,7 +26,7 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn plain(event: Event) -> Self {
         Self {
-            entry: Entry::Event(event),
+            entry: Entry::Event(Box::new(event)),
             attachments: Vec::new(),
             approval: None,
         }
@@ -34,7 +34,7 @@ impl Draft {
 
     fn with(event: Event, attachments: Vec<Evidence>) -> Self {
         Self {
-            entry: Entry::Event(event),
+            entry: Entry::Event(Box::new(event)),
             attachments,
             approval: None,
         }
@@ -70,7 +70,7 @@ impl State {
                 };
                 Ok(Draft::with(
                     Event::Issue {
-                        token,
+                        token: token.into(),
                         evidence,
                         policy,
                     },
@@ -115,7 +115,7 @@ impl State {
                     approval,
                 };
                 Ok(Draft {
-                    entry: Entry::Event(event),
+                    entry: Entry::Event(Box::new(event)),
                     attachments,
                     approval: id,
                 })
@@ -171,7 +171,7 @@ impl State {
                 if token.held_by.as_deref() != Some(attempt.as_str()) {
                     return Err(Refused::HeldElsewhere);
                 }
-                let token = Subject::from(&token.record);
+                let token = Subject::from(&*token.record);
                 Ok(Draft::plain(Event::Lapse {
                     token,
                     attempt,
@@ -291,7 +291,7 @@ impl State {
             Some(_) => return Err(Refused::HeldElsewhere),
             None => self.fresh(token, attempt, now)?,
         }
-        Ok(Subject::from(&token.record))
+        Ok(Subject::from(&*token.record))
     }
 
     fn fresh(&self, token: &Outstanding, attempt: &str, now: Millis) -> Result<(), Refused> {
@@ -324,7 +324,7 @@ impl State {
         if self.held() >= limits.held_total {
             return Err(Refused::Limit("held requests"));
         }
-        Ok(Subject::from(&token.record))
+        Ok(Subject::from(&*token.record))
     }
 
     fn check_hold(&self, hold: HoldParts, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
@@ -380,7 +380,7 @@ impl State {
             opened,
         };
         Ok(Draft {
-            entry: Entry::Event(event),
+            entry: Entry::Event(Box::new(event)),
             attachments,
             approval: Some(id),
         })
@@ -436,7 +436,7 @@ impl State {
             expires_ms,
         };
         Ok(Draft {
-            entry: Entry::Event(event),
+            entry: Entry::Event(Box::new(event)),
             attachments: Vec::new(),
             approval: Some(id),
         })

@@ -40,6 +40,8 @@ pub(crate) struct Journal {
     len: usize,
     group: u64,
     lengths: Lengths,
+    // The last group's bytes: their memory is the next one's.
+    bytes: Vec<u8>,
     spare: Arc<Spare>,
     // Held until the journal is dropped: one writer.
     _lock: Lock,
@@ -81,6 +83,7 @@ impl Journal {
             len: at.len,
             group: at.group,
             lengths: at.lengths,
+            bytes: Vec::new(),
             spare,
             _lock: at.lock,
         })
@@ -172,19 +175,21 @@ impl Journal {
         }
     }
 
-    /// Writes a group and makes it durable: one write, one fdatasync.
+    /// Writes a group and makes it durable: one write, one fdatasync. Leaves the
+    /// builder empty.
     ///
     /// # Errors
     /// After which it is unknown what the disk holds: the process must end.
-    pub(crate) fn append(&mut self, builder: group::Builder, first: u64) -> io::Result<()> {
-        let (_, bytes) = builder
-            .finish(self.header(first))
+    pub(crate) fn append(&mut self, builder: &mut group::Builder, first: u64) -> io::Result<()> {
+        builder
+            .finish_into(self.header(first), &mut self.bytes)
             .map_err(io::Error::other)?;
+        let bytes = self.bytes.as_slice();
         if bytes.len() > self.room() {
             return Err(io::Error::other("a group that does not fit its segment"));
         }
         let offset = u64::try_from(self.offset).map_err(io::Error::other)?;
-        self.file.write_at(&bytes, offset)?;
+        self.file.write_at(bytes, offset)?;
         self.file.sync_data()?;
         self.offset = self.offset.saturating_add(bytes.len());
         self.group = self.group.saturating_add(1);

@@ -4,6 +4,7 @@
 //! whatever else is queued, and answers once it is durable. Nothing that is read
 //! here shows what is not yet durable.
 
+pub(crate) mod answers;
 mod check;
 pub(crate) mod disk;
 pub(crate) mod heads;
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 use crate::{
     Clock, Options, Random,
     embedded::{
+        answers::Answers,
         disk::{Disk, RealDisk},
         heads::{Keeper, KeptHead},
         listing::{ListedEntry, Listings, ListingsState},
@@ -152,6 +154,8 @@ impl Embedded {
             limits: options.limits,
             clock: Arc::clone(&options.clock),
             spare_tried: Instant::now(),
+            group: writer::Group::default(),
+            answers: Answers::new(),
         };
         let (end, ended) = watch::channel(false);
         let (jobs, fatal) = (Arc::clone(&queue), options.on_fatal);
@@ -211,11 +215,11 @@ impl Embedded {
     }
 
     /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.
-    pub(crate) fn token(&self, hash: &Hash) -> Option<(TokenRecord, TokenState)> {
+    pub(crate) fn token(&self, hash: &Hash) -> Option<(Arc<TokenRecord>, TokenState)> {
         let state = self.inner.shared.read();
         state
             .token(hash)
-            .map(|token| (token.record.clone(), token.state()))
+            .map(|token| (Arc::clone(&token.record), token.state()))
     }
 
     /// What became of a token's one use, until the token's end.

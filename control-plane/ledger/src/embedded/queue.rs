@@ -12,7 +12,7 @@ use crate::model::{Command, Committed, Evidence, Refused};
 
 /// A command with the place where its caller waits.
 pub(crate) struct Job {
-    pub(crate) command: Command,
+    pub(crate) command: Box<Command>,
     pub(crate) answer: oneshot::Sender<Result<Committed, Refused>>,
     /// From then on its caller has given up.
     pub(crate) until: Instant,
@@ -69,7 +69,7 @@ impl Queue {
         }
         inner.bytes = inner.bytes.saturating_add(cost);
         let job = Job {
-            command,
+            command: Box::new(command),
             answer,
             until,
         };

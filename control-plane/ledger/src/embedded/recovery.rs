@@ -382,7 +382,7 @@ fn epoch_group(
         .chain([begin])
         .chain(restored.map(Event::Restored))
     {
-        let entry = Entry::Event(event);
+        let entry = Entry::Event(Box::new(event));
         let place = Place {
             index: replay.state.entries,
             time_ms: now,

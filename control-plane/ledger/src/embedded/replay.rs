@@ -285,11 +285,12 @@ impl<'a> Replay<'a> {
             index: stamp.index,
             error,
         })?;
-        if let Entry::Event(Event::Snapshot {
-            entries,
-            sha256,
-            bytes,
-        }) = &read
+        if let Entry::Event(event) = &read
+            && let Event::Snapshot {
+                entries,
+                sha256,
+                bytes,
+            } = &**event
         {
             self.proven.push(Written {
                 entries: *entries,

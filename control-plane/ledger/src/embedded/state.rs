@@ -15,7 +15,10 @@ use std::{
 };
 
 use crate::{
-    embedded::{state::by_hash::ByHash, tally::Tally},
+    embedded::{
+        state::by_hash::{Attempts, ByAttempt, ByHash},
+        tally::Tally,
+    },
     event::{Entry, Event, EvidenceUse},
     model::{
         Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
@@ -36,7 +39,8 @@ const ENDED_APPROVALS: usize = 1024;
 #[derive(Clone)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct Outstanding {
-    pub(crate) record: TokenRecord,
+    // Shared by the state that is written from and the one that is read.
+    pub(crate) record: Arc<TokenRecord>,
     /// The attempt that holds it.
     pub(crate) held_by: Option<String>,
     /// Since when.
@@ -59,7 +63,7 @@ impl Outstanding {
 #[cfg_attr(test, derive(Debug, PartialEq))]
 struct Spent {
     record: SpentRecord,
-    attempt: String,
+    attempt: Arc<str>,
 }
 
 #[derive(Clone)]
@@ -102,10 +106,10 @@ pub(crate) struct State {
     /// Held tokens, those held longest first.
     held: BTreeSet<(Millis, Hash)>,
     spent: ByHash<Spent>,
-    attempts: HashMap<String, Hash>,
+    attempts: ByAttempt<Hash>,
     /// Allowed attempts of which no outcome came, and the newest allowed ones in
     /// their order, with outcome or without.
-    awaited: HashSet<Arc<str>>,
+    awaited: Attempts,
     allowed: VecDeque<Arc<str>>,
     ends: BTreeSet<(Millis, Hash)>,
     evidence: ByHash<EvidenceKeys>,
@@ -236,9 +240,10 @@ impl State {
                 approval,
                 ..
             } => {
+                let attempt: Arc<str> = attempt.as_str().into();
                 self.spend(
                     &token.hash,
-                    attempt,
+                    &attempt,
                     Some(&request.request_id),
                     FirstUse::Unknown,
                 );
@@ -255,7 +260,7 @@ impl State {
             } => {
                 self.spend(
                     &token.hash,
-                    attempt,
+                    &attempt.as_str().into(),
                     Some(&request.request_id),
                     FirstUse::Refused,
                 );
@@ -273,7 +278,12 @@ impl State {
                 }
             }
             Event::Lapse { token, attempt, .. } => {
-                self.spend(&token.hash, attempt, None, FirstUse::Lapsed)
+                self.spend(
+                    &token.hash,
+                    &attempt.as_str().into(),
+                    None,
+                    FirstUse::Lapsed,
+                );
             }
             Event::LapsesOverdue { tokens } => self.lapse_overdue(tokens),
             Event::Approval {
@@ -295,7 +305,7 @@ impl State {
                 ..
             } => {
                 self.awaited.remove(attempt.as_str());
-                let hash = self.attempts.get(attempt).copied();
+                let hash = self.attempts.get(attempt.as_str()).copied();
                 if let Some(spent) = hash.and_then(|hash| self.spent.get_mut(&hash)) {
                     spent.record.outcome = match (*status, *not_forwarded) {
                         (0, false) => FirstUse::Unknown,
@@ -323,14 +333,14 @@ impl State {
         self.evidence_agents = Tally::default();
     }
 
-    fn issue(&mut self, token: &TokenRecord, evidence: &EvidenceUse) {
+    fn issue(&mut self, token: &Arc<TokenRecord>, evidence: &EvidenceUse) {
         self.ends.insert((token.expires_ms, token.token_hash));
         self.agents
             .entry(token.agent.clone())
             .or_default()
             .outstanding += 1;
         let outstanding = Outstanding {
-            record: token.clone(),
+            record: Arc::clone(token),
             held_by: None,
             held_since_ms: 0,
             request_id: String::new(),
@@ -368,21 +378,29 @@ impl State {
             .entry(token.record.agent.clone())
             .or_default()
             .held += 1;
-        self.attempts.insert(attempt.to_owned(), *hash);
+        self.attempts.insert(attempt.into(), *hash);
     }
 
     /// Removes the token and keeps the record of its one use.
-    fn spend(&mut self, hash: &Hash, attempt: &str, request_id: Option<&str>, outcome: FirstUse) {
+    fn spend(
+        &mut self,
+        hash: &Hash,
+        attempt: &Arc<str>,
+        request_id: Option<&str>,
+        outcome: FirstUse,
+    ) {
         let kept = planted!(SpendKeepsToken).then(|| self.tokens.get(hash).cloned());
         let Some(gone) = kept.unwrap_or_else(|| self.remove_token(hash)) else {
             return;
         };
         let until = gone.record.expires_ms.max(self.time_ms);
-        self.ends.remove(&(gone.record.expires_ms, *hash));
-        self.ends.insert((until, *hash));
-        self.attempts.insert(attempt.to_owned(), *hash);
+        if until != gone.record.expires_ms {
+            self.ends.remove(&(gone.record.expires_ms, *hash));
+            self.ends.insert((until, *hash));
+        }
+        self.attempts.insert(Arc::clone(attempt), *hash);
         let record = SpentRecord {
-            jti: gone.record.jti,
+            jti: gone.record.jti.clone(),
             expires_ms: until,
             request_id: request_id.map_or(gone.request_id, str::to_owned),
             outcome,
@@ -391,7 +409,7 @@ impl State {
             *hash,
             Spent {
                 record,
-                attempt: attempt.to_owned(),
+                attempt: Arc::clone(attempt),
             },
         );
     }
@@ -400,13 +418,12 @@ impl State {
         for HexHash(hash) in tokens {
             let holder = self.tokens.get(hash).and_then(|t| t.held_by.clone());
             if let Some(attempt) = holder {
-                self.spend(hash, &attempt, None, FirstUse::Lapsed);
+                self.spend(hash, &attempt.into(), None, FirstUse::Lapsed);
             }
         }
     }
 
-    fn await_outcome(&mut self, attempt: &str) {
-        let attempt: Arc<str> = attempt.into();
+    fn await_outcome(&mut self, attempt: Arc<str>) {
         self.awaited.insert(Arc::clone(&attempt));
         self.allowed.push_back(attempt);
         if self.allowed.len() > OUTCOMES_AWAITED

@@ -9,13 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use audit::{group::Builder, leaf_hash};
-use tokio::sync::oneshot;
-
 use crate::{
     Clock, Fatal,
     embedded::{
         Shared,
+        answers::{Answer, Answers, Told},
         check::Draft,
         journal::Journal,
         queue::{Job, Queue},
@@ -27,6 +25,7 @@ use crate::{
     lines::{self, Encoded, Place},
     model::{Command, Committed, Limits, RESERVED_NOTE_KINDS, Refused},
 };
+use audit::group::Builder;
 
 /// Commands taken from the queue at a time.
 const BATCH: usize = 1024;
@@ -34,8 +33,6 @@ const BATCH: usize = 1024;
 const GROUP_LEN: usize = 1024 * 1024;
 /// How often a full disk is tried again.
 const SPARE_RETRY: Duration = Duration::from_secs(1);
-
-type Answer = oneshot::Sender<Result<Committed, Refused>>;
 
 /// What turns commands into durable entries. It has no thread of its own:
 /// [`run`] drives it in the product.
@@ -47,16 +44,19 @@ pub(crate) struct Writer {
     pub(crate) limits: Limits,
     pub(crate) clock: Clock,
     pub(crate) spare_tried: Instant,
+    /// Empty between steps: kept for its memory.
+    pub(crate) group: Group,
+    pub(crate) answers: Answers,
 }
 
 /// A group in the making.
 #[derive(Default)]
-struct Group {
+pub(crate) struct Group {
     builder: Builder,
     first: u64,
     applied: Vec<(Stamp, Entry)>,
     // Refusals wait as well: what they are based on is not durable before the group is.
-    answers: Vec<(Answer, Result<Committed, Refused>)>,
+    answers: Told,
 }
 
 /// The journal could not be written; nobody may be answered, and the process
@@ -90,7 +90,7 @@ impl Writer {
             self.spare_tried = at;
             self.journal.retry_spare();
         }
-        let mut group = Group::default();
+        let mut group = std::mem::take(&mut self.group);
         let written = self.snapshots.finished();
         let proving = match written {
             Some(written) => self.prove(&mut group, written)?,
@@ -118,14 +118,14 @@ impl Writer {
                 self.state.time_ms
             };
             let now = last.max((self.clock)());
-            match self.stage(job.command, now) {
+            match self.stage(*job.command, now) {
                 Err(refused) => {
                     if planted!(RefusalCounts) {
                         self.state.entries = self.state.entries.saturating_add(1);
                     }
                     group.answers.push((job.answer, Err(refused)));
                     if planted!(RefusalBeforeSync) {
-                        answer(&mut group.answers);
+                        self.answers.tell(&mut group.answers);
                     }
                 }
                 Ok((draft, place, encoded)) => {
@@ -137,7 +137,8 @@ impl Writer {
                 }
             }
         }
-        self.finish(group)?;
+        self.finish(&mut group)?;
+        self.group = group;
         if let Some(entries) = proving {
             self.snapshots.proven(entries);
         }
@@ -171,7 +172,7 @@ impl Writer {
         let len = group.builder.len_with(more);
         let room = self.journal.room();
         if group.builder.count() > 0 && (full || len > GROUP_LEN || len > room) {
-            self.finish(std::mem::take(group))?;
+            self.finish(group)?;
         }
         if group.builder.len_with(more) <= self.journal.room() {
             return Ok(true);
@@ -192,17 +193,18 @@ impl Writer {
         if group.builder.count() == 0 && !planted!(StaleFirst) {
             group.first = place.index;
         }
-        group.builder.push(&encoded.line, encoded.salted());
+        let leaf = group.builder.push(&encoded.line, encoded.salted());
         let stamp = Stamp {
             index: place.index,
             time_ms: place.time_ms,
             epoch: place.epoch,
-            leaf: leaf_hash(&encoded.line),
+            leaf,
         };
         self.state.apply(stamp, &draft.entry);
         let approval = draft
             .approval
-            .and_then(|id| self.state.approval(&id).cloned());
+            .and_then(|id| self.state.approval(&id).cloned())
+            .map(Box::new);
         let committed = Committed {
             index: Some(place.index),
             time_ms: place.time_ms,
@@ -267,7 +269,7 @@ impl Writer {
     fn prove_alone(&mut self, written: Written) -> Result<(), Failed> {
         let mut group = Group::default();
         let proving = self.prove(&mut group, written)?;
-        self.finish(group)?;
+        self.finish(&mut group)?;
         if let Some(entries) = proving {
             self.snapshots.proven(entries);
         }
@@ -275,9 +277,9 @@ impl Writer {
     }
 
     /// Makes the group durable, publishes what it changed, and answers: in this order.
-    fn finish(&mut self, mut group: Group) -> Result<(), Failed> {
+    fn finish(&mut self, group: &mut Group) -> Result<(), Failed> {
         if planted!(AnswerBeforeSync) {
-            answer(&mut group.answers);
+            self.answers.tell(&mut group.answers);
         }
         if planted!(PublishBeforeSync) {
             self.shared.publish(&group.applied);
@@ -285,24 +287,18 @@ impl Writer {
         }
         if group.builder.count() > 0 {
             self.journal
-                .append(group.builder, group.first)
+                .append(&mut group.builder, group.first)
                 .map_err(|e| Failed(format!("cannot write the journal: {e}")))?;
             self.shared.publish(&group.applied);
+            group.applied.clear();
         }
-        answer(&mut group.answers);
+        self.answers.tell(&mut group.answers);
         Ok(())
     }
 
     /// Whether the command is taken though no further segment can be made.
     fn goes_on(&self, command: &Command) -> bool {
         planted!(FullTakesAll) || (is_essential(command) && !planted!(FullRefusesAll))
-    }
-}
-
-fn answer(answers: &mut Vec<(Answer, Result<Committed, Refused>)>) {
-    for (answer, result) in answers.drain(..) {
-        // A caller that left has nothing to be told; its commit stands.
-        let _ = answer.send(result);
     }
 }
 

@@ -124,7 +124,7 @@ fn events(full: bool) -> Vec<Event> {
             by: TEXT.into(),
         },
         Event::Issue {
-            token: token(user.clone()),
+            token: token(user.clone()).into(),
             evidence: EvidenceUse {
                 id: hash,
                 expires_ms: 1,
@@ -235,7 +235,7 @@ fn every_event_is_the_line_that_its_value_makes() {
     let mut kinds = std::collections::BTreeSet::new();
     for event in events(true).into_iter().chain(events(false)) {
         kinds.insert(kind(&event));
-        let entry = Entry::Event(event);
+        let entry = Entry::Event(Box::new(event));
         let proof = Evidence::with_salt("proof", b"p", &[1; 32]);
         let (named, body) = entry.to_parts().unwrap();
         let slow = Line {

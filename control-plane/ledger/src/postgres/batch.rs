@@ -245,7 +245,9 @@ pub(crate) fn decide(
             Committed {
                 index: None,
                 time_ms: now,
-                approval: approval.and_then(|id| state.approval(&id).cloned()),
+                approval: approval
+                    .and_then(|id| state.approval(&id).cloned())
+                    .map(Box::new),
             }
         }));
     }
@@ -273,7 +275,7 @@ impl Touched {
         let Entry::Event(event) = entry else {
             return;
         };
-        match event {
+        match &**event {
             Event::Issue {
                 token, evidence, ..
             } => {

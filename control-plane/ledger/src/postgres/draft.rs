@@ -98,9 +98,9 @@ mod tests {
             kind: "config".into(),
             body: serde_json::json!({"kind": "x", "t": 1, "s": "\",\"kind\":\"outcome\""}),
         };
-        let event = Entry::Event(Event::Discover {
+        let event = Entry::Event(Box::new(Event::Discover {
             agent: "spiffe://a/\",\"kind\":\"b".into(),
-        });
+        }));
         for entry in [note, event] {
             let evidence = || vec![Evidence::with_salt("proof", b"p", &[1; 32])];
             let draft = Draft::new(&entry, evidence()).unwrap();

@@ -216,7 +216,7 @@ async fn write(
         ..Writes::default()
     };
     for event in events {
-        let entry = Entry::Event(event);
+        let entry = Entry::Event(Box::new(event));
         let draft = Draft::new(&entry, Vec::new())
             .map_err(|_| PostgresError::Content("an epoch's entry has no line".into()))?;
         writes.drafts.push(draft);

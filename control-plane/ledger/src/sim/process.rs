@@ -15,6 +15,7 @@ use crate::{
     Options, Random,
     embedded::{
         Shared,
+        answers::Answers,
         disk::Disk,
         queue::Queue,
         recovery::{self, OpenError, OpenReport},
@@ -104,6 +105,8 @@ impl Process {
             limits: options.limits.clone(),
             clock: Arc::clone(&options.clock),
             spare_tried: at,
+            group: Default::default(),
+            answers: Answers::Here,
         };
         let queue = Arc::new(Queue::new(options.queue_entries, options.queue_bytes));
         let process = Self {

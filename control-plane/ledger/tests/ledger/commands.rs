@@ -38,7 +38,7 @@ async fn a_token_is_issued_spent_once_and_remembered(rig: Rig) {
     );
     assert_eq!(
         ledger.token(&hash("a")).await.unwrap().unwrap(),
-        (token("a"), TokenState::Issued)
+        (std::sync::Arc::new(token("a")), TokenState::Issued)
     );
 
     let committed = ledger.commit(allow("a", "1", None)).await.unwrap();

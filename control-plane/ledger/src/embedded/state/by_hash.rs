@@ -1,18 +1,28 @@
-//! Maps whose keys are digests already.
+//! Maps whose keys need no keyed hash of the standard library's strength.
 //!
+//! Some are digests already.
 //! Hashing a SHA-256 again would cost more than the look-up. Most keys are digests of
 //! what was signed here, or by a trust domain; actions, whose text an agent chooses,
 //! are few: each agent has a small share of the open approvals.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
 };
+
+use foldhash::quality::RandomState;
 
 use crate::model::Hash;
 
 /// A map by digest.
 pub(crate) type ByHash<V> = HashMap<Hash, V, BuildHasherDefault<Leading>>;
+
+/// A map by the name of an attempt, which authenticated proxies choose.
+pub(crate) type ByAttempt<V> = HashMap<Arc<str>, V, RandomState>;
+
+/// Attempts.
+pub(crate) type Attempts = HashSet<Arc<str>, RandomState>;
 
 /// The first eight bytes of the key, as they are.
 #[derive(Default)]

@@ -141,7 +141,7 @@ impl State {
             return;
         }
         let mut token = Outstanding {
-            record: row.record,
+            record: row.record.into(),
             held_by: None,
             held_since_ms: 0,
             request_id: String::new(),
@@ -170,13 +170,14 @@ impl State {
         match row.spent {
             Some(record) if is_remembered(record.expires_ms, self.time_ms) => {
                 self.ends.insert((record.expires_ms, row.hash));
-                self.attempts.insert(row.attempt.clone(), row.hash);
-                let attempt = row.attempt;
+                let attempt: std::sync::Arc<str> = row.attempt.into();
+                self.attempts
+                    .insert(std::sync::Arc::clone(&attempt), row.hash);
                 self.spent.insert(row.hash, Spent { record, attempt });
             }
             Some(_) => {}
             None => {
-                self.attempts.insert(row.attempt, row.hash);
+                self.attempts.insert(row.attempt.into(), row.hash);
             }
         }
     }
@@ -196,7 +197,7 @@ impl State {
     /// The token's row as it is now; `None` when it is not outstanding any more.
     pub(crate) fn token_row(&self, hash: &Hash) -> Option<TokenRow> {
         self.tokens.get(hash).map(|token| TokenRow {
-            record: token.record.clone(),
+            record: (*token.record).clone(),
             held: token.held_by.as_ref().map(|attempt| Held {
                 attempt: attempt.clone(),
                 since_ms: token.held_since_ms,
@@ -208,7 +209,10 @@ impl State {
     /// The token's one use as it is now.
     pub(crate) fn use_row(&self, hash: &Hash) -> Option<UseRow> {
         let (attempt, spent) = match (self.spent.get(hash), self.tokens.get(hash)) {
-            (Some(spent), _) => (spent.attempt.clone(), Some(spent.record.clone())),
+            (Some(spent), _) => (
+                spent.attempt.as_ref().to_owned(),
+                Some(spent.record.clone()),
+            ),
             (None, Some(token)) => (token.held_by.clone()?, None),
             (None, None) => return None,
         };
