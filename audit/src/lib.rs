@@ -8,6 +8,7 @@
 pub mod canonical;
 pub mod chain;
 pub mod evidence;
+pub mod follow;
 pub mod group;
 pub mod line;
 pub mod reader;
@@ -16,5 +17,6 @@ pub mod verify;
 
 pub use chain::{Hash, leaf_hash};
 pub use evidence::{AttachmentRef, MAX_ATTACHMENTS, MAX_EVIDENCE, SALT_LEN};
+pub use follow::{Broken, Follower};
 pub use line::{Line, LinePlace, MAX_LINE};
 pub use verify::{Problem, Report, verify};

@@ -13,7 +13,8 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    chain::{EMPTY, Hash, leaf_hash},
+    chain::{Hash, leaf_hash},
+    follow::{Broken, Follower},
     group::{BLOCK, Group, GroupError, Header, is_unfinished, lines_leniently},
     line::Line,
     reader::segments,
@@ -82,43 +83,31 @@ pub fn verify(dir: &Path, head: Option<(u64, Hash)>) -> Report {
 }
 
 struct Checker {
-    remembered: Option<(u64, Hash)>,
-    log: Option<[u8; 16]>,
-    entries: u64,
-    head: Hash,
+    follower: Follower,
     group: u64,
-    time_ms: u64,
-    epoch: u64,
 }
 
 impl Checker {
     fn new(remembered: Option<(u64, Hash)>) -> Self {
         Self {
-            remembered,
-            log: None,
-            entries: 0,
-            head: EMPTY,
+            follower: Follower::new(remembered),
             group: 0,
-            time_ms: 0,
-            epoch: 0,
         }
     }
 
     fn report(&self, outcome: Result<(), Found>) -> Report {
-        let found = outcome.err();
-        Report {
-            whole: found.is_none(),
-            entries: self.entries,
-            head: format!("{}:{}", self.entries, hex::encode(self.head)),
-            problem: found.map(|f| f.problem),
-            index: found.and_then(|f| f.index),
-        }
+        let found = outcome.err().map(|found| (found.problem, found.index));
+        self.follower.report(found)
+    }
+
+    fn next(&self) -> u64 {
+        self.follower.entries()
     }
 
     fn found(&self, problem: Problem) -> Result<(), Found> {
         Err(Found {
             problem,
-            index: Some(self.entries),
+            index: Some(self.next()),
         })
     }
 
@@ -138,19 +127,10 @@ impl Checker {
                 return Ok(Err(found));
             }
         }
-        Ok(self.end())
-    }
-
-    /// All there is has been verified: is it as much as was remembered?
-    fn end(&self) -> Result<(), Found> {
-        match self.remembered {
-            Some((size, _)) if size > self.entries => self.found(Problem::Cut),
-            Some((0, hash)) if hash != EMPTY => Err(Found {
-                problem: Problem::Changed,
-                index: Some(0),
-            }),
-            _ => Ok(()),
-        }
+        Ok(self.follower.end().map_err(|(problem, index)| Found {
+            problem,
+            index: Some(index),
+        }))
     }
 
     fn segment(
@@ -181,10 +161,10 @@ impl Checker {
     /// Whether this group's place is here.
     fn place(&mut self, number: u64, group: &Group<'_>) -> Result<(), Problem> {
         let header = &group.header;
-        if *self.log.get_or_insert(header.log) != header.log {
+        if !self.follower.is_of(header.log) {
             return Err(Problem::Changed);
         }
-        match header.first.cmp(&self.entries) {
+        match header.first.cmp(&self.next()) {
             std::cmp::Ordering::Less => Err(Problem::Reordered),
             std::cmp::Ordering::Greater => Err(Problem::Gap),
             std::cmp::Ordering::Equal if header.segment != number || header.group != self.group => {
@@ -203,7 +183,7 @@ impl Checker {
         later: &[(u64, PathBuf)],
     ) -> Result<(), Found> {
         let ours = |group: &Group<'_>| {
-            Some(group.header.log) == self.log && group.header.first == self.entries
+            Some(group.header.log) == self.follower.log() && group.header.first == self.next()
         };
         let elsewhere = || {
             find_group(after, 0, ours).is_some()
@@ -221,7 +201,10 @@ impl Checker {
     fn no_group(&self, error: GroupError, rest: &[u8], last: bool) -> Result<(), Found> {
         let zero = rest.iter().all(|b| *b == 0);
         let ours = |group: &Group<'_>| {
-            self.log.is_none_or(|log| log == group.header.log) && group.header.first > self.entries
+            self.follower
+                .log()
+                .is_none_or(|log| log == group.header.log)
+                && group.header.first > self.next()
         };
         let followed = find_group(rest, 1, ours).is_some();
         if zero || (last && !followed && is_unfinished(rest)) {
@@ -233,11 +216,11 @@ impl Checker {
         }
         let offset = match error {
             GroupError::Line { at, .. } => u64::from(at),
-            _ => changed_line(rest, self.entries, &self.head),
+            _ => changed_line(rest, self.next(), &self.follower.head()),
         };
         Err(Found {
             problem: Problem::Changed,
-            index: Some(self.entries.saturating_add(offset)),
+            index: Some(self.next().saturating_add(offset)),
         })
     }
 
@@ -246,44 +229,38 @@ impl Checker {
             return self.found(Problem::Changed);
         }
         for (at, entry) in group.entries.iter().enumerate() {
-            let line = &entry.line;
-            if line.index != self.entries {
-                let here = group.entries.iter().any(|e| e.line.index == self.entries);
-                let reordered = here || line.index < self.entries;
-                return self.found(if reordered {
-                    Problem::Reordered
-                } else {
-                    Problem::Gap
-                });
+            let attached = entry.attachments_match();
+            if let Err(broken) = self.follower.entry(&entry.line, entry.leaf, attached) {
+                return Err(self.blame(broken, group, at));
             }
-            if line.prev != self.head {
-                // The line before is changed when this one still agrees with what follows it.
-                let next = group.entries.get(at.saturating_add(1));
-                let agrees = next.is_none_or(|next| next.line.prev == entry.leaf);
-                let back = u64::from(agrees && at > 0);
-                let index = Some(self.entries.saturating_sub(back));
-                return Err(Found {
-                    problem: Problem::Changed,
-                    index,
-                });
-            }
-            if line.time_ms < self.time_ms || line.epoch < self.epoch || !entry.attachments_match()
-            {
-                return self.found(Problem::Changed);
-            }
-            if let Some((size, hash)) = self.remembered
-                && size == self.entries.saturating_add(1)
-                && hash != entry.leaf
-            {
-                return self.found(Problem::Changed);
-            }
-            self.entries = self.entries.saturating_add(1);
-            self.head = entry.leaf;
-            self.time_ms = line.time_ms;
-            self.epoch = line.epoch;
         }
         self.group = self.group.saturating_add(1);
         Ok(())
+    }
+
+    /// Which entry of a group it is that was changed, or stands elsewhere.
+    fn blame(&self, broken: Broken, group: &Group<'_>, at: usize) -> Found {
+        let next = self.next();
+        let here = group.entries.iter().any(|e| e.line.index == next);
+        let (problem, index) = match broken {
+            Broken::Behind if here => (Problem::Reordered, next),
+            Broken::Link => {
+                // The line before is changed when this one still agrees with what follows it.
+                let after = group.entries.get(at.saturating_add(1));
+                let agrees = group
+                    .entries
+                    .get(at)
+                    .zip(after)
+                    .is_none_or(|(entry, after)| after.line.prev == entry.leaf);
+                let back = u64::from(agrees && at > 0);
+                (Problem::Changed, next.saturating_sub(back))
+            }
+            other => (other.into(), next),
+        };
+        Found {
+            problem,
+            index: Some(index),
+        }
     }
 }
 

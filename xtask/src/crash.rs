@@ -12,7 +12,10 @@ use crate::{build, setup};
 
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Simulates `seeds` seeds, then kills and fails real processes.
+/// PostgreSQL's faults take seconds each: so many rounds of the others for one of its.
+const ROUNDS_FOR_ONE: u32 = 10;
+
+/// Simulates `seeds` seeds, then kills and fails real processes, PostgreSQL's too.
 ///
 /// # Errors
 /// When set-up or a build fails, or anything was lost, doubled, or cut silently.
@@ -23,6 +26,7 @@ pub fn run(
     json: Option<PathBuf>,
 ) -> Result<(), Error> {
     strace(progress)?;
+    let postgres = postgres(progress);
     let home = build::target_dir().join(format!("tmp/crash-{}", std::process::id()));
     std::fs::create_dir_all(&home).map_err(Error::file("create", &home))?;
     let simulated = home.join("simulated.json");
@@ -44,11 +48,31 @@ pub fn run(
     let mut crash = Command::new(build::target_dir().join("debug/examples/crash"));
     crash.arg(&home).args(["--rounds", &rounds.to_string()]);
     crash.arg("--simulated").arg(&simulated);
+    if let Some(postgres) = &postgres {
+        let rounds = rounds.div_ceil(ROUNDS_FOR_ONE);
+        crash.env("WRIT_POSTGRES", postgres);
+        crash.args(["--postgres", &rounds.to_string()]);
+    }
     if let Some(path) = json {
         crash.arg("--json").arg(path);
     }
     loudly("at least one case", &mut crash)?;
+    if postgres.is_none() {
+        eprintln!("\nNOT RUN: PostgreSQL's faults, since there is none to be had; see above");
+    }
     std::fs::remove_dir_all(&home).map_err(Error::file("remove", &home))
+}
+
+/// Where PostgreSQL is. What needs none is still run where there is none, but
+/// nobody can miss that.
+fn postgres(progress: &Progress) -> Option<PathBuf> {
+    match setup::postgres::find(progress) {
+        Ok(found) => Some(found),
+        Err(problem) => {
+            eprintln!("\nNOT RUN: PostgreSQL's faults: {problem}\n");
+            None
+        }
+    }
 }
 
 /// Single system calls are made to fail by strace.

@@ -43,12 +43,14 @@ enum Command {
         #[arg(long)]
         fast: bool,
     },
-    /// Break the ledger: a simulation, then killed processes and failing system calls.
+    /// Break the ledger: a simulation, killed processes, failing system calls, and
+    /// PostgreSQL killed, cut at COMMIT and taken over by a standby.
     Crash {
         /// Seeds to simulate.
         #[arg(long, default_value_t = 100_000)]
         seeds: u64,
-        /// SIGKILLs under load; single system calls come on top.
+        /// SIGKILLs under load; single system calls come on top, and a tenth as many
+        /// of each of PostgreSQL's faults.
         #[arg(long, default_value_t = 100)]
         rounds: u32,
         /// Write what was counted to this file as well.

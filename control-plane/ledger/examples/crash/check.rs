@@ -45,6 +45,15 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// One more case.
+    pub fn add(&mut self, acknowledged: u64, lost: u64, double_spent: u64, silent_gaps: u64) {
+        self.cases += 1;
+        self.acknowledged += acknowledged;
+        self.lost += lost;
+        self.double_spent += double_spent;
+        self.silent_gaps += silent_gaps;
+    }
+
     pub fn is_clean(&self) -> bool {
         self.lost == 0 && self.double_spent == 0 && self.silent_gaps == 0
     }

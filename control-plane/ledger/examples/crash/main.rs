@@ -1,11 +1,30 @@
 //! Real faults: a process that commits is killed, or its system calls fail, and
 //! then everything that it acknowledged has to be there.
 //!
-//! `crash DIR [--rounds N] [--json FILE] [--simulated FILE]` runs cases, and adds
-//! the simulation's report to its own; `crash worker …` is the process that they
-//! run. Faults at single system calls are `strace`'s.
+//! `crash DIR [--rounds N] [--json FILE] [--simulated FILE] [--postgres N]` runs
+//! cases, and adds the simulation's report to its own; `crash worker …` is the
+//! process that they run. Faults at single system calls are `strace`'s. With
+//! `--postgres` there are PostgreSQL's as well, so many of each kind; `--only
+//! postgres` leaves out the others.
 
 mod check;
+mod postgres;
+#[path = "../../tests/ledger/postgres/proxy.rs"]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "the tests' own, and as loud"
+)]
+mod proxy;
+#[path = "../../tests/ledger/postgres/server.rs"]
+#[expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    reason = "the tests' own, and as loud"
+)]
+mod server;
 mod worker;
 
 use std::{
@@ -50,20 +69,33 @@ fn main() -> Result<(), Failure> {
         return worker::run(Path::new(&dir), commits);
     }
     let (mut rounds, mut json, mut simulated) = (100, None, None);
+    let (mut of_postgres, mut only) = (0, None);
     while let Some(name) = args.next() {
         let value = args.next().ok_or(format!("{name} needs a value"))?;
         match name.as_str() {
             "--rounds" => rounds = value.parse()?,
             "--json" => json = Some(PathBuf::from(value)),
             "--simulated" => simulated = Some(PathBuf::from(value)),
+            "--postgres" => of_postgres = value.parse()?,
+            "--only" => only = Some(value),
             _ => return Err(format!("no option {name}").into()),
         }
     }
     let mut cases = Cases::new(PathBuf::from(first))?;
-    cases.random_kills(rounds)?;
-    cases.single_calls()?;
-    let counts = cases.finish()?;
+    if only.as_deref() != Some("postgres") {
+        cases.random_kills(rounds)?;
+        cases.single_calls()?;
+    }
+    let mut counts = cases.finish()?;
+    let faults = postgres::run(of_postgres, &mut counts)?;
+    if faults.is_none() {
+        eprintln!("\nNOT RUN: PostgreSQL's faults\n");
+    }
     let mut report = counts.json();
+    if let Some(members) = report.as_object_mut() {
+        let json = faults.map_or(serde_json::Value::Null, |faults| faults.json());
+        members.insert("postgres".into(), json);
+    }
     if let (Some(path), Some(members)) = (simulated, report.as_object_mut()) {
         // What the simulation found, as it wrote it down.
         let text = std::fs::read_to_string(path)?;

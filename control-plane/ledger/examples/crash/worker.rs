@@ -90,7 +90,7 @@ fn policy() -> PolicyFacts {
     }
 }
 
-fn issue(name: &str, token_hash: Hash) -> Command {
+pub fn issue(name: &str, token_hash: Hash) -> Command {
     let token = TokenRecord {
         token_hash,
         jti: name.to_owned(),
@@ -115,7 +115,7 @@ fn issue(name: &str, token_hash: Hash) -> Command {
     }
 }
 
-fn allow(token_hash: Hash, attempt: String) -> Command {
+pub fn allow(token_hash: Hash, attempt: String) -> Command {
     Command::Allow {
         token_hash,
         attempt,

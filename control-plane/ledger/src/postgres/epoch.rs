@@ -1,10 +1,13 @@
-//! Which server the database is on, and what happens when it is another.
+//! When an epoch begins, and what it forgets.
 //!
-//! A replica's start begins no epoch: others may be at work. One begins with the
-//! database, when the server's timeline changed (a standby took over, or a point
-//! in time was restored: what was spent last may be unspent again), and when the
-//! tables are on another server or made anew (a backup was restored). Every
-//! connection looks before it is used.
+//! A replica's start begins none: others may be at work. One begins with the
+//! database; when the server's timeline changed (a standby took over, or a point
+//! in time was restored); when the tables are on another server or made anew (a
+//! backup was restored); and when the log lacks what a running replica has seen.
+//! What was outstanding, and every approval that was open, ends: what was used
+//! last may be unused again. All but the first, and a timeline of a server that
+//! loses nothing acknowledged, count as a restore. Every connection looks before
+//! it is used.
 
 use sqlx::{Connection as _, PgConnection, migrate::Migrator, raw_sql};
 
@@ -12,19 +15,18 @@ use super::{
     PostgresError,
     batch::Writes,
     draft::Draft,
+    ground::{FORMAT, Ground, Known, Place, Remembered, Why, due, known, place},
     migrations::migrations,
     save,
+    sequencer::{self, Head},
     session::{Commit, Session},
-    values::{from_i64, to_i64},
+    values::to_i64,
 };
 use crate::{
     embedded::state::{Stamp, State, partial::Rows},
-    event::{Entry, Event, Restored},
-    model::{Approval, Hash, Millis},
+    event::{Entry, Event, Restored, Superseded},
+    model::{Approval, ApprovalState, EXPIRED_PER_ENTRY, Millis},
 };
-
-/// The format of the tables' contents.
-const FORMAT: i32 = 1;
 
 /// What a connection found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,15 +34,23 @@ pub(crate) struct Epoch {
     pub(crate) number: u64,
     /// It began the database.
     pub(crate) created: bool,
-    /// It began this epoch.
-    pub(crate) begun: bool,
+    /// It began this epoch, which may count as a restore.
+    pub(crate) begun: Option<Begun>,
 }
 
-/// Where tables are: the server, database and table; and the server's timeline.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    identity: String,
-    timeline: String,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Begun {
+    pub(crate) why: Why,
+    pub(crate) restored: bool,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) now: Millis,
+    /// Whether nothing acknowledged can be missing after a standby took over.
+    pub(crate) replicated: bool,
+    pub(crate) remembered: Remembered,
 }
 
 /// Creates the tables or brings them up to date.
@@ -54,90 +64,85 @@ pub(crate) async fn migrate(conn: &mut PgConnection) -> Result<(), PostgresError
         .map_err(PostgresError::Schema)
 }
 
-/// Begins an epoch where one is due.
+/// All that a batch locks, in its order, so that every batch is committed before
+/// the epoch begins or sees that it did; then the sequencer, in its own order.
+const LOCKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+     SELECT pg_advisory_xact_lock(1465010516, 2); SELECT pg_advisory_xact_lock(1465010516, 1); \
+     LOCK TABLE agents IN EXCLUSIVE MODE; \
+     LOCK TABLE evidence, tokens, uses IN ACCESS EXCLUSIVE MODE; \
+     SELECT fence FROM sequencer FOR UPDATE; LOCK TABLE groups IN EXCLUSIVE MODE";
+
+/// Begins an epoch where one is due, and has the session stand on the one there is.
 ///
 /// # Errors
 /// When it could not, or it is not known whether it could: the connection must
 /// not be used.
-pub(crate) async fn ensure(session: &mut Session, now: Millis) -> Result<Epoch, PostgresError> {
+pub(crate) async fn ensure(session: &mut Session, by: Asker) -> Result<Epoch, PostgresError> {
     let here = place(&mut session.conn).await?;
-    if let Some((found, number)) = known(&mut session.conn).await?
-        && found == here
-    {
-        return Ok(Epoch {
-            number,
-            created: false,
-            begun: false,
-        });
+    let before = known(&mut session.conn).await?;
+    let why = due(&mut session.conn, before.as_ref(), &here, &by.remembered).await?;
+    if let (Some(known), None) = (&before, why) {
+        return Ok(stand(session, &here, known));
     }
-    raw_sql(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(1465010516, 2); \
-         SELECT pg_advisory_xact_lock(1465010516, 1)",
-    )
-    .execute(&mut session.conn)
-    .await?;
+    // However much there is: under the locks there is little left.
+    sequencer::catch_up(session).await?;
+    raw_sql(LOCKS).execute(&mut session.conn).await?;
     // Somebody else may have been first.
-    let known = known(&mut session.conn).await?;
-    if let Some((found, number)) = &known
-        && *found == here
-    {
-        session.rollback().await;
-        return Ok(Epoch {
-            number: *number,
-            created: false,
-            begun: false,
-        });
-    }
-    let created = known.is_none();
-    let number = begin(&mut session.conn, &here, known, now).await?;
+    let before = known(&mut session.conn).await?;
+    let why = due(&mut session.conn, before.as_ref(), &here, &by.remembered).await?;
+    let why = match (&before, why) {
+        (Some(known), None) => {
+            session.rollback().await;
+            return Ok(stand(session, &here, known));
+        }
+        (_, why) => why.unwrap_or(Why::First),
+    };
+    let restored = match why {
+        Why::First => false,
+        Why::Timeline => !by.replicated,
+        Why::Elsewhere | Why::Behind => true,
+    };
+    let begun = Begun { why, restored };
+    let number = begin(&mut session.conn, &here, before.as_ref(), begun, &by).await?;
     match session.commit().await {
-        Commit::Proven => Ok(Epoch {
-            number,
-            created,
-            begun: true,
-        }),
+        Commit::Proven => {
+            session.ground = Ground {
+                epoch: number,
+                tables: here.tables,
+            };
+            Ok(Epoch {
+                number,
+                created: before.is_none(),
+                begun: Some(begun),
+            })
+        }
         Commit::RolledBack | Commit::InDoubt => Err(PostgresError::Unknown),
     }
 }
 
-async fn place(conn: &mut PgConnection) -> Result<Place, PostgresError> {
-    let (identity, timeline) = sqlx::query_as(
-        "SELECT system_identifier::text || '/' || \
-           (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || \
-           'meta'::regclass::oid::text, \
-         left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM pg_control_system()",
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(Place { identity, timeline })
-}
-
-async fn known(conn: &mut PgConnection) -> Result<Option<(Place, u64)>, PostgresError> {
-    let found: Option<(String, String, i64, i32)> =
-        sqlx::query_as("SELECT identity, timeline, epoch, format FROM meta")
-            .fetch_optional(conn)
-            .await?;
-    let Some((identity, timeline, epoch, format)) = found else {
-        return Ok(None);
+fn stand(session: &mut Session, here: &Place, known: &Known) -> Epoch {
+    session.ground = Ground {
+        epoch: known.epoch,
+        tables: here.tables,
     };
-    if format != FORMAT {
-        let what = format!("format {format}, where this version writes {FORMAT}");
-        return Err(PostgresError::Content(what));
+    Epoch {
+        number: known.epoch,
+        created: false,
+        begun: None,
     }
-    Ok(Some((Place { identity, timeline }, from_i64(epoch))))
 }
 
 /// Forgets what lives for one epoch, and writes the entries that say so.
 async fn begin(
     conn: &mut PgConnection,
     here: &Place,
-    known: Option<(Place, u64)>,
-    now: Millis,
+    known: Option<&Known>,
+    begun: Begun,
+    by: &Asker,
 ) -> Result<u64, PostgresError> {
-    let (epoch, restored) = match &known {
-        Some((was, epoch)) => (epoch.saturating_add(1), was.identity != here.identity),
-        None => (1, false),
-    };
+    // What was restored may know of fewer epochs than this replica does.
+    let last = known.map_or(0, |known| known.epoch.max(by.remembered.epoch));
+    let epoch = last.saturating_add(1);
     if known.is_none() {
         let mut log = [0_u8; 16];
         rand::fill(&mut log);
@@ -151,71 +156,105 @@ async fn begin(
         .execute(&mut *conn)
         .await?;
     } else {
-        sqlx::query("UPDATE meta SET epoch = $1, identity = $2, timeline = $3")
-            .bind(to_i64(epoch))
-            .bind(&here.identity)
-            .bind(&here.timeline)
-            .execute(&mut *conn)
-            .await?;
+        sqlx::query(
+            "UPDATE meta SET epoch = $1, identity = $2, timeline = $3, \
+             restored = CASE WHEN $4 THEN $1 ELSE restored END",
+        )
+        .bind(to_i64(epoch))
+        .bind(&here.identity)
+        .bind(&here.timeline)
+        .bind(begun.restored)
+        .execute(&mut *conn)
+        .await?;
     }
     raw_sql(
-        "TRUNCATE tokens, uses, evidence; UPDATE agents SET outstanding = 0 WHERE outstanding <> 0",
+        "TRUNCATE evidence, tokens, uses; UPDATE agents SET outstanding = 0 WHERE outstanding <> 0",
     )
     .execute(&mut *conn)
     .await?;
     let log: Vec<u8> = sqlx::query_scalar("SELECT log FROM meta")
         .fetch_one(&mut *conn)
         .await?;
-    let (entries, head, time_ms, waiting): (i64, Hash, i64, Option<i64>) = sqlx::query_as(
-        "SELECT entries, head, time_ms, \
-         (SELECT max(time_ms) FROM groups WHERE first_index IS NULL) FROM sequencer",
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    let last = from_i64(time_ms).max(from_i64(waiting.unwrap_or_default()));
-    let mut events = vec![Event::Epoch {
-        log: hex::encode(log),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }];
-    if restored {
-        events.push(Event::Restored(Restored {
-            entries: from_i64(entries),
-            head,
-            instead_of: Vec::new(),
-        }));
-    }
-    let index = from_i64(entries);
-    write(conn, events, index, epoch, now.max(last)).await?;
+    // All that is committed gets its place first: nothing comes between it and
+    // this epoch's first entry, and the head is what was there before.
+    let head = sequencer::place_rest(conn).await?;
+    let open = open_approvals(conn).await?;
+    let ground = Ground {
+        epoch,
+        tables: here.tables,
+    };
+    let events = events(&log, &head, begun, by, &open);
+    write(conn, events, &open, &ground, &head, by.now, known.is_some()).await?;
     Ok(epoch)
 }
 
-/// Writes the epoch's first entries, and what a restore does to approvals and agents.
-async fn write(
-    conn: &mut PgConnection,
-    events: Vec<Event>,
-    index: u64,
-    epoch: u64,
-    time_ms: Millis,
-) -> Result<(), PostgresError> {
+async fn open_approvals(conn: &mut PgConnection) -> Result<Vec<Approval>, PostgresError> {
     let open: Vec<Vec<u8>> =
         sqlx::query_scalar("SELECT record FROM approvals WHERE ended IS NULL ORDER BY opened")
             .fetch_all(&mut *conn)
             .await?;
-    let mut approvals: Vec<Approval> = Vec::with_capacity(open.len());
+    let mut approvals = Vec::with_capacity(open.len());
     for record in open {
         approvals.push(serde_json::from_slice(&record)?);
     }
+    Ok(approvals)
+}
+
+/// What an epoch begins with.
+fn events(log: &[u8], head: &Head, begun: Begun, by: &Asker, open: &[Approval]) -> Vec<Event> {
+    let log = hex::encode(log);
+    let mut events = vec![Event::Epoch {
+        log: log.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }];
+    if begun.restored {
+        let seen = by.remembered.head;
+        let lost = begun.why == Why::Behind && seen.entries > 0;
+        events.push(Event::Restored(Restored {
+            entries: head.entries,
+            head: head.leaf,
+            instead_of: lost
+                .then_some(Superseded {
+                    log,
+                    entries: seen.entries,
+                    head: seen.leaf,
+                })
+                .into_iter()
+                .collect(),
+        }));
+    } else {
+        // A restore ends them by itself.
+        events.extend(open.chunks(EXPIRED_PER_ENTRY).map(|some| {
+            let ids = some.iter().map(|approval| approval.id.clone()).collect();
+            Event::ApprovalsExpired { ids }
+        }));
+    }
+    events
+}
+
+/// Writes the epoch's first entries, and what they do to approvals and agents.
+async fn write(
+    conn: &mut PgConnection,
+    events: Vec<Event>,
+    open: &[Approval],
+    ground: &Ground,
+    head: &Head,
+    now: Millis,
+    heard: bool,
+) -> Result<(), PostgresError> {
+    let time_ms = now.max(head.time_ms);
     let mut state = State::from_rows(Rows {
         time_ms,
-        epoch,
-        approvals: approvals.clone(),
+        epoch: ground.epoch,
         ..Rows::default()
     });
     let mut writes = Writes {
         time_ms,
+        // Whatever was held is not any more.
+        holds_changed: heard,
         ..Writes::default()
     };
-    for event in events {
+    for (index, event) in (head.entries..).zip(events) {
         let entry = Entry::Event(Box::new(event));
         let draft = Draft::new(&entry, Vec::new())
             .map_err(|_| PostgresError::Content("an epoch's entry has no line".into()))?;
@@ -223,14 +262,18 @@ async fn write(
         let stamp = Stamp {
             index,
             time_ms,
-            epoch,
+            epoch: ground.epoch,
             leaf: [0; 32],
         };
         state.apply(stamp, &entry);
     }
-    writes.approvals = approvals
+    // All of them, where a state keeps only the newest that ended.
+    writes.approvals = open
         .iter()
-        .filter_map(|was| state.approval(&was.id).filter(|is| *is != was).cloned())
+        .map(|approval| Approval {
+            state: ApprovalState::Expired,
+            ..approval.clone()
+        })
         .collect();
     if let Some(suspended) = &state.suspended {
         sqlx::query("UPDATE meta SET suspended = $1")
@@ -240,7 +283,7 @@ async fn write(
     }
     let mut token = [0; 16];
     rand::fill(&mut token);
-    save::save(conn, &writes, &token).await?;
+    save::save(conn, &writes, &token, ground).await?;
     Ok(())
 }
 

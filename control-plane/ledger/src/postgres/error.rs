@@ -50,6 +50,11 @@ pub enum PostgresError {
     /// It is not known whether the epoch was begun; the next start finds out.
     #[error("it is not known whether the epoch was begun: start again")]
     Unknown,
+    /// It is not what the connection was checked against.
+    #[error(
+        "the database is not the one that was checked: its place, its epoch or its log changed"
+    )]
+    Moved,
     /// It did not answer within the deadline.
     #[error("the database did not answer within {0:?}")]
     Slow(std::time::Duration),
@@ -116,4 +121,10 @@ pub(crate) fn is_rolled_back(error: &sqlx::Error) -> bool {
         .as_database_error()
         .and_then(|e| e.code())
         .is_some_and(|code| matches!(code.as_ref(), "40001" | "40P01"))
+}
+
+/// Whether an error says that the transaction had failed before it.
+pub(crate) fn is_aborted(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| code == "25P02")
 }

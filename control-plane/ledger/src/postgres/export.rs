@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use audit::{Line, Problem, Report, chain::EMPTY, leaf_hash};
+use audit::{Follower, Line, Problem, Report, chain::EMPTY, leaf_hash};
 
 use super::{
     PostgresError, PostgresOptions, draft,
@@ -71,6 +71,17 @@ impl LogReader {
             .fetch_one(&mut self.session.conn)
             .await?;
         Ok(from_i64(entries))
+    }
+
+    /// The log's name; `None` where none was begun.
+    ///
+    /// # Errors
+    /// When the database does not answer, or that is no name.
+    async fn log(&mut self) -> Result<Option<[u8; 16]>, PostgresError> {
+        let log = sqlx::query_scalar("SELECT log FROM meta")
+            .fetch_optional(&mut self.session.conn)
+            .await?;
+        Ok(log)
     }
 
     /// The next entry; `None` at the end, where more may come.
@@ -148,82 +159,41 @@ pub async fn verify(
 ) -> Result<Report, PostgresError> {
     let mut reader = LogReader::connect(options, 0).await?;
     let placed = reader.entries().await?;
-    let mut checker = Checker::new(head);
-    while checker.entries < placed {
-        let Some(entry) = reader.next().await? else {
-            return Ok(checker.report(Some(Problem::Gap)));
-        };
-        if let Err(problem) = checker.check(&entry) {
-            return Ok(checker.report(Some(problem)));
-        }
-    }
-    let end = match head {
-        Some((size, _)) if size > checker.entries => Some(Problem::Cut),
-        Some((0, hash)) if hash != EMPTY => Some(Problem::Changed),
-        _ => None,
+    let mut follower = Follower::new(head).within(reader.log().await?);
+    let found = |follower: &Follower, problem| {
+        let index = Some(follower.entries());
+        Ok(follower.report(Some((problem, index))))
     };
-    Ok(checker.report(end))
+    while follower.entries() < placed {
+        let Some(entry) = reader.next().await? else {
+            return found(&follower, Problem::Gap);
+        };
+        if let Err(problem) = check(&mut follower, &entry) {
+            return found(&follower, problem);
+        }
+    }
+    let end = follower.end().err();
+    Ok(follower.report(end.map(|(problem, index)| (problem, Some(index)))))
 }
 
-struct Checker {
-    remembered: Option<(u64, Hash)>,
-    entries: u64,
-    head: Hash,
-    time_ms: u64,
-    epoch: u64,
+/// An entry as it is stored, by the rules of a journal's.
+fn check(follower: &mut Follower, entry: &LogEntry) -> Result<(), Problem> {
+    let line = Line::decode(&entry.line).map_err(|_| Problem::Changed)?;
+    let leaf = leaf_hash(&entry.line);
+    let beside = leaf == entry.leaf && is_beside(&line, &entry.attached);
+    follower.entry(&line, leaf, beside)?;
+    Ok(())
 }
 
-impl Checker {
-    fn new(remembered: Option<(u64, Hash)>) -> Self {
-        Self {
-            remembered,
-            entries: 0,
-            head: EMPTY,
-            time_ms: 0,
-            epoch: 0,
+/// Whether these bytes are what the line says stands beside it.
+fn is_beside(line: &Line, attached: &[u8]) -> bool {
+    let mut rest = attached;
+    for named in &line.attachments {
+        let len = usize::try_from(named.len).unwrap_or(usize::MAX);
+        match rest.split_at_checked(len) {
+            Some((salted, after)) if named.matches(salted) => rest = after,
+            _ => return false,
         }
     }
-
-    fn check(&mut self, entry: &LogEntry) -> Result<(), Problem> {
-        let line = Line::decode(&entry.line).map_err(|_| Problem::Changed)?;
-        match line.index.cmp(&self.entries) {
-            std::cmp::Ordering::Less => return Err(Problem::Reordered),
-            std::cmp::Ordering::Greater => return Err(Problem::Gap),
-            std::cmp::Ordering::Equal => {}
-        }
-        let leaf = leaf_hash(&entry.line);
-        let falls = line.time_ms < self.time_ms || line.epoch < self.epoch;
-        if leaf != entry.leaf || line.prev != self.head || falls {
-            return Err(Problem::Changed);
-        }
-        let mut rest = entry.attached.as_slice();
-        for named in &line.attachments {
-            let len = usize::try_from(named.len).unwrap_or(usize::MAX);
-            let (salted, after) = rest.split_at_checked(len).ok_or(Problem::Changed)?;
-            if !named.matches(salted) {
-                return Err(Problem::Changed);
-            }
-            rest = after;
-        }
-        let remembered = self.remembered;
-        let size = self.entries.saturating_add(1);
-        if !rest.is_empty() || remembered.is_some_and(|(n, hash)| n == size && hash != leaf) {
-            return Err(Problem::Changed);
-        }
-        self.entries = size;
-        self.head = leaf;
-        self.time_ms = line.time_ms;
-        self.epoch = line.epoch;
-        Ok(())
-    }
-
-    fn report(&self, problem: Option<Problem>) -> Report {
-        Report {
-            whole: problem.is_none(),
-            entries: self.entries,
-            head: format!("{}:{}", self.entries, hex::encode(self.head)),
-            problem,
-            index: problem.map(|_| self.entries),
-        }
-    }
+    rest.is_empty()
 }

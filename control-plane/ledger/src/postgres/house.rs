@@ -10,7 +10,7 @@ use sqlx::{
 use tokio::{select, sync::watch, time::sleep};
 
 use super::{
-    Inner, PostgresError,
+    Inner, PostgresError, ground,
     sequencer::Sequencer,
     session::{self, Session},
     values::{from_i64, to_i64},
@@ -25,6 +25,9 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(50);
 /// How often the database is asked what is new, and whether its settings are right.
 const POLL: Duration = Duration::from_secs(1);
+/// How long places are given, and how long what ended is forgotten, before the
+/// rest of the house is seen to.
+const AT_A_TIME: Duration = Duration::from_millis(500);
 /// How often what ended is forgotten.
 const SWEEP: Duration = Duration::from_secs(2);
 /// Rows that are forgotten in one transaction.
@@ -38,7 +41,8 @@ pub(super) async fn keep(inner: &Inner) {
     let mut house = House {
         sequencer: Sequencer::new(),
         polled: None,
-        swept: Instant::now(),
+        swept: Some(Instant::now()),
+        behind: false,
     };
     let mut session = None;
     loop {
@@ -48,10 +52,15 @@ pub(super) async fn keep(inner: &Inner) {
             Err(error) => {
                 tracing::warn!(%error, "the database's house is not kept");
                 session = None;
+                house.behind = false;
             }
         }
         if stopping {
+            // What has no place yet gets it from another replica, or the next start.
             break;
+        }
+        if house.behind {
+            continue;
         }
         select! {
             () = sleep(GATHER) => {}
@@ -73,13 +82,34 @@ pub(super) async fn keep(inner: &Inner) {
 struct House {
     sequencer: Sequencer,
     polled: Option<Instant>,
-    swept: Instant,
+    /// When nothing that had ended was left; `None` while there is more.
+    swept: Option<Instant>,
+    /// More waits for its place than was given one at a time.
+    behind: bool,
 }
 
 impl House {
     /// Nothing is due at once.
     fn may_rest(&self) -> bool {
         self.polled.is_some()
+    }
+
+    /// Gives places for a while, and keeps the lease meanwhile. Whether any was given.
+    async fn drain(&mut self, session: &mut Session) -> Result<bool, PostgresError> {
+        let begun = Instant::now();
+        let mut moved = false;
+        self.behind = false;
+        loop {
+            self.sequencer.lease(&mut session.conn).await?;
+            if self.sequencer.drain(session).await?.is_none() {
+                return Ok(moved);
+            }
+            moved = true;
+            if begun.elapsed() >= AT_A_TIME {
+                self.behind = true;
+                return Ok(moved);
+            }
+        }
     }
 }
 
@@ -100,12 +130,10 @@ async fn turn(
     };
     let due = inner.deadline * 4;
     let all = async {
-        house.sequencer.lease(&mut session.conn).await?;
-        let mut moved = false;
-        while house.sequencer.drain(session).await?.is_some() {
-            moved = true;
-        }
+        let moved = house.drain(session).await?;
         if moved || house.polled.is_none_or(|at| at.elapsed() >= POLL) {
+            let remembered = inner.read().remembered();
+            ground::check(session, &remembered).await?;
             let health = session::check(&mut session.conn, inner.target.replicated).await;
             let since = inner.read().since();
             let news = view::poll(&mut session.conn, since).await?;
@@ -113,9 +141,9 @@ async fn turn(
             inner.merge(news);
             house.polled = Some(Instant::now());
         }
-        if house.sequencer.holds() && house.swept.elapsed() >= SWEEP {
-            sweep(&mut session.conn, inner.time()).await?;
-            house.swept = Instant::now();
+        if house.sequencer.holds() && house.swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+            let all = sweep(&mut session.conn, inner.time()).await?;
+            house.swept = all.then(Instant::now);
         }
         Ok(())
     };
@@ -152,8 +180,11 @@ pub(super) async fn last_time(conn: &mut PgConnection) -> Result<Millis, Postgre
 }
 
 /// Forgets what ended. Rows that a batch has locked are left for the next time,
-/// so that this never waits, and nobody waits for it for long.
-async fn sweep(conn: &mut PgConnection, time_ms: Millis) -> Result<(), PostgresError> {
+/// so that this never waits, and nobody waits for it for long. False: there may be
+/// more.
+async fn sweep(conn: &mut PgConnection, time_ms: Millis) -> Result<bool, PostgresError> {
+    let begun = Instant::now();
+    let mut all = true;
     let ended = to_i64(forgotten_by(time_ms));
     sqlx::query(
         "DELETE FROM tokens WHERE hash IN (SELECT hash FROM tokens \
@@ -175,6 +206,10 @@ async fn sweep(conn: &mut PgConnection, time_ms: Millis) -> Result<(), PostgresE
         .await?
         .rows_affected();
         if gone < from_i64(SWEPT) {
+            break;
+        }
+        if begun.elapsed() >= AT_A_TIME {
+            all = false;
             break;
         }
     }
@@ -203,7 +238,7 @@ async fn sweep(conn: &mut PgConnection, time_ms: Millis) -> Result<(), PostgresE
     .bind(SWEPT)
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(all)
 }
 
 /// Hears of approvals in other replicas, on a connection of its own.

@@ -127,8 +127,8 @@ impl Worker {
         rand::fill(&mut token);
         // The server's own deadlines end each statement; this one, a server that is gone.
         let prepared = timeout(inner.deadline * 2, async {
-            let known = inner.time();
-            let loaded = load::begin(&mut session.conn, lane, keys, known, &inner.limits).await?;
+            let before = inner.before();
+            let loaded = load::begin(&mut session, lane, keys, &before, &inner.limits).await?;
             let (rows, elsewhere) = match loaded {
                 Loaded::Rows(rows, elsewhere) => (*rows, elsewhere),
                 Loaded::Agents(missing) => return Ok(Prepared::Agents(missing)),
@@ -140,7 +140,7 @@ impl Worker {
             let versions = if decided.writes.drafts.is_empty() {
                 Vec::new()
             } else {
-                save::save(&mut session.conn, &decided.writes, &token).await?
+                save::save(&mut session.conn, &decided.writes, &token, &session.ground).await?
             };
             Ok::<_, PostgresError>(Prepared::Decided(Box::new(decided), versions))
         });
@@ -172,6 +172,11 @@ impl Worker {
                     self.give_up(session).await;
                 }
                 Once::Failed(fault)
+            }
+            // Without this connection: a new one finds out what there is now.
+            Ok(Err(error @ PostgresError::Moved)) => {
+                tracing::warn!(%error, "a batch is tried again");
+                Once::Failed(Fault::Conflict)
             }
             Ok(Err(error)) => {
                 tracing::error!(%error, "a batch was not committed");

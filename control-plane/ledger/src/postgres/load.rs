@@ -9,6 +9,8 @@ use sqlx::{PgConnection, Row as _, postgres::PgRow, raw_sql};
 use super::{
     PostgresError,
     batch::{Elsewhere, Keys},
+    ground::{Ground, Remembered},
+    session::Session,
     values::{UseText, first_use, from_i64, to_count, to_i64},
 };
 use crate::{
@@ -37,26 +39,38 @@ pub(crate) enum Loaded {
 }
 
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SELECT m.epoch, m.suspended, s.time_ms FROM meta m, sequencer s";
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     FROM meta m, sequencer s";
 const BEGIN_EVIDENCE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SELECT pg_advisory_xact_lock(1465010516, 3); \
-     SELECT m.epoch, m.suspended, s.time_ms FROM meta m, sequencer s";
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     FROM meta m, sequencer s";
 const BEGIN_SERIAL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SELECT pg_advisory_xact_lock(1465010516, 2); \
-     SELECT m.epoch, m.suspended, s.time_ms FROM meta m, sequencer s";
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     FROM meta m, sequencer s";
 
-/// Begins a transaction and loads what `keys` name. `time_ms` is the latest
-/// ledger time that this replica knows of.
+/// What a replica knows before it begins a transaction.
+pub(crate) struct Before {
+    /// The latest ledger time that it knows of.
+    pub(crate) time_ms: Millis,
+    pub(crate) remembered: Remembered,
+}
+
+/// Begins a transaction and loads what `keys` name.
 ///
 /// # Errors
-/// The transaction has to be rolled back.
+/// The transaction has to be rolled back. [`PostgresError::Moved`]: the tables, the
+/// epoch or the log are not what the session was checked against.
 pub(crate) async fn begin(
-    conn: &mut PgConnection,
+    session: &mut Session,
     lane: Lane,
     keys: &Keys,
-    time_ms: Millis,
+    before: &Before,
     limits: &Limits,
 ) -> Result<Loaded, PostgresError> {
+    let ground = session.ground;
+    let conn = &mut session.conn;
     let begin = match lane {
         Lane::Shared => BEGIN,
         Lane::NewEvidence => BEGIN_EVIDENCE,
@@ -64,13 +78,22 @@ pub(crate) async fn begin(
     };
     let read = raw_sql(begin).fetch_all(&mut *conn).await?;
     let meta = read.last().ok_or(sqlx::Error::RowNotFound)?;
+    let found = Ground {
+        epoch: from_i64(meta.try_get(0)?),
+        tables: meta.try_get(3)?,
+    };
+    let Remembered { epoch, head } = before.remembered;
+    let lost = epoch == found.epoch && from_i64(meta.try_get(4)?) < head.entries;
+    if found != ground || lost {
+        return Err(PostgresError::Moved);
+    }
     let suspended: Option<Vec<u8>> = meta.try_get(1)?;
     let mut rows = Rows {
-        epoch: from_i64(meta.try_get(0)?),
+        epoch: found.epoch,
         suspended: suspended
             .map(|json| serde_json::from_slice(&json))
             .transpose()?,
-        time_ms: time_ms.max(from_i64(meta.try_get(2)?)),
+        time_ms: before.time_ms.max(from_i64(meta.try_get(2)?)),
         ..Rows::default()
     };
     let mut elsewhere = Elsewhere::default();

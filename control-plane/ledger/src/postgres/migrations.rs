@@ -7,11 +7,18 @@ use sqlx::{
 
 /// Each is applied once, in order, and its digest is kept: none is ever changed.
 pub(crate) fn migrations() -> Vec<Migration> {
-    [(
-        1,
-        "ledger",
-        include_str!("../../migrations/0001_ledger.sql"),
-    )]
+    [
+        (
+            1,
+            "ledger",
+            include_str!("../../migrations/0001_ledger.sql"),
+        ),
+        (
+            2,
+            "restored",
+            include_str!("../../migrations/0002_restored.sql"),
+        ),
+    ]
     .into_iter()
     .map(|(version, name, sql)| {
         let sql = sql.into_sql_str();

@@ -11,6 +11,7 @@ mod draft;
 mod epoch;
 mod error;
 mod export;
+mod ground;
 mod house;
 mod lane;
 mod load;
@@ -49,7 +50,9 @@ use crate::{
     },
 };
 use batch::{Writes, is_serial, is_storable};
-use load::Lane;
+use epoch::{Asker, Begun};
+use ground::Remembered;
+use load::{Before, Lane};
 use options::Target;
 use queue::Queue;
 use reader::{Found, Look};
@@ -117,6 +120,14 @@ impl Inner {
         self.time().max((self.clock)())
     }
 
+    fn before(&self) -> Before {
+        let view = self.read();
+        Before {
+            time_ms: view.time_ms,
+            remembered: view.remembered(),
+        }
+    }
+
     fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::SeqCst)
     }
@@ -130,14 +141,21 @@ impl Inner {
     /// A connection to the primary, checked, in the database's epoch.
     async fn connect(&self) -> Result<Session, PostgresError> {
         let mut session = Session::open(&self.target).await?;
-        let ensured = epoch::ensure(&mut session, self.now());
+        let asker = Asker {
+            now: self.now(),
+            replicated: self.target.replicated,
+            remembered: self.read().remembered(),
+        };
+        let ensured = epoch::ensure(&mut session, asker);
         let epoch = tokio::time::timeout(self.deadline * 2, ensured)
             .await
             .unwrap_or(Err(PostgresError::Slow(self.deadline * 2)))?;
-        if epoch.begun {
+        if let Some(Begun { why, restored }) = epoch.begun {
             tracing::warn!(
                 epoch = epoch.number,
-                "the server's timeline or the database's place changed: a new epoch has begun"
+                ?why,
+                restored,
+                "the server or what it holds is another: a new epoch has begun"
             );
             self.stirred.notify_one();
         }
@@ -218,7 +236,12 @@ impl Postgres {
             .execute(&mut session.conn)
             .await?;
         epoch::migrate(&mut session.conn).await?;
-        let epoch = epoch::ensure(&mut session, (options.clock)()).await?;
+        let asker = Asker {
+            now: (options.clock)(),
+            replicated: options.replicated,
+            remembered: Remembered::default(),
+        };
+        let epoch = epoch::ensure(&mut session, asker).await?;
         let mut view = View::default();
         let news = view::poll(&mut session.conn, view.since()).await?;
         view.merge(news);

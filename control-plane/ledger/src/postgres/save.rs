@@ -6,6 +6,7 @@ use super::{
     PostgresError,
     batch::Writes,
     draft::Draft,
+    ground::Ground,
     values::{UseText, outcome, to_i64},
 };
 use crate::{
@@ -17,7 +18,8 @@ use crate::{
 pub(crate) type GroupToken = [u8; 16];
 
 /// The hot path is one statement. `DELETE … RETURNING` decides: whoever is not
-/// the one that removed a token did not spend it.
+/// the one that removed a token did not spend it. A group is of the epoch that the
+/// batch was decided in, or it is not written.
 const SPEND: &str = "WITH gone AS (DELETE FROM tokens WHERE hash = ANY($1) RETURNING hash), \
      used AS (INSERT INTO uses (hash, attempt, record, until_ms, outcome, awaited) \
        SELECT * FROM unnest($2::bytea[], $3::text[], $4::bytea[], $5::int8[], $6::int4[], $7::bool[]) \
@@ -25,7 +27,8 @@ const SPEND: &str = "WITH gone AS (DELETE FROM tokens WHERE hash = ANY($1) RETUR
          outcome = excluded.outcome, awaited = excluded.awaited \
          WHERE uses.attempt = excluded.attempt RETURNING hash), \
      new AS (INSERT INTO groups (id, token, epoch, time_ms, count) \
-       SELECT nextval('group_ids'), $8, epoch, $9, $10 FROM meta RETURNING id), \
+       SELECT nextval('group_ids'), $8, epoch, $9, $10 FROM meta \
+       WHERE epoch = $14 AND tableoid::int8 = $15 RETURNING id), \
      lines AS (INSERT INTO entries (group_id, n, kind, head, attached) \
        SELECT new.id, e.n - 1, e.kind, e.head, e.attached \
        FROM new, unnest($11::text[], $12::bytea[], $13::bytea[]) \
@@ -36,12 +39,14 @@ const SPEND: &str = "WITH gone AS (DELETE FROM tokens WHERE hash = ANY($1) RETUR
 /// before the commit.
 ///
 /// # Errors
-/// The transaction has to be rolled back. `RowNotFound`: somebody else spent
-/// what was locked here, which cannot be, or the rows are not what they were.
+/// The transaction has to be rolled back. [`PostgresError::Moved`]: another epoch
+/// began meanwhile. `RowNotFound`: somebody else spent what was locked here, which
+/// cannot be, or the rows are not what they were.
 pub(crate) async fn save(
     conn: &mut PgConnection,
     writes: &Writes,
     token: &GroupToken,
+    ground: &Ground,
 ) -> Result<Vec<i64>, PostgresError> {
     let uses = Uses::new(&writes.uses)?;
     let (kinds, heads, attached) = columns(&writes.drafts);
@@ -59,9 +64,14 @@ pub(crate) async fn save(
         .bind(&kinds)
         .bind(&heads)
         .bind(&attached)
+        .bind(to_i64(ground.epoch))
+        .bind(ground.tables)
         .fetch_one(&mut *conn)
         .await?;
     let done = |at: usize| row.try_get::<i64, _>(at).map(|n| usize::try_from(n).ok());
+    if done(2)? == Some(0) && !writes.drafts.is_empty() {
+        return Err(PostgresError::Moved);
+    }
     let all = done(0)? == Some(writes.gone.len())
         && done(1)? == Some(writes.uses.len())
         && done(2)? == Some(writes.drafts.len());

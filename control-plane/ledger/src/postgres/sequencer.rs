@@ -156,6 +156,49 @@ impl Sequencer {
     }
 }
 
+/// Gives places to whatever is committed, whoever has the lease: under the lock of
+/// its row there is no other.
+///
+/// # Errors
+/// When the server does not answer; what has its place by then keeps it.
+pub(crate) async fn catch_up(session: &mut Session) -> Result<(), PostgresError> {
+    while is_waiting(&mut session.conn).await? {
+        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
+            .execute(&mut session.conn)
+            .await?;
+        let head = locked(&mut session.conn).await?;
+        place(&mut session.conn, head).await?;
+        if session.commit().await != Commit::Proven {
+            return Err(PostgresError::Unknown);
+        }
+    }
+    Ok(())
+}
+
+/// The same in a transaction that nobody can commit a group beside; the head.
+///
+/// # Errors
+/// The transaction has to be rolled back.
+pub(crate) async fn place_rest(conn: &mut PgConnection) -> Result<Head, PostgresError> {
+    let mut head = locked(conn).await?;
+    while is_waiting(conn).await? {
+        head = place(conn, head).await?;
+    }
+    Ok(head)
+}
+
+async fn locked(conn: &mut PgConnection) -> Result<Head, PostgresError> {
+    let (entries, leaf, time_ms): (i64, Hash, i64) =
+        sqlx::query_as("SELECT entries, head, time_ms FROM sequencer FOR UPDATE")
+            .fetch_one(conn)
+            .await?;
+    Ok(Head {
+        entries: from_i64(entries),
+        leaf,
+        time_ms: from_i64(time_ms),
+    })
+}
+
 async fn is_waiting(conn: &mut PgConnection) -> Result<bool, PostgresError> {
     let found = sqlx::query_scalar("SELECT EXISTS (SELECT FROM groups WHERE first_index IS NULL)")
         .fetch_one(conn)

@@ -5,11 +5,19 @@ use std::time::Duration;
 use sqlx::{Connection as _, PgConnection, raw_sql};
 use tokio::time::timeout;
 
-use super::{PostgresError, error::is_rolled_back, notices::Notices, options::Target};
+use super::{
+    PostgresError,
+    error::{is_aborted, is_rolled_back},
+    ground::Ground,
+    notices::Notices,
+    options::Target,
+};
 
 /// A session that loses nothing that it acknowledged: see [`check`].
 pub(crate) struct Session {
     pub(crate) conn: PgConnection,
+    /// What it was found to stand on, once that was looked at.
+    pub(crate) ground: Ground,
     notices: Notices,
     deadline: Duration,
 }
@@ -36,6 +44,7 @@ impl Session {
             check(&mut conn, target.replicated).await?;
             Ok(Self {
                 conn,
+                ground: Ground::default(),
                 notices: Notices::new(),
                 deadline: target.deadline,
             })
@@ -46,12 +55,21 @@ impl Session {
     }
 
     /// COMMIT. Only an answer that is exactly one is proof: a notice beside it may
-    /// say that the wait for a standby was cut short.
+    /// say that the wait for a standby was cut short. A transaction that failed is
+    /// answered as if COMMIT had been done, but for a word that the driver keeps to
+    /// itself; so something is asked just before, which only one that lives answers,
+    /// and without which the server goes on to no COMMIT.
     pub(crate) async fn commit(&mut self) -> Commit {
-        let commit = timeout(self.deadline, raw_sql("COMMIT").execute(&mut self.conn));
+        let commit = raw_sql("SELECT 1; COMMIT").execute(&mut self.conn);
+        let commit = timeout(self.deadline, commit);
         match self.notices.during(commit).await {
             (Ok(Ok(_)), false) => Commit::Proven,
             (Ok(Err(error)), false) if is_rolled_back(&error) => Commit::RolledBack,
+            (Ok(Err(error)), false) if is_aborted(&error) => {
+                tracing::error!(%error, "a transaction that had failed was to be committed");
+                self.rollback().await;
+                Commit::RolledBack
+            }
             (answer, notice) => {
                 tracing::warn!(?answer, notice, "the result of a commit is not known");
                 Commit::InDoubt

@@ -7,6 +7,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::{
     PostgresError, draft,
+    ground::Remembered,
     sequencer::Head,
     values::{from_i64, to_i64},
 };
@@ -45,6 +46,8 @@ pub(crate) struct News {
     suspended: Option<Suspension>,
     head: Head,
     epoch: u64,
+    /// The log is not the one that was known: all that was known is void.
+    anew: bool,
     listed: Vec<ListedEntry>,
 }
 
@@ -112,9 +115,15 @@ impl View {
 
     /// Takes in what a poll brought.
     pub(crate) fn merge(&mut self, news: News) -> Changed {
+        if news.anew {
+            *self = Self {
+                time_ms: self.time_ms,
+                ..Self::default()
+            };
+        }
         let mut changed = Changed {
-            entries: news.head.entries > self.head.entries,
-            approvals: false,
+            entries: news.anew || news.head.entries > self.head.entries,
+            approvals: news.anew,
         };
         for (version, approval) in news.approvals {
             self.version = self.version.max(version);
@@ -158,6 +167,14 @@ impl View {
         Since {
             version: self.version,
             entries: self.head.entries,
+            epoch: self.epoch,
+        }
+    }
+
+    pub(crate) fn remembered(&self) -> Remembered {
+        Remembered {
+            epoch: self.epoch,
+            head: self.head,
         }
     }
 }
@@ -167,15 +184,17 @@ impl View {
 pub(crate) struct Since {
     version: i64,
     entries: u64,
+    epoch: u64,
 }
 
 /// Asks the primary what is new.
 ///
 /// # Errors
 /// When it does not answer, or what it holds is of another version.
-pub(crate) async fn poll(conn: &mut PgConnection, since: Since) -> Result<News, PostgresError> {
+pub(crate) async fn poll(conn: &mut PgConnection, mut since: Since) -> Result<News, PostgresError> {
     let row = sqlx::query(
-        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms FROM meta m, sequencer s",
+        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms, m.restored \
+         FROM meta m, sequencer s",
     )
     .fetch_one(&mut *conn)
     .await?;
@@ -190,8 +209,13 @@ pub(crate) async fn poll(conn: &mut PgConnection, since: Since) -> Result<News, 
             leaf: row.try_get(3)?,
             time_ms: from_i64(row.try_get(4)?),
         },
+        anew: from_i64(row.try_get(5)?) > since.epoch,
         ..News::default()
     };
+    if news.anew {
+        // Versions, too, are counted from where the backup was.
+        (since.version, since.entries) = (0, 0);
+    }
     let approvals: Vec<(i64, Vec<u8>)> =
         sqlx::query_as("SELECT version, record FROM approvals WHERE version > $1 ORDER BY version")
             .bind(since.version)

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ledger::{
     Ledger, Options,
-    model::{Hash, Limits},
+    model::{Command, Hash, Limits},
     postgres::{LogReader, PostgresOptions},
 };
 
@@ -100,14 +100,27 @@ impl Rig {
     }
 
     /// The ledger ends and is opened in a new epoch: in files every start is one,
-    /// a database looks as if a standby had taken over.
+    /// a database looks as if a standby had taken over, which an admin has to confirm.
     pub async fn next_epoch(&self, ledger: Ledger, limits: Limits) -> Ledger {
         ledger.shutdown().await;
         drop(ledger);
         if let Home::Postgres(database) = &self.home {
             database.run("UPDATE meta SET timeline = 'another'").await;
         }
-        self.open_with(limits).await
+        let ledger = self.open_with(limits).await;
+        if let Some(suspended) = ledger.suspended() {
+            let confirmed = ledger.commit(Command::ConfirmRestore {
+                restored: suspended.index,
+                by: "admin".into(),
+            });
+            confirmed.await.unwrap();
+        }
+        ledger
+    }
+
+    /// How many entries say that.
+    pub fn epoch_entries(&self) -> u64 {
+        if self.is_postgres() { 3 } else { 1 }
     }
 
     /// Waits until what was committed was also heard of by way of the database.

@@ -152,6 +152,26 @@ async fn cuts_at_commit_lose_nothing_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_transaction_that_failed_is_not_committed_by_commit() {
+    // The server answers COMMIT with ROLLBACK then, and with no error.
+    let Some(behind) = behind_a_proxy().await else {
+        return;
+    };
+    let Behind { ledger, proxy, .. } = &behind;
+    ledger.commit(issue(token("a"))).await.unwrap();
+    let commits = proxy.commits();
+    proxy.set(Cut::Fail);
+    ledger.commit(allow("a", "1", None)).await.unwrap();
+    let again = ledger.commit(allow("a", "2", None)).await;
+    let known = matches!(again, Err(Refused::NotOutstanding(Some(_))));
+    assert!(known, "it was committed when it was tried again: {again:?}");
+    assert!(proxy.commits() >= commits + 2);
+    let lines = behind.rig.lines(ledger).await;
+    let allowed = lines.iter().filter(|line| line.kind == "allow").count();
+    assert_eq!(allowed, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_notice_at_commit_is_an_unknown_result_until_proven() {
     let Some(rig) = Rig::postgres().await else {
         return;

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
@@ -25,6 +25,8 @@ pub enum Cut {
     After = 2,
     /// One or the other, in turn, and not each time.
     Some = 3,
+    /// The transaction fails just before, without a word to who asked; once.
+    Fail = 4,
 }
 
 #[derive(Clone)]
@@ -32,6 +34,11 @@ pub struct Proxy {
     pub addr: SocketAddr,
     cut: Arc<AtomicU8>,
     commits: Arc<AtomicU64>,
+    target: Arc<Mutex<PathBuf>>,
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join(".s.PGSQL.5432")
 }
 
 impl Proxy {
@@ -41,15 +48,22 @@ impl Proxy {
             addr: listener.local_addr().unwrap(),
             cut: Arc::new(AtomicU8::new(0)),
             commits: Arc::new(AtomicU64::new(0)),
+            target: Arc::new(Mutex::new(socket(socket_dir))),
         };
-        let (accepting, socket) = (proxy.clone(), socket_dir.join(".s.PGSQL.5432"));
+        let accepting = proxy.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (proxy, socket) = (accepting.clone(), socket.clone());
+                let proxy = accepting.clone();
+                let socket = proxy.target.lock().unwrap().clone();
                 tokio::spawn(async move { proxy.relay(client.into_split(), socket).await });
             }
         });
         proxy
+    }
+
+    /// New connections go to another server from now on, as an address that moves.
+    pub fn retarget(&self, socket_dir: &Path) {
+        *self.target.lock().unwrap() = socket(socket_dir);
     }
 
     pub fn url(&self, database: &str) -> String {
@@ -70,6 +84,10 @@ impl Proxy {
         let n = self.commits.fetch_add(1, Ordering::SeqCst);
         match self.cut.load(Ordering::SeqCst) {
             3 => [0, 1, 0, 2, 2][usize::try_from(n % 5).unwrap()],
+            4 => {
+                self.set(Cut::Nothing);
+                4
+            }
             cut => cut,
         }
     }
@@ -85,12 +103,20 @@ impl Proxy {
         let (mut from_server, mut to_server) = server.into_split();
         let deaf = Arc::new(AtomicU8::new(0));
         let muted = Arc::clone(&deaf);
+        let (failed, mut hears) = tokio::sync::mpsc::channel(1);
         let mut back = tokio::spawn(async move {
             let mut buffer = vec![0; 64 * 1024];
             while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
-                if muted.load(Ordering::SeqCst) != 0 {
+                match muted.load(Ordering::SeqCst) {
+                    0 => {}
+                    // That its transaction has failed is kept from the client.
+                    2 => {
+                        muted.store(0, Ordering::SeqCst);
+                        let _ = failed.send(()).await;
+                        continue;
+                    }
                     // The server has answered: it is done, and nobody hears of it.
-                    return;
+                    _ => return,
                 }
                 if to_client.write_all(&buffer[..n]).await.is_err() {
                     return;
@@ -101,8 +127,16 @@ impl Proxy {
         while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
             let bytes = &buffer[..n];
             // A simple query: 'Q', its length, the text and a zero.
-            if bytes == b"Q\0\0\0\x0bCOMMIT\0" {
+            if bytes.starts_with(b"Q") && bytes.ends_with(b"COMMIT\0") {
                 match self.fate() {
+                    4 => {
+                        deaf.store(2, Ordering::SeqCst);
+                        let fails = b"Q\0\0\0\x0fSELECT 1/0\0";
+                        if to_server.write_all(fails).await.is_err() {
+                            break;
+                        }
+                        hears.recv().await;
+                    }
                     1 => break,
                     2 => {
                         deaf.store(1, Ordering::SeqCst);

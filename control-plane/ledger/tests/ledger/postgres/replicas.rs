@@ -11,7 +11,7 @@ use crate::{
     rig::{Home, Rig},
 };
 
-fn database(rig: &Rig) -> Database {
+pub fn database(rig: &Rig) -> Database {
     match &rig.home {
         Home::Postgres(database) => database.clone(),
         Home::Files(_) => panic!("the rig has no database"),
@@ -202,74 +202,6 @@ async fn an_approval_wakes_a_hold_on_another_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_start_forgets_nothing_and_another_timeline_everything() {
-    let Some(rig) = Rig::postgres().await else {
-        return;
-    };
-    let one = rig.open().await;
-    for name in ["a", "b"] {
-        one.commit(issue(token(name))).await.unwrap();
-    }
-    one.commit(hold("b", "b", approval("apr", [1; 32])))
-        .await
-        .unwrap();
-    let two = rig.open().await;
-    assert_eq!((one.epoch(), two.epoch()), (1, 1));
-    two.commit(allow("a", "1", None)).await.unwrap();
-    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Pending);
-    one.shutdown().await;
-
-    two.commit(issue(token("c"))).await.unwrap();
-    let two = rig.next_epoch(two, Limits::default()).await;
-    assert_eq!(two.epoch(), 2);
-    for name in ["a", "b", "c"] {
-        let late = two.commit(allow(name, name, None)).await;
-        assert_eq!(late, Err(Refused::NotOutstanding(None)), "{name}");
-    }
-    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Pending);
-    assert_eq!(two.suspended(), None);
-    let head = rig.head(&two).await;
-    assert!(rig.verify(Some(head)).await.whole);
-    let epochs: Vec<u64> = rig
-        .lines(&two)
-        .await
-        .iter()
-        .map(|line| line.epoch)
-        .collect();
-    assert_eq!(epochs, [1, 1, 1, 1, 1, 1, 2]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn tables_that_stand_elsewhere_are_a_restore() {
-    let Some(rig) = Rig::postgres().await else {
-        return;
-    };
-    let one = rig.open().await;
-    one.commit(issue(token("a"))).await.unwrap();
-    one.commit(hold("a", "a", approval("apr", [1; 32])))
-        .await
-        .unwrap();
-    one.shutdown().await;
-    let elsewhere = "UPDATE meta SET identity = 'another server'";
-    database(&rig).run(elsewhere).await;
-    let two = rig.open().await;
-    assert_eq!(two.approval("apr").unwrap().state, ApprovalState::Expired);
-    let suspended = two.suspended().unwrap();
-    assert_eq!(two.commit(issue(token("b"))).await, Err(Refused::Suspended));
-    let confirm = Command::ConfirmRestore {
-        restored: suspended.index,
-        by: "admin".into(),
-    };
-    two.commit(confirm.clone()).await.unwrap();
-    assert_eq!(two.commit(confirm).await, Err(Refused::AttemptKnown));
-    assert_eq!(two.suspended(), None);
-    two.commit(issue(token("b"))).await.unwrap();
-    let kinds: Vec<String> = rig.lines(&two).await.into_iter().map(|l| l.kind).collect();
-    let end = &kinds[3..];
-    assert_eq!(end, ["epoch", "restored", "confirmed", "issue"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_lost_the_lease_cannot_write() {
     let Some(rig) = Rig::postgres().await else {
         return;
@@ -306,6 +238,49 @@ async fn who_lost_the_lease_cannot_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn much_that_waits_for_its_place_keeps_the_house_from_nothing() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let database = database(&rig);
+    let ledger = rig.open().await;
+    ledger.commit(note("config", 0)).await.unwrap();
+    rig.head(&ledger).await;
+    // Giving places is slow, and so much waits for it that it takes half a minute.
+    database
+        .run(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END $$; \
+             CREATE TRIGGER slow BEFORE UPDATE OF entries ON sequencer \
+             FOR EACH ROW EXECUTE FUNCTION slow(); \
+             INSERT INTO entries SELECT 1000 + i, 0, e.kind, e.head, e.attached \
+             FROM generate_series(1, 20000) i, \
+               (SELECT * FROM entries ORDER BY group_id DESC LIMIT 1) e; \
+             INSERT INTO groups (id, token, epoch, time_ms, count) \
+             SELECT 1000 + n, decode(lpad(to_hex(n), 32, '0'), 'hex'), 1, 1, 1 \
+             FROM generate_series(1, 20000) n",
+        )
+        .await;
+    let begun = Instant::now();
+    let (mut head, mut polls, mut latest) = (ledger.head().0, 0, Instant::now());
+    while begun.elapsed() < Duration::from_secs(6) {
+        let late = "SELECT count(*) FROM sequencer WHERE until < clock_timestamp()";
+        assert_eq!(database.count(late).await, 0, "the lease is kept");
+        if ledger.head().0 != head {
+            (head, polls, latest) = (ledger.head().0, polls + 1, Instant::now());
+        }
+        assert!(latest.elapsed() < Duration::from_secs(3), "it is not asked");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(polls >= 4, "{polls}");
+    let waiting = "SELECT count(*) FROM groups WHERE first_index IS NULL";
+    assert!(database.count(waiting).await > 0, "it was not enough");
+    database.run("DROP TRIGGER slow ON sequencer").await;
+    let head = rig.head(&ledger).await;
+    assert!(rig.verify(Some(head)).await.whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_changed_in_the_database_is_found() {
     let Some(server) = Server::shared() else {
         return;
@@ -324,6 +299,10 @@ async fn what_was_changed_in_the_database_is_found() {
             audit::Problem::Gap,
         ),
         ("DELETE FROM groups WHERE id = 2", audit::Problem::Gap),
+        (
+            "UPDATE meta SET log = substring(sha256('other') FOR 16)",
+            audit::Problem::Changed,
+        ),
         (
             "DELETE FROM groups WHERE id = 3; UPDATE sequencer SET entries = 2",
             audit::Problem::Cut,
@@ -349,6 +328,27 @@ async fn what_was_changed_in_the_database_is_found() {
         database(&rig).run(change).await;
         let report = rig.verify(Some(head)).await;
         assert_eq!(report.problem, Some(problem), "{change}: {report:?}");
+    }
+}
+
+#[tokio::test]
+async fn both_stores_say_the_same_of_a_head_that_cannot_be() {
+    for rig in [Some(Rig::files()), Rig::postgres().await] {
+        let Some(rig) = rig else {
+            return;
+        };
+        let ledger = rig.open().await;
+        ledger.commit(issue(token("a"))).await.unwrap();
+        let (entries, leaf) = rig.head(&ledger).await;
+        ledger.shutdown().await;
+        for (head, wanted) in [
+            ((0, [1; 32]), (audit::Problem::Changed, Some(0))),
+            ((1, leaf), (audit::Problem::Changed, Some(0))),
+            ((entries + 1, leaf), (audit::Problem::Cut, Some(entries))),
+        ] {
+            let report = rig.verify(Some(head)).await;
+            assert_eq!((report.problem, report.index), (Some(wanted.0), wanted.1));
+        }
     }
 }
 

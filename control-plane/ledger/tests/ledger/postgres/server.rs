@@ -122,13 +122,7 @@ impl Server {
             );
             return None;
         };
-        let home = tempfile::Builder::new()
-            .prefix("writ-pg")
-            .tempdir()
-            .unwrap();
-        if rustix::process::geteuid().is_root() {
-            chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
+        let home = home();
         let bin = reachable(bin, home.path());
         let mut server = Self {
             home,
@@ -152,20 +146,96 @@ impl Server {
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
-        let mut conf = fs::OpenOptions::new()
-            .append(true)
-            .open(server.data().join("postgresql.conf"))
-            .unwrap();
-        writeln!(
-            conf,
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 200\n\
-             shared_buffers = 64MB\nmax_wal_size = 4GB\n{}",
-            server.home.path().display(),
-            settings.join("\n")
-        )
-        .unwrap();
+        server.configure(&[
+            "listen_addresses = ''",
+            "max_connections = 200",
+            "shared_buffers = 64MB",
+            "max_wal_size = 4GB",
+        ]);
+        server.configure(settings);
         server.run();
         Some(server)
+    }
+
+    /// Adds settings, and that the socket is in its home; the last of a name counts.
+    fn configure(&self, settings: &[&str]) {
+        let mut conf = fs::OpenOptions::new()
+            .append(true)
+            .open(self.data().join("postgresql.conf"))
+            .unwrap();
+        let home = self.home.path().display();
+        let settings = settings.join("\n");
+        writeln!(conf, "unix_socket_directories = '{home}'\n{settings}").unwrap();
+    }
+
+    /// A standby, which follows this server under a name. It is copied while this
+    /// one is stopped, and this one has more settings from then on.
+    pub fn standby(&mut self, name: &str, settings: &[&str], own: &[&str]) -> Self {
+        self.stop();
+        let home = home();
+        let bin = reachable(self.bin.clone(), home.path());
+        let mut standby = Self {
+            home,
+            bin,
+            running: None,
+            databases: AtomicU64::new(0),
+        };
+        let mut copying = Command::new("cp");
+        copying.arg("-r").arg(self.data()).arg(standby.data());
+        as_nobody(&mut copying);
+        assert!(copying.status().unwrap().success());
+        let primary = format!(
+            "primary_conninfo = 'host={} user=writ application_name={name}'",
+            self.socket_dir().display()
+        );
+        standby.configure(&[&primary]);
+        standby.configure(settings);
+        let signal = standby.data().join("standby.signal");
+        fs::write(&signal, "").unwrap();
+        self.configure(own);
+        self.run();
+        standby.run();
+        standby
+    }
+
+    /// Makes a primary of a standby.
+    pub async fn promote(&self) {
+        let mut conn = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        let promoted: bool = sqlx::query_scalar("SELECT pg_promote(true, 60)")
+            .fetch_one(&mut conn)
+            .await
+            .unwrap();
+        assert!(promoted, "the standby was not promoted in time");
+    }
+
+    /// A standby does not hear of what its primary does any more.
+    pub async fn stop_following(&self) {
+        let mut conn = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        for sql in [
+            "ALTER SYSTEM SET primary_conninfo = ''",
+            "SELECT pg_reload_conf()",
+        ] {
+            sqlx::raw_sql(sql).execute(&mut conn).await.unwrap();
+        }
+        for _ in 0..200 {
+            let following: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_stat_wal_receiver")
+                .fetch_one(&mut conn)
+                .await
+                .unwrap();
+            if following == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the standby goes on");
+    }
+
+    /// Ends it in good order.
+    fn stop(&mut self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::INT).unwrap();
+        if let Some(mut shell) = self.running.take() {
+            shell.wait().unwrap();
+        }
     }
 
     fn data(&self) -> PathBuf {
@@ -234,6 +304,12 @@ impl Server {
 
     /// SIGKILL, as a crash; then the server starts again and recovers.
     pub fn crash_and_restart(&mut self) {
+        self.crash();
+        self.run();
+    }
+
+    /// SIGKILL; the server is gone for good, with all that belongs to it.
+    pub fn crash(&mut self) {
         let pid = self.pid();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         if let Some(mut shell) = self.running.take() {
@@ -259,7 +335,6 @@ impl Server {
                 break;
             }
         }
-        self.run();
     }
 
     /// A database of its own for a test: its URL.
@@ -285,6 +360,18 @@ impl Server {
             self.socket_dir().display()
         )
     }
+}
+
+/// A directory of its own, for who the server runs as.
+fn home() -> tempfile::TempDir {
+    let home = tempfile::Builder::new()
+        .prefix("writ-pg")
+        .tempdir()
+        .unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    home
 }
 
 fn as_nobody(command: &mut Command) {

@@ -1,0 +1,167 @@
+//! Whether the database is still the one that a replica knows.
+//!
+//! Three things tell: the server's timeline, the place of the tables (server,
+//! database, table), and the log that a running replica remembers. Tables that
+//! were restored under open connections are other tables, or hold less of the log.
+
+use sqlx::PgConnection;
+
+use super::{
+    PostgresError,
+    sequencer::Head,
+    session::Session,
+    values::{from_i64, to_i64},
+};
+
+/// The format of the tables' contents.
+pub(crate) const FORMAT: i32 = 1;
+
+/// Where tables are: the server, database and table; and the server's timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) identity: String,
+    pub(crate) timeline: String,
+    /// The table `meta` by its number, which no other table has.
+    pub(crate) tables: i64,
+}
+
+/// What a session's transactions stand on; on any other they must not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ground {
+    pub(crate) epoch: u64,
+    pub(crate) tables: i64,
+}
+
+/// What a replica remembers of the log; nothing before its first poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) epoch: u64,
+    pub(crate) head: Head,
+}
+
+/// What the database says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) identity: String,
+    pub(crate) timeline: String,
+    pub(crate) epoch: u64,
+    /// The last epoch that began with a restore.
+    pub(crate) restored: u64,
+}
+
+/// Why an epoch is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// There is none.
+    First,
+    /// A standby took over, or a point in time was restored.
+    Timeline,
+    /// A backup was restored: the tables stand elsewhere, or were made anew.
+    Elsewhere,
+    /// The log is not the one that this replica has seen.
+    Behind,
+}
+
+pub(crate) async fn place(conn: &mut PgConnection) -> Result<Place, PostgresError> {
+    let (identity, timeline, tables) = sqlx::query_as(
+        "SELECT system_identifier::text || '/' || \
+           (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || \
+           'meta'::regclass::oid::text, \
+         left(pg_walfile_name(pg_current_wal_lsn()), 8), 'meta'::regclass::oid::int8 \
+         FROM pg_control_system()",
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(Place {
+        identity,
+        timeline,
+        tables,
+    })
+}
+
+pub(crate) async fn known(conn: &mut PgConnection) -> Result<Option<Known>, PostgresError> {
+    let found: Option<(String, String, i64, i64, i32)> =
+        sqlx::query_as("SELECT identity, timeline, epoch, restored, format FROM meta")
+            .fetch_optional(conn)
+            .await?;
+    let Some((identity, timeline, epoch, restored, format)) = found else {
+        return Ok(None);
+    };
+    if format != FORMAT {
+        let what = format!("format {format}, where this version writes {FORMAT}");
+        return Err(PostgresError::Content(what));
+    }
+    Ok(Some(Known {
+        identity,
+        timeline,
+        epoch: from_i64(epoch),
+        restored: from_i64(restored),
+    }))
+}
+
+/// Whether an epoch is due, and why.
+pub(crate) async fn due(
+    conn: &mut PgConnection,
+    known: Option<&Known>,
+    here: &Place,
+    remembered: &Remembered,
+) -> Result<Option<Why>, PostgresError> {
+    let Some(known) = known else {
+        return Ok(Some(Why::First));
+    };
+    if known.identity != here.identity {
+        return Ok(Some(Why::Elsewhere));
+    }
+    if is_behind(conn, known, remembered).await? {
+        return Ok(Some(Why::Behind));
+    }
+    Ok((known.timeline != here.timeline).then_some(Why::Timeline))
+}
+
+/// Whether the log lacks what this replica has seen, and no restore since says so.
+async fn is_behind(
+    conn: &mut PgConnection,
+    known: &Known,
+    remembered: &Remembered,
+) -> Result<bool, PostgresError> {
+    let Remembered { epoch, head } = *remembered;
+    if known.restored > epoch {
+        return Ok(false);
+    }
+    if known.epoch < epoch {
+        return Ok(true);
+    }
+    let Some(last) = head.entries.checked_sub(1) else {
+        return Ok(false);
+    };
+    let leaf: Option<Vec<u8>> = sqlx::query_scalar(
+        "SELECT substring(leaves FROM least(32 * ($1 - first_index) + 1, 1000000000)::int4 FOR 32) \
+         FROM groups WHERE first_index <= $1 ORDER BY first_index DESC LIMIT 1",
+    )
+    .bind(to_i64(last))
+    .fetch_optional(conn)
+    .await?;
+    Ok(leaf.as_deref() != Some(head.leaf.as_slice()))
+}
+
+/// Whether a session still stands where it did: asked again while it is in use.
+///
+/// # Errors
+/// [`PostgresError::Moved`]: the session must not be used any more.
+pub(crate) async fn check(
+    session: &mut Session,
+    remembered: &Remembered,
+) -> Result<(), PostgresError> {
+    let conn = &mut session.conn;
+    let here = place(conn).await?;
+    let known = known(conn).await?;
+    let due = due(conn, known.as_ref(), &here, remembered).await?;
+    let ground = known.map(|known| Ground {
+        epoch: known.epoch,
+        tables: here.tables,
+    });
+    match due {
+        None if ground == Some(session.ground) => Ok(()),
+        _ => Err(PostgresError::Moved),
+    }
+}
