@@ -11,7 +11,7 @@ mod answers;
 use crate::arrival::{self, Content};
 use crate::config::Settings;
 use crate::denials::{Denials, Kept};
-use crate::host::{self, ContextGone, Header, HostFault};
+use crate::host::{self, ContextGone, Header, HostFault, Queue};
 use crate::metrics::Metrics;
 use crate::outcomes::{Outcomes, not_forwarded};
 use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
@@ -21,7 +21,8 @@ use capability::decide::Permit;
 use capability::gates::{self, RequestView, TokenCheck};
 use capability::reason::Reason;
 use decision_api::from_filter::Message as ToServer;
-use decision_api::{Allow, Outcome, Question, QuestionId, Withdraw};
+use decision_api::{Allow, DenialBatch, Outcome, Question, QuestionId, Withdraw};
+use prost::Message;
 use std::rc::Rc;
 
 /// How long the answer to a withdrawal is waited for; milliseconds.
@@ -36,6 +37,8 @@ const CLIENT_LEFT: &str = "the client had left";
 const TOO_LATE: &str = "the deadline had passed";
 /// A message from the control plane is at most this long; bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
+/// Batches of others that are taken over in one tick.
+const INHERITED: usize = 32;
 /// The proxy's word for how a response ended is cut to this; bytes.
 const DETAILS_MAX: usize = 128;
 
@@ -59,13 +62,16 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    /// Refusals that a context which went away could not hand in.
+    left: Queue,
 }
 
 impl Core {
     /// A state without a stream; ticks open one.
-    pub fn new(root: u32, settings: Settings, metrics: Metrics) -> Self {
+    pub fn new(root: u32, settings: Settings, metrics: Metrics, left: Queue) -> Self {
         Self {
             root,
+            left,
             in_force: root,
             now_ms: 0,
             stream: Stream::new(),
@@ -330,8 +336,20 @@ impl Core {
         }
         self.questions.sweep(self.now_ms);
         self.report_outcomes();
+        self.inherit();
         self.report_denials();
         self.metrics.flush();
+    }
+
+    fn inherit(&mut self) {
+        for _ in 0..INHERITED {
+            let Some(bytes) = self.left.take() else {
+                return;
+            };
+            if let Ok(batch) = DenialBatch::decode(bytes.as_slice()) {
+                self.denials.inherit(batch);
+            }
+        }
     }
 
     /// True while there is no stream, when ticks should come sooner.
@@ -388,20 +406,22 @@ impl Core {
         }
     }
 
-    /// The last chance to report anything: the configuration is going away.
+    /// The last chance to report anything: the configuration is going away. What
+    /// no stream takes is left to the context that takes this one's place: a
+    /// control plane that starts again brings a new configuration, which may be
+    /// here before the stream is.
     pub fn flush(&mut self) {
         self.metrics.flush();
         self.report_outcomes();
-        if !self.stream.is_up() || self.put(self.root).is_err() {
-            return;
-        }
+        let mut sends = self.stream.is_up() && self.put(self.root).is_ok();
         for batch in self.denials.flush() {
-            if self
-                .stream
-                .send(ToServer::Denials(batch), self.now_ms)
-                .is_err()
-            {
-                return;
+            sends = sends
+                && self
+                    .stream
+                    .send(ToServer::Denials(batch.clone()), self.now_ms)
+                    .is_ok();
+            if !sends && self.left.put(&batch.encode_to_vec()).is_err() {
+                host::warn("writ: refusals that could not be reported are lost");
             }
         }
     }

@@ -72,6 +72,20 @@ impl Denials {
         *count = count.saturating_add(1);
     }
 
+    /// What another context could not hand in any more. Of too many the rest is
+    /// counted as dropped.
+    pub fn inherit(&mut self, batch: DenialBatch) {
+        for denial in batch.entries {
+            self.push(denial);
+        }
+        self.dropped = self.dropped.saturating_add(batch.dropped);
+        for count in batch.counts {
+            let known = Reason::parse(&count.reason).unwrap_or(Reason::InternalError);
+            let total = self.counts.entry(known.as_str()).or_insert(0);
+            *total = total.saturating_add(count.count);
+        }
+    }
+
     /// The batch to send now, if one is due.
     pub fn due(&mut self, now_ms: u64) -> Option<&DenialBatch> {
         let since = now_ms.saturating_sub(self.last_sent_ms);

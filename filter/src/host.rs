@@ -179,6 +179,32 @@ pub fn received(size: usize) -> Result<Vec<u8>, HostFault> {
         .map_err(|_status| HostFault)
 }
 
+// ---- what outlives a context -----------------------------------------------------
+
+/// A queue that all contexts of one module and configuration share, in all of
+/// the proxy's threads, those that come later among them.
+#[derive(Clone, Copy, Debug)]
+pub struct Queue(u32);
+
+impl Queue {
+    /// The queue of this name.
+    pub fn named(name: &str) -> Result<Self, HostFault> {
+        hostcalls::register_shared_queue(name)
+            .map(Self)
+            .map_err(|_status| HostFault)
+    }
+
+    /// Puts a message in.
+    pub fn put(self, message: &[u8]) -> Result<(), HostFault> {
+        hostcalls::enqueue_shared_queue(self.0, Some(message)).map_err(|_status| HostFault)
+    }
+
+    /// Takes the oldest message out; `None` when there is none.
+    pub fn take(self) -> Option<Vec<u8>> {
+        hostcalls::dequeue_shared_queue(self.0).ok().flatten()
+    }
+}
+
 // ---- signatures ----------------------------------------------------------------
 
 /// What `verify_signature` takes, serialised: {1: hash, 2: key, 3: signature,

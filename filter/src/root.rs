@@ -3,7 +3,7 @@
 
 use crate::config::{SIZE_MAX, Settings};
 use crate::core::Core;
-use crate::host;
+use crate::host::{self, Queue};
 use crate::http::Request;
 use crate::metrics::Metrics;
 use crate::verify::{self, Crypto};
@@ -15,6 +15,8 @@ use std::rc::Rc;
 /// Between ticks while there is no stream, and while there is one; milliseconds.
 const TICK_CONNECTING_MS: u32 = 25;
 const TICK_MS: u32 = 100;
+/// The queue of refusals that a context could not hand in.
+const LEFT: &str = "writ.left";
 
 /// The root context of one plugin configuration.
 pub struct Root {
@@ -45,10 +47,15 @@ impl Root {
         let refused = |what: &str| vec![format!("the host refused {what}")];
         let metrics = Metrics::define(settings.crypto == Crypto::Portable)
             .map_err(|_fault| refused("to define metrics"))?;
+        let left = Queue::named(LEFT).map_err(|_fault| refused("a queue"))?;
         host::tick_every(self.period_ms).map_err(|_fault| refused("a timer"))?;
         match &self.core {
             Some(core) => core.borrow_mut().reconfigure(settings, metrics),
-            None => self.core = Some(Rc::new(RefCell::new(Core::new(self.id, settings, metrics)))),
+            None => {
+                self.core = Some(Rc::new(RefCell::new(Core::new(
+                    self.id, settings, metrics, left,
+                ))))
+            }
         }
         Ok(())
     }

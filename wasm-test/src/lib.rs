@@ -8,9 +8,12 @@
 pub mod bench;
 pub mod child;
 pub mod client;
+pub mod cut;
 pub mod demo;
 pub mod error;
 pub mod ports;
+pub mod postgres;
+pub mod raw;
 pub mod system;
 pub mod tools;
 pub mod up;

@@ -5,7 +5,9 @@
 
 mod config;
 mod dir;
+mod envoys;
 mod ready;
+mod replica;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -14,12 +16,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::child::Child;
+use crate::cut::{Cut, Target};
 use crate::ports::{self, Ports};
 use crate::tools::Tools;
 use crate::upstream::Upstream;
 use crate::{Error, client};
 use dir::StateDir;
+use envoys::Envoys;
 pub use ready::{Demo, Pids, Ready, ServeReady};
+pub use replica::Beside;
 pub use wait::until;
 
 /// The SPIFFE ID that any process of this uid attests as.
@@ -35,7 +40,10 @@ pub const START_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Options {
     /// Ports to take when they are free; else any.
     pub wanted_ports: Option<Ports>,
-    /// Envoy's worker threads.
+    /// Envoys on the one control plane. All listen on the same port, and the
+    /// kernel gives each connection to one of them.
+    pub envoys: usize,
+    /// Worker threads of each Envoy.
     pub concurrency: u32,
     /// How long Envoy holds a request for a person, in seconds.
     pub hold_s: u64,
@@ -47,6 +55,12 @@ pub struct Options {
     pub extra_config: String,
     /// More environment for the control plane.
     pub env: Vec<(String, String)>,
+    /// The URL of the PostgreSQL database that holds the log; `None` is files.
+    pub store: Option<String>,
+    /// What it shares with another system, when it is a replica of that.
+    pub beside: Option<Beside>,
+    /// Whether its Envoys reach the control plane through a [`System::cut`].
+    pub cut: bool,
     /// Whether the upstream keeps a log.
     pub upstream_log: bool,
     /// Whether the state directory stays when the system has stopped.
@@ -57,12 +71,16 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             wanted_ports: None,
+            envoys: 1,
             concurrency: 2,
             hold_s: 5,
             token_lifetime_s: 30,
             policy: None,
             extra_config: String::new(),
             env: Vec::new(),
+            store: None,
+            beside: None,
+            cut: false,
             upstream_log: true,
             keep: false,
         }
@@ -73,7 +91,8 @@ impl Default for Options {
 // Fields drop in their order, which is the order in which parts must stop.
 #[derive(Debug)]
 pub struct System {
-    envoy: Option<Child>,
+    envoys: Envoys,
+    cut: Option<Cut>,
     control_plane: Option<Child>,
     upstream: Option<Upstream>,
     serve: ServeReady,
@@ -98,7 +117,8 @@ impl System {
         let dir = StateDir::create(&tools.root, options.keep)?;
         let ports = ports::free(options.wanted_ports)?;
         let mut system = System {
-            envoy: None,
+            envoys: Envoys::none(ports.admin, options.envoys)?,
+            cut: None,
             control_plane: None,
             upstream: None,
             serve: ServeReady::default(),
@@ -107,11 +127,19 @@ impl System {
             tools: tools.clone(),
             dir,
         };
+        if let Some(beside) = &system.options.beside {
+            beside.copy_keys(&system.dir.data())?;
+        }
+        if system.options.cut {
+            system.cut = Some(Cut::start(0, Target::Port(ports.grpc))?);
+        }
         config::write(&system)?;
-        say("starting the demo upstream");
-        let log = system.dir.upstream_log();
-        let log = system.options.upstream_log.then_some(log.as_path());
-        system.upstream = Some(Upstream::start(ports.upstream, log)?);
+        if system.options.beside.is_none() {
+            say("starting the demo upstream");
+            let log = system.dir.upstream_log();
+            let log = system.options.upstream_log.then_some(log.as_path());
+            system.upstream = Some(Upstream::start(ports.upstream, log)?);
+        }
         say("starting the control plane");
         system.start_control_plane().await?;
         say("starting Envoy");
@@ -151,8 +179,13 @@ impl System {
             .arg(self.dir.config())
             .arg("--ready-file")
             .arg(&ready_file)
+            // Whoever runs this may have a database of their own in mind.
+            .env_remove("WRIT_STORE")
             .envs(self.options.env.iter().map(|(k, v)| (k, v)))
             .current_dir(self.dir.path());
+        if let Some(url) = &self.options.store {
+            command.arg("--store").arg(url);
+        }
         let mut child = Child::spawn(
             "the control plane",
             &mut command,
@@ -188,35 +221,6 @@ impl System {
         self.start_control_plane().await
     }
 
-    /// Starts Envoy (again) and waits until it refuses a request without
-    /// credentials, which only the filter does.
-    ///
-    /// # Errors
-    /// When it ends or doesn't answer in time.
-    pub async fn start_envoy(&mut self) -> Result<(), Error> {
-        let mut command = Command::new(&self.tools.envoy);
-        command
-            .arg("-c")
-            .arg(self.dir.bootstrap())
-            .arg("--concurrency")
-            .arg(self.options.concurrency.to_string())
-            .arg("--disable-hot-restart")
-            .current_dir(self.dir.path());
-        let mut child = Child::spawn("Envoy", &mut command, &self.dir.log("envoy"))?;
-        let threads = self.filter_threads();
-        let ready =
-            wait::for_guard(&mut child, &self.admin_url(), &self.proxy_url(), threads).await;
-        self.envoy = Some(child);
-        ready
-    }
-
-    /// Ends Envoy by SIGTERM and waits.
-    pub async fn stop_envoy(&mut self) {
-        if let Some(mut child) = self.envoy.take() {
-            child.stop().await;
-        }
-    }
-
     /// Waits until Envoy and the control plane have found each other again:
     /// a request with a made-up token is refused as such and not for want of
     /// the control plane.
@@ -225,12 +229,14 @@ impl System {
     /// When that takes longer than [`START_DEADLINE`].
     pub async fn settled(&self) -> Result<(), Error> {
         // One request asks one worker; the others must be there as well.
-        let (http, admin) = (reqwest::Client::new(), self.admin_url());
-        wait::until("every worker has a stream to the control plane", || async {
-            let open = wait::streams_are_open(&http, &admin, self.filter_threads()).await;
-            open.is_ok()
-        })
-        .await?;
+        let http = reqwest::Client::new();
+        for admin in self.admin_urls() {
+            wait::until("every worker has a stream to the control plane", || async {
+                let open = wait::streams_are_open(&http, &admin, self.filter_threads()).await;
+                open.is_ok()
+            })
+            .await?;
+        }
         let agent = self.agent().await?;
         wait::until("Envoy asks the control plane again", || async {
             match agent.call("GET", crate::upstream::REPORT).await {
@@ -250,9 +256,9 @@ impl System {
     /// The processes that have ended without being stopped, each with an
     /// error that has its last lines.
     pub fn ended(&mut self) -> Vec<(&'static str, Error)> {
-        [&mut self.control_plane, &mut self.envoy]
-            .into_iter()
-            .flatten()
+        self.control_plane
+            .iter_mut()
+            .chain(self.envoys.running_mut())
             .filter_map(|child| {
                 child
                     .still_running()
@@ -267,7 +273,12 @@ impl System {
     /// # Errors
     /// When the Workload API can't be reached.
     pub async fn agent(&self) -> Result<client::Agent, Error> {
-        client::Agent::connect(&self.issuer(), &self.proxy_url(), &self.workload_api()).await
+        let agent =
+            client::Agent::connect(&self.issuer(), &self.origin(), &self.workload_api()).await?;
+        Ok(match self.options.beside {
+            None => agent,
+            Some(_) => agent.by_way_of(&self.http_url(), &self.proxy_url()),
+        })
     }
 
     /// Signs an approver in with the login link of the control plane's start,
@@ -276,7 +287,7 @@ impl System {
     /// # Errors
     /// When the link is refused.
     pub async fn approver(&self) -> Result<client::Approver, Error> {
-        client::Approver::login(&self.serve.approver_login).await
+        client::Approver::login_at(&self.serve.approver_login, &self.http_url()).await
     }
 
     /// What the ready file says.
@@ -326,12 +337,24 @@ impl System {
         self.ports
     }
 
-    /// The token endpoint's base URL.
+    /// The token endpoint's base URL; replicas share it.
     pub fn issuer(&self) -> String {
+        let beside = self.options.beside.as_ref();
+        beside.map_or_else(|| self.http_url(), |beside| beside.issuer.clone())
+    }
+
+    /// The guarded origin; replicas share it.
+    pub fn origin(&self) -> String {
+        let beside = self.options.beside.as_ref();
+        beside.map_or_else(|| self.proxy_url(), |beside| beside.origin.clone())
+    }
+
+    /// Where this control plane itself answers.
+    pub fn http_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.http)
     }
 
-    /// The guarded origin.
+    /// Where this system's Envoys listen.
     pub fn proxy_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.proxy)
     }
@@ -351,9 +374,10 @@ impl System {
         self.dir.socket("admin.sock")
     }
 
-    /// The journal's directory.
+    /// What `writ audit` reads: the journal's directory, or the database's URL.
     pub fn audit_dir(&self) -> PathBuf {
-        self.serve.audit_dir.clone()
+        let url = || self.options.store.clone().unwrap_or_default().into();
+        self.serve.audit_dir.clone().unwrap_or_else(url)
     }
 
     /// The state directory.
@@ -377,19 +401,24 @@ impl System {
         self.control_plane.as_ref().map_or(0, Child::pid)
     }
 
-    /// Envoy's process id; 0 when it is stopped.
-    pub fn envoy_pid(&self) -> u32 {
-        self.envoy.as_ref().map_or(0, Child::pid)
-    }
-
     /// The demo upstream.
     ///
     /// # Errors
-    /// When it has been stopped.
+    /// When it has been stopped, or is the first replica's.
     pub fn upstream(&self) -> Result<&Upstream, Error> {
         self.upstream
             .as_ref()
-            .ok_or_else(|| Error::Setup("the upstream is stopped".to_owned()))
+            .ok_or_else(|| Error::Setup("the upstream is not this system's, or stopped".to_owned()))
+    }
+
+    /// What stands between Envoy and the control plane.
+    ///
+    /// # Errors
+    /// When [`Options::cut`] was not set.
+    pub fn cut(&self) -> Result<&Cut, Error> {
+        self.cut
+            .as_ref()
+            .ok_or_else(|| Error::Setup("nothing stands before the control plane".to_owned()))
     }
 
     /// The log file of a part: `control-plane` or `envoy`.
@@ -406,6 +435,7 @@ impl System {
     pub fn writ(&self) -> Command {
         let mut command = Command::new(&self.tools.writ);
         command
+            .env_remove("WRIT_STORE")
             .envs(self.ready().env)
             .env("HOME", self.dir.path())
             .current_dir(self.dir.path());

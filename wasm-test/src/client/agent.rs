@@ -23,7 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 #[derive(Clone, Debug)]
 pub struct Agent {
     issuer: String,
-    proxy: String,
+    origin: String,
+    // Where the two are spoken to: one replica of several, it may be.
+    issuer_at: String,
+    origin_at: String,
     workload_api: Arc<WorkloadApiClient>,
     svid: Arc<Mutex<Option<(Instant, String)>>>,
     key: DpopKey,
@@ -52,19 +55,30 @@ impl Agent {
     ///
     /// # Errors
     /// When the Workload API's socket can't be reached.
-    pub async fn connect(issuer: &str, proxy: &str, workload_api: &Path) -> Result<Agent, Error> {
+    pub async fn connect(issuer: &str, origin: &str, workload_api: &Path) -> Result<Agent, Error> {
         let endpoint = format!("unix:{}", workload_api.display());
         let workload_api = WorkloadApiClient::connect_to(endpoint)
             .await
             .map_err(|problem| Error::WorkloadApi(problem.to_string()))?;
         Ok(Agent {
             issuer: issuer.to_owned(),
-            proxy: proxy.to_owned(),
+            origin: origin.to_owned(),
+            issuer_at: issuer.to_owned(),
+            origin_at: origin.to_owned(),
             workload_api: Arc::new(workload_api),
             svid: Arc::default(),
             key: DpopKey::generate()?,
             http: http_client(),
         })
+    }
+
+    /// The same agent, speaking to one replica of the issuer and one proxy of the
+    /// origin by their own addresses; what it signs is unchanged.
+    #[must_use]
+    pub fn by_way_of(mut self, issuer_at: &str, origin_at: &str) -> Agent {
+        issuer_at.clone_into(&mut self.issuer_at);
+        origin_at.clone_into(&mut self.origin_at);
+        self
     }
 
     /// The same agent with another key.
@@ -83,9 +97,15 @@ impl Agent {
         &self.key
     }
 
-    /// A path's absolute URL at the proxy.
+    /// A path's absolute URL at the guarded origin.
     pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.proxy)
+        format!("{}{path}", self.origin)
+    }
+
+    /// The origin's `HOST:PORT`.
+    pub fn authority(&self) -> &str {
+        let (_, authority) = self.origin.split_once("://").unwrap_or_default();
+        authority
     }
 
     /// A JWT-SVID for the issuer, cached for half a minute.
@@ -155,7 +175,7 @@ impl Agent {
             ("subject_token_type", JWT),
             ("authorization_details", details),
         ];
-        let url = self.token_endpoint();
+        let url = format!("{}/oauth2/token", self.issuer_at);
         let request = self.http.post(&url).header("dpop", proof).form(&form);
         let response = request.send().await.map_err(Error::http(&url))?;
         Answer::read(response).await
@@ -180,12 +200,15 @@ impl Agent {
     /// # Errors
     /// When there is no answer.
     pub async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
-        let url = self.url(call.path);
+        let url = format!("{}{}", self.origin_at, call.path);
         let method: reqwest::Method = call
             .method
             .parse()
             .map_err(|_| Error::Setup(format!("{:?} is no HTTP method", call.method)))?;
         let mut request = self.http.request(method, &url).body(call.body);
+        if self.origin_at != self.origin {
+            request = request.header("host", self.authority());
+        }
         if let Some(token) = call.token {
             request = request.header("authorization", format!("DPoP {token}"));
         }

@@ -32,6 +32,7 @@ impl Verdict {
 #[derive(Clone, Debug)]
 pub struct Approver {
     ui: String,
+    at: String,
     cookie: String,
     http: reqwest::Client,
 }
@@ -42,10 +43,21 @@ impl Approver {
     /// # Errors
     /// When the link has no secret or isn't taken.
     pub async fn login(link: &str) -> Result<Approver, Error> {
+        let page = link.split('#').next().unwrap_or_default();
+        Approver::login_at(link, page.trim_end_matches("/login")).await
+    }
+
+    /// As [`Approver::login`], at the address of the replica that made the link:
+    /// sessions are a replica's own.
+    ///
+    /// # Errors
+    /// As [`Approver::login`].
+    pub async fn login_at(link: &str, at: &str) -> Result<Approver, Error> {
         let (page, secret) = link
             .split_once('#')
             .ok_or_else(|| Error::Unexpected("the login link has no fragment".to_owned()))?;
         let ui = page.trim_end_matches("/login").to_owned();
+        let page = &format!("{at}/login");
         let http = http_client();
         let request = http
             .post(page)
@@ -57,7 +69,13 @@ impl Approver {
             .and_then(|cookie| cookie.split(';').next())
             .ok_or_else(|| Error::Unexpected(format!("the login was refused: {}", answer.text())))?
             .to_owned();
-        Ok(Approver { ui, cookie, http })
+        let at = at.to_owned();
+        Ok(Approver {
+            ui,
+            at,
+            cookie,
+            http,
+        })
     }
 
     /// A page.
@@ -65,7 +83,7 @@ impl Approver {
     /// # Errors
     /// When there is no answer.
     pub async fn page(&self, path: &str) -> Result<Answer, Error> {
-        let url = format!("{}{path}", self.ui);
+        let url = format!("{}{path}", self.at);
         let request = self.http.get(&url).header("cookie", &self.cookie);
         Answer::read(request.send().await.map_err(Error::http(&url))?).await
     }
@@ -75,7 +93,7 @@ impl Approver {
     /// # Errors
     /// When there is no answer.
     pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Result<Answer, Error> {
-        let url = format!("{}{path}", self.ui);
+        let url = format!("{}{path}", self.at);
         let request = self
             .http
             .post(&url)

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::{AGENT, PROXY, System};
 use crate::Error;
+use crate::cut::Cut;
 
 /// The policy of the demo, below the repository's root.
 const STARTER_POLICY: &str = "deploy/starter/policy.cedar";
@@ -23,7 +24,11 @@ pub fn write(system: &System) -> Result<(), Error> {
     // A copy, so that a test can replace its system's module and no other's.
     copy(&system.tools.filter_wasm, &system.dir.module())?;
     put(&system.dir.config(), &control_plane(system)?)?;
-    put(&system.dir.bootstrap(), &bootstrap(system)?)
+    for index in 0..system.envoys.count() {
+        let text = bootstrap(system, index)?;
+        put(&system.dir.bootstrap_of(index), &text)?;
+    }
+    Ok(())
 }
 
 fn control_plane(system: &System) -> Result<String, Error> {
@@ -36,7 +41,10 @@ fn base(system: &System) -> String {
     let uid = getuid().as_raw();
     let quoted = |path: &Path| Value::from(path.display().to_string()).to_string();
     let (http, grpc) = (system.ports.http, system.ports.grpc);
-    let (proxy, upstream) = (system.ports.proxy, system.ports.upstream);
+    let (issuer, origin) = (system.issuer(), system.origin());
+    let proxy = system.ports.proxy;
+    let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
+    let upstream = shared.unwrap_or(system.ports.upstream);
     let data = quoted(&system.dir.data());
     let admin_socket = quoted(&system.admin_socket());
     let workload_api = quoted(&system.workload_api());
@@ -47,7 +55,7 @@ fn base(system: &System) -> String {
     format!(
         r#"
 [server]
-issuer = "http://127.0.0.1:{http}"
+issuer = "{issuer}"
 listen = "127.0.0.1:{http}"
 grpc_listen = "127.0.0.1:{grpc}"
 data_dir = {data}
@@ -86,7 +94,7 @@ lifetime_s = {lifetime_s}
 
 [edge]
 listen = "127.0.0.1:{proxy}"
-origin = "http://127.0.0.1:{proxy}"
+origin = "{origin}"
 module = {module}
 hold_s = {hold_s}
 
@@ -101,21 +109,21 @@ files = ["policy.cedar"]
     )
 }
 
-fn bootstrap(system: &System) -> Result<String, Error> {
+fn bootstrap(system: &System, index: usize) -> Result<String, Error> {
     let path = system.tools.root.join(BOOTSTRAP);
     let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
     // A JSON string is a YAML string, whatever the path has in it.
     let workload_api = json!(system.workload_api()).to_string();
+    let grpc = system.cut.as_ref().map_or(system.ports.grpc, Cut::port);
     let literals = [
         ("/run/writ/workload.sock", workload_api),
-        (
-            "port_value: 8481",
-            format!("port_value: {}", system.ports.grpc),
-        ),
+        ("port_value: 8481", format!("port_value: {grpc}")),
         (
             "port_value: 9901",
-            format!("port_value: {}", system.ports.admin),
+            format!("port_value: {}", system.envoys.admin_port(index)),
         ),
+        // The identity decides; the node's id tells proxies of one identity apart.
+        ("id: writ-proxy", format!("id: writ-proxy-{index}")),
     ];
     let mut out = String::new();
     for line in text.lines() {

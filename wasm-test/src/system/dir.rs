@@ -103,9 +103,14 @@ impl StateDir {
         self.path.join("filter.wasm")
     }
 
-    /// Envoy's bootstrap.
-    pub fn bootstrap(&self) -> PathBuf {
-        self.path.join("envoy.yaml")
+    /// An Envoy's bootstrap.
+    pub fn bootstrap_of(&self, index: usize) -> PathBuf {
+        self.path.join(format!("{}.yaml", envoy(index)))
+    }
+
+    /// An Envoy's output.
+    pub fn envoy_log(&self, index: usize) -> PathBuf {
+        self.log(&envoy(index))
     }
 
     /// The upstream's log.
@@ -116,6 +121,14 @@ impl StateDir {
     /// A process's output.
     pub fn log(&self, part: &str) -> PathBuf {
         self.path.join(format!("{part}.log"))
+    }
+}
+
+/// What an Envoy is called: `envoy`, `envoy-1`, and so on.
+fn envoy(index: usize) -> String {
+    match index {
+        0 => "envoy".to_owned(),
+        _ => format!("envoy-{index}"),
     }
 }
 

@@ -17,8 +17,8 @@ pub struct ServeReady {
     pub issuer: String,
     /// Base URL of the pages.
     pub ui: String,
-    /// The journal's directory.
-    pub audit_dir: PathBuf,
+    /// The journal's directory; none when the log is in a database.
+    pub audit_dir: Option<PathBuf>,
     /// The one-time login link.
     pub approver_login: String,
     /// SHA-256 of the filter module that is served, in hex.

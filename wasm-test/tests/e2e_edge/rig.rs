@@ -128,6 +128,7 @@ impl Rig {
     /// was down: one after the other, each on a connection of its own.
     pub async fn recovers(&self) {
         const IN_A_ROW: usize = 12;
+        self.system.configured().await.unwrap();
         let start = Instant::now();
         let mut passed = 0;
         while passed < IN_A_ROW {

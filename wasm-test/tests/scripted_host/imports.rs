@@ -1,6 +1,6 @@
 //! The proxy-wasm host functions that the module may import, over [`World`].
 
-use super::world::{BAD_ARGUMENT, NOT_FOUND, OK, Reply, World};
+use super::world::{BAD_ARGUMENT, EMPTY, NOT_FOUND, OK, Reply, World};
 use std::collections::BTreeMap;
 use wasmi::{Caller, Extern, Linker, Memory, Module};
 
@@ -113,6 +113,7 @@ pub fn linker(module: &Module) -> Linker<World> {
     requests(&mut linker);
     streams(&mut linker);
     metrics(&mut linker);
+    queue(&mut linker);
     for import in module.imports() {
         let (from, name) = (import.module(), import.name().to_owned());
         let Some(signature) = import.ty().func() else {
@@ -373,6 +374,44 @@ fn grpc_stream(
         }
         Err(status) => status,
     }
+}
+
+fn queue(linker: &mut Linker<World>) {
+    const QUEUE: i32 = 1;
+    linker
+        .func_wrap(
+            "env",
+            "proxy_register_shared_queue",
+            |mut guest: Guest<'_>, at: i32, size: i32, id_at: i32| {
+                assert_eq!(read_text(&guest, at, size), "writ.left");
+                write_u32(&mut guest, id_at, QUEUE.cast_unsigned());
+                OK
+            },
+        )
+        .unwrap()
+        .func_wrap(
+            "env",
+            "proxy_enqueue_shared_queue",
+            |mut guest: Guest<'_>, id: i32, at: i32, size: i32| {
+                assert_eq!(id, QUEUE);
+                let message = read(&guest, at, size);
+                guest.data_mut().queue.push_back(message);
+                OK
+            },
+        )
+        .unwrap()
+        .func_wrap(
+            "env",
+            "proxy_dequeue_shared_queue",
+            |mut guest: Guest<'_>, id: i32, data_at: i32, size_at: i32| {
+                assert_eq!(id, QUEUE);
+                match guest.data_mut().queue.pop_front() {
+                    Some(message) => give(&mut guest, &message, data_at, size_at),
+                    None => EMPTY,
+                }
+            },
+        )
+        .unwrap();
 }
 
 fn metrics(linker: &mut Linker<World>) {

@@ -1,7 +1,8 @@
 //! Refusals made at the edge on their way to the log.
 
-use super::fixtures::{AGENT, Headers, Key, claims, proof, token};
+use super::fixtures::{AGENT, Headers, Key, claims, configuration, proof, token};
 use super::vm::{PREFIX, Vm, allow, asks, batches};
+use super::world::World;
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{DenialBatch, DenialsTaken};
 
@@ -152,6 +153,35 @@ fn a_question_that_could_not_be_asked_is_an_entry_too() {
         batches(&heard)[0].entries[0].reason,
         "control_plane_unavailable"
     );
+}
+
+#[test]
+fn what_no_stream_takes_at_the_end_goes_to_the_context_that_comes_next() {
+    let mut vm = Vm::ready();
+    vm.request(&mismatched("jti-0"));
+    assert_eq!(next_batch(&mut vm, 200).sequence, 1);
+    vm.cut();
+    // One is not acknowledged, four have room, two are dropped, one is counted.
+    for n in 1..7 {
+        vm.request(&mismatched(&format!("jti-{n}")));
+    }
+    vm.request(&Headers::bare("/files/a"));
+    vm.shut_down();
+    let left = std::mem::take(&mut vm.world().queue);
+    assert!(!left.is_empty());
+    let world = World {
+        queue: left,
+        ..World::default()
+    };
+    let mut settings = configuration();
+    settings["limits"]["denials_buffered"] = 16.into();
+    let mut next = Vm::ready_with(world, &settings);
+    let batch = next_batch(&mut next, 6_000);
+    let jtis: Vec<&str> = batch.entries.iter().map(|it| it.jti.as_str()).collect();
+    assert_eq!(jtis, ["jti-0", "jti-1", "jti-2", "jti-3", "jti-4"]);
+    assert_eq!((batch.sequence, batch.dropped), (1, 2));
+    assert_eq!(batch.counts[0].reason, "missing_credentials");
+    assert!(next.world().queue.is_empty());
 }
 
 #[test]

@@ -5,12 +5,13 @@ use decision_api::FromFilter;
 use p256::ecdsa::signature::Verifier;
 use p256::pkcs8::DecodePublicKey;
 use prost::Message;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Statuses of the proxy-wasm ABI.
 pub const OK: i32 = 0;
 pub const NOT_FOUND: i32 = 1;
 pub const BAD_ARGUMENT: i32 = 2;
+pub const EMPTY: i32 = 7;
 pub const INTERNAL_FAILURE: i32 = 10;
 
 /// The root context's id.
@@ -77,6 +78,8 @@ pub struct World {
     pub host_calls: usize,
     pub current: u32,
     pub effective: u32,
+    /// The shared queue, which outlives the VM in a real host.
+    pub queue: VecDeque<Vec<u8>>,
 }
 
 impl World {
