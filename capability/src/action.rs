@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::url::{Target, UrlError};
-use crate::{jcs, sha256};
+use crate::{b64, jcs, same_bytes, sha256};
 
 /// The methods that an action can name. CONNECT and TRACE are none: they ask
 /// the proxy for something and not the resource.
@@ -22,8 +22,10 @@ pub enum ActionError {
     /// A type that is not known here.
     #[error("the authorization_details type is not supported: use http_request")]
     Type,
-    /// `content_digest` was asked for.
-    #[error("content_digest is not supported yet: leave it out")]
+    /// `content_digest` is no SHA-256 digest.
+    #[error(
+        "content_digest has to be the SHA-256 of the body as it is sent, in base64url without padding"
+    )]
     ContentDigest,
     /// A member that is not known, and might have narrowed the action.
     #[error("the authorization_details element has a member that is not known: leave it out")]
@@ -44,11 +46,24 @@ pub enum ActionError {
     Url(#[from] UrlError),
 }
 
-/// `http_request`: one method on one absolute URL with its query.
+/// `http_request`: one method on one absolute URL with its query, and the
+/// digest of the body where the action has one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpAction {
     method: &'static str,
     target: Target,
+    content_digest: Option<[u8; 32]>,
+}
+
+/// A request's body, as far as it is known when an action is compared with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Not read here. An action that has a digest is then none of this request's.
+    Unread,
+    /// The request ended with its headers.
+    Empty,
+    /// SHA-256 of all its bytes, as they were sent: before any decoding.
+    Digest([u8; 32]),
 }
 
 impl HttpAction {
@@ -71,19 +86,29 @@ impl HttpAction {
             Some(_) => return Err(ActionError::Type),
             None => return Err(ActionError::Malformed),
         }
-        if element.contains_key("content_digest") {
-            return Err(ActionError::ContentDigest);
-        }
-        let known = |name: &String| matches!(name.as_str(), "type" | "actions" | "locations");
+        let digest = |value: &Value| b64::decode32(value.as_str()?);
+        let content_digest = match element.get("content_digest") {
+            None => None,
+            Some(value) => Some(digest(value).ok_or(ActionError::ContentDigest)?),
+        };
+        let known = |name: &String| {
+            matches!(
+                name.as_str(),
+                "type" | "actions" | "locations" | "content_digest"
+            )
+        };
         if !element.keys().all(known) {
             return Err(ActionError::UnknownMember);
         }
         let method = only_text(element, "actions").ok_or(ActionError::Method)?;
         let location = only_text(element, "locations").ok_or(ActionError::Location)?;
-        Self::new(method, location)
+        Ok(Self {
+            content_digest,
+            ..Self::new(method, location)?
+        })
     }
 
-    /// An action from its two parts.
+    /// An action from its two parts, whatever the body.
     ///
     /// # Errors
     /// A method that is not known, a wildcard, or what [`Target::location`] refuses.
@@ -95,6 +120,7 @@ impl HttpAction {
         Ok(Self {
             method: known_method(method).ok_or(ActionError::Method)?,
             target: Target::location(location)?,
+            content_digest: None,
         })
     }
 
@@ -128,7 +154,27 @@ impl HttpAction {
         self.target.path_and_query()
     }
 
-    /// Whether a request is this action: exactly, after the one normalisation.
+    /// SHA-256 of the one body that it allows; none allows any.
+    #[must_use]
+    pub fn content_digest(&self) -> Option<[u8; 32]> {
+        self.content_digest
+    }
+
+    /// Whether a body is this action's. One that was not read is not, where the
+    /// action has a digest.
+    #[must_use]
+    pub fn covers_body(&self, body: Body) -> bool {
+        let Some(digest) = self.content_digest else {
+            return true;
+        };
+        match body {
+            Body::Unread => false,
+            Body::Empty => same_bytes(&digest, &sha256(b"")),
+            Body::Digest(body) => same_bytes(&digest, &body),
+        }
+    }
+
+    /// Whether a request is this action, its body aside: exactly, after the one normalisation.
     /// Nothing is a prefix, and methods are compared with their case.
     #[must_use]
     pub fn covers(&self, method: &str, target: &Target) -> bool {
@@ -138,7 +184,11 @@ impl HttpAction {
     /// The normalised element: what a token carries and a digest covers.
     #[must_use]
     pub fn to_details(&self) -> Value {
-        json!({"type": "http_request", "actions": [self.method], "locations": [self.location()]})
+        let mut element = json!({"type": "http_request", "actions": [self.method], "locations": [self.location()]});
+        if let (Some(digest), Value::Object(element)) = (self.content_digest, &mut element) {
+            element.insert("content_digest".to_owned(), b64::encode(&digest).into());
+        }
+        element
     }
 }
 

@@ -1,5 +1,6 @@
 //! The gates at the edge: one list, in one order, from bytes to [`Checked`].
 
+use crate::action::Body;
 use crate::key::{PublicKey, Verifier};
 use crate::limits::Limits;
 use crate::proof::UnverifiedProof;
@@ -80,6 +81,8 @@ pub struct RequestView<'a> {
     pub headers: &'a [(Vec<u8>, Vec<u8>)],
     /// The client certificate, if there is one.
     pub peer: Option<PeerCertificate<'a>>,
+    /// The body, where it is known.
+    pub body: Body,
 }
 
 /// A request that passed every gate but the control plane's. Made here alone.
@@ -254,6 +257,9 @@ pub fn check<V: Verifier>(
     let action = &token.claims().action;
     if !action.covers(line.method, &line.target) {
         return Err(refused(Reason::ActionMismatch));
+    }
+    if !action.covers_body(request.body) {
+        return Err(refused(Reason::BodyMismatch));
     }
     Ok(Checked {
         method: action.method(),

@@ -2,10 +2,109 @@
 
 use serde_json::{Map, Value};
 
+use crate::key::{Algorithm, PublicKey, Verifier};
 use crate::limits::Limits;
 use crate::{b64, json};
 
-/// A compact JWS whose signature nobody has checked yet.
+/// A compact JWS whose signature nobody has checked yet. It tells nothing but
+/// what is needed to find its key.
+#[derive(Clone, Debug)]
+pub struct UnverifiedJws {
+    header: Map<String, Value>,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+    /// Everything before the last dot: what was signed.
+    signed: Vec<u8>,
+}
+
+/// A JWS whose signature is good. Whether it is of the wanted kind is for the
+/// caller to ask, by `typ` (RFC 8725, section 3.11).
+#[derive(Clone, Debug)]
+pub struct VerifiedJws {
+    /// The header's members.
+    pub header: Map<String, Value>,
+    /// The payload's bytes.
+    pub payload: Vec<u8>,
+}
+
+/// Not three segments of strict base64url with a JSON object in the first, or
+/// a header that asks for what isn't understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a JWS in compact form, or with an extension that is not understood")]
+pub struct Malformed;
+
+/// Why a JWS is not good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JwsError {
+    /// `alg` is missing, not accepted, or not the key's.
+    #[error("the JWS is signed with an algorithm that is not accepted, or is not its key's")]
+    Algorithm,
+    /// The signature is wrong.
+    #[error("the signature is wrong")]
+    Signature,
+    /// The check itself could not be made.
+    #[error("the signature could not be checked")]
+    Fault,
+}
+
+impl UnverifiedJws {
+    /// Parses the compact form (RFC 7515, section 7.1). The caller has bounded
+    /// the size.
+    ///
+    /// # Errors
+    /// [`Malformed`].
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, Malformed> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
+        let (signed, signature) = text.rsplit_once('.').ok_or(Malformed)?;
+        let (header, payload) = signed.split_once('.').ok_or(Malformed)?;
+        let header = b64::decode(header).ok_or(Malformed)?;
+        let header = json::parse_object(&header, limits).map_err(|_| Malformed)?;
+        // No extension is understood (RFC 7515, section 4.1.11), and an
+        // unencoded payload (RFC 7797) is one even where `crit` is forgotten.
+        if header.contains_key("crit") || header.contains_key("b64") {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            payload: b64::decode(payload).ok_or(Malformed)?,
+            signature: b64::decode(signature).ok_or(Malformed)?,
+            signed: signed.as_bytes().to_vec(),
+            header,
+        })
+    }
+
+    /// The header's `kid`, by which its key is found.
+    #[must_use]
+    pub fn kid(&self) -> Option<&str> {
+        self.header.get("kid")?.as_str()
+    }
+
+    /// Checks the signature under this key. A key of any other algorithm than
+    /// the header's `alg` is refused before that.
+    ///
+    /// # Errors
+    /// See [`JwsError`].
+    pub fn verify<V: Verifier>(
+        self,
+        key: &PublicKey,
+        verifier: &V,
+    ) -> Result<VerifiedJws, JwsError> {
+        let alg = self.header.get("alg").and_then(Value::as_str);
+        let alg = alg.and_then(Algorithm::parse).ok_or(JwsError::Algorithm)?;
+        if key.algorithm() != alg {
+            return Err(JwsError::Algorithm);
+        }
+        match verifier.verify(alg, key, &self.signed, &self.signature) {
+            Ok(true) => Ok(VerifiedJws {
+                header: self.header,
+                payload: self.payload,
+            }),
+            Ok(false) => Err(JwsError::Signature),
+            Err(_) => Err(JwsError::Fault),
+        }
+    }
+}
+
+/// A JWS with claims: its payload is a JSON object.
 #[derive(Clone, Debug)]
 pub(crate) struct Compact {
     pub header: Map<String, Value>,
@@ -15,31 +114,14 @@ pub(crate) struct Compact {
     pub signed: Vec<u8>,
 }
 
-/// Not three segments of strict base64url with JSON objects in the first two,
-/// or a header that asks for what isn't understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Malformed;
-
 impl Compact {
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, Malformed> {
-        let text = std::str::from_utf8(bytes).map_err(|_| Malformed)?;
-        let (signed, signature) = text.rsplit_once('.').ok_or(Malformed)?;
-        let (header, payload) = signed.split_once('.').ok_or(Malformed)?;
-        let object = |segment: &str| {
-            let bytes = b64::decode(segment)?;
-            json::parse_object(&bytes, limits).ok()
-        };
-        let header = object(header).ok_or(Malformed)?;
-        // No extension is understood (RFC 7515, section 4.1.11), and an
-        // unencoded payload (RFC 7797) is one even where `crit` is forgotten.
-        if header.contains_key("crit") || header.contains_key("b64") {
-            return Err(Malformed);
-        }
+        let jws = UnverifiedJws::parse(bytes, limits)?;
         Ok(Self {
-            payload: object(payload).ok_or(Malformed)?,
-            signature: b64::decode(signature).ok_or(Malformed)?,
-            signed: signed.as_bytes().to_vec(),
-            header,
+            payload: json::parse_object(&jws.payload, limits).map_err(|_| Malformed)?,
+            header: jws.header,
+            signature: jws.signature,
+            signed: jws.signed,
         })
     }
 

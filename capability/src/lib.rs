@@ -16,13 +16,14 @@ pub mod decide;
 pub mod gates;
 pub mod jcs;
 pub mod json;
-mod jws;
+pub mod jws;
 pub mod key;
 pub mod limits;
 #[cfg(feature = "portable")]
 mod portable;
 pub mod proof;
 pub mod reason;
+pub mod spiffe;
 pub mod token;
 pub mod url;
 

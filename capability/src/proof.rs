@@ -7,7 +7,7 @@ use crate::key::{Algorithm, PublicKey, Verifier};
 use crate::limits::Limits;
 use crate::reason::Reason;
 use crate::url::Target;
-use crate::{b64, json, same_bytes};
+use crate::{b64, json, same_bytes, sha256};
 
 /// The claims of a proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +189,14 @@ impl VerifiedProof {
     #[must_use]
     pub fn jti(&self) -> &str {
         &self.claims.jti
+    }
+
+    /// What it is known by wherever uses are remembered: SHA-256 of thumbprint, a
+    /// zero byte and `jti`. Never the `jti` alone, which anybody can burn under a
+    /// key of their own, and never the bytes, which have a twin.
+    #[must_use]
+    pub fn id(&self) -> [u8; 32] {
+        sha256(&[self.jkt.as_bytes(), &[0], self.claims.jti.as_bytes()].concat())
     }
 
     /// When it was made, in seconds.

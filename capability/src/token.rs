@@ -8,7 +8,7 @@ use crate::jws::{self, Compact, Malformed};
 use crate::key::{Algorithm, PublicKey, Verifier};
 use crate::limits::Limits;
 use crate::reason::Reason;
-use crate::{b64, json, sha256};
+use crate::{b64, json, sha256, spiffe};
 
 /// What a token says. Times are whole seconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +72,8 @@ impl UnverifiedToken {
     /// Parses a token and demands its form: size, three segments, `typ`, `alg`,
     /// `kid`, every required claim with its type, exactly one action.
     ///
-    /// `typ` is `at+jwt` or `application/at+jwt` in any case (RFC 9068, section 4).
+    /// The agents, which are `client_id` and every `sub` of `act`, are SPIFFE IDs
+    /// of workloads. `typ` is `at+jwt` or `application/at+jwt` in any case (RFC 9068, section 4).
     /// Header members that bring a key of their own are refused (RFC 8725,
     /// section 3.10), other unknown ones and unknown claims are ignored.
     ///
@@ -268,7 +269,12 @@ fn read_claims(claims: &Map<String, Value>) -> Result<Claims, Malformed> {
     let text = |name| jws::text(claims, name).ok_or(Malformed);
     let identifier = |name| jws::identifier(claims, name).ok_or(Malformed);
     let seconds = |name| claims.get(name).and_then(json::integer).ok_or(Malformed);
-    let (sub, client_id) = (identifier("sub")?, identifier("client_id")?);
+    let client_id = agent(claims.get("client_id")).ok_or(Malformed)?;
+    // An agent's SPIFFE ID may be longer than the identifiers of users.
+    let sub = match claims.get("sub").and_then(Value::as_str) {
+        Some(sub) if sub == client_id => client_id.clone(),
+        _ => identifier("sub")?,
+    };
     let chain = match claims.get("act") {
         None => Vec::new(),
         Some(act) => read_chain(act)?,
@@ -312,10 +318,16 @@ fn read_chain(act: &Value) -> Result<Vec<String>, Malformed> {
     let mut next = Some(act);
     while let Some(actor) = next {
         let actor = actor.as_object().ok_or(Malformed)?;
-        chain.push(jws::identifier(actor, "sub").ok_or(Malformed)?);
+        chain.push(agent(actor.get("sub")).ok_or(Malformed)?);
         next = actor.get("act");
     }
     Ok(chain)
+}
+
+/// An agent's name: the SPIFFE ID of a workload, and nothing else.
+fn agent(name: Option<&Value>) -> Option<String> {
+    let name = name?.as_str()?;
+    spiffe::is_workload(name).then(|| name.to_owned())
 }
 
 /// `jkt` always, `x5t#S256` maybe, and no confirmation method that would go

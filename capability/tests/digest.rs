@@ -1,7 +1,9 @@
 //! The action digest, and strict JSON by the published suite.
 
+#[expect(dead_code, reason = "each test file uses its own part")]
+mod common;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use capability::action::{DigestInput, HttpAction, digest};
 use capability::{Limits, json, sha256};
@@ -107,12 +109,7 @@ const VALID_BUT_REFUSED: [&str; 7] = [
 
 #[test]
 fn the_published_json_suite() {
-    let found = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .map(|dir| dir.join("shared/vectors/jsontestsuite/test_parsing"))
-        .find(|dir| dir.exists());
-    let Some(dir) = found else {
-        eprintln!("SKIPPED: no ../shared/vectors/jsontestsuite beside the workspace");
+    let Some(dir) = common::vectors("jsontestsuite/test_parsing") else {
         return;
     };
     let (mut taken, mut refused) = (BTreeSet::new(), BTreeSet::new());

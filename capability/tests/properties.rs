@@ -1,10 +1,7 @@
 //! No parser panics, and what is printed is read back.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "tests fail loudly"
-)]
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
+#[expect(dead_code, reason = "each test file uses its own part")]
 mod common;
 
 use capability::gates::{self, EdgeConfig, RequestView};
@@ -49,9 +46,13 @@ fn url_like() -> impl Strategy<Value = String> {
 fn claims() -> impl Strategy<Value = Claims> {
     let name = "[a-zA-Z0-9:/._-]{1,20}";
     let names = proptest::collection::vec(name, 0..4);
+    let agents = proptest::collection::vec(
+        "spiffe://[a-z0-9._-]{1,9}(/x[a-zA-Z0-9._-]{0,9}){1,3}",
+        0..4,
+    );
     (
-        names.clone(),
         names,
+        agents,
         name,
         any::<[u8; 32]>(),
         proptest::option::of(any::<[u8; 32]>()),
@@ -186,7 +187,7 @@ proptest! {
             (name.into_bytes(), value)
         }).collect();
         let config = EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap());
-        let request = RequestView { headers: &headers, peer: None };
+        let request = RequestView { headers: &headers, peer: None, body: capability::action::Body::Unread };
         let refusal = gates::check(&request, &config, NOW_S * 1000, &Portable).unwrap_err();
         prop_assert_eq!(refusal.authenticated, None);
     }

@@ -5,6 +5,7 @@
     reason = "tests fail loudly"
 )]
 
+#[expect(dead_code, reason = "each test file uses its own part")]
 mod common;
 
 use capability::key::{PublicKey, ecdsa_der};

@@ -1,28 +1,20 @@
 //! The normaliser: the published `htu` table, and what is refused.
-#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
+
+#[expect(dead_code, reason = "each test file uses its own part")]
+mod common;
 
 use capability::action::{ActionError, HttpAction};
+use capability::b64;
 use capability::url::{Origin, Target, UrlError};
 use serde_json::{Value, json};
-
-fn table() -> Option<Value> {
-    let crate_dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let name = "shared/vectors/rfc/htu_normalisation.json";
-    let found = crate_dir
-        .ancestors()
-        .map(|dir| dir.join(name))
-        .find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("SKIPPED: no test vectors at ../{name} beside the workspace");
-    }
-    Some(serde_json::from_slice(&std::fs::read(found?).unwrap()).unwrap())
-}
 
 /// Every row by the RFC's rule. Where the strict rule takes the request at
 /// all, it has to agree; what it doesn't take is refused, and listed here.
 #[test]
 fn the_published_htu_table() {
-    let Some(table) = table() else { return };
+    let Some(table) = common::vector_json("rfc/htu_normalisation.json") else {
+        return;
+    };
     let cases = table["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 34);
     let mut refused = Vec::new();
@@ -218,6 +210,16 @@ fn one_method_and_one_location_are_an_action() {
     assert_eq!(action.path_and_query(), "/p?x=1");
     assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
 
+    let mut bound = good.clone();
+    bound["content_digest"] = json!(b64::encode(&[7; 32]));
+    let action = HttpAction::from_details(&bound).unwrap();
+    assert_eq!(action.content_digest(), Some([7; 32]));
+    assert_eq!(
+        action.to_details()["content_digest"],
+        bound["content_digest"]
+    );
+    assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
+
     let with = |name: &str, value: Value| {
         let mut element = good.clone();
         element[name] = value;
@@ -229,6 +231,11 @@ fn one_method_and_one_location_are_an_action() {
         (with("type", json!(1)), E::Malformed),
         (with("content_digest", json!("x")), E::ContentDigest),
         (with("content_digest", Value::Null), E::ContentDigest),
+        (with("content_digest", json!(1)), E::ContentDigest),
+        (
+            with("content_digest", json!(b64::encode(&[0; 31]))),
+            E::ContentDigest,
+        ),
         (with("identifier", json!("x")), E::UnknownMember),
         (with("actions", json!("GET")), E::Method),
         (with("actions", json!([])), E::Method),

@@ -17,6 +17,7 @@ use crate::outcomes::{Outcomes, not_forwarded};
 use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
 use crate::refusal::Refusal;
 use crate::stream::{NotSent, Stream};
+use capability::action::Body;
 use capability::decide::Permit;
 use capability::gates::{self, RequestView, TokenCheck};
 use capability::reason::Reason;
@@ -109,7 +110,7 @@ impl Core {
 
     /// A request's headers are there. It is asked about or refused; either way
     /// it is paused now. `None` when it was refused.
-    pub fn arrive(&mut self, http: u32) -> Option<Rc<Passage>> {
+    pub fn arrive(&mut self, http: u32, body: Body) -> Option<Rc<Passage>> {
         let headers = match arrival::trusted_headers() {
             Ok(headers) => headers,
             Err(HostFault) => {
@@ -123,7 +124,7 @@ impl Core {
             }
         };
         let mut facts = Facts::of(&headers);
-        match self.ask(http, &headers, &mut facts) {
+        match self.ask(http, &headers, body, &mut facts) {
             Ok(passage) => Some(passage),
             Err(refusal) => {
                 self.refuse(http, &facts, &refusal, By::Filter);
@@ -136,12 +137,14 @@ impl Core {
         &mut self,
         http: u32,
         headers: &[Header],
+        body: Body,
         facts: &mut Facts,
     ) -> Result<Rc<Passage>, Refusal> {
         let now_ms = host::now_ms().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
         let view = RequestView {
             headers,
             peer: None,
+            body,
         };
         let checked = gates::check(&view, &self.settings.edge, now_ms, &self.settings.crypto)
             .map_err(|refused| {

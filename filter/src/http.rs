@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::host;
 use crate::questions::Passage;
 use crate::refusal::Refusal;
+use capability::action::Body;
 use capability::reason::Reason;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
@@ -67,12 +68,18 @@ impl Context for Request {
 }
 
 impl HttpContext for Request {
-    fn on_http_request_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+    fn on_http_request_headers(&mut self, _headers: usize, end_of_stream: bool) -> Action {
         match &self.core {
             Some(core) => {
                 let mut core = core.borrow_mut();
                 core.begin(self.id);
-                self.passage = core.arrive(self.id);
+                // Bodies are not read; whether there is one is known all the same.
+                let body = if end_of_stream {
+                    Body::Empty
+                } else {
+                    Body::Unread
+                };
+                self.passage = core.arrive(self.id, body);
             }
             None => {
                 // Only a host that serves requests before it configured us gets here.

@@ -12,6 +12,9 @@
     reason = "tests fail loudly, and their names say what they are"
 )]
 
+#[expect(dead_code, reason = "each test file uses its own part")]
+#[path = "../../capability/tests/common/mod.rs"]
+mod common;
 #[path = "scripted_host/configuring.rs"]
 mod configuring;
 #[path = "scripted_host/cost.rs"]
@@ -28,6 +31,11 @@ mod hostile;
 mod imports;
 #[path = "scripted_host/reporting.rs"]
 mod reporting;
+#[path = "scripted_host/rows.rs"]
+mod rows;
+#[expect(dead_code, reason = "each test file uses its own part")]
+#[path = "../../capability/tests/common/rows.rs"]
+mod table;
 #[path = "scripted_host/vm.rs"]
 mod vm;
 #[path = "scripted_host/world.rs"]

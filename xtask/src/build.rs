@@ -33,6 +33,8 @@ pub struct Built {
     pub envoy: Option<PathBuf>,
     /// The filter module.
     pub filter_wasm: PathBuf,
+    /// The module with `capability` alone.
+    pub probe_wasm: PathBuf,
     /// The `writ` binary.
     pub writ: PathBuf,
     /// What runs systems, demos and benchmarks.
@@ -44,6 +46,7 @@ impl Built {
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         let mut environment = vec![
             ("WRIT_FILTER_WASM", self.filter_wasm.clone()),
+            ("WRIT_PROBE_WASM", self.probe_wasm.clone()),
             ("WRIT_BIN", self.writ.clone()),
         ];
         if let Some(envoy) = &self.envoy {
@@ -72,7 +75,7 @@ pub fn everything_in(
 ) -> Result<Built, Error> {
     let toolchain = wasm::find(progress)?;
     progress.say("building the filter for wasm32-unknown-unknown");
-    let filter_wasm = wasm::build(&toolchain)?;
+    let modules = wasm::build(&toolchain)?;
     progress.say("building the control plane and the harness (minutes, the first time)");
     // The whole workspace is named so that shared dependencies get the same
     // features as in `cargo test --workspace`, and are built once.
@@ -84,7 +87,8 @@ pub fn everything_in(
     let built = target_dir().join(directory);
     Ok(Built {
         envoy: envoy.into(),
-        filter_wasm,
+        filter_wasm: modules.filter,
+        probe_wasm: modules.probe,
         writ: built.join("writ"),
         system: built.join("writ-system"),
     })

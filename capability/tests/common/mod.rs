@@ -1,5 +1,9 @@
 //! Fixed keys, a well-formed token and proof to change, and the test vectors.
-#![expect(dead_code, reason = "each test file uses its own part")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests fail loudly"
+)]
 
 use std::path::PathBuf;
 
@@ -101,18 +105,20 @@ pub fn proof_claims(token: &str) -> ProofClaims {
     }
 }
 
-/// Third-party vectors, `shared/vectors` beside the workspace; none, and a loud
-/// line, where they are missing.
+/// A file or folder of the third-party vectors, which are in WRIT_VECTORS or in
+/// `shared/vectors` beside the workspace; none, and a loud line, where it is not.
 pub fn vectors(path: &str) -> Option<PathBuf> {
-    let crate_dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let found = crate_dir
-        .ancestors()
-        .map(|dir| dir.join("shared/vectors").join(path))
-        .find(|candidate| candidate.exists());
-    if found.is_none() {
-        eprintln!("SKIPPED: no test vectors at ../shared/vectors/{path} beside the workspace");
+    let named = std::env::var_os("WRIT_VECTORS").map(PathBuf::from);
+    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors"));
+    let found = named.unwrap_or(beside).join(path);
+    if found.exists() {
+        return Some(found);
     }
-    found
+    eprintln!(
+        "*** SKIPPED: no {}; WRIT_VECTORS names the directory of the vectors ***",
+        found.display()
+    );
+    None
 }
 
 pub fn vector_json(path: &str) -> Option<Value> {

@@ -23,16 +23,17 @@ pub mod mtls;
 mod sds;
 mod socket;
 mod source;
-mod spiffe_id;
 mod svid;
 mod throttle;
 mod trust_domain;
 mod workload_api;
 
 pub use attest::{Caller, FileIdentity, WorkloadEntry};
+pub use capability::spiffe::{
+    MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError,
+};
 pub use evidence::{EvidenceError, JwtEvidence, MAX_JWT_SVID_BYTES};
 pub use source::{Source, SourceError, fetch_jwt_svid};
-pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError};
 pub use trust_domain::{BuiltIn, Clock, Millis, TrustDomainError, TrustDomainSettings};
 
 /// Generated from `proto/workload.proto`.

@@ -2,7 +2,6 @@
 
 use super::ExchangeError;
 use capability::proof::VerifiedProof;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -65,17 +64,13 @@ impl SeenProofs {
         window_s: u64,
         now_ms: u64,
     ) -> Result<(), ExchangeError> {
-        let mut digest = Sha256::new();
-        digest.update(proof.jkt().as_bytes());
-        digest.update([0]);
-        digest.update(proof.jti().as_bytes());
         // Its last acceptable moment, not now plus the window.
         let until = proof
             .iat_s()
             .saturating_add(window_s)
             .saturating_add(1)
             .saturating_mul(1000);
-        self.insert(agent, digest.finalize().into(), until, now_ms)
+        self.insert(agent, proof.id(), until, now_ms)
     }
 
     fn insert(

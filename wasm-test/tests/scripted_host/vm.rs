@@ -134,6 +134,11 @@ impl Vm {
 
     /// A request's headers arrive: its context, which must be paused or refused.
     pub fn request(&mut self, headers: &Headers) -> u32 {
+        self.arrive(headers, false)
+    }
+
+    /// As [`Vm::request`], and perhaps the request ends with them.
+    pub fn arrive(&mut self, headers: &Headers, ended: bool) -> u32 {
         let context = self.next_context;
         self.next_context += 1;
         let mut http = Http {
@@ -153,7 +158,7 @@ impl Vm {
         let action: i32 = self.call(
             context,
             "proxy_on_request_headers",
-            (context.cast_signed(), count, 0),
+            (context.cast_signed(), count, i32::from(ended)),
         );
         assert_eq!(action, PAUSE, "nothing goes on from the header callback");
         context

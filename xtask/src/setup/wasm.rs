@@ -70,13 +70,24 @@ pub fn find(progress: &Progress) -> Result<Toolchain, Error> {
     )))
 }
 
-/// Builds the filter and returns the module's path.
+/// The modules that tests run.
+pub struct Modules {
+    /// The filter.
+    pub filter: PathBuf,
+    /// `capability` alone.
+    pub probe: PathBuf,
+}
+
+/// Builds the filter and the probe, and returns the modules' paths.
 ///
 /// # Errors
-/// When the build fails.
-pub fn build(toolchain: &Toolchain) -> Result<PathBuf, Error> {
-    build_with(toolchain, &[])?;
-    Ok(modules().join("filter.wasm"))
+/// When a build fails.
+pub fn build(toolchain: &Toolchain) -> Result<Modules, Error> {
+    build_with(toolchain, &["--package", "probe"])?;
+    Ok(Modules {
+        filter: modules().join("filter.wasm"),
+        probe: modules().join("probe.wasm"),
+    })
 }
 
 /// Builds what the benchmark compares the filter with, and returns its path.

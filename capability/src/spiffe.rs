@@ -53,28 +53,8 @@ impl SpiffeId {
     /// # Errors
     /// When the text is anything but a SPIFFE ID exactly as the standard has it.
     pub fn parse(text: &str) -> Result<Self, SpiffeIdError> {
-        if text.is_empty() {
-            return Err(SpiffeIdError::Empty);
-        }
-        if text.len() > MAX_SPIFFE_ID_BYTES {
-            return Err(SpiffeIdError::TooLong);
-        }
-        let rest = text.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
-        let (trust_domain, path) = match rest.split_once('/') {
-            Some((trust_domain, path)) => (trust_domain, Some(path)),
-            None => (rest, None),
-        };
-        if trust_domain.len() > MAX_TRUST_DOMAIN_BYTES {
-            return Err(SpiffeIdError::TooLong);
-        }
-        if trust_domain.is_empty() || !trust_domain.bytes().all(is_trust_domain_byte) {
-            return Err(SpiffeIdError::TrustDomain);
-        }
-        if path.is_some_and(|path| !path.split('/').all(is_segment)) {
-            return Err(SpiffeIdError::Path);
-        }
         Ok(Self {
-            trust_domain_end: SCHEME.len() + trust_domain.len(),
+            trust_domain_end: scan(text)?,
             text: Arc::from(text),
         })
     }
@@ -111,6 +91,38 @@ impl SpiffeId {
     pub fn is_workload(&self) -> bool {
         !self.path().is_empty()
     }
+}
+
+/// Whether this is the SPIFFE ID of a workload, which has a path. As
+/// [`SpiffeId::parse`], but keeps nothing.
+#[must_use]
+pub fn is_workload(text: &str) -> bool {
+    scan(text).is_ok_and(|trust_domain_end| trust_domain_end < text.len())
+}
+
+/// Where the trust domain's name ends.
+fn scan(text: &str) -> Result<usize, SpiffeIdError> {
+    if text.is_empty() {
+        return Err(SpiffeIdError::Empty);
+    }
+    if text.len() > MAX_SPIFFE_ID_BYTES {
+        return Err(SpiffeIdError::TooLong);
+    }
+    let rest = text.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
+    let (trust_domain, path) = match rest.split_once('/') {
+        Some((trust_domain, path)) => (trust_domain, Some(path)),
+        None => (rest, None),
+    };
+    if trust_domain.len() > MAX_TRUST_DOMAIN_BYTES {
+        return Err(SpiffeIdError::TooLong);
+    }
+    if trust_domain.is_empty() || !trust_domain.bytes().all(is_trust_domain_byte) {
+        return Err(SpiffeIdError::TrustDomain);
+    }
+    if path.is_some_and(|path| !path.split('/').all(is_segment)) {
+        return Err(SpiffeIdError::Path);
+    }
+    Ok(SCHEME.len().saturating_add(trust_domain.len()))
 }
 
 fn is_trust_domain_byte(byte: u8) -> bool {

@@ -1,0 +1,103 @@
+//! Probes of the parsers: raw bytes, as an attacker sends them.
+
+use capability::action::HttpAction;
+use capability::key::PublicKey;
+use capability::proof::UnverifiedProof;
+use capability::spiffe::SpiffeId;
+use capability::token::UnverifiedToken;
+use capability::url::{Origin, Target, UrlError};
+use capability::{Limits, jcs};
+
+/// Strict JSON: its canonical form, or where the fault is.
+pub fn json(input: &[u8]) -> String {
+    match capability::json::parse(input, &Limits::default()) {
+        Ok(value) => format!("ok {}", jcs::to_string(&value)),
+        Err(fault) => format!("refused {}:{}", fault.line, fault.column),
+    }
+}
+
+/// Base64url: the bytes in hex.
+pub fn b64(input: &[u8]) -> String {
+    let text = std::str::from_utf8(input).ok();
+    match text.and_then(capability::b64::decode) {
+        Some(bytes) => format!("ok {}", hex::encode(bytes)),
+        None => "refused".to_owned(),
+    }
+}
+
+/// The text by each way into a URL, a line for each.
+pub fn url(input: &[u8]) -> String {
+    let origin = Origin::parse("https://tools.example");
+    let line = |target: Result<Target, UrlError>| match target {
+        Ok(target) => target.to_string(),
+        Err(error) => format!("refused {error:?}"),
+    };
+    let text = std::str::from_utf8(input).unwrap_or("\u{0}");
+    format!(
+        "location {}\nhtu {}\nrequest {}\norigin {}\nauthority {}",
+        line(Target::location(text)),
+        line(Target::htu(text)),
+        line(
+            origin
+                .clone()
+                .and_then(|origin| Target::request(&origin, input))
+        ),
+        Origin::parse(text).map_or_else(
+            |error| format!("refused {error:?}"),
+            |origin| origin.to_string()
+        ),
+        origin.is_ok_and(|origin| origin.is_authority(input)),
+    )
+}
+
+/// A SPIFFE ID, and whether it names a workload.
+pub fn spiffe(input: &[u8]) -> String {
+    let text = std::str::from_utf8(input).unwrap_or("\u{0}");
+    match SpiffeId::parse(text) {
+        Ok(id) => format!(
+            "ok {} {} {}",
+            id.is_workload(),
+            id.trust_domain(),
+            id.path()
+        ),
+        Err(error) => format!("refused {error:?}"),
+    }
+}
+
+/// A JWK: its thumbprint and its SubjectPublicKeyInfo.
+pub fn jwk(input: &[u8]) -> String {
+    let Ok(jwk) = capability::json::parse(input, &Limits::default()) else {
+        return "refused as JSON".to_owned();
+    };
+    match PublicKey::from_jwk(&jwk) {
+        Ok(key) => format!("ok {} {}", key.thumbprint(), hex::encode(key.spki_der())),
+        Err(error) => format!("refused {error:?}"),
+    }
+}
+
+/// `authorization_details`: the normalised element.
+pub fn action(input: &[u8]) -> String {
+    let Ok(details) = capability::json::parse(input, &Limits::default()) else {
+        return "refused as JSON".to_owned();
+    };
+    match HttpAction::from_authorization_details(&details) {
+        Ok(action) => format!("ok {}", jcs::to_string(&action.to_details())),
+        Err(error) => format!("refused {error:?}"),
+    }
+}
+
+/// A token's form: all that it says.
+pub fn token(input: &[u8]) -> String {
+    match UnverifiedToken::parse(input, &Limits::default()) {
+        Ok(token) => format!("ok {:?}", token.leave_to_record().into_claims()),
+        Err(reason) => format!("refused {reason}"),
+    }
+}
+
+/// A proof's form: the nonce that it claims.
+pub fn proof(input: &[u8]) -> String {
+    match UnverifiedProof::parse(input, &Limits::default()) {
+        Ok(proof) => format!("ok {:?}", proof.claimed_nonce()),
+        Err(reason) => format!("refused {reason}"),
+    }
+}
