@@ -102,11 +102,15 @@ pub fn bench(progress: &Progress, json: Option<&Path>) -> Result<(), Error> {
         "measure",
         "-p",
         "ledger",
+        "--features",
+        "sqlite",
         "--example",
         "spends",
     ]);
     loudly("building the benchmark", &mut build)?;
+    let postgres = setup::postgres::find(progress)?;
     let mut spends = Command::new(build::target_dir().join("measure/examples/spends"));
+    spends.env("WRIT_POSTGRES", postgres);
     spends.arg("report").arg("--dir").arg(&home);
     if let Some(path) = json {
         spends.arg("--json").arg(path);

@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use crate::{Failure, Plan, cpu, latencies, now, open_ledger};
 
 const LIFETIME_MS: Millis = 300_000;
-const AGENT: &str = "spiffe://writ.example/agent/load";
+// In a database each has a row, which its mints take turns at.
+const AGENTS: usize = 256;
 
-fn hash(n: usize) -> Hash {
+pub fn hash(n: usize) -> Hash {
     audit::leaf_hash(&n.to_be_bytes())
 }
 
@@ -33,7 +34,7 @@ fn issue(n: usize) -> Command {
         token: TokenRecord {
             token_hash: hash(n),
             jti: format!("cap_{n:022}"),
-            agent: AGENT.into(),
+            agent: format!("spiffe://writ.example/agent/load-{}", n % AGENTS),
             user: None,
             chain: Vec::new(),
             jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I".into(),
@@ -45,7 +46,7 @@ fn issue(n: usize) -> Command {
             txn: format!("txn_{n:022}"),
             expires_ms: now() + LIFETIME_MS,
         },
-        evidence_id: hash(usize::MAX),
+        evidence_id: hash(usize::MAX - n % AGENTS),
         evidence_expires_ms: now() + LIFETIME_MS,
         policy: policy(),
         attachments: Vec::new(),
@@ -118,9 +119,16 @@ fn written(plan: &Plan, from: u64) -> Result<Written, Failure> {
 /// Callers that each spend one token after another.
 pub async fn closed(plan: &Plan) -> Result<Value, Failure> {
     let ledger = open_ledger(plan)?;
+    let from = u64::try_from(plan.count)?;
+    let mut row = closed_on(plan, "closed", ledger).await?;
+    describe(&mut row, &written(plan, from)?);
+    Ok(row)
+}
+
+/// The same on a ledger that is open; it is shut down at the end.
+pub async fn closed_on(plan: &Plan, mode: &str, ledger: Ledger) -> Result<Value, Failure> {
     let beside = plan.beside;
     prepare(&ledger, plan.count).await?;
-    let from = ledger.head().0;
     let next = Arc::new(AtomicUsize::new(0));
     let (begun, used) = (Instant::now(), cpu());
     let callers: Vec<_> = (0..plan.callers)
@@ -146,9 +154,7 @@ pub async fn closed(plan: &Plan) -> Result<Value, Failure> {
     }
     let (elapsed, used) = (begun.elapsed(), cpu().saturating_sub(used));
     ledger.shutdown().await;
-    let mut row = row("closed", plan, plan.count, elapsed, used, waits);
-    describe(&mut row, &written(plan, from)?);
-    Ok(row)
+    Ok(row(mode, plan, plan.count, elapsed, used, waits))
 }
 
 /// Arrivals at a fixed rate.

@@ -5,12 +5,23 @@
 //!   thread, and nothing else.
 //! - `open`: arrivals at a fixed rate, whatever the answers do; latencies count
 //!   from when each was due.
+//! - `postgres`: callers as in `closed`, on a PostgreSQL that is started for it.
+//! - `inserts`, `sqlite`: single-row inserts, each a transaction, and nothing decided.
 //! - `report`: all of these in turn, as a table, and as JSON with `--json FILE`.
 //! - `open-floor`: the same arrivals into a queue whose thread writes and syncs.
 
+mod database;
 mod floor;
 mod load;
 mod report;
+#[path = "../../tests/ledger/postgres/server.rs"]
+#[expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    dead_code,
+    reason = "the tests' own, and as loud"
+)]
+mod server;
 
 use std::{
     collections::HashMap,
@@ -33,6 +44,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 pub struct Plan {
     dir: PathBuf,
     callers: usize,
+    /// To a database.
+    connections: usize,
     count: usize,
     /// Bytes that an entry takes in a floor's group.
     entry: usize,
@@ -45,6 +58,8 @@ pub struct Plan {
     seconds: u64,
     /// Whether listings follow, as in the product, on whatever core is free.
     listings: bool,
+    /// Bytes of a segment of the journal.
+    segment: usize,
 }
 
 fn main() -> Result<(), Failure> {
@@ -69,6 +84,7 @@ fn main() -> Result<(), Failure> {
             .get("--dir")
             .map_or_else(|| std::env::temp_dir().join("writ-spends"), PathBuf::from),
         callers: size("--callers", 256)?,
+        connections: size("--connections", 32)?,
         count: size("--count", 300_000)?,
         entry: size("--entry", 1024)?,
         beside: size("--beside", 128)?,
@@ -76,6 +92,7 @@ fn main() -> Result<(), Failure> {
         rate: number("--rate", 20_000)?,
         seconds: number("--seconds", 10)?,
         listings: number("--listings", 0)? > 0,
+        segment: size("--segment", u64::try_from(audit::segment::SEGMENT_LEN)?)?,
     };
     if mode == "report" {
         return report::run(&plan.dir, options.get("--json").map(Path::new));
@@ -86,7 +103,15 @@ fn main() -> Result<(), Failure> {
         "open-floor" => runtime()?.block_on(floor::open(&plan))?,
         "closed" => runtime()?.block_on(load::closed(&plan))?,
         "open" => runtime()?.block_on(load::open(&plan))?,
-        other => return Err(format!("no mode {other}: closed, floor, open, open-floor").into()),
+        "postgres" => several()?.block_on(database::spends(&plan))?,
+        "inserts" => several()?.block_on(database::inserts(&plan))?,
+        "sqlite" => runtime()?.block_on(database::sqlite(&plan))?,
+        other => {
+            return Err(format!(
+                "no mode {other}: closed, floor, open, open-floor, postgres, inserts, sqlite"
+            )
+            .into());
+        }
     };
     println!("{row}");
     Ok(())
@@ -95,6 +120,13 @@ fn main() -> Result<(), Failure> {
 // One thread for the callers, one for the ledger: what one core can do.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
+
+// A database is another process anyway: nothing here is about one core.
+fn several() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?)
 }
@@ -123,6 +155,7 @@ fn open_ledger(plan: &Plan) -> Result<Ledger, Failure> {
     let mut options = Options::new(plan.dir.join("journal"), Arc::new(now));
     options.listings = plan.listings.then(|| plan.dir.join("listings"));
     options.limits.outstanding_per_agent = usize::MAX;
+    options.segment_len = plan.segment;
     Ok(Ledger::open(options)?.0)
 }
 

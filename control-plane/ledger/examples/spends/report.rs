@@ -14,12 +14,15 @@ const CORE: &str = "1";
 /// One row: its name, and the options of its mode.
 struct Row {
     name: &'static str,
+    /// Whether it stays on one core.
+    pinned: bool,
     options: Vec<(&'static str, String)>,
 }
 
 fn rows() -> Vec<Row> {
     let row = |name, mode: &str, options: &[(&'static str, &str)]| Row {
         name,
+        pinned: !matches!(mode, "postgres" | "inserts"),
         options: [("", mode)]
             .iter()
             .chain(options)
@@ -52,6 +55,30 @@ fn rows() -> Vec<Row> {
             "open-floor",
             &[("--rate", "20000"), ("--seconds", "8")],
         ),
+        row(
+            "PostgreSQL, 16 connections",
+            "postgres",
+            &[
+                ("--callers", "1024"),
+                ("--connections", "16"),
+                ("--count", "100000"),
+            ],
+        ),
+        row(
+            "PostgreSQL, 64 connections",
+            "postgres",
+            &[
+                ("--callers", "1024"),
+                ("--connections", "64"),
+                ("--count", "100000"),
+            ],
+        ),
+        row(
+            "inserts, PostgreSQL, 32",
+            "inserts",
+            &[("--connections", "32"), ("--count", "60000")],
+        ),
+        row("inserts, SQLite", "sqlite", &[("--count", "5000")]),
     ]
 }
 
@@ -64,7 +91,7 @@ pub fn run(dir: &Path, json: Option<&Path>) -> Result<(), Failure> {
     for run in 1..=RUNS {
         eprintln!("· run {run} of {RUNS}");
         for row in rows() {
-            let result = one(dir, &row.options)?;
+            let result = one(dir, &row.options, row.pinned)?;
             if row.name == "256 callers" {
                 // The floor writes groups of just this size.
                 let group = result.get("group_entries").and_then(Value::as_u64);
@@ -75,7 +102,10 @@ pub fn run(dir: &Path, json: Option<&Path>) -> Result<(), Failure> {
                     ("--group", group.unwrap_or(256).max(1).to_string()),
                     ("--entry", bytes.unwrap_or(1024).to_string()),
                 ];
-                results.entry("floor").or_default().push(one(dir, &floor)?);
+                results
+                    .entry("floor")
+                    .or_default()
+                    .push(one(dir, &floor, true)?);
             }
             results.entry(row.name).or_default().push(result);
         }
@@ -87,6 +117,10 @@ pub fn run(dir: &Path, json: Option<&Path>) -> Result<(), Failure> {
         "floor",
         "open, 20,000/s",
         "floor, open",
+        "PostgreSQL, 16 connections",
+        "PostgreSQL, 64 connections",
+        "inserts, PostgreSQL, 32",
+        "inserts, SQLite",
     ];
     let mut table = Vec::new();
     println!("\n| | per second | CPU each | p50 | p99 | p99.9 |\n|---|---|---|---|---|---|");
@@ -124,7 +158,7 @@ pub fn run(dir: &Path, json: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn one(dir: &Path, options: &[(&str, String)]) -> Result<Value, Failure> {
+fn one(dir: &Path, options: &[(&str, String)], pinned: bool) -> Result<Value, Failure> {
     if dir.exists() {
         std::fs::remove_dir_all(dir)?;
     }
@@ -135,7 +169,10 @@ fn one(dir: &Path, options: &[(&str, String)]) -> Result<Value, Failure> {
         }
         command.arg(value);
     }
-    command.args(["--core", CORE, "--dir"]).arg(dir);
+    if pinned {
+        command.args(["--core", CORE]);
+    }
+    command.arg("--dir").arg(dir);
     let output = command.output()?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
