@@ -39,7 +39,7 @@ enum Command {
     Demo,
     /// Run all tests.
     Test {
-        /// Leave out what needs Envoy.
+        /// Leave out what needs Envoy, and what needs PostgreSQL where none is found.
         #[arg(long)]
         fast: bool,
     },

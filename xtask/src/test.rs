@@ -49,7 +49,7 @@ pub fn run(progress: &Progress, fast: bool) -> Result<(), Error> {
     loudly("at least one test", &mut command)?;
     let seconds = start.elapsed().as_secs();
     let what = if fast {
-        "all tests that need no Envoy"
+        "all tests that need no Envoy (PostgreSQL's where one was found: else they say SKIPPED)"
     } else {
         "all tests"
     };

