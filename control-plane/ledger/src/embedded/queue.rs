@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::model::{Command, Committed, Evidence, Refused};
+use crate::{
+    embedded::writer::is_essential,
+    model::{Command, Committed, Evidence, Refused},
+};
 
 /// A command with the place where its caller waits.
 pub(crate) struct Job {
@@ -25,6 +28,10 @@ struct Inner {
     stopping: bool,
     woken: bool,
 }
+
+/// Places that are left to what takes rights away when all others are taken: of
+/// entries, and of bytes, one in so many.
+const RESERVED_PART: usize = 16;
 
 /// Bounded by entries and bytes; what does not fit is refused, never waited for.
 pub(crate) struct Queue {
@@ -60,10 +67,16 @@ impl Queue {
     ) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
         let cost = cost(&command);
         let (answer, receiver) = oneshot::channel();
+        let most = |all: usize| {
+            if is_essential(&command) {
+                all
+            } else {
+                all.saturating_sub(all / RESERVED_PART)
+            }
+        };
+        let (entries, bytes) = (most(self.entries), most(self.bytes));
         let mut inner = self.lock();
-        if inner.stopping
-            || inner.jobs.len() >= self.entries
-            || inner.bytes.saturating_add(cost) > self.bytes
+        if inner.stopping || inner.jobs.len() >= entries || inner.bytes.saturating_add(cost) > bytes
         {
             return Err(Refused::Unavailable);
         }
@@ -161,4 +174,43 @@ pub(crate) fn cost(command: &Command) -> usize {
     audit::MAX_LINE
         .saturating_add(strings)
         .saturating_add(beside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::RESERVED_NOTE_KINDS;
+
+    #[test]
+    fn a_full_queue_still_takes_what_takes_rights_away() {
+        let queue = Queue::new(32, usize::MAX);
+        let until = Instant::now() + Duration::from_secs(60);
+        let mut waiting = Vec::new();
+        let plain = |n: usize| Command::Discover {
+            agent: format!("spiffe://writ.example/agent/{n}"),
+        };
+        for n in 0..30 {
+            waiting.push(queue.push(plain(n), until).unwrap());
+        }
+        assert_eq!(
+            queue.push(plain(30), until).unwrap_err(),
+            Refused::Unavailable
+        );
+        let revoke = || Command::Note {
+            kind: RESERVED_NOTE_KINDS[0],
+            body: serde_json::json!({}),
+        };
+        for _ in 0..2 {
+            waiting.push(queue.push(revoke(), until).unwrap());
+        }
+        assert_eq!(
+            queue.push(revoke(), until).unwrap_err(),
+            Refused::Unavailable,
+            "it is bounded for all"
+        );
+        assert_eq!(queue.take(100).unwrap().len(), 32);
+        assert!(queue.push(plain(31), until).is_ok());
+    }
 }
