@@ -63,7 +63,7 @@ impl Session {
         let commit = raw_sql("SELECT 1; COMMIT").execute(&mut self.conn);
         let commit = timeout(self.deadline, commit);
         match self.notices.during(commit).await {
-            (Ok(Ok(_)), false) => Commit::Proven,
+            (Ok(Ok(done)), false) if done.rows_affected() == 1 => Commit::Proven,
             (Ok(Err(error)), false) if is_rolled_back(&error) => Commit::RolledBack,
             (Ok(Err(error)), false) if is_aborted(&error) => {
                 tracing::error!(%error, "a transaction that had failed was to be committed");

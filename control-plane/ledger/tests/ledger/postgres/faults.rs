@@ -159,6 +159,8 @@ async fn a_transaction_that_failed_is_not_committed_by_commit() {
     };
     let Behind { ledger, proxy, .. } = &behind;
     ledger.commit(issue(token("a"))).await.unwrap();
+    // The next COMMIT is the one below: none gives places any more.
+    behind.rig.head(ledger).await;
     let commits = proxy.commits();
     proxy.set(Cut::Fail);
     ledger.commit(allow("a", "1", None)).await.unwrap();

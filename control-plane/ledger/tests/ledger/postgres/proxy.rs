@@ -111,8 +111,11 @@ impl Proxy {
                     0 => {}
                     // That its transaction has failed is kept from the client.
                     2 => {
-                        muted.store(0, Ordering::SeqCst);
-                        let _ = failed.send(()).await;
+                        // The error and that it is ready again may come apart.
+                        if buffer[..n].ends_with(b"Z\0\0\0\x05E") {
+                            muted.store(0, Ordering::SeqCst);
+                            let _ = failed.send(()).await;
+                        }
                         continue;
                     }
                     // The server has answered: it is done, and nobody hears of it.
