@@ -14,6 +14,7 @@ pub mod error;
 pub mod ports;
 pub mod postgres;
 pub mod raw;
+pub mod stage;
 pub mod system;
 pub mod tools;
 pub mod up;
