@@ -5,6 +5,7 @@
 //! stops them again; [`client`] is an agent and an approver that share no code
 //! with the control plane, so that a bug there is not also a bug here.
 
+pub mod attack;
 pub mod bench;
 pub mod child;
 pub mod client;
