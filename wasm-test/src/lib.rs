@@ -5,6 +5,7 @@
 //! stops them again; [`client`] is an agent and an approver that share no code
 //! with the control plane, so that a bug there is not also a bug here.
 
+pub mod attack;
 pub mod bench;
 pub mod child;
 pub mod client;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod ports;
 pub mod postgres;
 pub mod raw;
+pub mod stage;
 pub mod system;
 pub mod tools;
 pub mod up;

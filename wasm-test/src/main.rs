@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use wasm_test::{bench, demo, up};
+use wasm_test::{attack, bench, demo, up};
 
 /// The whole system on a real Envoy. Started by `cargo xtask`.
 #[derive(Parser)]
@@ -25,6 +25,18 @@ enum Command {
     },
     /// Take the tour and fail if anything differs.
     Demo,
+    /// Try attacks and faults on running systems.
+    Attack {
+        /// Only rows with these ids, or beginnings of ids.
+        #[arg(long, num_args = 1..)]
+        only: Vec<String>,
+        /// Write what came of each row to this file, as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// How many tokens are raced over replicas.
+        #[arg(long, default_value_t = 1_000)]
+        tokens: usize,
+    },
     /// Measure Envoy's CPU per request with and without Writ.
     BenchEdge {
         /// Write the figures to this file, as JSON.
@@ -46,6 +58,9 @@ fn main() -> ExitCode {
         match args.command {
             Command::Up { ready_file } => up::run(ready_file).await,
             Command::Demo => demo::run().await,
+            Command::Attack { only, json, tokens } => {
+                attack::run(&attack::Settings { only, json, tokens }).await
+            }
             Command::BenchEdge { json } => bench::edge::run(json.as_deref()).await,
         }
     });

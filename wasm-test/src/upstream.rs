@@ -7,7 +7,6 @@
 mod files;
 mod record;
 
-use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::Error;
 pub use files::{KEYS, PAYROLL, REPORT};
@@ -143,21 +142,31 @@ async fn accept(listener: tokio::net::TcpListener, log: Arc<Log>) {
         drop(stream.set_nodelay(true));
         let log = Arc::clone(&log);
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, Arc::clone(&log)));
-            // A connection that breaks off is the client's business; the log has what came.
-            drop(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await,
-            );
+            let hang_up = Arc::new(Notify::new());
+            let heard = Arc::clone(&hang_up);
+            let service =
+                service_fn(move |request| answer(request, Arc::clone(&log), Arc::clone(&heard)));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // A connection that breaks off is the client's business; the log has what came.
+                _ = connection => {}
+                () = hang_up.notified() => {}
+            }
         });
     }
 }
 
+/// The connection ends without an answer, as was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("reset, as asked for")]
+struct Reset;
+
 async fn answer(
     request: Request<Incoming>,
     log: Arc<Log>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+    hang_up: Arc<Notify>,
+) -> Result<Response<Full<Bytes>>, Reset> {
     let (parts, mut body) = request.into_parts();
     let mut pending = Pending::arrived(&log, &parts);
     let mut digest = Sha256::new();
@@ -179,6 +188,15 @@ async fn answer(
         tokio::time::sleep(Duration::from_millis(demand.ms.min(SLOW_MAX_MS))).await;
     }
     let record = pending.complete(&hex::encode(digest.finalize()));
+    if demand.reset {
+        return Err(Reset);
+    }
+    if let Some(ms) = demand.linger_ms {
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(ms.min(SLOW_MAX_MS))).await;
+            hang_up.notify_one();
+        });
+    }
     Ok(files::respond(&parts, &demand, record.as_ref()))
 }
 
@@ -226,6 +244,24 @@ mod tests {
             Some("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
         );
         assert_eq!(upstream.arrived(), 4);
+    }
+
+    #[tokio::test]
+    async fn it_resets_and_hangs_up_when_it_is_asked_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let upstream = Upstream::start(0, Some(&dir.path().join("log"))).unwrap();
+        let url = format!("http://{}/echo", upstream.address());
+        assert!(reqwest::get(format!("{url}?reset=1")).await.is_err());
+        assert_eq!(upstream.records().unwrap().len(), 1, "it is logged first");
+        let mut stream = tokio::net::TcpStream::connect(upstream.address())
+            .await
+            .unwrap();
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let request = b"GET /echo?linger=20 HTTP/1.1\r\nhost: a\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        assert!(all.starts_with(b"HTTP/1.1 200"));
     }
 
     #[tokio::test]

@@ -76,7 +76,10 @@ fn postgres(progress: &Progress) -> Option<PathBuf> {
 }
 
 /// Single system calls are made to fail by strace.
-fn strace(progress: &Progress) -> Result<(), Error> {
+///
+/// # Errors
+/// When it can't be had.
+pub fn strace(progress: &Progress) -> Result<(), Error> {
     let mut version = Command::new("strace");
     version.arg("--version");
     if succeeds_within(&mut version, ANSWERS_WITHIN) {

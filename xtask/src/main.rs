@@ -11,6 +11,7 @@ mod run;
 mod setup;
 mod test;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -56,6 +57,18 @@ enum Command {
         /// Write what was counted to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Try attacks and faults by their ids on running systems; fails if any succeeds.
+    Attack {
+        /// Only rows with these ids, or beginnings of ids.
+        #[arg(long, value_name = "ID", num_args = 1..)]
+        only: Vec<String>,
+        /// Write what came of each row to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How many tokens are raced over two replicas.
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        tokens: usize,
     },
     /// Check formatting and lints.
     Lint,
@@ -133,6 +146,19 @@ fn dispatch(command: Command) -> Result<(), Error> {
         } => {
             let json = json.map(absolute).transpose()?;
             crash::run(&progress, seeds, rounds, json)
+        }
+        Command::Attack { only, json, tokens } => {
+            let mut arguments: Vec<OsString> = vec!["attack".into()];
+            arguments.extend(["--tokens".into(), tokens.to_string().into()]);
+            if let Some(path) = json.map(absolute).transpose()? {
+                arguments.extend(["--json".into(), path.into_os_string()]);
+            }
+            if !only.is_empty() {
+                arguments.push("--only".into());
+                arguments.extend(only.into_iter().map(OsString::from));
+            }
+            crash::strace(&progress)?;
+            run::attack(&progress, &arguments)
         }
         Command::Test { fast } => test::run(&progress, fast),
         Command::Lint => test::lint(&progress),

@@ -105,6 +105,23 @@ pub fn system(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> 
     Err(Error::file("start", &built.system)(problem))
 }
 
+/// As [`system`], with a PostgreSQL.
+///
+/// # Errors
+/// As [`system`], and when no PostgreSQL can be had.
+pub fn attack(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> {
+    let envoy = setup::envoy::find(progress)?;
+    let postgres = setup::postgres::find(progress)?;
+    let built = build::everything(progress, envoy)?;
+    let mut command = Command::new(&built.system);
+    command
+        .args(arguments)
+        .envs(built.environment())
+        .env("WRIT_POSTGRES", postgres);
+    let problem = command.exec();
+    Err(Error::file("start", &built.system)(problem))
+}
+
 /// As [`system`], with optimised programs and with what they are compared to.
 ///
 /// # Errors

@@ -1,8 +1,9 @@
 //! What the demo upstream answers.
 //!
-//! Any path takes `?ms=` (wait first), `?status=` (answer with that status)
-//! and `?bytes=` (answer with so many bytes), for tests of slow, failing and
-//! large upstreams.
+//! Any path takes `?ms=` (wait first), `?status=` (answer with that status),
+//! `?bytes=` (answer with so many bytes), `?reset=` (no answer, the connection
+//! ends) and `?linger=` (the connection ends so many milliseconds after the
+//! answer), for tests of slow, failing and large upstreams.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -47,6 +48,10 @@ const FILES: &[(&str, &str, &str)] = &[
 pub struct Demand {
     /// Wait this many milliseconds before answering.
     pub ms: u64,
+    /// Take the request in, then end the connection without an answer.
+    pub reset: bool,
+    /// End the connection so many milliseconds after the answer, without a word.
+    pub linger_ms: Option<u64>,
     status: Option<StatusCode>,
     bytes: Option<usize>,
 }
@@ -58,6 +63,8 @@ impl Demand {
         for pair in query.split('&') {
             match pair.split_once('=') {
                 Some(("ms", value)) => demand.ms = value.parse().unwrap_or(0),
+                Some(("reset", _)) => demand.reset = true,
+                Some(("linger", value)) => demand.linger_ms = value.parse().ok(),
                 Some(("status", value)) => {
                     demand.status = value.parse().ok();
                 }

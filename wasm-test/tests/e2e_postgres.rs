@@ -1,0 +1,135 @@
+//! Two replicas on one PostgreSQL, each behind an Envoy of its own: one log, one
+//! use of each token, and either goes on without the other.
+//!
+//! Needs `WRIT_POSTGRES` besides what the other end-to-end tests need; goes
+//! without, loudly, where that is not set and not required.
+
+#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
+
+use std::time::Duration;
+
+use wasm_test::client::{Answer, Approver, Verdict};
+use wasm_test::postgres;
+use wasm_test::stage::{Pair, Stage, eventually, jti};
+use wasm_test::system::Options;
+use wasm_test::upstream::REPORT;
+
+const RESTRICTED: &str = "/echo/restricted/pair";
+
+/// The pair, or `None` where there is no PostgreSQL.
+async fn pair(what: &str, hold_s: u64) -> Option<Pair> {
+    let Some(bin) = postgres::find().unwrap() else {
+        eprintln!("\nSKIPPED: {what} needs PostgreSQL; run `cargo xtask test`\n");
+        return None;
+    };
+    let options = Options {
+        hold_s,
+        token_lifetime_s: 120,
+        ..Options::default()
+    };
+    Some(Pair::start(&bin, options).await.unwrap())
+}
+
+#[track_caller]
+fn expect(answer: &Answer, status: u16, reason: &str) {
+    let got = (answer.status, answer.reason());
+    assert_eq!(got, (status, reason.to_owned()), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_passes_once_at_whichever_replica_it_is_shown() {
+    let Some(pair) = pair("single use over replicas", 3).await else {
+        return;
+    };
+    let sides = [&pair.first, &pair.second];
+    for (issuer, user, other) in [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0)] {
+        let [issuer, user, other]: [&Stage; 3] = [issuer, user, other].map(|at| sides[at]);
+        let token = issuer.agent.token("GET", REPORT).await.unwrap();
+        // Each agent has a key of its own: the proof is the issuer's.
+        let bytes = issuer.signed("GET", REPORT, &token);
+        assert_eq!(user.exchange(&bytes).await.unwrap().status, 200);
+        for side in [other, user] {
+            let again = issuer.signed("GET", REPORT, &token);
+            expect(&side.exchange(&again).await.unwrap(), 401, "token_spent");
+        }
+        assert_eq!(pair.first.uses().unwrap().get(&jti(&token)), Some(&1));
+    }
+    pair.first.each_once().unwrap();
+    // Both say the same of the one log.
+    let (one, two) = (pair.first.entries(), pair.second.entries());
+    let (one, two) = (one.unwrap(), two.unwrap());
+    let shared = one.len().min(two.len());
+    assert!(shared > 20);
+    assert_eq!(one[..shared], two[..shared]);
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_yes_at_one_replica_wakes_the_request_that_the_other_holds() {
+    let Some(pair) = pair("an approval over replicas", 20).await else {
+        return;
+    };
+    let approver: Approver = pair.second.system.approver().await.unwrap();
+    let agent = pair.first.agent.clone();
+    let before = pair.first.arrived().unwrap();
+    let held = tokio::spawn(async move { agent.call("GET", RESTRICTED).await.unwrap() });
+    let id = approver.next(&[], Duration::from_secs(20)).await.unwrap();
+    assert_eq!(pair.first.arrived().unwrap(), before, "it did not wait");
+    let said = approver.decide(&id, Verdict::Approve).await.unwrap();
+    assert!(said.status < 400, "{}", said.text());
+    let answer = held.await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(pair.first.arrived().unwrap(), before + 1);
+
+    // Used at the first, it is no good at the second: that one asks anew.
+    let agent = pair.second.agent.clone();
+    let held = tokio::spawn(async move { agent.call("GET", RESTRICTED).await.unwrap() });
+    let known = [id];
+    let other = approver
+        .next(&known, Duration::from_secs(20))
+        .await
+        .unwrap();
+    let said = approver.decide(&other, Verdict::Deny).await.unwrap();
+    assert!(said.status < 400, "{}", said.text());
+    expect(&held.await.unwrap(), 403, "approval_denied");
+    assert_eq!(pair.first.arrived().unwrap(), before + 1);
+    pair.first.each_once().unwrap();
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_replica_dies_and_the_other_goes_on_with_what_it_had_issued() {
+    let Some(mut pair) = pair("the loss of a replica", 3).await else {
+        return;
+    };
+    let (first, second) = (&pair.first, &pair.second);
+    let spent = first.agent.token("GET", REPORT).await.unwrap();
+    assert_eq!(first.present(REPORT, &spent).await.unwrap().status, 200);
+    let unspent = first.agent.token("GET", REPORT).await.unwrap();
+    let [spent_again, unspent_now] = [&spent, &unspent].map(|it| first.signed("GET", REPORT, it));
+    let before = first.arrived().unwrap();
+
+    pair.first.system.kill_control_plane();
+    let at_first = pair.first.exchange(&unspent_now).await.unwrap();
+    expect(&at_first, 503, "control_plane_unavailable");
+    assert_eq!(pair.first.arrived().unwrap(), before);
+    let again = second.exchange(&spent_again).await.unwrap();
+    expect(&again, 401, "token_spent");
+    assert_eq!(second.exchange(&unspent_now).await.unwrap().status, 200);
+    second.good_request().await.unwrap();
+
+    // It comes back to the same log, and knows what became of the token meanwhile.
+    pair.first.system.start_control_plane().await.unwrap();
+    pair.first.recovers().await.unwrap();
+    let fresh = pair.first.signed("GET", REPORT, &unspent);
+    let late = pair.first.exchange(&fresh).await.unwrap();
+    expect(&late, 401, "token_spent");
+    assert_eq!(pair.first.uses().unwrap().get(&jti(&unspent)), Some(&1));
+    // Entries get their places within a second of their commit.
+    eventually("each use has its entry", async || {
+        pair.first.each_once().is_ok()
+    })
+    .await
+    .unwrap();
+    pair.stop().await;
+}
