@@ -4,9 +4,12 @@
 #[expect(dead_code, reason = "each test file uses its own part")]
 mod common;
 
+use capability::action::{Body, HttpAction};
 use capability::gates::{self, EdgeConfig, RequestView};
+use capability::jws::{JwsError, UnverifiedJws};
 use capability::key::{PublicKey, ecdsa_der};
 use capability::proof::{Expected, UnverifiedProof};
+use capability::spiffe::{self, SpiffeId};
 use capability::token::{self, Claims, UnverifiedToken};
 use capability::url::{Origin, Target};
 use capability::{Limits, Portable, Reason, b64, jcs, json, proof, sha256};
@@ -76,7 +79,7 @@ fn claims() -> impl Strategy<Value = Claims> {
             nbf_s,
             exp_s,
             x5t_s256: x5t.map(|digest| b64::encode(&digest)),
-            action: capability::action::HttpAction::new("PUT", &format!("{ORIGIN}{path}")).unwrap(),
+            action: HttpAction::new("PUT", &format!("{ORIGIN}{path}")).unwrap(),
             ..common::claims(&b64::encode(&jkt))
         })
 }
@@ -137,6 +140,56 @@ proptest! {
         }
     }
 
+    /// What is a name by the standard's grammar is taken, and one byte outside its
+    /// alphabet is enough to be refused.
+    #[test]
+    fn names_are_taken_exactly(
+        domain in "[a-z0-9._-]{1,20}",
+        segments in proptest::collection::vec("[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,9}", 0..4),
+        foreign in "[^a-zA-Z0-9._/-]",
+        place in any::<proptest::sample::Index>(),
+        text in any::<String>(),
+    ) {
+        let path: String = segments.iter().map(|segment| format!("/{segment}")).collect();
+        let name = format!("spiffe://{domain}{path}");
+        let id = SpiffeId::parse(&name).unwrap();
+        prop_assert_eq!((id.trust_domain(), id.path()), (domain.as_str(), path.as_str()));
+        prop_assert_eq!(spiffe::is_workload(&name), !segments.is_empty());
+        let mut spoilt = name.clone();
+        spoilt.insert_str("spiffe://".len() + place.index(domain.len() + path.len()), &foreign);
+        prop_assert!(SpiffeId::parse(&spoilt).is_err(), "{spoilt}");
+        if let Ok(id) = SpiffeId::parse(&text) {
+            prop_assert_eq!(id.as_str(), text);
+        }
+    }
+
+    /// Whatever is an action has one normal form; the digest of a body is in it, and
+    /// no other body is the action's.
+    #[test]
+    fn actions_have_one_form(
+        details in any_json(),
+        url in url_like(),
+        digest in proptest::option::of(any::<[u8; 32]>()),
+        body in any::<[u8; 32]>(),
+    ) {
+        let _ = HttpAction::from_authorization_details(&details);
+        let mut element = serde_json::json!({
+            "type": "http_request", "actions": ["PUT"], "locations": [url],
+        });
+        if let Some(digest) = digest {
+            element["content_digest"] = b64::encode(&digest).into();
+        }
+        if let Ok(action) = HttpAction::from_details(&element) {
+            prop_assert_eq!(action.content_digest(), digest);
+            prop_assert!(action.covers(action.method(), action.target()));
+            let fits = |body| action.covers_body(body);
+            prop_assert_eq!(fits(Body::Unread), digest.is_none());
+            prop_assert_eq!(fits(Body::Digest(body)), digest.is_none_or(|digest| digest == body));
+            prop_assert!(digest.is_none_or(|digest| fits(Body::Digest(digest))));
+            prop_assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
+        }
+    }
+
     #[test]
     fn der_signatures_keep_their_numbers(signature in proptest::collection::vec(any::<u8>(), 0..70)) {
         let der = ecdsa_der(&signature);
@@ -187,7 +240,7 @@ proptest! {
             (name.into_bytes(), value)
         }).collect();
         let config = EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap());
-        let request = RequestView { headers: &headers, peer: None, body: capability::action::Body::Unread };
+        let request = RequestView { headers: &headers, peer: None, body: Body::Unread };
         let refusal = gates::check(&request, &config, NOW_S * 1000, &Portable).unwrap_err();
         prop_assert_eq!(refusal.authenticated, None);
     }
@@ -219,6 +272,17 @@ proptest! {
         prop_assert_eq!(verified.jkt(), &jkt);
         prop_assert_eq!(verified.key(), &key.public());
         prop_assert_eq!(verified.iat_s(), NOW_S - age_s);
+
+        // As a JWS of no kind too, under its key and no other.
+        let jws = UnverifiedJws::parse(text.as_bytes(), &Limits::default()).unwrap();
+        let payload = jws.clone().verify(&key.public(), &Portable).unwrap().payload;
+        prop_assert_eq!(b64::encode(&payload), text.split('.').nth(1).unwrap());
+        let (other, kind) = (Signing::p256("other"), Signing::ed25519("other"));
+        for (other, is_of_kind) in [(other, old), (kind, !old)] {
+            let refused = jws.clone().verify(&other.public(), &Portable).unwrap_err();
+            let expected = if is_of_kind { JwsError::Signature } else { JwsError::Algorithm };
+            prop_assert_eq!(refused, expected);
+        }
 
         // Any flipped bit is a refusal.
         let mut bytes = text.into_bytes();
