@@ -6,6 +6,7 @@
 mod build;
 mod crash;
 mod error;
+mod fuzz;
 mod progress;
 mod run;
 mod setup;
@@ -54,6 +55,15 @@ enum Command {
         /// Write what was counted to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+    /// Give every parser what libFuzzer can think of.
+    Fuzz {
+        /// Minutes in all, shared by the targets.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// One of the targets in fuzz/fuzz_targets; all of them otherwise.
+        #[arg(long)]
+        target: Option<String>,
     },
     /// Check formatting and lints.
     Lint,
@@ -132,6 +142,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let json = json.map(absolute).transpose()?;
             crash::run(&progress, seeds, rounds, json)
         }
+        Command::Fuzz { minutes, target } => fuzz::run(&progress, minutes, target.as_deref()),
         Command::Test { fast } => test::run(&progress, fast),
         Command::Lint => test::lint(&progress),
         Command::Setup => {
