@@ -6,6 +6,7 @@
 mod build;
 mod crash;
 mod error;
+mod fuzz;
 mod progress;
 mod run;
 mod setup;
@@ -69,6 +70,15 @@ enum Command {
         /// How many tokens are raced over two replicas.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         tokens: usize,
+    },
+    /// Give every parser what libFuzzer can think of.
+    Fuzz {
+        /// Minutes in all, shared by the targets.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// One of the targets in fuzz/fuzz_targets; all of them otherwise.
+        #[arg(long)]
+        target: Option<String>,
     },
     /// Check formatting and lints.
     Lint,
@@ -160,6 +170,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
             crash::strace(&progress)?;
             run::attack(&progress, &arguments)
         }
+        Command::Fuzz { minutes, target } => fuzz::run(&progress, minutes, target.as_deref()),
         Command::Test { fast } => test::run(&progress, fast),
         Command::Lint => test::lint(&progress),
         Command::Setup => {

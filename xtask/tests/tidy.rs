@@ -20,7 +20,7 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("sqlx", &["ledger"]),
     ("tonic", &["control-plane", "identity", "xds"]),
     ("tonic-prost", &["control-plane", "identity", "xds"]),
-    ("wasmi", &["wasm-test"]),
+    ("wasmi", &["probe", "wasm-test"]),
     ("wasm-test", &[]),
 ];
 

@@ -5,6 +5,7 @@
     reason = "tests fail loudly"
 )]
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use capability::action::HttpAction;
@@ -114,10 +115,15 @@ pub fn vectors(path: &str) -> Option<PathBuf> {
     if found.exists() {
         return Some(found);
     }
-    eprintln!(
-        "*** SKIPPED: no {}; WRIT_VECTORS names the directory of the vectors ***",
-        found.display()
-    );
+    let what = format!("no {}", found.display());
+    let required = std::env::var_os("WRIT_REQUIRE_VECTORS").is_some_and(|set| !set.is_empty());
+    assert!(!required, "{what}, and WRIT_REQUIRE_VECTORS is set");
+    // Past the test harness, which hides what a passing test prints.
+    drop(writeln!(
+        std::io::stderr(),
+        "\n*** SKIPPED: {what}. WRIT_VECTORS names the vectors' directory, and \
+         WRIT_REQUIRE_VECTORS=1 makes this a failure. ***"
+    ));
     None
 }
 

@@ -5,6 +5,8 @@
 //! word by word. Nothing here decides anything by itself.
 
 mod checks;
+#[cfg(feature = "guest")]
+pub mod guest;
 mod module;
 mod parsers;
 
