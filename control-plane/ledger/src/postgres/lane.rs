@@ -64,12 +64,13 @@ impl Worker {
             Lane::Serial => &inner.serial,
             _ => &inner.spends,
         };
-        while let Some(jobs) = queue.take(BATCH).await {
-            let (commands, askers): (Vec<_>, Vec<_>) = jobs
+        while let Some(mut taken) = queue.take(BATCH).await {
+            let (commands, askers): (Vec<_>, Vec<_>) = std::mem::take(&mut taken.jobs)
                 .into_iter()
                 .map(|job| (job.question, job.answer))
                 .unzip();
             let answers = self.commit(&commands).await;
+            drop(taken);
             for (asker, answer) in askers.into_iter().zip(answers) {
                 // A caller that left has nothing to be told; its commit stands.
                 let _ = asker.send(answer);

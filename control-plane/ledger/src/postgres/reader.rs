@@ -37,7 +37,8 @@ pub(super) enum Found {
 pub(super) async fn run(inner: &Inner) {
     let mut session = None;
     let mut rests_until = Instant::now();
-    while let Some(jobs) = inner.looks.take(AT_ONCE).await {
+    while let Some(mut taken) = inner.looks.take(AT_ONCE).await {
+        let jobs = std::mem::take(&mut taken.jobs);
         if session.is_none() && inner.is_healthy() && Instant::now() >= rests_until {
             match inner.connect().await {
                 Ok(opened) => session = Some(opened),
