@@ -1,7 +1,10 @@
 //! What goes on beside the lanes: giving places, looking what is new, forgetting
 //! what ended, and turning away who waited for too long.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     PgConnection,
@@ -135,10 +138,12 @@ async fn turn(
             let remembered = inner.read().remembered();
             ground::check(session, &remembered).await?;
             let health = session::check(&mut session.conn, inner.target.replicated).await;
+            let look = inner.looking.fetch_add(1, Ordering::SeqCst) + 1;
             let since = inner.read().since();
             let news = view::poll(&mut session.conn, since).await?;
             inner.set_health(health.as_ref().copied());
             inner.merge(news);
+            inner.looked.send_replace(look);
             house.polled = Some(Instant::now());
         }
         if house.sequencer.holds() && house.swept.is_none_or(|at| at.elapsed() >= SWEEP) {
@@ -156,9 +161,7 @@ impl Inner {
     /// A server whose settings were changed is not used until they are right again.
     fn set_health(&self, health: Result<(), &PostgresError>) {
         let healthy = health.is_ok();
-        let was = self
-            .healthy
-            .swap(healthy, std::sync::atomic::Ordering::SeqCst);
+        let was = self.healthy.swap(healthy, Ordering::SeqCst);
         match health {
             Err(error) if was => tracing::error!(%error, "the database is not used any more"),
             Ok(()) if !was => tracing::warn!("the database is used again"),

@@ -29,7 +29,7 @@ mod view;
 use std::{
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -59,6 +59,9 @@ use reader::{Found, Look};
 use session::Session;
 use view::{Changed, News, View};
 
+/// How long a refused caller waits for what it is refused for to be in the view.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 type CommitQueue = Queue<Command, Result<Committed, Refused>>;
 
 /// What lanes, readers and the housekeeper share.
@@ -75,6 +78,10 @@ struct Inner {
     approvals: watch::Sender<u64>,
     /// Something changed in another replica, or here.
     stirred: Notify,
+    /// Looks at what is new that were begun, and the newest of which the news is in
+    /// the view.
+    looking: AtomicU64,
+    looked: watch::Sender<u64>,
     /// Whether the server's settings are still those of a server that keeps its word.
     healthy: AtomicBool,
     stop: watch::Sender<bool>,
@@ -268,6 +275,8 @@ impl Postgres {
             groups: watch::channel(entries).0,
             approvals: watch::channel(entries).0,
             stirred: Notify::new(),
+            looking: AtomicU64::new(0),
+            looked: watch::channel(0).0,
             healthy: AtomicBool::new(true),
             stop: watch::channel(false).0,
         });
@@ -293,7 +302,23 @@ impl Postgres {
         let cost = cost(&command);
         let answer = queue.push(command, cost).ok_or(Refused::Unavailable)?;
         // Gone without an answer: it may have been committed.
-        answer.await.unwrap_or(Err(Refused::Unknown))
+        let answer = answer.await.unwrap_or(Err(Refused::Unknown));
+        if let Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) = &answer {
+            self.catch_up().await;
+        }
+        answer
+    }
+
+    /// Waits until the view has what another replica did to approvals before now:
+    /// who is refused for that looks again, and must not find what it found before.
+    async fn catch_up(&self) {
+        let inner = self.inner();
+        let begun = inner.looking.load(Ordering::SeqCst);
+        let mut looked = inner.looked.subscribe();
+        inner.stirred.notify_one();
+        let newer = looked.wait_for(|look| *look > begun);
+        // Without a database there is nothing to wait for, and nothing will commit.
+        let _ = tokio::time::timeout(CATCH_UP, newer).await;
     }
 
     async fn look(&self, look: Look) -> Result<Found, Refused> {
