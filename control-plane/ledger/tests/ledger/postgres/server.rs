@@ -264,8 +264,12 @@ impl Server {
     /// holds the other end of its input, is gone.
     fn run(&mut self) {
         // The reader runs in the background, where the shell gives it no input of its own.
+        // Its home goes too, once this process is gone and not just this run of it.
         let watch = "exec 3<&0; \"$0\" -D \"$1\" & server=$!; \
-                     (read -r _; kill -QUIT $server) <&3 & wait $server";
+                     (read -r _; kill -QUIT $server; tries=0; sleep 1; \
+                      while [ -d /proc/$2 ] || kill -0 $2 2>/dev/null; do \
+                        tries=$((tries + 1)); [ $tries -lt 20 ] || exit 0; sleep 1; \
+                      done; cd /; rm -rf \"$3\") <&3 & wait $server";
         let log = fs::OpenOptions::new()
             .append(true)
             .create(true)
@@ -276,6 +280,8 @@ impl Server {
             .args(["-c", watch])
             .arg(self.bin.join("postgres"))
             .arg(self.data())
+            .arg(std::process::id().to_string())
+            .arg(self.home.path())
             .current_dir(self.home.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
