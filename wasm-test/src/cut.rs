@@ -18,8 +18,12 @@ use tokio::sync::{oneshot, watch};
 use crate::Error;
 
 const CHUNK: usize = 64 * 1024;
-/// A simple query of PostgreSQL: `Q`, its length, the text and a zero.
-const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
+
+/// Whether it is a simple query of PostgreSQL that ends in COMMIT: `Q`, its length,
+/// the text and a zero. What stands before it goes in the same message.
+fn is_commit(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"Q") && bytes.ends_with(b"COMMIT\0")
+}
 
 /// What becomes of what passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -226,7 +230,7 @@ impl Shared {
         while let Ok(size @ 1..) = from.read(&mut buffer).await {
             let bytes = buffer.get(..size).unwrap_or_default();
             self.passes(size, false).await;
-            if bytes == COMMIT {
+            if is_commit(bytes) {
                 self.commits.fetch_add(1, Ordering::SeqCst);
                 let mode = *self.mode.borrow();
                 if matches!(mode, Mode::CommitLost | Mode::CommitAnswerLost) {
@@ -341,7 +345,8 @@ mod tests {
         let (cut, mut stream) = echo().await;
         cut.set(Mode::CommitAnswerLost);
         assert!(echoed(&mut stream, b"BEGIN").await);
-        assert!(!echoed(&mut stream, COMMIT).await);
+        let commit = b"Q\0\0\0\x15SELECT 1; COMMIT\0";
+        assert!(!echoed(&mut stream, commit).await);
         assert_eq!(cut.commits(), (1, 1));
     }
 }
