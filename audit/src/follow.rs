@@ -117,10 +117,13 @@ impl Follower {
 
     /// An epoch's line names the log that it is in.
     fn names_log(&self, line: &Line) -> bool {
+        if line.kind != "epoch" {
+            return true;
+        }
         let named = line.body.get("log").and_then(serde_json::Value::as_str);
         match (self.log, named) {
-            (Some(log), Some(named)) if line.kind == "epoch" => named == hex::encode(log),
-            _ => true,
+            (Some(log), named) => named == Some(hex::encode(log).as_str()),
+            (None, named) => named.is_some(),
         }
     }
 
@@ -185,7 +188,7 @@ mod tests {
     fn only_the_next_entry_follows() {
         let (follower, head) = followed(None);
         let next = line(2, head);
-        let cases: [(&str, Line, bool, Result<(), Broken>); 8] = [
+        let cases: [(&str, Line, bool, Result<(), Broken>); 9] = [
             ("next", next.clone(), true, Ok(())),
             ("before", line(1, head), true, Err(Broken::Before)),
             ("behind", line(3, head), true, Err(Broken::Behind)),
@@ -213,6 +216,15 @@ mod tests {
                 "log",
                 Line {
                     body: json!({"log": "08".repeat(16)}),
+                    ..next.clone()
+                },
+                true,
+                Err(Broken::Content),
+            ),
+            (
+                "no log",
+                Line {
+                    body: json!({}),
                     ..next
                 },
                 true,

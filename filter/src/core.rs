@@ -345,12 +345,17 @@ impl Core {
     }
 
     fn inherit(&mut self) {
+        // What finds no room here stays for the worker that has some.
         for _ in 0..INHERITED {
+            if !self.denials.has_room() {
+                return;
+            }
             let Some(bytes) = self.left.take() else {
                 return;
             };
             if let Ok(batch) = DenialBatch::decode(bytes.as_slice()) {
-                self.denials.inherit(batch);
+                let over = self.denials.inherit(batch);
+                self.metrics.denials_dropped.add(over);
             }
         }
     }

@@ -72,11 +72,20 @@ impl Denials {
         *count = count.saturating_add(1);
     }
 
-    /// What another context could not hand in any more. Of too many the rest is
-    /// counted as dropped.
-    pub fn inherit(&mut self, batch: DenialBatch) {
+    /// Whether a whole batch of another context finds room.
+    pub fn has_room(&self) -> bool {
+        let full = self.entries.len().saturating_add(BATCH_ENTRIES);
+        self.entries.is_empty() || full <= self.capacity
+    }
+
+    /// What another context could not hand in any more: how much of it found no
+    /// room, which is counted as dropped.
+    pub fn inherit(&mut self, batch: DenialBatch) -> i64 {
+        let mut over = 0;
         for denial in batch.entries {
-            self.push(denial);
+            if self.push(denial) == Kept::Dropped {
+                over += 1;
+            }
         }
         self.dropped = self.dropped.saturating_add(batch.dropped);
         for count in batch.counts {
@@ -84,6 +93,7 @@ impl Denials {
             let total = self.counts.entry(known.as_str()).or_insert(0);
             *total = total.saturating_add(count.count);
         }
+        over
     }
 
     /// The batch to send now, if one is due.

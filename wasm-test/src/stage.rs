@@ -197,7 +197,14 @@ impl Stage {
     pub async fn good_request(&self) -> Result<(), Error> {
         let token = self.agent.token("GET", REPORT).await?;
         let answer = self.present(REPORT, &token).await?;
-        answer.expect("the next good request", 200).map(|_| ())
+        answer.expect("the next good request", 200)?;
+        match self.uses()?.get(&jti(&token)) {
+            Some(1) => Ok(()),
+            uses => Err(Error::Unexpected(format!(
+                "the next good request reached the upstream {} times",
+                uses.unwrap_or(&0)
+            ))),
+        }
     }
 
     // ---- what came of it -------------------------------------------------------------

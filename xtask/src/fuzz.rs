@@ -118,7 +118,7 @@ fn one(home: &Path, program: &Path, target: &str, share: u64, probe: &Path) -> R
     Err(Error::Program {
         what: format!(
             "the target {target}: an input breaks it. It is in {}*; once it is mended, put the input \
-             into fuzz/corpus/{target}, where `cargo test` tries it for ever",
+             into fuzz/corpus/{target}, where `cargo xtask test` tries it for ever",
             found.display()
         ),
         output: lines.get(from..).unwrap_or_default().join("\n"),

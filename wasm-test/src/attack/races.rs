@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::check::holds;
+use super::check::{holds, same};
 use crate::Error;
 use crate::client::Agent;
 use crate::raw::Http1;
@@ -42,6 +42,10 @@ pub struct Tally {
 /// spent.
 pub async fn race(edges: &[(&Stage, usize)], tokens: usize) -> Result<Tally, Error> {
     let start = Instant::now();
+    let (upstream, _) = edges
+        .first()
+        .ok_or_else(|| Error::Unexpected("a race without Envoys".to_owned()))?;
+    let before = upstream.arrived()?;
     let left = Arc::new(AtomicUsize::new(tokens));
     let tally = Arc::new(Mutex::new(Tally::default()));
     let mut lanes = JoinSet::new();
@@ -66,6 +70,12 @@ pub async fn race(edges: &[(&Stage, usize)], tokens: usize) -> Result<Tally, Err
     }
     let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
     tally.seconds = start.elapsed().as_secs_f64();
+    let reached = upstream.arrived()? - before;
+    same(
+        "reached the upstream",
+        reached,
+        u64::try_from(tally.once).unwrap_or(0),
+    )?;
     Ok(tally)
 }
 

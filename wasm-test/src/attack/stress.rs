@@ -12,6 +12,7 @@ use super::stages::{Stages, options};
 use super::{How, Row, exhaustion};
 use crate::Error;
 use crate::child::Child;
+use crate::client::Answer;
 use crate::raw::{Http1, field, message};
 use crate::stage::{Stage, eventually, jti};
 use crate::system::Options;
@@ -129,7 +130,9 @@ async fn flood(stages: &mut Stages) -> Result<String, Error> {
         during < Duration::from_secs(1),
         format!("p99 went from {before:.1?} to {during:.1?}"),
     )?;
+    stage.good_request().await?;
     let sent = sent.load(Ordering::SeqCst);
+    holds(sent > 600, format!("{sent} forged tokens are no flood"))?;
     Ok(format!(
         "{sent} forged tokens refused at the edge beside 60 good requests; p99 of these {before:.1?} without, {during:.1?} beside them, on the same cores"
     ))
@@ -201,6 +204,10 @@ async fn slow_disk(stages: &mut Stages) -> Result<String, Error> {
         longest = longest.max(took);
     }
     tracer.stop().await;
+    holds(
+        longest >= Duration::from_millis(400),
+        format!("no sync was slow: the longest took {longest:?}"),
+    )?;
     holds(
         longest < Duration::from_secs(5),
         format!("one waited {longest:?}"),
@@ -307,58 +314,88 @@ async fn patterns(_: &mut Stages) -> Result<String, Error> {
     ))
 }
 
-/// What blows up when it is unpacked or parsed.
+/// What blows up when it is unpacked or parsed. Proof and SVID are good, so that
+/// everything is read as far as it would be.
 async fn bombs(stages: &mut Stages) -> Result<String, Error> {
+    const GROWTH: u64 = 16 * 1024 * 1024;
     let stage = stages.single().await?;
     let pid = stage.system.control_plane_pid();
     let before = resident(pid);
-    let http = stage
-        .system
-        .http_url()
-        .trim_start_matches("http://")
-        .to_owned();
-    let nested = format!("authorization_details={}", "[".repeat(30_000));
-    let wide = format!("authorization_details=[{}]", "{},".repeat(9_000));
-    let large = "a=".to_owned() + &"b".repeat(40 * 1024);
-    let many = "a=b&".repeat(7_500);
-    // A gzip header and zeros: 10 MiB of nothing in a few bytes would begin so.
-    let packed = "\u{1f}\u{b}\u{8}\0\0\0\0\0".repeat(100);
+    let svid = stage.agent.svid().await?;
     let mut told = Vec::new();
-    for (body, encoding) in [
-        (nested, None),
-        (wide, None),
-        (large, None),
-        (many, None),
-        (packed.clone(), Some("gzip")),
-        (packed, Some("deflate, gzip, br")),
+    for (what, details) in [
+        ("nested", "[".repeat(9_000)),
+        ("nested and closed", "[".repeat(200) + &"]".repeat(200)),
+        ("wide", format!("[{}{{}}]", "{},".repeat(3_000))),
     ] {
-        let mut headers = vec![
-            field("host", http.as_str()),
-            field("content-type", "application/x-www-form-urlencoded"),
-            field("content-length", body.len().to_string()),
-            field("connection", "close"),
-        ];
-        headers.extend(encoding.map(|encoding| field("content-encoding", encoding)));
+        let proof = stage.agent.token_proof();
         let start = Instant::now();
-        let mut connection = Http1::connect(&http).await?;
-        connection
-            .send(&message("POST", "/oauth2/token", &headers))
-            .await?;
-        let closed = || Error::Unexpected("closed without an answer".to_owned());
-        let answer = connection
-            .exchange(body.as_bytes())
-            .await?
-            .ok_or_else(closed)?;
-        one_of(&answer, &[400, 401, 413, 415])?;
+        let answer = stage.agent.post_token(&svid, &details, &proof).await?;
         holds(start.elapsed() < Duration::from_secs(2), "it took long")?;
-        told.push(answer.status);
+        let got = (answer.status, answer.oauth_error());
+        same(what, got, (400, "invalid_authorization_details".to_owned()))?;
+        told.push(what);
     }
-    let grown = resident(pid).saturating_sub(before) / 1024;
-    holds(
-        grown < 32 * 1024,
-        format!("the control plane grew by {grown} KiB"),
-    )?;
+    let many = "a=b&".repeat(7_500).into_bytes();
+    let large = vec![b'b'; 1024 * 1024];
+    let packed = packed(24 * 1024 * 1024)?;
+    for (what, body, encoding, status) in [
+        ("many parameters", many, None, 400),
+        ("large", large, None, 413),
+        ("packed", packed.clone(), Some("gzip"), 400),
+        ("packed twice", packed, Some("gzip, gzip"), 400),
+    ] {
+        let answer = posted(stage, &body, encoding).await?;
+        let got = (answer.status, answer.oauth_error());
+        same(what, got, (status, "invalid_request".to_owned()))?;
+        told.push(what);
+    }
+    stage.good_request().await?;
+    let grown = resident(pid).saturating_sub(before);
+    holds(grown < GROWTH, format!("it grew by {grown} bytes"))?;
     Ok(format!(
-        "bombs at the token endpoint were told {told:?}; the control plane grew by {grown} KiB"
+        "refused at the token endpoint: {}; the control plane grew by {} KiB",
+        told.join(", "),
+        grown / 1024
     ))
+}
+
+/// Zeros, packed by gzip to a thousandth.
+fn packed(zeros: usize) -> Result<Vec<u8>, Error> {
+    let failed = || Error::file("run", std::path::Path::new("gzip"));
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("head -c {zeros} /dev/zero | gzip -9")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed())?;
+    let mut bytes = Vec::new();
+    if let Some(mut out) = child.stdout.take() {
+        std::io::Read::read_to_end(&mut out, &mut bytes).map_err(failed())?;
+    }
+    child.wait().map_err(failed())?;
+    holds(bytes.starts_with(&[0x1f, 0x8b]), "gzip gave no gzip")?;
+    Ok(bytes)
+}
+
+/// A body at the token endpoint, with a good proof.
+async fn posted(stage: &Stage, body: &[u8], encoding: Option<&str>) -> Result<Answer, Error> {
+    let http = stage.system.http_url();
+    let http = http.trim_start_matches("http://");
+    let mut headers = vec![
+        field("host", http),
+        field("content-type", "application/x-www-form-urlencoded"),
+        field("content-length", body.len().to_string()),
+        field("connection", "close"),
+        field("dpop", stage.agent.token_proof()),
+    ];
+    headers.extend(encoding.map(|encoding| field("content-encoding", encoding)));
+    let start = Instant::now();
+    let mut connection = Http1::connect(http).await?;
+    connection
+        .send(&message("POST", "/oauth2/token", &headers))
+        .await?;
+    let closed = || Error::Unexpected("closed without an answer".to_owned());
+    let answer = connection.exchange(body).await?.ok_or_else(closed)?;
+    holds(start.elapsed() < Duration::from_secs(2), "it took long")?;
+    Ok(answer)
 }

@@ -159,6 +159,11 @@ impl Agent {
         self.post_token(&svid, &details, &proof).await
     }
 
+    /// A fresh proof for the token endpoint.
+    pub fn token_proof(&self) -> String {
+        self.key.proof("POST", &self.token_endpoint(), None)
+    }
+
     /// Posts a token exchange of parts that the caller made.
     ///
     /// # Errors

@@ -10,13 +10,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use wasm_test::client::{Agent, Answer};
+pub use wasm_test::raw::{Field, field, message};
+use wasm_test::stage;
+pub use wasm_test::stage::{PATIENCE, jti};
 use wasm_test::system::{Options, System};
 use wasm_test::upstream::{REPORT, Record};
 
 use super::raw::Http1;
 
-/// How long anything that happens later may take.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A system with one agent.
@@ -267,50 +268,20 @@ impl Rig {
     }
 }
 
-/// One header, whatever its bytes.
-pub type Field = (String, Vec<u8>);
-
-/// A header.
-pub fn field(name: &str, value: impl Into<Vec<u8>>) -> Field {
-    (name.to_owned(), value.into())
-}
-
 /// The header that carries a token.
 pub fn authorization(token: &str) -> Field {
     field("authorization", format!("DPoP {token}"))
 }
 
-/// The bytes of a request with these headers and no others.
-pub fn message(method: &str, path: &str, headers: &[Field]) -> Vec<u8> {
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\n").into_bytes();
-    for (name, value) in headers {
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value);
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"\r\n");
-    bytes
-}
-
 /// Waits until something holds.
 pub async fn eventually(what: &str, holds: impl AsyncFn() -> bool) {
-    let start = Instant::now();
-    while !holds().await {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
-        tokio::time::sleep(POLL).await;
-    }
+    stage::eventually(what, holds).await.unwrap();
 }
 
 /// A token's claims, unverified.
 pub fn claims(token: &str) -> Value {
     let part = token.split('.').nth(1).unwrap();
     serde_json::from_slice(&Base64UrlUnpadded::decode_vec(part).unwrap()).unwrap()
-}
-
-/// A token's `jti`.
-pub fn jti(token: &str) -> String {
-    claims(token)["jti"].as_str().unwrap().to_owned()
 }
 
 /// SHA-256 of bytes, in hex.

@@ -163,20 +163,30 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, name: &str) -> io::Result<Option<Lock>> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.at(name))?;
         // A child that this process starts has the lock's file too, until it runs
         // its own program; a process that is ending has it for a moment longer.
-        for _ in 0..LOCK_TRIES {
+        for tried in 1..=LOCK_TRIES {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(self.at(name))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Box::new(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                // A restore may have put another directory in place meanwhile: a
+                // lock on a file that has lost its name keeps nobody out.
+                Ok(()) => match self.identity(name) {
+                    Ok(named) if named == identity(&file.metadata()?) => {
+                        return Ok(Some(Box::new(file)));
+                    }
+                    Ok(_) => continue,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                },
+                Err(rustix::io::Errno::WOULDBLOCK) if tried < LOCK_TRIES => {
                     std::thread::sleep(Duration::from_millis(LOCK_PAUSE_MS));
                 }
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }
         }

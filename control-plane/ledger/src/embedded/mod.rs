@@ -201,17 +201,18 @@ impl Embedded {
     /// not written. A future that is dropped early does not undo the commit.
     ///
     /// # Errors
-    /// A [`Refused`]; nothing was spent by it.
+    /// A [`Refused`]; nothing was spent by it, [`Refused::Unknown`] apart.
     pub(crate) async fn commit(&self, command: Command) -> Result<Committed, Refused> {
         let until = Instant::now() + self.inner.queue_wait;
         let answer = self.inner.queue.push(command, until)?;
         if let Ok(answer) = answer.await {
             return answer;
         }
-        // Gone without an answer: the journal failed, and what was written is
-        // unknown. Nobody is told anything before that has ended the process.
-        self.ended().await;
-        Err(Refused::Unavailable)
+        // Gone without an answer: the journal failed, and nobody is told anything
+        // before that has ended the process; or the runtime that was to tell it is
+        // gone. What was written is not known here.
+        let _ = tokio::time::timeout(self.inner.queue_wait, self.ended()).await;
+        Err(Refused::Unknown)
     }
 
     /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.

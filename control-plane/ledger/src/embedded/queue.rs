@@ -9,14 +9,14 @@ use std::{
 use tokio::sync::oneshot;
 
 use crate::{
-    embedded::writer::is_essential,
+    embedded::answers::Answer,
     model::{Command, Committed, Evidence, Refused},
 };
 
 /// A command with the place where its caller waits.
 pub(crate) struct Job {
     pub(crate) command: Box<Command>,
-    pub(crate) answer: oneshot::Sender<Result<Committed, Refused>>,
+    pub(crate) answer: Answer,
     /// From then on its caller has given up.
     pub(crate) until: Instant,
 }
@@ -31,7 +31,7 @@ struct Inner {
 
 /// Places that are left to what takes rights away when all others are taken: of
 /// entries, and of bytes, one in so many.
-const RESERVED_PART: usize = 16;
+const LEFT_PART: usize = 16;
 
 /// Bounded by entries and bytes; what does not fit is refused, never waited for.
 pub(crate) struct Queue {
@@ -68,10 +68,10 @@ impl Queue {
         let cost = cost(&command);
         let (answer, receiver) = oneshot::channel();
         let most = |all: usize| {
-            if is_essential(&command) {
+            if takes_away(&command) {
                 all
             } else {
-                all.saturating_sub(all / RESERVED_PART)
+                all.saturating_sub(all / LEFT_PART)
             }
         };
         let (entries, bytes) = (most(self.entries), most(self.bytes));
@@ -137,6 +137,18 @@ impl Queue {
     }
 }
 
+/// What takes rights away. Each is one of few: of outcomes and notes there can be
+/// as many as there are requests, and they would take the places first.
+fn takes_away(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Lapse { .. }
+            | Command::LapseOverdue { .. }
+            | Command::DecideApproval { approve: false, .. }
+            | Command::ExpireApprovals
+    )
+}
+
 /// Roughly what a command takes in memory: a line, and what stands beside it.
 pub(crate) fn cost(command: &Command) -> usize {
     let evidence = |list: &[Evidence]| list.iter().map(|e| e.salted().len()).sum::<usize>();
@@ -181,7 +193,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::RESERVED_NOTE_KINDS;
 
     #[test]
     fn a_full_queue_still_takes_what_takes_rights_away() {
@@ -198,9 +209,26 @@ mod tests {
             queue.push(plain(30), until).unwrap_err(),
             Refused::Unavailable
         );
-        let revoke = || Command::Note {
-            kind: RESERVED_NOTE_KINDS[0],
+        let outcome = Command::Outcome {
+            attempt: "a".into(),
+            status: 200,
+            not_forwarded: false,
+            response_bytes: 0,
+            details: String::new(),
+        };
+        let note = Command::Note {
+            kind: "gap",
             body: serde_json::json!({}),
+        };
+        for many in [outcome, note] {
+            assert_eq!(queue.push(many, until).unwrap_err(), Refused::Unavailable);
+        }
+        let revoke = || Command::DecideApproval {
+            id: "apr".into(),
+            digest: [1; 32],
+            approve: false,
+            by: "a person".into(),
+            usable_ms: 0,
         };
         for _ in 0..2 {
             waiting.push(queue.push(revoke(), until).unwrap());

@@ -214,17 +214,6 @@ pub(crate) fn open(
         random(&mut replay.log);
         clear(&**disk, &found)?;
         replay.tail = Tail::default();
-    } else if options.restored {
-        // A snapshot of what is given up would keep the next start from happening.
-        for entries in found
-            .snapshots
-            .iter()
-            .filter(|n| **n > replay.state.entries)
-        {
-            let name = snapshot::file_name(*entries);
-            disk.remove(&name)
-                .map_err(|error| io_error("remove", &disk.path().join(name), error))?;
-        }
     }
     let (entries, head) = (replay.state.entries, replay.state.head);
     let restored = options.restored || (created && (unread || !heads.is_empty()));
@@ -234,6 +223,15 @@ pub(crate) fn open(
         instead_of: heads.iter().map(|(_, kept)| superseded(kept)).collect(),
     });
     let journal = begin(options, disk, &mut replay, lock, restored)?;
+    if options.restored {
+        // A snapshot of what is given up would keep the next start from happening.
+        // Not before the entry is there: until then it is what shows the loss.
+        for ahead in found.snapshots.iter().filter(|n| **n > entries) {
+            let name = snapshot::file_name(*ahead);
+            disk.remove(&name)
+                .map_err(|error| io_error("remove", &disk.path().join(name), error))?;
+        }
+    }
     let state = &replay.state;
     let log = hex::encode(replay.log);
     keep_head(options, &log, state)?;

@@ -302,9 +302,9 @@ impl Writer {
     }
 }
 
-/// What still goes on when no further segment can be made, or when the queue is
-/// full: what takes rights away, what says how things ended, and few notes.
-pub(crate) fn is_essential(command: &Command) -> bool {
+/// What still goes on when no further segment can be made: what takes rights
+/// away, what says how things ended, and few notes.
+fn is_essential(command: &Command) -> bool {
     match command {
         Command::Lapse { .. }
         | Command::LapseOverdue { .. }

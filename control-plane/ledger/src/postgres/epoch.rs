@@ -99,7 +99,9 @@ pub(crate) async fn ensure(session: &mut Session, by: Asker) -> Result<Epoch, Po
     };
     let restored = match why {
         Why::First => false,
-        Why::Timeline => !by.replicated,
+        // Only who has seen the log on the timeline before can say that nothing of
+        // it is missing: a point in time that was restored looks like a takeover.
+        Why::Timeline => !(by.replicated && by.remembered.head.entries > 0),
         Why::Elsewhere | Why::Behind => true,
     };
     let begun = Begun { why, restored };

@@ -28,6 +28,9 @@ const GROUPS: i64 = 64;
 /// How long a lease lasts: so long the log may stand still when its holder dies.
 const LEASE: Duration = Duration::from_secs(3);
 
+/// How long places are given before an epoch begins, where others still commit.
+const AT_MOST: Duration = Duration::from_millis(500);
+
 /// How far the log has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -162,7 +165,9 @@ impl Sequencer {
 /// # Errors
 /// When the server does not answer; what has its place by then keeps it.
 pub(crate) async fn catch_up(session: &mut Session) -> Result<(), PostgresError> {
-    while is_waiting(&mut session.conn).await? {
+    let begun = Instant::now();
+    // Others may go on to commit: what is left is placed under the locks.
+    while begun.elapsed() < AT_MOST && is_waiting(&mut session.conn).await? {
         raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
             .execute(&mut session.conn)
             .await?;

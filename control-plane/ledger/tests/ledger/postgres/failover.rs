@@ -195,3 +195,27 @@ async fn an_asynchronous_standby_brings_nothing_back() {
     let restored = &lines[usize::try_from(suspended.index).unwrap()];
     assert_eq!(restored.kind, "restored");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_was_just_started_vouches_for_no_takeover() {
+    // A point in time that was restored while nobody ran looks the same to it.
+    let Some(mut cluster) = Cluster::new(true).await else {
+        return;
+    };
+    let ledger = cluster.open(true).await;
+    use_some(&ledger).await;
+    ledger.shutdown().await;
+    cluster.fail_over().await;
+    let ledger = cluster.open(true).await;
+    let suspended = ledger.suspended().unwrap();
+    let state = ledger.approval("apr").map(|approval| approval.state);
+    assert_eq!(state, Some(ApprovalState::Expired));
+    assert_eq!(
+        ledger.commit(issue(token("new"))).await,
+        Err(Refused::Suspended)
+    );
+    let lines = cluster.rig.lines(&ledger).await;
+    let restored = &lines[usize::try_from(suspended.index).unwrap()];
+    assert_eq!(restored.kind, "restored");
+    drop(cluster.third);
+}
