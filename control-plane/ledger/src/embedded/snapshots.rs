@@ -6,7 +6,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::embedded::{
-    disk::Disk,
+    disk::{Disk, Work},
     snapshot::{self, SNAPSHOTS_KEPT, Snapshot, SnapshotEvery, Written},
 };
 
@@ -117,20 +117,31 @@ impl Snapshots {
         }
     }
 
-    /// Its entry is durable: older files can go.
+    /// Its entry is durable: older files can go, beside what else goes on.
     pub(crate) fn proven(&mut self, entries: u64) {
+        let prune = self.surplus(entries);
+        if let Err(error) = self.disk.background("snapshot-prune", prune) {
+            tracing::warn!(%error, "old snapshots are not removed");
+        }
+    }
+
+    /// As `proven`, but older files are gone when it returns: nothing that runs
+    /// beside it outlives the process.
+    pub(crate) fn proven_last(&mut self, entries: u64) {
+        self.surplus(entries)();
+    }
+
+    /// Takes note of it, and removes what is older when it is run.
+    fn surplus(&mut self, entries: u64) -> Work {
         self.proven.push(entries);
         let surplus = self.proven.len().saturating_sub(SNAPSHOTS_KEPT);
         self.proven.drain(..surplus);
         let (disk, proven) = (Arc::clone(&self.disk), self.proven.clone());
-        let work = Box::new(move || {
+        Box::new(move || {
             if let Err(error) = snapshot::prune(&*disk, &proven) {
                 tracing::warn!(%error, "old snapshots cannot be removed");
             }
-        });
-        if let Err(error) = self.disk.background("snapshot-prune", work) {
-            tracing::warn!(%error, "old snapshots are not removed");
-        }
+        })
     }
 }
 

@@ -265,13 +265,13 @@ impl Writer {
         }
     }
 
-    /// As `prove`, in a group of its own.
+    /// As `prove`, in a group of its own, at the end.
     fn prove_alone(&mut self, written: Written) -> Result<(), Failed> {
         let mut group = Group::default();
         let proving = self.prove(&mut group, written)?;
         self.finish(&mut group)?;
         if let Some(entries) = proving {
-            self.snapshots.proven(entries);
+            self.snapshots.proven_last(entries);
         }
         Ok(())
     }
