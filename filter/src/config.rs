@@ -2,12 +2,15 @@
 //! read once. All errors are found at once; any error refuses the whole, and
 //! the host keeps what it had.
 
+mod routes;
+
 use crate::host::Upstream;
 use crate::verify::Crypto;
 use capability::gates::{EdgeConfig, TokenCheck};
 use capability::key::PublicKey;
 use capability::url::{Origin, Target};
 use capability::{Limits, json};
+use routes::{Authorities, Route, routes, sites};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -34,11 +37,6 @@ pub struct Settings {
     /// Refusals that wait to be sent, per worker.
     pub denials: usize,
     routes: Vec<Route>,
-}
-
-struct Route {
-    name: String,
-    path_prefix: String,
 }
 
 impl Settings {
@@ -72,6 +70,7 @@ impl Settings {
                 "hold_ms",
                 "limits",
                 "routes",
+                "sites",
             ],
             faults,
         );
@@ -112,7 +111,9 @@ impl Settings {
         let decision_deadline_ms =
             members.number("decision_deadline_ms", Some(2_000), (1, 10_000), faults);
         let hold_ms = members.number("hold_ms", Some(25_000), (0, 55_000), faults);
-        let routes = routes(members, faults);
+        let sites = sites(members, origin.as_ref(), resource, faults);
+        let authorities = Authorities::of(origin.as_ref(), sites.as_deref());
+        let routes = routes(members, &authorities, faults);
         let none = Map::new();
         let numbers = members
             .object("limits", "limits.", faults)
@@ -122,6 +123,7 @@ impl Settings {
         let numbers = numbers?;
         let mut edge = EdgeConfig::new(issuer?, resource?, origin?);
         edge.keys = keys?;
+        edge.sites = sites?.into_iter().map(|named| named.site).collect();
         edge.token_check = token_check?;
         edge.limits = numbers.limits;
         edge.proof_window_s = numbers.proof_window_s;
@@ -139,16 +141,11 @@ impl Settings {
         })
     }
 
-    /// The name of the route with the longest prefix of this path; empty when
-    /// none matches.
-    pub fn route(&self, path: &str) -> &str {
-        let matching = self
-            .routes
-            .iter()
-            .filter(|route| path.starts_with(&route.path_prefix));
-        matching
-            .max_by_key(|route| route.path_prefix.len())
-            .map_or("", |route| &route.name)
+    /// The name of the route of this authority, as [`gates`](capability::gates)
+    /// has it, with the longest prefix of this path, in whole segments; empty
+    /// when none matches.
+    pub fn route(&self, authority: &str, path: &str) -> &str {
+        routes::name(&self.routes, authority, path)
     }
 }
 
@@ -242,33 +239,6 @@ fn keys(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<(String, Publi
         }
     }
     Some(keys)
-}
-
-fn routes(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<Route>> {
-    let mut routes = Vec::new();
-    for (at, route) in members.list("routes", false, faults)?.iter().enumerate() {
-        let Some(route) = route.as_object() else {
-            faults.add(format!("routes[{at}]: must be an object"));
-            continue;
-        };
-        let label = format!("routes[{at}].");
-        let route = Members::new(&label, route);
-        route.only(&["name", "path_prefix"], faults);
-        let (name, prefix) = (
-            route.text("name", faults),
-            route.text("path_prefix", faults),
-        );
-        if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
-            faults.add(format!("{label}path_prefix: must begin with /"));
-        }
-        if let (Some(name), Some(prefix)) = (name, prefix) {
-            routes.push(Route {
-                name: name.to_owned(),
-                path_prefix: prefix.to_owned(),
-            });
-        }
-    }
-    Some(routes)
 }
 
 /// What is wrong, one line each.

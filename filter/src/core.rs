@@ -176,7 +176,10 @@ impl Core {
             content_encoding: content.encoding,
             request_id: facts.request_id.clone(),
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
-            route: self.settings.route(checked.path()).to_owned(),
+            route: self
+                .settings
+                .route(checked.authority(), checked.path())
+                .to_owned(),
         };
         let times = (
             self.now_ms,

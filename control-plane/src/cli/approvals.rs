@@ -351,6 +351,10 @@ impl Status {
                 "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
             );
         }
+        let exempt = value.get("exempt").and_then(Value::as_array);
+        for line in exempt.into_iter().flatten().filter_map(Value::as_str) {
+            println!("UNGUARDED {}", plain(line));
+        }
         println!("version   {}", text("/version").unwrap_or_default());
         println!("filter    {}", text("/module_sha256").unwrap_or_default());
         println!(

@@ -263,11 +263,7 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        if !covers(
-            &token.action,
-            &facts.question,
-            &self.core.config.edge.origin,
-        ) {
+        if !covers(&token.action, &facts.question, &self.core.config.edge) {
             return Err((Reason::ActionMismatch, None));
         }
         Ok(token)

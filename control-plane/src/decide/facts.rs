@@ -1,5 +1,6 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
+use crate::config::Edge;
 use crate::state::Core;
 use capability::url::{Origin, Target};
 use decision_api::Question;
@@ -22,13 +23,18 @@ pub struct Facts {
 }
 
 /// Whether the action we recorded at issue is the request, by the one shared
-/// normaliser. The filter has checked it too; this is our own record.
-pub(super) fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
+/// normaliser. The filter has checked it too; this is our own record. The origin
+/// is the configured one of the question's authority: an action of another never
+/// covers it.
+pub(super) fn covers(action: &ActionRecord, question: &Question, edge: &Edge) -> bool {
     let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
-    let target =
-        Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
-    match (recorded, target) {
-        (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
+    let origins = edge
+        .all_sites()
+        .filter_map(|site| Origin::parse(&site.origin).ok());
+    let mut asked = origins.filter(|origin| origin.authority() == question.authority);
+    match (recorded, asked.next()) {
+        (Ok(recorded), Some(origin)) => Target::request(&origin, question.path.as_bytes())
+            .is_ok_and(|target| recorded.covers(&question.method, &target)),
         _ => false,
     }
 }

@@ -189,6 +189,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
             dev_single_uid: core.config.identity.dev_single_uid,
             issuer: core.config.server.issuer.clone(),
             module_sha256: module_sha256.clone(),
+            exempt: core.config.edge.exempt.told(),
             stop: stop.clone(),
         },
     );
@@ -360,7 +361,11 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
             "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
         );
     }
+    for line in core.config.edge.exempt.told() {
+        tracing::warn!("UNGUARDED by name, no token is asked for: {line}");
+    }
     let body = serde_json::json!({
+        "exempt": core.config.edge.exempt.told_to_journal(),
         "config": core.config.version,
         "policy": core.policies.version(),
         "module": module.sha256,

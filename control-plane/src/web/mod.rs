@@ -135,6 +135,8 @@ pub struct WebSettings {
     pub issuer: String,
     /// SHA-256 of the filter module that proxies get, lower-case hex.
     pub module_sha256: watch::Receiver<Option<String>>,
+    /// What passes the proxies without a token, one line for each; shown on each page.
+    pub exempt: Vec<String>,
     /// Ends the event streams, which would hold up a graceful stop.
     pub stop: CancellationToken,
 }

@@ -16,6 +16,7 @@ pub(super) struct Shell {
     pub(super) here: &'static str,
     pub(super) signed: Option<Signed>,
     pub(super) dev_single_uid: bool,
+    pub(super) exempt: Vec<String>,
     pub(super) assets: &'static Names,
     pub(super) waiting: usize,
     pub(super) go_on_to: Option<String>,
@@ -42,6 +43,8 @@ impl Shell {
                 csrf: s.csrf.clone(),
             }),
             dev_single_uid: site.settings.dev_single_uid,
+            // What is reachable is for those to see who are signed in.
+            exempt: session.map_or_else(Vec::new, |_| site.settings.exempt.clone()),
             assets: names(),
             waiting: session.map_or(0, |_| site.waiting()),
             go_on_to: None,

@@ -15,10 +15,12 @@
 mod bodies;
 mod crash;
 mod denials;
+mod exempt;
 mod headers;
 mod hold;
 mod mesh;
 mod once;
+mod origins;
 mod paths;
 mod raw;
 mod refusals;
