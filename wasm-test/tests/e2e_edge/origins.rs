@@ -74,9 +74,9 @@ metadata = true
         let at = |origin: &'static str| {
             let system = &rig.system;
             async move {
-                let agent = Agent::connect(&system.issuer(), origin, &system.workload_api());
-                let agent = agent.await.unwrap();
-                agent.by_way_of(&system.issuer(), &system.proxy_url())
+                let (issuer, workload_api) = (system.issuer(), system.workload_api());
+                let agent = Agent::connect(&issuer, origin, &workload_api).await;
+                agent.unwrap().by_way_of(&system.issuer(), &system.proxy_url())
             }
         };
         let agents = [rig.agent.clone(), at(PAY).await, at(LONG).await];
