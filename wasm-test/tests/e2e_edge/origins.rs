@@ -76,7 +76,9 @@ metadata = true
             async move {
                 let (issuer, workload_api) = (system.issuer(), system.workload_api());
                 let agent = Agent::connect(&issuer, origin, &workload_api).await;
-                agent.unwrap().by_way_of(&system.issuer(), &system.proxy_url())
+                agent
+                    .unwrap()
+                    .by_way_of(&system.issuer(), &system.proxy_url())
             }
         };
         let agents = [rig.agent.clone(), at(PAY).await, at(LONG).await];
