@@ -134,6 +134,10 @@ pub fn observe(mode: Mode, reason: Reason) -> Option<Observed> {
 
 /// Leave to forward one request: there is no third kind.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is used up where it is made; a box would be an allocation for each request"
+)]
 pub enum Leave {
     /// The control plane allowed it.
     Permitted(Permit),

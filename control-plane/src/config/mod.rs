@@ -305,12 +305,6 @@ fn edge(table: &Table<'_>) -> Edge {
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
             };
-            if route.decision_audience.is_some() && !route.decision_header {
-                entry.error(
-                    "decision_audience",
-                    "nobody is shown a decision here; say `decision_header = true` as well".into(),
-                );
-            }
             if route.decision_audience.as_deref() == Some("") {
                 entry.error("decision_audience", "this is empty".into());
             }
