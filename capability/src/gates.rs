@@ -80,6 +80,13 @@ impl EdgeConfig {
         }
     }
 
+    /// The authority, normalised, of the origin that a request is for. It is no
+    /// verdict: that of a request which is for none is the first origin's.
+    #[must_use]
+    pub fn authority_of(&self, headers: &[(Vec<u8>, Vec<u8>)]) -> &str {
+        self.site(headers).0.authority()
+    }
+
     /// The defaults, with no keys yet.
     #[must_use]
     pub fn new(issuer: impl Into<String>, resource: impl Into<String>, origin: Origin) -> Self {

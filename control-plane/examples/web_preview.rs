@@ -142,7 +142,6 @@ async fn main() -> Result<(), std::io::Error> {
     let settings = WebSettings {
         secure_cookies: false,
         dev_single_uid: std::env::args().any(|arg| arg == "--dev"),
-        exempt: Vec::new(),
         issuer,
         module_sha256: watch::channel(Some("c0ffee".repeat(10) + "1234")).1,
         stop: CancellationToken::new(),

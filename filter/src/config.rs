@@ -6,11 +6,13 @@ mod routes;
 
 use crate::host::Upstream;
 use crate::verify::Crypto;
+use capability::decide::Mode;
 use capability::gates::{EdgeConfig, TokenCheck};
 use capability::key::PublicKey;
 use capability::url::{Origin, Target};
 use capability::{Limits, json};
-use routes::{Authorities, Route, routes, sites};
+pub use routes::Route;
+use routes::{Authorities, routes, sites};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -141,11 +143,16 @@ impl Settings {
         })
     }
 
-    /// The name of the route of this authority, as [`gates`](capability::gates)
-    /// has it, with the longest prefix of this path, in whole segments; empty
-    /// when none matches.
-    pub fn route(&self, authority: &str, path: &str) -> &str {
-        routes::name(&self.routes, authority, path)
+    /// The route of this authority, as [`EdgeConfig::authority_of`] has it, with
+    /// the longest prefix of this path.
+    pub fn route(&self, authority: &str, path: &str) -> Option<&Route> {
+        routes::find(&self.routes, authority, path)
+    }
+
+    /// How many routes only observe.
+    pub fn observing(&self) -> usize {
+        let observing = |route: &&Route| route.mode == Mode::Observe;
+        self.routes.iter().filter(observing).count()
     }
 }
 
@@ -357,6 +364,15 @@ impl<'a> Members<'a> {
             ));
         }
         chosen
+    }
+
+    /// True or false; false when the member is absent.
+    fn truth(&self, name: &str, faults: &mut Faults) -> Option<bool> {
+        let truth = self.map.get(name).map_or(Some(false), Value::as_bool);
+        if truth.is_none() {
+            faults.add(format!("{}{name}: must be true or false", self.label));
+        }
+        truth
     }
 
     fn list(&self, name: &str, required: bool, faults: &mut Faults) -> Option<&'a [Value]> {

@@ -4,6 +4,7 @@
 
 use super::reader::Table;
 use super::sites;
+use capability::decide::Mode;
 use super::types::{Edge, Route, Site};
 
 /// What a journal's line has room for, in bytes.
@@ -97,6 +98,9 @@ fn unguarded_route(entry: &Table<'_>, sites: &[Site]) -> Unguarded {
             path_prefix: entry.text("path_prefix"),
             upstream: entry.host_port("upstream"),
             site: entry.optional_text("site"),
+            mode: Mode::Enforce,
+            decision_header: false,
+            decision_audience: None,
         },
         shares_upstream_with: entry.texts("shares_upstream_with"),
     };

@@ -40,7 +40,6 @@ pub fn open(
         refused_uids,
         dev_single_uid: core.config.identity.dev_single_uid,
         module_sha256,
-        exempt: core.config.edge.exempt.told(),
     };
     let router = web::admin(desk, settings);
     let (stop, handlers) = (stop.clone(), tasks.clone());

@@ -43,8 +43,6 @@ pub struct AdminSettings {
     pub dev_single_uid: bool,
     /// SHA-256 of the filter module that proxies get, lower-case hex.
     pub module_sha256: watch::Receiver<Option<String>>,
-    /// What passes the proxies without a token, one line for each.
-    pub exempt: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -151,7 +149,7 @@ async fn status(State(office): State<Office>) -> Response {
         "module_sha256": *office.settings.module_sha256.borrow(),
         "approvals": {"pending": count(ApprovalState::Pending), "approved": count(ApprovalState::Approved)},
         "suspended": suspension(&*office.desk),
-        "exempt": office.settings.exempt,
+        "warnings": office.desk.warnings(),
         "proxies": proxies,
     }))
     .into_response()

@@ -61,6 +61,10 @@ pub trait Desk: Send + Sync + 'static {
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()>;
     /// Ledger time, ms since the epoch.
     fn now_ms(&self) -> Millis;
+    /// What whoever looks has to be told.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The newest audit entries, newest first, `limit` at most.
     fn activity(&self, limit: usize) -> Vec<Activity>;
     /// The proxies that are or were connected.
@@ -135,8 +139,6 @@ pub struct WebSettings {
     pub issuer: String,
     /// SHA-256 of the filter module that proxies get, lower-case hex.
     pub module_sha256: watch::Receiver<Option<String>>,
-    /// What passes the proxies without a token, one line for each; shown on each page.
-    pub exempt: Vec<String>,
     /// Ends the event streams, which would hold up a graceful stop.
     pub stop: CancellationToken,
 }

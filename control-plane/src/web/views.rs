@@ -16,7 +16,7 @@ pub(super) struct Shell {
     pub(super) here: &'static str,
     pub(super) signed: Option<Signed>,
     pub(super) dev_single_uid: bool,
-    pub(super) exempt: Vec<String>,
+    pub(super) warnings: Vec<Shown>,
     pub(super) assets: &'static Names,
     pub(super) waiting: usize,
     pub(super) go_on_to: Option<String>,
@@ -43,8 +43,11 @@ impl Shell {
                 csrf: s.csrf.clone(),
             }),
             dev_single_uid: site.settings.dev_single_uid,
-            // What is reachable is for those to see who are signed in.
-            exempt: session.map_or_else(Vec::new, |_| site.settings.exempt.clone()),
+            // Who is not signed in learns nothing of this system.
+            warnings: session.map_or_else(Vec::new, |_| {
+                let warnings = site.desk.warnings();
+                warnings.iter().map(|text| Shown::text(text)).collect()
+            }),
             assets: names(),
             waiting: session.map_or(0, |_| site.waiting()),
             go_on_to: None,

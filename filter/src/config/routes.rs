@@ -1,15 +1,21 @@
 //! The further origins, and the names of routes.
 
 use super::{Faults, Members};
+use capability::decide::Mode;
 use capability::gates::Site;
 use capability::url::Origin;
 
 /// Further origins.
 const SITES_MAX: usize = 64;
 
-/// A guarded route, for its name.
+/// What is said of one route; the proxy does the routing.
 pub struct Route {
-    name: String,
+    /// Its name.
+    pub name: String,
+    /// What becomes of its refusals.
+    pub mode: Mode,
+    /// Its upstream is shown the control plane's signed decision.
+    pub decision_header: bool,
     path_prefix: String,
     /// The authority of the origin that it belongs to.
     authority: String,
@@ -22,16 +28,13 @@ pub struct NamedSite {
     pub site: Site,
 }
 
-/// The name of the route of this authority with the longest prefix of this path;
-/// empty when none matches.
-pub(super) fn name<'a>(routes: &'a [Route], authority: &str, path: &str) -> &'a str {
+/// The route of this authority with the longest prefix of this path.
+pub(super) fn find<'a>(routes: &'a [Route], authority: &str, path: &str) -> Option<&'a Route> {
     let path = path.split('?').next().unwrap_or_default();
     let matching = routes
         .iter()
         .filter(|route| route.authority == authority && covers(&route.path_prefix, path));
-    matching
-        .max_by_key(|route| route.path_prefix.len())
-        .map_or("", |route| &route.name)
+    matching.max_by_key(|route| route.path_prefix.len())
 }
 
 /// As the proxy's own routes match: `/files` is `/files` and `/files/…`.
@@ -140,7 +143,8 @@ pub(super) fn routes(
         };
         let label = format!("routes[{at}].");
         let route = Members::new(&label, route);
-        route.only(&["name", "path_prefix", "site"], faults);
+        let known = ["name", "path_prefix", "mode", "decision_header", "site"];
+        route.only(&known, faults);
         let (name, prefix) = (
             route.text("name", faults),
             route.text("path_prefix", faults),
@@ -152,13 +156,21 @@ pub(super) fn routes(
             None => None,
             Some(_) => Some(route.text("site", faults).unwrap_or_default()),
         };
+        // Whoever leaves the mode out gets the one that refuses.
+        let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+        let mode = route.choice("mode", &modes, faults);
+        let decision_header = route.truth("decision_header", faults);
         let authority = authorities.find(site);
         if authority.is_none() {
             faults.add(format!("{label}site: no site has this name"));
         }
-        if let (Some(name), Some(prefix), Some(authority)) = (name, prefix, authority) {
+        if let (Some(name), Some(prefix), Some(authority), Some(mode), Some(decision_header)) =
+            (name, prefix, authority, mode, decision_header)
+        {
             routes.push(Route {
                 name: name.to_owned(),
+                mode,
+                decision_header,
                 path_prefix: prefix.to_owned(),
                 authority: authority.to_owned(),
             });
@@ -169,7 +181,7 @@ pub(super) fn routes(
 
 #[cfg(test)]
 mod tests {
-    use super::{Route, covers, name};
+    use super::{Mode, Route, covers, find};
 
     #[test]
     fn a_prefix_is_whole_segments() {
@@ -191,6 +203,8 @@ mod tests {
     fn a_route_is_of_its_authority_and_the_longest_prefix_names_it() {
         let route = |name: &str, path_prefix: &str, authority: &str| Route {
             name: name.to_owned(),
+            mode: Mode::Enforce,
+            decision_header: false,
             path_prefix: path_prefix.to_owned(),
             authority: authority.to_owned(),
         };
@@ -208,7 +222,8 @@ mod tests {
             ("b.example", "/files", ""),
             ("c.example", "/", ""),
         ] {
-            assert_eq!(name(&routes, authority, path), named, "{authority} {path}");
+            let found = find(&routes, authority, path).map_or("", |route| &route.name);
+            assert_eq!(found, named, "{authority} {path}");
         }
     }
 }

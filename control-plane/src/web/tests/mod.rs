@@ -97,7 +97,6 @@ impl World {
         let settings = WebSettings {
             secure_cookies: issuer.starts_with("https:"),
             dev_single_uid: false,
-            exempt: Vec::new(),
             issuer: issuer.to_owned(),
             module_sha256: watch::channel(Some("ab".repeat(32))).1,
             stop: stop.clone(),
@@ -168,7 +167,6 @@ impl World {
         let settings = WebSettings {
             secure_cookies: false,
             dev_single_uid: false,
-            exempt: Vec::new(),
             issuer: ISSUER.to_owned(),
             module_sha256: watch::channel(None).1,
             stop: self.stop.clone(),

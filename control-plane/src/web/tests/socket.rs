@@ -18,7 +18,6 @@ impl Socket {
         let settings = AdminSettings {
             refused_uids: vec![1000, 1001],
             dev_single_uid,
-            exempt: Vec::new(),
             module_sha256,
         };
         Self {
