@@ -264,7 +264,9 @@ impl Canary {
     /// was checked when the config was read.
     fn site(&self, route: &Route) -> (String, String) {
         let found = self.core.config.edge.site_named(route.site.as_deref());
-        found.map(|site| (site.origin, site.resource)).unwrap_or_default()
+        found
+            .map(|site| (site.origin, site.resource))
+            .unwrap_or_default()
     }
 
     fn action(&self, route: &Route) -> ActionRecord {

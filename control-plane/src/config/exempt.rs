@@ -4,8 +4,8 @@
 
 use super::reader::Table;
 use super::sites;
-use capability::decide::Mode;
 use super::types::{Edge, Route, Site};
+use capability::decide::Mode;
 
 /// What a journal's line has room for, in bytes.
 const JOURNAL_BYTES: usize = 2_048;

@@ -352,6 +352,8 @@ async fn what_is_exempt_is_said_everywhere_and_checked_by_its_names() {
         "passed: CORS preflights of echo answered by its upstream",
     ];
     let status = rig.status();
+    let shown = rig.system.writ().arg("status").output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
     let entry = rig.entries_of("config").remove(0);
     let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
     for words in told {
