@@ -357,6 +357,8 @@ async fn what_is_exempt_is_said_everywhere_and_checked_by_its_names() {
     let entry = rig.entries_of("config").remove(0);
     let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
     for words in told {
+        let warned = format!("WARNING   UNGUARDED by name, no token is asked for: {words}");
+        assert!(shown.contains(&warned), "{shown}");
         assert!(status["warnings"].to_string().contains(words), "{status:#}");
         assert!(
             entry["body"]["exempt"].to_string().contains(words),
