@@ -80,11 +80,8 @@ pub(super) fn sites(
         if sites.iter().any(|other| other.name == name) {
             faults.add(format!("{label}name: the same as an earlier one's"));
         }
-        let origins = first.into_iter().chain(earlier().map(|it| &it.origin));
-        if origins
-            .into_iter()
-            .any(|other| other.same_authority(&origin))
-        {
+        let mut origins = first.into_iter().chain(earlier().map(|it| &it.origin));
+        if origins.any(|other| other.same_authority(&origin)) {
             faults.add(format!(
                 "{label}origin: no request could be told from an earlier one's"
             ));
