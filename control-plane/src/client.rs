@@ -112,6 +112,19 @@ impl DpopKey {
     /// A fresh proof (RFC 9449, section 4.2).
     #[must_use]
     pub fn proof(&self, method: &str, url: &str, token: Option<&str>, now_s: u64) -> String {
+        self.proof_with(method, url, token, now_s, None)
+    }
+
+    /// As [`DpopKey::proof`], with the nonce that was asked for.
+    #[must_use]
+    pub fn proof_with(
+        &self,
+        method: &str,
+        url: &str,
+        token: Option<&str>,
+        now_s: u64,
+        nonce: Option<String>,
+    ) -> String {
         let claims = ProofClaims {
             htm: method.to_owned(),
             htu: url.split(['?', '#']).next().unwrap_or(url).to_owned(),
@@ -119,7 +132,7 @@ impl DpopKey {
             jti: crate::state::random_id::<16>(""),
             ath: token
                 .map(|token| Base64UrlUnpadded::encode_string(&Sha256::digest(token.as_bytes()))),
-            nonce: None,
+            nonce,
         };
         let input = signing_input(&self.jwk, Algorithm::Es256, &claims);
         let signature: Signature = self.signer.sign(input.as_bytes());
@@ -248,17 +261,22 @@ impl Agent {
         ];
         let unreachable =
             |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
-        let response = self
-            .http
-            .post(&endpoint)
-            .header(
-                "dpop",
-                self.key.proof("POST", &endpoint, None, self.now_s()),
-            )
-            .form(&form)
-            .send()
-            .await
-            .map_err(unreachable)?;
+        let ask = |nonce| {
+            let proof = self
+                .key
+                .proof_with("POST", &endpoint, None, self.now_s(), nonce);
+            let request = self.http.post(&endpoint).header("dpop", proof);
+            request.form(&form).send()
+        };
+        let mut response = ask(None).await.map_err(unreachable)?;
+        // Asked for a nonce, which it is once: this clock is wrong, or that one.
+        let offered = response.headers().get("dpop-nonce");
+        let offered = offered
+            .and_then(|nonce| nonce.to_str().ok())
+            .map(str::to_owned);
+        if response.status() == 400 && offered.is_some() {
+            response = ask(offered).await.map_err(unreachable)?;
+        }
         let ok = response.status().is_success();
         let reply: Value = response.json().await.map_err(unreachable)?;
         let text = |name: &str| {

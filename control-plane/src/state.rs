@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::decide::DecisionKey;
-use crate::keys::TokenKey;
+use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::warnings::Warnings;
@@ -34,8 +34,8 @@ pub struct Core {
     pub ledger: ledger::Ledger,
     /// Policy.
     pub policies: policy::Policies,
-    /// The key that signs capability tokens.
-    pub key: TokenKey,
+    /// The keys that sign capability tokens.
+    pub keys: KeyRing,
     /// The key that signs what upstreams are shown.
     pub decision_key: DecisionKey,
     /// Who the evidence says it is.

@@ -5,13 +5,27 @@
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
 mod bypass;
+mod cases;
 mod check;
+mod dpop;
+mod dpop_live;
+mod dpop_replay;
+mod ed25519;
 mod exhaustion;
+mod forge;
+mod jwk;
+mod jws;
+mod jws_forms;
+mod jws_live;
+mod keys;
+mod nonces;
 mod races;
 mod single_use;
 mod stages;
 mod store;
 mod stress;
+mod told;
+mod vectors;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -46,6 +60,8 @@ type Work<'a> = Pin<Box<dyn Future<Output = Result<String, Error>> + 'a>>;
 enum How {
     /// On a running system.
     Live(for<'a> fn(&'a mut Stages) -> Work<'a>),
+    /// By the requests that the files of requests have for it, and these.
+    Cases(cases::More),
     /// By these tests, each `FILE::FUNCTION` of the repository.
     Covered(&'static [&'static str]),
     /// Not at all, and why.
@@ -59,7 +75,15 @@ struct Row {
 }
 
 /// All groups, in the order in which they run.
-const GROUPS: [&[Row]; 4] = [single_use::ROWS, bypass::ROWS, store::ROWS, stress::ROWS];
+const GROUPS: &[&[Row]] = &[
+    jws::ROWS,
+    jwk::ROWS,
+    dpop::ROWS,
+    single_use::ROWS,
+    bypass::ROWS,
+    store::ROWS,
+    stress::ROWS,
+];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all
 /// that it has started.
@@ -93,6 +117,8 @@ async fn all(settings: &Settings) -> Result<(), Error> {
         let only = settings.only.join(", ");
         return Err(Error::Setup(format!("there is no row {only}")));
     }
+    let envoy = envoys_version()?;
+    eprintln!("on Envoy {envoy}");
     let mut stages = Stages::new(settings.tokens);
     let mut told = Vec::new();
     for row in rows {
@@ -103,7 +129,7 @@ async fn all(settings: &Settings) -> Result<(), Error> {
         told.push((row.id, outcome, detail));
     }
     stages.stop().await;
-    report(settings, &told)
+    report(settings, &envoy, &told)
 }
 
 async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
@@ -113,11 +139,15 @@ async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
             Some(missing) => ("failed", format!("there is no test {missing}")),
             None => ("covered_by", tests.join(", ")),
         },
-        How::Live(work) => {
+        How::Live(_) | How::Cases(_) => {
             let tokens = u32::try_from(stages.tokens).unwrap_or(u32::MAX);
             let limit = LONGEST + PER_TOKEN.saturating_mul(tokens);
             let tried = async {
-                let seen = work(stages).await?;
+                let seen = match row.how {
+                    How::Live(work) => work(stages).await?,
+                    How::Cases(more) => cases::all(stages, row.id, more).await?,
+                    How::Covered(_) | How::Never(_) => String::new(),
+                };
                 stages.are_well().await?;
                 Ok::<_, Error>(seen)
             };
@@ -146,7 +176,22 @@ fn exists(test: &str) -> bool {
     text.is_ok_and(|text| text.contains(&format!("fn {function}(")))
 }
 
-fn report(settings: &Settings, told: &[(&str, &str, String)]) -> Result<(), Error> {
+/// What the Envoy that rows run on says of itself, `1.40.0` of
+/// `envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
+fn envoys_version() -> Result<String, Error> {
+    let envoy = tools::Tools::from_env()?.envoy;
+    let output = std::process::Command::new(&envoy)
+        .arg("--version")
+        .output()
+        .map_err(Error::file("run", &envoy))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let build = said.rsplit_once("version: ").map(|(_, build)| build);
+    let version = build.and_then(|build| build.split('/').nth(1));
+    let none = || Error::Setup(format!("{} says no version", envoy.display()));
+    version.map(str::to_owned).ok_or_else(none)
+}
+
+fn report(settings: &Settings, envoy: &str, told: &[(&str, &str, String)]) -> Result<(), Error> {
     let count = |wanted: &str| told.iter().filter(|(_, it, _)| *it == wanted).count();
     let (passed, failed) = (count("passed"), count("failed"));
     let (covered, never) = (count("covered_by"), count("not_applicable"));
@@ -156,13 +201,18 @@ fn report(settings: &Settings, told: &[(&str, &str, String)]) -> Result<(), Erro
             .map(|(id, outcome, detail)| json!({"id": id, "outcome": outcome, "detail": detail}))
             .collect();
         let all = json!({
-            "rows": rows, "passed": passed, "failed": failed,
+            "envoy": envoy, "rows": rows, "passed": passed, "failed": failed,
             "covered_by": covered, "not_applicable": never,
+            "totals": {
+                "rows": told.len(), "passed": passed, "failed": failed,
+                "covered_by": covered, "not_applicable": never,
+            },
         });
         std::fs::write(path, format!("{all:#}\n")).map_err(Error::file("write", path))?;
     }
     println!(
-        "{passed} rows passed, {failed} failed; {covered} are covered by tests, {never} can't apply"
+        "Envoy {envoy}: {} rows, {passed} passed, {failed} failed, {covered} are covered by tests, {never} can't apply",
+        told.len(),
     );
     if failed == 0 {
         return Ok(());

@@ -58,6 +58,11 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// The URL of the PostgreSQL database that holds the log; `None` is files.
     pub store: Option<String>,
+    /// What agents take the token endpoint's base URL for, where it is not the
+    /// control plane's own address.
+    pub issuer: Option<String>,
+    /// What agents take the guarded origin for, where it is not Envoy's address.
+    pub origin: Option<String>,
     /// What it shares with another system, when it is a replica of that.
     pub beside: Option<Beside>,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
@@ -80,6 +85,8 @@ impl Default for Options {
             extra_config: String::new(),
             env: Vec::new(),
             store: None,
+            issuer: None,
+            origin: None,
             beside: None,
             cut: false,
             upstream_log: true,
@@ -276,10 +283,8 @@ impl System {
     pub async fn agent(&self) -> Result<client::Agent, Error> {
         let agent =
             client::Agent::connect(&self.issuer(), &self.origin(), &self.workload_api()).await?;
-        Ok(match self.options.beside {
-            None => agent,
-            Some(_) => agent.by_way_of(&self.http_url(), &self.proxy_url()),
-        })
+        // What it signs says one thing, and where it connects may be another.
+        Ok(agent.by_way_of(&self.http_url(), &self.proxy_url()))
     }
 
     /// Signs an approver in with the login link of the control plane's start,
@@ -340,14 +345,16 @@ impl System {
 
     /// The token endpoint's base URL; replicas share it.
     pub fn issuer(&self) -> String {
-        let beside = self.options.beside.as_ref();
-        beside.map_or_else(|| self.http_url(), |beside| beside.issuer.clone())
+        let beside = self.options.beside.as_ref().map(|it| &it.issuer);
+        let named = beside.or(self.options.issuer.as_ref());
+        named.map_or_else(|| self.http_url(), ToOwned::to_owned)
     }
 
     /// The guarded origin; replicas share it.
     pub fn origin(&self) -> String {
-        let beside = self.options.beside.as_ref();
-        beside.map_or_else(|| self.proxy_url(), |beside| beside.origin.clone())
+        let beside = self.options.beside.as_ref().map(|it| &it.origin);
+        let named = beside.or(self.options.origin.as_ref());
+        named.map_or_else(|| self.proxy_url(), ToOwned::to_owned)
     }
 
     /// Where this control plane itself answers.

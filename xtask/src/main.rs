@@ -64,6 +64,10 @@ enum Command {
         /// Only rows with these ids, or beginnings of ids.
         #[arg(long, value_name = "ID", num_args = 1..)]
         only: Vec<String>,
+        /// On this Envoy, whole version or line, fetched when it is not there: 1.40,
+        /// 1.39, 1.38.
+        #[arg(long, value_name = "VERSION")]
+        envoy: Option<String>,
         /// Write what came of each row to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -157,7 +161,12 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let json = json.map(absolute).transpose()?;
             crash::run(&progress, seeds, rounds, json)
         }
-        Command::Attack { only, json, tokens } => {
+        Command::Attack {
+            only,
+            envoy,
+            json,
+            tokens,
+        } => {
             let mut arguments: Vec<OsString> = vec!["attack".into()];
             arguments.extend(["--tokens".into(), tokens.to_string().into()]);
             if let Some(path) = json.map(absolute).transpose()? {
@@ -168,7 +177,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
                 arguments.extend(only.into_iter().map(OsString::from));
             }
             crash::strace(&progress)?;
-            run::attack(&progress, &arguments)
+            run::attack(&progress, &arguments, envoy.as_deref())
         }
         Command::Fuzz { minutes, target } => fuzz::run(&progress, minutes, target.as_deref()),
         Command::Test { fast } => test::run(&progress, fast),

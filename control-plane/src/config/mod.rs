@@ -451,6 +451,7 @@ fn limits(table: &Table<'_>) -> Limits {
         outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
         held_per_agent: size("held_per_agent", 16, 256),
         held_total: size("held_total", 1_024, 65_536),
+        proofs_per_agent: within("proofs_per_agent", 32_768, 16, 262_144),
         keys_per_evidence: size("keys_per_evidence", 16, 256),
         discovered_agents: size("discovered_agents", 1_024, 65_536),
         open_approvals: size("open_approvals", 1_024, 65_536),

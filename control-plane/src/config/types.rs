@@ -271,6 +271,8 @@ pub struct Limits {
     pub held_per_agent: usize,
     /// Held requests in all.
     pub held_total: usize,
+    /// Proofs of one agent that are remembered at the token endpoint.
+    pub proofs_per_agent: usize,
     /// DPoP keys per piece of evidence.
     pub keys_per_evidence: usize,
     /// Discovered agents that are remembered.

@@ -97,6 +97,10 @@ impl Engine {
         let Ok(hash) = self.token_hash(facts) else {
             return Ruling::Refused(Reason::InternalError, None);
         };
+        if self.is_revoked(facts) {
+            self.lapse(facts, "key revoked").await;
+            return Ruling::Refused(Reason::TokenRevoked, None);
+        }
         let token = match self.core.ledger.token(&hash).await {
             Ok(Some((token, TokenState::Held))) => token,
             Ok(_) => {
@@ -256,6 +260,9 @@ impl Engine {
                 return Err((reason, first));
             }
         };
+        if self.is_revoked(facts) {
+            return Err((Reason::TokenRevoked, None));
+        }
         if state == TokenState::Held {
             let held = SpentRecord {
                 jti: token.jti.clone(),
@@ -273,6 +280,12 @@ impl Engine {
             return Err((Reason::ActionMismatch, None));
         }
         Ok(token)
+    }
+
+    /// Whether the key is revoked that signed the token. The edge refuses it as well
+    /// once it has been told, and here it is refused before that.
+    fn is_revoked(&self, facts: &Facts) -> bool {
+        crate::keys::kid(&facts.token).is_some_and(|kid| self.core.keys.is_revoked(&kid))
     }
 
     /// A token that is not outstanding and whose use we do not remember: if it

@@ -21,6 +21,8 @@ pub enum ExchangeError {
     // The client's credentials.
     /// The DPoP proof.
     Proof(Reason),
+    /// The proof's `iat` is no good, or its nonce is not: here is a nonce.
+    Nonce,
     /// The proof was used before.
     ProofReplayed,
     /// The body is over its limit.
@@ -75,6 +77,7 @@ impl ExchangeError {
             Self::Target(_) => "invalid_target",
             Self::Details(_) => "invalid_authorization_details",
             Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
+            Self::Nonce => "use_dpop_nonce",
             Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
                 "access_denied"
             }
@@ -91,6 +94,7 @@ impl ExchangeError {
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
             Self::Proof(reason) | Self::Evidence(reason, _) => *reason,
             Self::TooLarge => Reason::TooLarge,
+            Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
@@ -122,6 +126,7 @@ impl ExchangeError {
                 | Self::Grant
                 | Self::Scope
                 | Self::Proof(_)
+                | Self::Nonce
                 | Self::Evidence(..)
         )
     }
@@ -139,6 +144,9 @@ impl ExchangeError {
                 "a DPoP proof is needed, in the header DPoP (RFC 9449)".into()
             }
             Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
+            Self::Nonce => {
+                "repeat this with a new DPoP proof that has the nonce of the DPoP-Nonce header; the proof's iat may stay wrong".into()
+            }
             Self::ProofReplayed => {
                 "the DPoP proof was used before; make a new one for each request".into()
             }

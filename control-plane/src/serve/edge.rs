@@ -88,7 +88,7 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
-        plugin_config: plugin_config(config, core.key.public_jwk()),
+        plugin_config: plugin_config(config, &core.keys.known(core.now() / 1000)),
         start: core.started_ms,
         routes,
         module: module.clone(),
@@ -108,7 +108,7 @@ fn authority(origin: &str) -> String {
 }
 
 /// The filter's own configuration; docs/reference/filter-config.md.
-fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
+fn plugin_config(config: &Config, keys: &[serde_json::Value]) -> serde_json::Value {
     let edge = &config.edge;
     let routes: Vec<_> = edge
         .routes
@@ -138,7 +138,7 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
         "issuer": config.server.issuer,
         "resource": edge.resource,
         "origin": edge.origin,
-        "keys": [jwk],
+        "keys": keys,
         "token_check": "edge",
         "crypto": if edge.portable_crypto { "portable" } else { "host" },
         "cluster": xds::CONTROL_PLANE_CLUSTER,
@@ -158,8 +158,8 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
     })
 }
 
-/// Pushes the module again when its file changes; what can't be used is said
-/// and the last one stays.
+/// Pushes the module again when its file changes, and with it the keys when they
+/// do; what can't be used is said and the last one stays.
 pub fn watch_module(
     core: Arc<Core>,
     ads: Ads,
@@ -172,9 +172,18 @@ pub fn watch_module(
     tasks.spawn(async move {
         let path = core.config.edge.module.clone();
         let mut current = first;
+        let mut known = kids(&core);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
+            if let Err(error) = core.keys.reload() {
+                tracing::error!(%error, "the changed list of keys can't be used; the last one stays");
+            }
+            // They change with the time as well.
+            let now_known = kids(&core);
+            if now_known != known && push(&core, &ads, &current).await {
+                known = now_known;
+            }
             if modified(&path).is_none() || modified(&path) == current.modified {
                 continue;
             }
@@ -205,9 +214,16 @@ pub fn watch_module(
     shown
 }
 
+/// The ids of the keys that proxies have to know.
+fn kids(core: &Core) -> Vec<String> {
+    let known = core.keys.known(core.now() / 1000);
+    let kid = |key: &serde_json::Value| key.get("kid")?.as_str().map(str::to_owned);
+    known.iter().filter_map(kid).collect()
+}
+
 /// The entry comes before the push: what runs is never unknown to the log.
 async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
-    let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
+    let body = json!({ "keys": kids(core), "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
     if let Err(error) = core
         .ledger
         .commit(Command::Note {
@@ -216,7 +232,7 @@ async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
         })
         .await
     {
-        tracing::error!(%error, "the new module could not be recorded, so it is not pushed");
+        tracing::error!(%error, "a new module or other keys could not be recorded, so they are not pushed");
         return false;
     }
     let settings = settings(core, &module.inner);
@@ -224,11 +240,14 @@ async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
         settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
     match updated {
         Ok(_) => {
-            tracing::info!(sha256 = module.sha256, "a new filter module is pushed");
+            tracing::info!(
+                sha256 = module.sha256,
+                "another module, or other keys, are pushed"
+            );
             true
         }
         Err(error) => {
-            tracing::error!(error, "the new module can't be pushed");
+            tracing::error!(error, "a new module or other keys can't be pushed");
             false
         }
     }

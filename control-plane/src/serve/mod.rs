@@ -15,7 +15,7 @@ use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::exchange::Exchange;
-use crate::keys::{KeyError, TokenKey};
+use crate::keys::{KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::state::{Clock, Core, system_clock};
@@ -142,9 +142,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
-    let keys = config.server.data_dir.join("keys");
-    let key = TokenKey::open(&keys)?;
-    let decision_key = DecisionKey::open(&keys)?;
+    let keys_dir = config.server.data_dir.join("keys");
+    let keys = KeyRing::open(&keys_dir)?;
+    let decision_key = DecisionKey::open(&keys_dir)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -165,7 +165,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         proofs_from_s,
         ledger,
         policies,
-        key,
+        keys,
         decision_key,
         identity: source,
         refusals: Refusals::default(),

@@ -1,5 +1,6 @@
 //! The systems that rows share, started when the first row needs them.
 
+use super::forge::Forger;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
@@ -11,6 +12,15 @@ pub struct Stages {
     pub tokens: usize,
     single: Option<Stage>,
     pair: Option<Pair>,
+    named: Option<Named>,
+}
+
+/// A system whose names are not where it listens, and what forges for it.
+pub struct Named {
+    /// It.
+    pub stage: Stage,
+    /// What has its keys.
+    pub forger: Forger,
 }
 
 /// What all stages have in common.
@@ -31,6 +41,7 @@ impl Stages {
             tokens,
             single: None,
             pair: None,
+            named: None,
         }
     }
 
@@ -48,6 +59,29 @@ impl Stages {
             self.single = Some(Stage::start(options).await?);
         }
         self.single
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
+    /// One Envoy behind the names that `capability`'s own tests have: the origin
+    /// is https, as where something in front of Envoy ends TLS.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn named(&mut self) -> Result<&mut Named, Error> {
+        if self.named.is_none() {
+            let options = Options {
+                issuer: Some("https://issuer.example".to_owned()),
+                origin: Some("https://tools.example".to_owned()),
+                extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+                hold_s: 1,
+                ..Options::default()
+            };
+            let stage = Stage::start(options).await?;
+            let forger = Forger::of(&stage.system)?;
+            self.named = Some(Named { stage, forger });
+        }
+        self.named
             .as_mut()
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
@@ -79,7 +113,9 @@ impl Stages {
     pub async fn are_well(&mut self) -> Result<(), Error> {
         let pair = self.pair.as_mut();
         let of_pair = pair.map(|pair| [&mut pair.first, &mut pair.second]);
-        let all = of_pair.into_iter().flatten().chain(self.single.as_mut());
+        let named = self.named.as_mut().map(|named| &mut named.stage);
+        let all = of_pair.into_iter().flatten();
+        let all = all.chain(self.single.as_mut()).chain(named);
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
                 return Err(problem);
@@ -93,12 +129,16 @@ impl Stages {
     pub fn abandon(&mut self) {
         self.pair = None;
         self.single = None;
+        self.named = None;
     }
 
     /// Ends everything in order.
     pub async fn stop(self) {
         if let Some(pair) = self.pair {
             pair.stop().await;
+        }
+        if let Some(named) = self.named {
+            named.stage.stop().await;
         }
         if let Some(single) = self.single {
             single.stop().await;

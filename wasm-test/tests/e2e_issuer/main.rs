@@ -19,6 +19,7 @@ mod cutter;
 mod deciding;
 mod evidence;
 mod exchange_callers;
+mod exchange_nonces;
 mod exchange_params;
 mod exchange_proofs;
 mod exchange_tokens;
