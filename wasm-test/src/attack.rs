@@ -4,6 +4,7 @@
 //! A row is tried here, or names the test that covers it, or says why it can't
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
+mod bodies;
 mod bypass;
 mod cases;
 mod check;
@@ -79,6 +80,7 @@ const GROUPS: &[&[Row]] = &[
     jws::ROWS,
     jwk::ROWS,
     dpop::ROWS,
+    bodies::ROWS,
     single_use::ROWS,
     bypass::ROWS,
     store::ROWS,

@@ -173,7 +173,8 @@ async fn authorize() -> Response {
 }
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
-    cached(metadata::server(&exchange.core.config.server.issuer))
+    let config = &exchange.core.config;
+    cached(metadata::server(&config.server.issuer, &config.edge))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {

@@ -129,7 +129,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         config.ledger.store.url.clone_from(&options.store);
     }
     let policies =
-        policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
+        policy::Policies::load_with(&config.policies, &config.approvers, &config.edge.facts())
+            .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
     let failed = CancellationToken::new();
@@ -169,6 +170,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         decision_key,
         identity: source,
         refusals: Refusals::default(),
+        bodies: crate::approval::Bodies::default(),
         metrics: Metrics::default(),
         warnings: Warnings::default(),
         clock,

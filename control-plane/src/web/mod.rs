@@ -9,6 +9,7 @@
 mod admin;
 mod api;
 mod assets;
+mod bodies;
 mod fence;
 mod inbox;
 mod logins;
@@ -41,6 +42,8 @@ pub trait Desk: Send + Sync + 'static {
     fn list(&self) -> Vec<Approval>;
     /// One approval.
     fn get(&self, id: &str) -> Option<Approval>;
+    /// The bytes of the body that an approval covers, while they are here.
+    fn body(&self, id: &str) -> Option<Arc<[u8]>>;
     /// Commits a human's decision about exactly the action of `digest`; `by`
     /// is the session's name. Answers once the decision is durable.
     fn decide(
@@ -83,6 +86,9 @@ pub enum DeskError {
     /// It was decided, or ended, before.
     #[error("the approval is not pending any more")]
     NotPending(ApprovalState),
+    /// Its body is not here to be looked at, so nobody can say yes.
+    #[error("its body can't be shown here any more: it is when the agent repeats the request")]
+    BodyGone,
     /// This person may not decide it.
     #[error("this person is not one of its approvers")]
     NotAllowed,
