@@ -351,6 +351,11 @@ impl Status {
                 "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
             );
         }
+        if value.get("journal_full").and_then(Value::as_bool) == Some(true) {
+            println!(
+                "FULL      no space is left for the journal: only what takes rights away is taken; free some"
+            );
+        }
         println!("version   {}", text("/version").unwrap_or_default());
         println!("filter    {}", text("/module_sha256").unwrap_or_default());
         println!(

@@ -22,6 +22,7 @@ mod exchange_callers;
 mod exchange_params;
 mod exchange_proofs;
 mod exchange_tokens;
+mod full_disk;
 mod identities;
 mod interop;
 mod judging;

@@ -16,6 +16,7 @@ mod replay;
 pub(crate) mod snapshot;
 pub(crate) mod snapshots;
 mod sources;
+pub(crate) mod spare;
 pub(crate) mod state;
 mod tally;
 pub mod tools;
@@ -39,6 +40,7 @@ use crate::{
         queue::Queue,
         recovery::{OpenError, OpenReport},
         snapshots::Snapshots,
+        spare::Spare,
         state::{Stamp, State},
         writer::Writer,
     },
@@ -104,6 +106,7 @@ struct Inner {
     clock: Clock,
     queue_wait: Duration,
     dir: PathBuf,
+    spare: Arc<Spare>,
     ended: watch::Receiver<bool>,
 }
 
@@ -146,6 +149,7 @@ impl Embedded {
             recovered.report.entries,
             Arc::new(move || woken.wake()),
         );
+        let spare = recovered.journal.spare();
         let writer = Writer {
             snapshots,
             shared: Arc::clone(&shared),
@@ -187,6 +191,7 @@ impl Embedded {
             clock: options.clock,
             queue_wait: options.queue_wait,
             dir: options.dir,
+            spare,
             ended,
         };
         Ok((
@@ -294,6 +299,11 @@ impl Embedded {
     /// The current epoch; each start has its own.
     pub(crate) fn epoch(&self) -> u64 {
         self.inner.shared.read().epoch
+    }
+
+    /// Whether no further segment can be made: then only what takes rights away is taken.
+    pub(crate) fn is_full(&self) -> bool {
+        self.inner.spare.is_missing()
     }
 
     /// The journal's directory.

@@ -66,7 +66,12 @@ pub(crate) struct Failed(pub(crate) String);
 /// Drives a writer until the queue is closed and empty, or the journal fails.
 pub(crate) fn run(mut writer: Writer, queue: &Queue, fatal: &Fatal) {
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        while let Some(jobs) = queue.take(BATCH) {
+        loop {
+            // A full disk is tried again also when nobody asks for anything.
+            let patience = writer.journal.is_short().then_some(SPARE_RETRY);
+            let Some(jobs) = queue.take(BATCH, patience) else {
+                break;
+            };
             writer.step(jobs, Instant::now())?;
         }
         writer.last_snapshot()
@@ -86,7 +91,7 @@ impl Writer {
     /// # Errors
     /// When the journal failed: the writer must not be used again.
     pub(crate) fn step(&mut self, jobs: Vec<Job>, at: Instant) -> Result<(), Failed> {
-        if self.journal.is_short() && at.duration_since(self.spare_tried) > SPARE_RETRY {
+        if self.journal.is_short() && at.duration_since(self.spare_tried) >= SPARE_RETRY {
             self.spare_tried = at;
             self.journal.retry_spare();
         }
@@ -104,7 +109,7 @@ impl Writer {
                 self.journal.keep_reserve(more);
             }
             if self.journal.is_short() && !goes_on {
-                group.answers.push((job.answer, Err(Refused::Unavailable)));
+                group.answers.push((job.answer, Err(Refused::Full)));
                 continue;
             }
             if at > job.until && !is_essential(&job.command) {
@@ -132,7 +137,7 @@ impl Writer {
                     if self.make_room(&mut group, encoded.len())? {
                         self.add(&mut group, draft, &place, &encoded, Some(job.answer));
                     } else {
-                        group.answers.push((job.answer, Err(Refused::Unavailable)));
+                        group.answers.push((job.answer, Err(Refused::Full)));
                     }
                 }
             }

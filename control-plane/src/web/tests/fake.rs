@@ -101,6 +101,10 @@ impl Desk for FakeDesk {
         async move { result }.boxed()
     }
 
+    fn journal_full(&self) -> bool {
+        false
+    }
+
     fn suspended(&self) -> Option<Suspension> {
         lock(&self.suspended).clone()
     }
