@@ -150,6 +150,7 @@ async fn status(State(office): State<Office>) -> Response {
         "approvals": {"pending": count(ApprovalState::Pending), "approved": count(ApprovalState::Approved)},
         "suspended": suspension(&*office.desk),
         "journal_full": office.desk.journal_full(),
+        "warnings": office.desk.warnings(),
         "proxies": proxies,
     }))
     .into_response()
