@@ -41,7 +41,7 @@ use crate::{
         recovery::{OpenError, OpenReport},
         snapshots::Snapshots,
         spare::Spare,
-        state::{Stamp, State},
+        state::{Made, Stamp, State},
         writer::Writer,
     },
     event::Entry,
@@ -81,14 +81,14 @@ impl Shared {
     }
 
     /// Applies a durable group.
-    pub(crate) fn publish(&self, applied: &[(Stamp, Entry)]) {
+    pub(crate) fn publish(&self, applied: &mut [(Stamp, Entry, Made)]) {
         let mut state = self
             .published
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let before = state.holds_changed;
-        for (stamp, entry) in applied {
-            state.apply(*stamp, entry);
+        for (stamp, entry, made) in applied {
+            state.apply_with(*stamp, entry, made);
         }
         let (entries, changed) = (state.entries, state.holds_changed != before);
         drop(state);
@@ -230,7 +230,7 @@ impl Embedded {
 
     /// What became of a token's one use, until the token's end.
     pub(crate) fn spent(&self, hash: &Hash) -> Option<SpentRecord> {
-        self.inner.shared.read().spent(hash).cloned()
+        self.inner.shared.read().spent(hash)
     }
 
     /// An approval, open or recently ended.

@@ -275,7 +275,7 @@ pub(crate) fn open(
         journal,
         working: replay.state.clone(),
         snapshots,
-        published: replay.state,
+        published: replay.state.shown(),
         log,
         report,
     })

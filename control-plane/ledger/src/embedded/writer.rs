@@ -19,7 +19,7 @@ use crate::{
         queue::{Job, Queue},
         snapshot::{Snapshot, Written},
         snapshots::Snapshots,
-        state::{Stamp, State},
+        state::{Made, Stamp, State},
     },
     event::{Entry, Event},
     lines::{self, Encoded, Place},
@@ -54,7 +54,7 @@ pub(crate) struct Writer {
 pub(crate) struct Group {
     builder: Builder,
     first: u64,
-    applied: Vec<(Stamp, Entry)>,
+    applied: Vec<(Stamp, Entry, Made)>,
     // Refusals wait as well: what they are based on is not durable before the group is.
     answers: Told,
 }
@@ -205,7 +205,8 @@ impl Writer {
             epoch: place.epoch,
             leaf,
         };
-        self.state.apply(stamp, &draft.entry);
+        let mut made = Made::default();
+        self.state.apply_with(stamp, &draft.entry, &mut made);
         let approval = draft
             .approval
             .and_then(|id| self.state.approval(&id).cloned())
@@ -215,7 +216,7 @@ impl Writer {
             time_ms: place.time_ms,
             approval,
         };
-        group.applied.push((stamp, draft.entry));
+        group.applied.push((stamp, draft.entry, made));
         if let Some(answer) = answer {
             group.answers.push((answer, Ok(committed)));
         }
@@ -287,14 +288,14 @@ impl Writer {
             self.answers.tell(&mut group.answers);
         }
         if planted!(PublishBeforeSync) {
-            self.shared.publish(&group.applied);
+            self.shared.publish(&mut group.applied);
             group.applied.clear();
         }
         if group.builder.count() > 0 {
             self.journal
                 .append(&mut group.builder, group.first)
                 .map_err(|e| Failed(format!("cannot write the journal: {e}")))?;
-            self.shared.publish(&group.applied);
+            self.shared.publish(&mut group.applied);
             group.applied.clear();
         }
         self.answers.tell(&mut group.answers);
