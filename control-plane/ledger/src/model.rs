@@ -471,6 +471,10 @@ pub enum Refused {
     /// Agents are suspended since a restore, until an admin confirms.
     #[error("agents are suspended since a restore, until an admin confirms it")]
     Suspended,
+    /// There is no room for the journal to grow, and this is not what takes rights
+    /// away. Nothing was written.
+    #[error("no space is left for the journal, so only what takes rights away is taken")]
+    Full,
     /// The queue is full, the command waited in it for too long, or the ledger
     /// is stopping. Nothing was written.
     #[error("the ledger does not take this now")]

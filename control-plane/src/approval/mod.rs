@@ -136,6 +136,10 @@ impl Desk for ApprovalDesk {
         Box::pin(async move { self.decided(&id, digest, approve, &by).await })
     }
 
+    fn journal_full(&self) -> bool {
+        self.core.ledger.is_full()
+    }
+
     fn suspended(&self) -> Option<Suspension> {
         self.core.ledger.suspended()
     }

@@ -373,6 +373,11 @@ impl Status {
                 "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
             );
         }
+        if value.get("journal_full").and_then(Value::as_bool) == Some(true) {
+            println!(
+                "FULL      no space is left for the journal: only what takes rights away is taken; free some"
+            );
+        }
         let none = Vec::new();
         let warnings = value.get("warnings").and_then(Value::as_array);
         for warning in warnings.unwrap_or(&none).iter().filter_map(Value::as_str) {

@@ -179,7 +179,9 @@ impl Engine {
             };
             match self.core.ledger.commit(command).await {
                 Ok(_) => return true,
-                Err(Refused::Unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(Refused::Unavailable | Refused::Full) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await
+                }
                 Err(error) => {
                     tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
                     return false;
@@ -438,7 +440,9 @@ impl Engine {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)
             }
-            Refused::Unavailable => Ruling::Refused(Reason::ControlPlaneUnavailable, None),
+            Refused::Unavailable | Refused::Full => {
+                Ruling::Refused(Reason::ControlPlaneUnavailable, None)
+            }
             Refused::Unknown => Ruling::Refused(Reason::OutcomeUnknown, None),
         }
     }

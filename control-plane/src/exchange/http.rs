@@ -119,7 +119,7 @@ fn refusal(error: &ExchangeError, request_id: &str) -> Response {
         "request_id": request_id,
     });
     let mut response = (status, axum::Json(body)).into_response();
-    if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {
+    if error.code() == "temporarily_unavailable" {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -255,7 +255,7 @@ impl Exchange {
                     Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => {
                         Some(ExchangeError::Unregistered)
                     }
-                    Err(_) => Some(ExchangeError::Unavailable),
+                    Err(refused) => Some(ExchangeError::not_recorded(&refused)),
                 }
             }
         }
@@ -412,7 +412,7 @@ impl Exchange {
                 .await),
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
-                Err(ExchangeError::Unavailable)
+                Err(ExchangeError::not_recorded(&error))
             }
         }
     }
@@ -452,7 +452,7 @@ impl Exchange {
             Ok(_) => error,
             Err(refused) => {
                 tracing::error!(%refused, "a refusal could not be recorded");
-                ExchangeError::Unavailable
+                ExchangeError::not_recorded(&refused)
             }
         }
     }

@@ -55,6 +55,9 @@ pub trait Desk: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Approval, DeskError>>;
     /// What agents wait for an admin to confirm, after a restore.
     fn suspended(&self) -> Option<Suspension>;
+    /// Whether no space is left for the journal, so that only what takes rights
+    /// away is taken.
+    fn journal_full(&self) -> bool;
     /// Lets agents act again, after a restore whose entry has this index; `by` is
     /// the session's name. Answers once that is durable.
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>>;

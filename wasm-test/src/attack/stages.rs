@@ -1,5 +1,7 @@
 //! The systems that rows share, started when the first row needs them.
 
+use std::time::Duration;
+
 use super::forge::Forger;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
@@ -13,6 +15,10 @@ const BODIES_POLICY: &str = "wasm-test/tests/e2e_edge/bodies.cedar";
 pub struct Stages {
     /// How many tokens are raced over replicas.
     pub tokens: usize,
+    /// How many tokens are raced over two Envoys.
+    pub rounds: usize,
+    /// How many minutes the soak and the outage last; 0 is a short one of each.
+    pub minutes: u64,
     single: Option<Stage>,
     bodies: Option<Stage>,
     pair: Option<Pair>,
@@ -43,11 +49,18 @@ impl Stages {
     pub fn new(tokens: usize) -> Stages {
         Stages {
             tokens,
+            rounds: 500,
+            minutes: 0,
             single: None,
             bodies: None,
             pair: None,
             named: None,
         }
+    }
+
+    /// How long the soak and the outage last; none is a short one.
+    pub fn lasts(&self) -> Duration {
+        Duration::from_secs(self.minutes.saturating_mul(60))
     }
 
     /// One control plane with two Envoys, behind a line that can be cut.

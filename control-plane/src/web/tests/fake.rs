@@ -108,6 +108,10 @@ impl Desk for FakeDesk {
         lock(&self.body).clone()
     }
 
+    fn journal_full(&self) -> bool {
+        false
+    }
+
     fn suspended(&self) -> Option<Suspension> {
         lock(&self.suspended).clone()
     }
