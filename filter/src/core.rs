@@ -14,6 +14,7 @@ use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Header, HostFault, Queue};
 use crate::metrics::Metrics;
 use crate::outcomes::{Outcomes, not_forwarded};
+use crate::peers::Peers;
 use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
 use crate::refusal::Refusal;
 use crate::stream::{NotSent, Stream};
@@ -63,6 +64,7 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    peers: Peers,
     /// Refusals that a context which went away could not hand in.
     left: Queue,
 }
@@ -79,6 +81,7 @@ impl Core {
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
             outcomes: Outcomes::new(),
+            peers: Peers::default(),
             settings,
             metrics,
         }
@@ -141,9 +144,12 @@ impl Core {
         facts: &mut Facts,
     ) -> Result<Rc<Passage>, Refusal> {
         let now_ms = host::now_ms().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
+        // Without a demand for certificates there is nothing to read.
+        let demanded = self.settings.edge.require_peer;
+        let peer = demanded.then(|| self.peers.of_request()).flatten();
         let view = RequestView {
             headers,
-            peer: None,
+            peer: peer.as_deref(),
             body,
         };
         let checked = gates::check(&view, &self.settings.edge, now_ms, &self.settings.crypto)
@@ -177,6 +183,7 @@ impl Core {
             request_id: facts.request_id.clone(),
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
             route: self.settings.route(checked.path()).to_owned(),
+            peer_certificate: peer.map(|leaf| leaf.sha256.to_vec()).unwrap_or_default(),
         };
         let times = (
             self.now_ms,

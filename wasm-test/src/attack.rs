@@ -4,6 +4,7 @@
 //! A row is tried here, or names the test that covers it, or says why it can't
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
+mod certificates;
 mod check;
 mod exhaustion;
 mod races;
@@ -58,7 +59,12 @@ struct Row {
 }
 
 /// All groups, in the order in which they run.
-const GROUPS: [&[Row]; 3] = [single_use::ROWS, store::ROWS, stress::ROWS];
+const GROUPS: &[&[Row]] = &[
+    single_use::ROWS,
+    store::ROWS,
+    stress::ROWS,
+    certificates::ROWS,
+];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all
 /// that it has started.

@@ -18,6 +18,10 @@ pub type Hash = [u8; 32];
 #[serde(transparent)]
 pub(crate) struct HexHash(#[serde(with = "hash_hex")] pub(crate) Hash);
 
+/// The limit that a piece of evidence shown under one DPoP key too many has
+/// reached, as [`Refused::Limit`] says it.
+pub const EVIDENCE_KEYS: &str = "keys per piece of evidence";
+
 /// Milliseconds since the Unix epoch, as the ledger's own clock has them.
 pub type Millis = u64;
 
@@ -99,6 +103,9 @@ pub struct TokenRecord {
     pub chain: Vec<String>,
     /// Thumbprint of the key it is bound to.
     pub jkt: String,
+    /// SHA-256 of the client certificate it is bound to, base64url (RFC 8705).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x5t: Option<String>,
     /// The one action.
     pub action: ActionRecord,
     /// The task that the action belongs to.
@@ -237,6 +244,10 @@ pub struct RequestFacts {
     pub source: String,
     /// SHA-256 of the serialised question, hex.
     pub question: String,
+    /// SHA-256 of the connection's client certificate, base64url (`x5t#S256`);
+    /// empty where none was demanded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub certificate: String,
 }
 
 /// What policy said, for the line.

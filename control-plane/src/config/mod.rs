@@ -71,6 +71,7 @@ impl Config {
         root.finish();
         config.check(&reader);
         config.check_places(&reader);
+        config.check_certificates(&reader);
         look(&config, &reader);
         reader.result(config)
     }
@@ -185,6 +186,8 @@ fn server(table: &Table<'_>) -> Server {
         admin_socket: table.path("admin_socket"),
         plaintext_grpc: table.flag("plaintext_grpc", false),
         login_as: table.text_or("login_as", "operator"),
+        mtls_listen: table.optional_address("mtls_listen"),
+        mtls_url: table.optional_origin("mtls_url"),
     };
     table.finish();
     server
@@ -316,8 +319,16 @@ fn edge(table: &Table<'_>) -> Edge {
             "no [[edge.route]]: there is nothing to guard".into(),
         );
     }
+    let certificates = table.text_or("client_certificates", "none");
+    if !matches!(certificates.as_str(), "none" | "required") {
+        table.error(
+            "client_certificates",
+            format!("`{certificates}` is neither \"none\" nor \"required\""),
+        );
+    }
     let edge = Edge {
         routes,
+        client_certificates: certificates == "required",
         listen: table.address("listen"),
         origin: table.origin("origin"),
         module: table.path("module"),

@@ -45,6 +45,10 @@ pub struct Server {
     pub data_dir: PathBuf,
     /// Unix socket for the command line.
     pub admin_socket: PathBuf,
+    /// The token endpoint for agents that show their X.509-SVID: HTTPS.
+    pub mtls_listen: Option<SocketAddr>,
+    /// The URL that they know it by: scheme and authority.
+    pub mtls_url: Option<String>,
     /// ADS and decisions without TLS; loopback only, by explicit flag.
     pub plaintext_grpc: bool,
     /// Whom a login link signs in.
@@ -152,6 +156,9 @@ pub struct Edge {
     pub listen: SocketAddr,
     /// The URL that clients use, and the protected resource (`aud`).
     pub origin: String,
+    /// TLS at the listener, with a client certificate of the trust domain
+    /// demanded of every agent.
+    pub client_certificates: bool,
     /// The filter's module.
     pub module: PathBuf,
     /// p256 in wasm instead of the host's BoringSSL, by name only.

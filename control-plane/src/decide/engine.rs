@@ -1,7 +1,9 @@
 //! The decision itself: the control plane's own record of the token, the
 //! registry, policy with the real request, and one durable commit.
 
-use super::facts::{Facts, bounded, claim, covers, cut, digest_of, evidence, request_facts};
+use super::facts::{
+    Facts, bounded, certificate_fits, claim, covers, cut, digest_of, evidence, request_facts,
+};
 use super::opinion::Opinion;
 use crate::state::Core;
 use capability::reason::Reason;
@@ -263,6 +265,8 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
+        let demanded = self.core.config.edge.client_certificates;
+        certificate_fits(&token, &facts.question, demanded).map_err(|reason| (reason, None))?;
         if !covers(
             &token.action,
             &facts.question,

@@ -1,6 +1,7 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
 use crate::state::Core;
+use capability::reason::Reason;
 use capability::url::{Origin, Target};
 use decision_api::Question;
 use ledger::model::{ActionRecord, Evidence, Hash, RequestFacts, TokenRecord};
@@ -33,6 +34,31 @@ pub(super) fn covers(action: &ActionRecord, question: &Question, origin: &str) -
     }
 }
 
+/// Whether the client certificate that the proxy saw is the one that our own
+/// record binds the token to (RFC 8705, section 3). The filter has checked it,
+/// and the agent's name in it, too.
+///
+/// # Errors
+/// `certificate_missing` or `certificate_mismatch`.
+pub(super) fn certificate_fits(
+    token: &TokenRecord,
+    question: &Question,
+    demanded: bool,
+) -> Result<(), Reason> {
+    let shown = &question.peer_certificate;
+    if shown.is_empty() {
+        return if demanded || token.x5t.is_some() {
+            Err(Reason::CertificateMissing)
+        } else {
+            Ok(())
+        };
+    }
+    match &token.x5t {
+        Some(x5t) if *x5t != capability::b64::encode(shown) => Err(Reason::CertificateMismatch),
+        _ => Ok(()),
+    }
+}
+
 /// What an approval of this request would cover.
 pub(super) fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
     Core::action_digest(
@@ -51,6 +77,7 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
         proxy: facts.proxy.clone(),
         source: facts.question.source_address.clone(),
         question: hex::encode(facts.digest),
+        certificate: capability::b64::encode(&facts.question.peer_certificate),
     }
 }
 
@@ -80,6 +107,7 @@ pub(super) fn bounded(mut facts: RequestFacts) -> RequestFacts {
         &mut facts.request_id,
         &mut facts.source,
         &mut facts.method,
+        &mut facts.certificate,
     ] {
         text.truncate(cut(text).len());
     }

@@ -4,9 +4,11 @@ use super::GRANT_EXCHANGE;
 use serde_json::{Value, json};
 
 /// What standard clients read before they do anything. They require
-/// `authorization_endpoint` and `response_types_supported`.
-pub fn server(issuer: &str) -> Value {
-    json!({
+/// `authorization_endpoint` and `response_types_supported`. Where there is a
+/// token endpoint for client certificates, its tokens are bound to them, and
+/// clients find it by its alias (RFC 8705, sections 3.3 and 5).
+pub fn server(issuer: &str, mtls_url: Option<&str>) -> Value {
+    let mut metadata = json!({
         "issuer": issuer,
         "token_endpoint": format!("{issuer}/oauth2/token"),
         "authorization_endpoint": format!("{issuer}/oauth2/authorize"),
@@ -16,5 +18,16 @@ pub fn server(issuer: &str) -> Value {
         "token_endpoint_auth_methods_supported": ["none"],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
         "authorization_details_types_supported": ["http_request"],
-    })
+    });
+    if let (Some(url), Some(members)) = (mtls_url, metadata.as_object_mut()) {
+        members.insert(
+            "tls_client_certificate_bound_access_tokens".into(),
+            true.into(),
+        );
+        members.insert(
+            "mtls_endpoint_aliases".into(),
+            json!({ "token_endpoint": format!("{url}/oauth2/token") }),
+        );
+    }
+    metadata
 }

@@ -22,6 +22,7 @@ use axum::Router;
 use axum::routing::get;
 use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
 use ledger::model::Command;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -136,6 +137,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
+    let mtls = config.server.mtls_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
     let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
@@ -196,6 +198,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .merge(crate::exchange::routes(exchange.clone()))
         .merge(health(core.clone()));
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
+    if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
+        let listener = listen(socket, address)?;
+        let incoming = identity::mtls::serve_workloads(listener, core.identity.clone());
+        let router = crate::exchange::mtls_routes(exchange);
+        tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
+    }
     let decisions = DecisionsService::new(core.clone());
     tasks.spawn(edge::serve_grpc(
         grpc,
@@ -335,6 +343,7 @@ async fn identities_from(
             socket: identity.workload_api.clone(),
             self_id: own.clone(),
             entries,
+            hosts: hosts(config)?,
             x509_ttl: ttl,
             jwt_ttl: ttl.min(JWT_SVID_TTL_MAX),
             clock: clock.clone(),
@@ -345,6 +354,32 @@ async fn identities_from(
     Source::connect_as(socket, &own, Duration::from_secs(10))
         .await
         .map_err(|error| ServeError::Source(socket.clone(), error))
+}
+
+/// What each that agents connect to over TLS is reached by, so that any client
+/// finds it in its certificate.
+fn hosts(config: &Config) -> Result<BTreeMap<SpiffeId, Vec<String>>, ServeError> {
+    let mut hosts = BTreeMap::new();
+    if config.edge.client_certificates {
+        for proxy in &config.proxies {
+            hosts.insert(spiffe_id(proxy)?, vec![host_of(&config.edge.origin)]);
+        }
+    }
+    if let Some(url) = &config.server.mtls_url {
+        let own = spiffe_id(&config.identity.control_plane_id)?;
+        hosts.insert(own, vec![host_of(url)]);
+    }
+    Ok(hosts)
+}
+
+/// The host of an origin, without port and brackets.
+fn host_of(origin: &str) -> String {
+    let authority = origin.split_once("://").map_or(origin, |(_, rest)| rest);
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.trim_matches(['[', ']']).to_owned()
 }
 
 fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {

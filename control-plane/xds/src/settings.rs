@@ -63,6 +63,9 @@ pub struct Listener {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
+    /// TLS, with a client certificate of the trust domain demanded. Both come
+    /// from the Workload API beside the proxy, by SDS.
+    pub client_certificates: bool,
 }
 
 /// One guarded route: a path prefix, and nothing else, selects an upstream.
@@ -136,6 +139,12 @@ pub enum SettingsError {
     /// The module begins like one and does not go on like one.
     #[error("the filter module is damaged at byte {0}: put a whole one in place")]
     Damaged(usize),
+    /// Listener and filter would disagree on certificates, and tokens that are
+    /// bound to them be taken without.
+    #[error(
+        "the listener and the filter's configuration differ in whether client certificates are required"
+    )]
+    Certificates,
     /// The access log's path is not UTF-8.
     #[error("the access log's path is not UTF-8: choose another")]
     LogPath,
@@ -199,6 +208,11 @@ impl Settings {
             is_host_byte(byte) || matches!(byte, b':' | b'[' | b']')
         })?;
         port("the edge's port", self.listener.port)?;
+        let of_filter = self.plugin_config.get("client_certificates");
+        let looks = of_filter.and_then(serde_json::Value::as_str) == Some("required");
+        if looks != self.listener.client_certificates {
+            return Err(SettingsError::Certificates);
+        }
         in_range("the hold in ms", self.hold_ms, 0, MAX_HOLD_MS)?;
         in_range(
             "the stream idle timeout in ms",

@@ -1,5 +1,6 @@
 //! The systems that rows share, started when the first row needs them.
 
+use super::certificates::Guarded;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
@@ -11,6 +12,7 @@ pub struct Stages {
     pub tokens: usize,
     single: Option<Stage>,
     pair: Option<Pair>,
+    guarded: Option<Guarded>,
 }
 
 /// What all stages have in common.
@@ -31,6 +33,7 @@ impl Stages {
             tokens,
             single: None,
             pair: None,
+            guarded: None,
         }
     }
 
@@ -48,6 +51,19 @@ impl Stages {
             self.single = Some(Stage::start(options).await?);
         }
         self.single
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
+    /// One Envoy that demands client certificates.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn guarded(&mut self) -> Result<&mut Guarded, Error> {
+        if self.guarded.is_none() {
+            self.guarded = Some(Guarded::start(options()).await?);
+        }
+        self.guarded
             .as_mut()
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
@@ -86,6 +102,12 @@ impl Stages {
             }
             stage.recovers().await?;
         }
+        if let Some(guarded) = &mut self.guarded {
+            if let Some((_, problem)) = guarded.stage.system.ended().into_iter().next() {
+                return Err(problem);
+            }
+            guarded.recovers().await?;
+        }
         Ok(())
     }
 
@@ -93,6 +115,7 @@ impl Stages {
     pub fn abandon(&mut self) {
         self.pair = None;
         self.single = None;
+        self.guarded = None;
     }
 
     /// Ends everything in order.
@@ -102,6 +125,9 @@ impl Stages {
         }
         if let Some(single) = self.single {
             single.stop().await;
+        }
+        if let Some(guarded) = self.guarded {
+            guarded.stage.stop().await;
         }
     }
 }

@@ -33,6 +33,19 @@ pub fn write(system: &System) -> Result<(), Error> {
 
 fn control_plane(system: &System) -> Result<String, Error> {
     let mut config = parse(&base(system))?;
+    if system.options.client_certificates {
+        let (port, url) = (system.mtls_port, system.mtls_url());
+        let over = format!(
+            r#"
+[server]
+mtls_listen = "127.0.0.1:{port}"
+mtls_url = "{url}"
+[edge]
+client_certificates = "required"
+"#
+        );
+        merge(&mut config, parse(&over)?);
+    }
     merge(&mut config, parse(&system.options.extra_config)?);
     toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
 }

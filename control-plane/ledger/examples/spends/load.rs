@@ -38,6 +38,7 @@ fn issue(n: usize) -> Command {
             user: None,
             chain: Vec::new(),
             jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I".into(),
+            x5t: None,
             action: ActionRecord {
                 kind: "http_request".into(),
                 method: "GET".into(),
@@ -65,6 +66,7 @@ fn allow(n: usize, beside: usize) -> Command {
             proxy: "spiffe://writ.example/proxy/envoy".into(),
             source: "127.0.0.1:40000".into(),
             question: "7".repeat(64),
+            certificate: String::new(),
         },
         policy: policy(),
         approval: None,

@@ -62,6 +62,7 @@ pub fn token(name: &str) -> TokenRecord {
         user: None,
         chain: vec![],
         jkt: "key".into(),
+        x5t: None,
         action: action(),
         txn: "task".into(),
         expires_ms: START + 30_000,
@@ -94,6 +95,7 @@ pub fn request() -> RequestFacts {
         proxy: "spiffe://writ.example/proxy".into(),
         source: "127.0.0.1:50000".into(),
         question: "00".repeat(32),
+        certificate: String::new(),
     }
 }
 
