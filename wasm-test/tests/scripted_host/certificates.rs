@@ -79,7 +79,7 @@ fn anybody_elses_is_refused_and_none_is_missing() {
             "certificate_mismatch",
         ),
         ("no PEM", Some(AGENT.to_owned()), "certificate_mismatch"),
-        ("nothing", Some(String::new()), "certificate_mismatch"),
+        ("nothing", Some(String::new()), "certificate_missing"),
     ];
     for (at, (what, certificate, reason)) in table.into_iter().enumerate() {
         connect(&mut vm, u64::try_from(at).ok(), certificate.as_deref());
