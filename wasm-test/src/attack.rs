@@ -4,6 +4,7 @@
 //! A row is tried here, or names the test that covers it, or says why it can't
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
+mod bypass;
 mod certificates;
 mod check;
 mod exhaustion;
@@ -61,6 +62,7 @@ struct Row {
 /// All groups, in the order in which they run.
 const GROUPS: &[&[Row]] = &[
     single_use::ROWS,
+    bypass::ROWS,
     store::ROWS,
     stress::ROWS,
     certificates::ROWS,

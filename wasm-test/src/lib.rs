@@ -21,5 +21,6 @@ pub mod system;
 pub mod tools;
 pub mod up;
 pub mod upstream;
+pub mod verifying;
 
 pub use error::Error;

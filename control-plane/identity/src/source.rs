@@ -153,6 +153,14 @@ impl Source {
         }
     }
 
+    /// Our own X.509-SVID as it is now, with its key.
+    ///
+    /// # Errors
+    /// When the Workload API has withdrawn our identity.
+    pub fn x509_credentials(&self) -> Result<X509Credentials, SourceError> {
+        credentials(&*self.svid()?, &*self.context()?)
+    }
+
     pub(crate) fn svid(&self) -> Result<Arc<X509Svid>, SourceError> {
         self.inner
             .x509
@@ -206,6 +214,10 @@ pub async fn fetch_x509_svid(socket: &Path) -> Result<X509Credentials, SourceErr
         }
     };
     let svid = context.default_svid().ok_or(SourceError::BadIdentity)?;
+    credentials(svid, &context)
+}
+
+fn credentials(svid: &X509Svid, context: &X509Context) -> Result<X509Credentials, SourceError> {
     let bundle = context.bundle_set().get(svid.spiffe_id().trust_domain());
     let authorities = bundle.ok_or(SourceError::BadIdentity)?;
     let authorities = authorities.authorities().iter();

@@ -248,6 +248,17 @@ pub struct RequestFacts {
     /// empty where none was demanded.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub certificate: String,
+    /// The route only observes: whatever was decided, the request went on.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub observed: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_false(truth: &bool) -> bool {
+    !truth
 }
 
 /// What policy said, for the line.
@@ -433,6 +444,7 @@ pub enum Command {
 
 /// The kinds that [`Command::Note`] may carry.
 pub const NOTE_KINDS: &[&str] = &[
+    "canary",
     "config",
     "edge_counts",
     "edge_denial",
@@ -441,6 +453,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "login",
     "proxy",
     "question_refused",
+    "rollout",
     "shutdown",
 ];
 

@@ -59,6 +59,14 @@ impl Config {
                 "another listener has this port already; take another".into(),
             );
         }
+        for other in [server.listen, server.grpc_listen] {
+            if server.metrics_listen.is_some_and(|own| clash(own, other)) {
+                reader.error_at(
+                    "server.metrics_listen",
+                    format!("{other} is taken by another listener; take another port"),
+                );
+            }
+        }
         // Envoy may be on another machine, which has addresses of its own.
         let own = [Some(server.listen), Some(server.grpc_listen), mtls];
         for other in own.into_iter().flatten() {

@@ -78,6 +78,7 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
         source: facts.question.source_address.clone(),
         question: hex::encode(facts.digest),
         certificate: capability::b64::encode(&facts.question.peer_certificate),
+        observed: facts.question.observed,
     }
 }
 
@@ -119,4 +120,55 @@ pub(super) fn evidence(facts: &Facts) -> Vec<Evidence> {
         Evidence::new("token", facts.token.as_bytes()),
         Evidence::new("proof", facts.proof.as_bytes()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(x5t: Option<&[u8]>) -> TokenRecord {
+        TokenRecord {
+            token_hash: [0; 32],
+            jti: "t".into(),
+            agent: "spiffe://writ.example/agent/demo".into(),
+            user: None,
+            chain: Vec::new(),
+            jkt: "k".into(),
+            x5t: x5t.map(capability::b64::encode),
+            action: ActionRecord {
+                kind: "http_request".into(),
+                method: "GET".into(),
+                location: "https://tools.example/".into(),
+            },
+            txn: "x".into(),
+            expires_ms: 1,
+        }
+    }
+
+    /// What a proxy says that was taken over, or whose filter is another: our own
+    /// record is asked as well.
+    #[test]
+    fn the_record_has_the_last_word_on_certificates() {
+        let (own, other) = ([1; 32], [2; 32]);
+        let (missing, mismatch) = (Reason::CertificateMissing, Reason::CertificateMismatch);
+        let table: [(Option<&[u8]>, &[u8], bool, Result<(), Reason>); 9] = [
+            (None, &[], false, Ok(())),
+            (None, &[], true, Err(missing)),
+            (None, &own, true, Ok(())),
+            (Some(&own), &own, true, Ok(())),
+            (Some(&own), &own, false, Ok(())),
+            (Some(&own), &other, true, Err(mismatch)),
+            (Some(&own), &own[..31], true, Err(mismatch)),
+            (Some(&own), &[], true, Err(missing)),
+            (Some(&own), &[], false, Err(missing)),
+        ];
+        for (x5t, shown, demanded, expected) in table {
+            let question = Question {
+                peer_certificate: shown.to_vec(),
+                ..Question::default()
+            };
+            let said = certificate_fits(&token(x5t), &question, demanded);
+            assert_eq!(said, expected, "{x5t:?} {shown:?} {demanded}");
+        }
+    }
 }

@@ -6,23 +6,26 @@ pub(crate) mod advice;
 mod edge;
 mod hardening;
 mod http;
+mod identities;
 pub(crate) mod probe;
 mod ready;
 mod store;
 
 use crate::approval::{ApprovalDesk, expire};
+use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
-use crate::decide::DecisionsService;
+use crate::decide::{DecisionKey, DecisionsService};
 use crate::exchange::Exchange;
 use crate::keys::{KeyError, TokenKey};
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
-use crate::state::{Clock, Core, system_clock};
+use crate::state::{Core, system_clock};
+use crate::warnings::Warnings;
 use crate::web::{self, Logins, WebSettings};
 use axum::Router;
 use axum::routing::get;
-use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
+use identities::identities_from;
 use ledger::model::Command;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -38,9 +41,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-
-/// JWT-SVIDs can be stolen and shown by others: the built-in ones are short-lived.
-const JWT_SVID_TTL_MAX: Duration = Duration::from_secs(300);
 
 /// What `writ serve` was told on the command line.
 pub struct ServeOptions {
@@ -138,9 +138,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
+    let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
-    let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
+    let keys = config.server.data_dir.join("keys");
+    let key = TokenKey::open(&keys)?;
+    let decision_key = DecisionKey::open(&keys)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -162,8 +165,11 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         ledger,
         policies,
         key,
+        decision_key,
         identity: source,
         refusals: Refusals::default(),
+        metrics: Metrics::default(),
+        warnings: Warnings::default(),
         clock,
         config,
     });
@@ -183,6 +189,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     let http = listen(http, core.config.server.listen)?;
     let grpc = listen(grpc, core.config.server.grpc_listen)?;
+    let metrics = match (metrics, core.config.server.metrics_listen) {
+        (Some(socket), Some(address)) => Some(listen(socket, address)?),
+        _ => None,
+    };
     let pages = web::pages(
         desk.clone(),
         logins.clone(),
@@ -204,6 +214,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         let router = crate::exchange::mtls_routes(exchange);
         tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
     }
+    if let Some(listener) = metrics {
+        let router = metrics_page(core.clone(), ads.clone());
+        tasks.spawn(serve_http(listener, router, stop.clone(), failed.clone()));
+    }
     let decisions = DecisionsService::new(core.clone());
     tasks.spawn(edge::serve_grpc(
         grpc,
@@ -216,6 +230,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
+    if core.config.canary.every_s > 0 {
+        let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
+        tasks.spawn(until(stop.clone(), canary.run()));
+    }
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
@@ -314,78 +332,6 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
     }
 }
 
-/// The built-in trust domain is consumed like SPIRE: over its socket.
-async fn identities_from(
-    config: &Config,
-    clock: &Clock,
-    stop: &CancellationToken,
-) -> Result<Source, ServeError> {
-    let identity = &config.identity;
-    let own = spiffe_id(&identity.control_plane_id)?;
-    if identity.built_in {
-        if identity.dev_single_uid {
-            tracing::warn!(
-                "dev_single_uid: every process of one uid is one principal; this is for trying things out"
-            );
-        }
-        let mut entries = Vec::new();
-        for workload in &identity.workloads {
-            entries.push(WorkloadEntry {
-                spiffe_id: spiffe_id(&workload.spiffe_id)?,
-                uid: workload.uid,
-                executable: workload.executable.clone(),
-            });
-        }
-        let ttl = Duration::from_secs(identity.svid_ttl_s);
-        let built_in = BuiltIn::open(TrustDomainSettings {
-            name: identity.trust_domain.clone(),
-            dir: config.server.data_dir.join("trust"),
-            socket: identity.workload_api.clone(),
-            self_id: own.clone(),
-            entries,
-            hosts: hosts(config)?,
-            x509_ttl: ttl,
-            jwt_ttl: ttl.min(JWT_SVID_TTL_MAX),
-            clock: clock.clone(),
-        })?;
-        built_in.serve(stop.clone())?;
-    }
-    let socket = &identity.workload_api;
-    Source::connect_as(socket, &own, Duration::from_secs(10))
-        .await
-        .map_err(|error| ServeError::Source(socket.clone(), error))
-}
-
-/// What each that agents connect to over TLS is reached by, so that any client
-/// finds it in its certificate.
-fn hosts(config: &Config) -> Result<BTreeMap<SpiffeId, Vec<String>>, ServeError> {
-    let mut hosts = BTreeMap::new();
-    if config.edge.client_certificates {
-        for proxy in &config.proxies {
-            hosts.insert(spiffe_id(proxy)?, vec![host_of(&config.edge.origin)]);
-        }
-    }
-    if let Some(url) = &config.server.mtls_url {
-        let own = spiffe_id(&config.identity.control_plane_id)?;
-        hosts.insert(own, vec![host_of(url)]);
-    }
-    Ok(hosts)
-}
-
-/// The host of an origin, without port and brackets.
-fn host_of(origin: &str) -> String {
-    let authority = origin.split_once("://").map_or(origin, |(_, rest)| rest);
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    };
-    host.trim_matches(['[', ']']).to_owned()
-}
-
-fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {
-    SpiffeId::parse(text).map_err(|error| ServeError::Edge(format!("`{text}`: {error}")))
-}
-
 /// What this start runs on is an entry before anything is served.
 async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeError> {
     let own_uid = hardening::workloads_of_own_uid(&core.config);
@@ -395,6 +341,12 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
             "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
         );
     }
+    let observed = core.config.edge.observed_routes();
+    for route in &observed {
+        let text = format!("the route `{route}` only observes: NOTHING IS REFUSED on it");
+        tracing::warn!(route, "{text}");
+        core.warnings.raise(&format!("observe {route}"), &text);
+    }
     let body = serde_json::json!({
         "config": core.config.version,
         "policy": core.policies.version(),
@@ -403,6 +355,7 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
         "dev_single_uid": core.config.identity.dev_single_uid,
         "plaintext_grpc": core.config.server.plaintext_grpc,
         "workloads_of_own_uid": own_uid,
+        "observed_routes": observed,
     });
     match core
         .ledger
@@ -451,6 +404,17 @@ fn health(core: Arc<Core>) -> Router {
             "/readyz",
             get(move || async move { format!("ready {}\n", core.ledger.head().0) }),
         )
+}
+
+/// On a listener of its own: agents reach the issuer's, and are told nothing.
+fn metrics_page(core: Arc<Core>, ads: xds::Ads) -> Router {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let page = move || async move {
+        let connected = ads.status().iter().filter(|it| it.connected).count();
+        let text = core.metrics.render(&core, connected);
+        ([(axum::http::header::CONTENT_TYPE, TEXT)], text)
+    };
+    Router::new().route("/metrics", get(page))
 }
 
 async fn serve_http(

@@ -46,7 +46,11 @@ client_certificates = "required"
         );
         merge(&mut config, parse(&over)?);
     }
-    merge(&mut config, parse(&system.options.extra_config)?);
+    let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
+    let upstream = shared.unwrap_or(system.ports.upstream);
+    let extra = system.options.extra_config.as_str();
+    let extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    merge(&mut config, parse(&extra)?);
     toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
 }
 
