@@ -90,6 +90,32 @@ async fn the_listeners_certificate_is_rotated_without_a_restart() {
     stage.stop().await;
 }
 
+/// The canary gets as far as a spent token can: a round that ends at the handshake,
+/// or for want of a certificate, would be no clear answer, and three an alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_canary_shows_the_control_planes_own_certificate() {
+    let stage = start("[canary]\nevery_s = 1\n").await;
+    let refused = || {
+        let entries = stage.entries().unwrap();
+        let all = entries.into_iter().filter(|entry| {
+            text_at(entry, "/kind") == "question_refused"
+                && text_at(entry, "/body/reason") == "token_spent"
+                && text_at(entry, "/body/request/path").ends_with("/.writ-canary")
+                && !text_at(entry, "/body/request/certificate").is_empty()
+        });
+        all.count()
+    };
+    until("five rounds of the canary", || async { refused() >= 5 })
+        .await
+        .unwrap();
+    let alarms = stage.entries().unwrap().into_iter();
+    assert_eq!(
+        alarms.filter(|it| text_at(it, "/kind") == "canary").count(),
+        0
+    );
+    stage.stop().await;
+}
+
 /// The serial numbers of leaves that name a host, which the listener's does.
 fn serial_numbers(certs: &str) -> Vec<String> {
     let certs: Value = serde_json::from_str(certs).unwrap();
