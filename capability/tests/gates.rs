@@ -10,12 +10,12 @@ mod rows;
 
 use capability::action::Body;
 use capability::decide::{Echo, Pending, Verdict};
-use capability::gates::{self, Checked, EdgeConfig, Refusal, RequestView, TokenCheck};
+use capability::gates::{self, Checked, EdgeConfig, Refusal, RequestView, Site, TokenCheck};
 use capability::token::UnverifiedToken;
 use capability::url::Origin;
 use capability::{Limits, Portable, Reason, sha256};
 use common::{AGENT, ISSUER, ORIGIN, PATH};
-use rows::{case, keys, rows};
+use rows::{SITES, case, keys, rows};
 use serde_json::Value;
 
 fn run(row: &Value) -> Result<Checked, Refusal> {
@@ -24,6 +24,12 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
     let mut config = EdgeConfig {
         keys: keys(),
         require_peer: case.require_peer,
+        sites: SITES
+            .map(|(origin, resource)| Site {
+                origin: Origin::parse(origin).unwrap(),
+                resource: resource.to_owned(),
+            })
+            .to_vec(),
         ..EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap())
     };
     if case.record {

@@ -16,6 +16,7 @@ impl Route {
             path_prefix: self.path_prefix.clone(),
             upstream_host: host.trim_matches(['[', ']']).to_owned(),
             upstream_port: port.parse().ok()?,
+            site: self.site.clone(),
         })
     }
 }
@@ -109,11 +110,16 @@ impl Config {
 
     /// What goes with client certificates at the edge and what does not.
     pub(super) fn check_certificates(&self, reader: &Reader) {
-        if self.edge.client_certificates && self.edge.origin.starts_with("http://") {
-            reader.error_at(
-                "edge.origin",
-                "with edge.client_certificates TLS ends at the listener: say https".into(),
-            );
+        for site in self.edge.all_sites() {
+            if self.edge.client_certificates && site.origin.starts_with("http://") {
+                reader.error_at(
+                    "edge.client_certificates",
+                    format!(
+                        "TLS ends at the listener: `{}` has to be https",
+                        site.origin
+                    ),
+                );
+            }
         }
         let url = self.server.mtls_url.as_deref().unwrap_or_default();
         if url.starts_with("http://") {

@@ -1,3 +1,5 @@
+mod origins;
+
 use super::*;
 
 const GOOD: &str = r#"
@@ -83,7 +85,7 @@ fn each_problem_is_named_with_its_line() {
         (
             "[edge]",
             "[edge]\nclient_certificates = \"required\"",
-            "TLS ends at the listener: say https",
+            "TLS ends at the listener: `http://127.0.0.1:8400` has to be https",
         ),
         (
             "[identity]",

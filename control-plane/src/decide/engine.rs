@@ -272,11 +272,8 @@ impl Engine {
         }
         let demanded = self.core.config.edge.client_certificates;
         certificate_fits(&token, &facts.question, demanded).map_err(|reason| (reason, None))?;
-        if !covers(
-            &token.action,
-            &facts.question,
-            &self.core.config.edge.origin,
-        ) {
+        let sites = self.core.config.edge.all_sites();
+        if !covers(&token.action, &facts.question, sites) {
             return Err((Reason::ActionMismatch, None));
         }
         Ok(token)

@@ -59,7 +59,11 @@ fn hosts(config: &Config) -> Result<BTreeMap<SpiffeId, Vec<String>>, ServeError>
     let mut hosts = BTreeMap::new();
     if config.edge.client_certificates {
         for proxy in &config.proxies {
-            hosts.insert(spiffe_id(proxy)?, vec![host_of(&config.edge.origin)]);
+            let sites = config.edge.all_sites();
+            hosts.insert(
+                spiffe_id(proxy)?,
+                sites.map(|site| host_of(&site.origin)).collect(),
+            );
         }
     }
     if let Some(url) = &config.server.mtls_url {

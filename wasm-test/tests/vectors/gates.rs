@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::{ISSUER, ORIGIN, vector_json};
 use crate::probe::both;
-use crate::rows::{case, keys, rows};
+use crate::rows::{SITES, case, keys, rows};
 
 /// What the gates say of a row's request. A certificate with this DER, in hex,
 /// takes the place of the row's own.
@@ -30,7 +30,9 @@ pub fn verdict_of(row: &Value, der: Option<&str>) -> String {
         }),
         None => case.peer(),
     };
+    let sites = SITES.map(|(origin, resource)| json!({"origin": origin, "resource": resource}));
     let around = json!({
+        "sites": sites,
         "issuer": ISSUER, "resource": ORIGIN, "origin": ORIGIN, "keys": keys,
         "now_ms": case.now_ms, "record": case.record, "require_peer": case.require_peer,
         "peer": peer.map(|leaf| json!({
