@@ -6,7 +6,6 @@
     reason = "a tool for developers, which fails loudly"
 )]
 
-#[expect(dead_code, reason = "each user has its own part")]
 #[path = "../../capability/tests/common/certificate.rs"]
 mod certificate;
 #[expect(dead_code, reason = "each user has its own part")]

@@ -152,10 +152,8 @@ pub(super) fn routes(
         if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
             faults.add(format!("{label}path_prefix: must begin with /"));
         }
-        let site = match route.map.get("site") {
-            None => None,
-            Some(_) => Some(route.text("site", faults).unwrap_or_default()),
-        };
+        let given = route.map.get("site");
+        let site = given.map(|_| route.text("site", faults).unwrap_or_default());
         // Whoever leaves the mode out gets the one that refuses.
         let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
         let mode = route.choice("mode", &modes, faults);
