@@ -1,5 +1,4 @@
 //! What is read of a certificate, and what is none.
-#![expect(clippy::unwrap_used, reason = "tests fail loudly")]
 
 #[path = "common/certificate.rs"]
 mod certificate;

@@ -205,7 +205,8 @@ mod tests {
     fn the_record_has_the_last_word_on_certificates() {
         let (own, other) = ([1; 32], [2; 32]);
         let (missing, mismatch) = (Reason::CertificateMissing, Reason::CertificateMismatch);
-        let table: [(Option<&[u8]>, &[u8], bool, Result<(), Reason>); 9] = [
+        type Row<'a> = (Option<&'a [u8]>, &'a [u8], bool, Result<(), Reason>);
+        let table: [Row<'_>; 9] = [
             (None, &[], false, Ok(())),
             (None, &[], true, Err(missing)),
             (None, &own, true, Ok(())),

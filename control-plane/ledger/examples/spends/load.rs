@@ -67,6 +67,7 @@ fn allow(n: usize, beside: usize) -> Command {
             source: "127.0.0.1:40000".into(),
             question: "7".repeat(64),
             certificate: String::new(),
+            observed: false,
         },
         policy: policy(),
         approval: None,

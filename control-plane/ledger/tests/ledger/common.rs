@@ -96,6 +96,7 @@ pub fn request() -> RequestFacts {
         source: "127.0.0.1:50000".into(),
         question: "00".repeat(32),
         certificate: String::new(),
+        observed: false,
     }
 }
 
