@@ -7,6 +7,7 @@ use crate::proof::UnverifiedProof;
 use crate::reason::Reason;
 use crate::token::{self, Claims, UnverifiedToken};
 use crate::url::{Origin, Target};
+use crate::x509::Leaf;
 use crate::{b64, same_bytes};
 
 /// Who checks a token's signature.
@@ -106,22 +107,14 @@ impl EdgeConfig {
     }
 }
 
-/// The client certificate of the connection, from TLS and never from a header.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerCertificate<'a> {
-    /// SHA-256 of its DER form.
-    pub sha256: [u8; 32],
-    /// All its URI SANs.
-    pub uri_sans: &'a [String],
-}
-
 /// The request as the host shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
     /// The whole header map, pseudo headers included, names in lower case.
     pub headers: &'a [(Vec<u8>, Vec<u8>)],
-    /// The client certificate, if there is one.
-    pub peer: Option<PeerCertificate<'a>>,
+    /// The client certificate of the connection, if there is one: from TLS and
+    /// never from a header.
+    pub peer: Option<&'a Leaf>,
     /// The body, where it is known.
     pub body: Body,
 }
@@ -314,7 +307,7 @@ pub fn check<V: Verifier>(
         authenticated: authenticated.clone(),
     };
     // The peer's certificate, when the token or the config asks.
-    peer_fits(request.peer, token.claims(), config).map_err(refused)?;
+    peer_fits(request.peer, token.claims(), config, now_ms).map_err(refused)?;
     // The action covers the request.
     let action = &token.claims().action;
     if !action.covers(line.method, &line.target) {
@@ -441,28 +434,29 @@ impl<'a> RequestLine<'a> {
 }
 
 /// The certificate that the token is bound to (RFC 8705, section 3), and the
-/// agent's own where the config demands one. More than one URI SAN is no
-/// X.509-SVID.
+/// agent's own X.509-SVID where the config demands one. A connection may be
+/// older than its certificate's end.
 fn peer_fits(
-    peer: Option<PeerCertificate<'_>>,
+    peer: Option<&Leaf>,
     claims: &Claims,
     config: &EdgeConfig,
+    now_ms: u64,
 ) -> Result<(), Reason> {
     if claims.x5t_s256.is_none() && !config.require_peer {
         return Ok(());
     }
     let peer = peer.ok_or(Reason::CertificateMissing)?;
+    if !peer.is_valid_at(now_ms) {
+        return Err(Reason::CertificateMismatch);
+    }
     if let Some(x5t) = &claims.x5t_s256 {
         let same = b64::decode32(x5t).is_some_and(|x5t| same_bytes(&x5t, &peer.sha256));
         if !same {
             return Err(Reason::CertificateMismatch);
         }
     }
-    if config.require_peer {
-        match peer.uri_sans {
-            [san] if *san == claims.client_id => {}
-            _ => return Err(Reason::CertificateMismatch),
-        }
+    if config.require_peer && peer.workload() != Some(&claims.client_id) {
+        return Err(Reason::CertificateMismatch);
     }
     Ok(())
 }

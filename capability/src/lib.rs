@@ -27,6 +27,7 @@ pub mod reason;
 pub mod spiffe;
 pub mod token;
 pub mod url;
+pub mod x509;
 
 pub use key::{Algorithm, PublicKey, Verifier, VerifierFault};
 pub use limits::Limits;

@@ -10,22 +10,17 @@ mod rows;
 
 use capability::action::Body;
 use capability::decide::{Echo, Pending, Verdict};
-use capability::gates::{
-    self, Checked, EdgeConfig, PeerCertificate, Refusal, RequestView, Site, TokenCheck,
-};
+use capability::gates::{self, Checked, EdgeConfig, Refusal, RequestView, Site, TokenCheck};
 use capability::token::UnverifiedToken;
 use capability::url::Origin;
 use capability::{Limits, Portable, Reason, sha256};
 use common::{AGENT, ISSUER, ORIGIN, PATH};
-use rows::{CERTIFICATE, SITES, case, keys, rows};
+use rows::{SITES, case, keys, rows};
 use serde_json::Value;
 
 fn run(row: &Value) -> Result<Checked, Refusal> {
     let case = case(row);
-    let peer = case.sans.as_ref().map(|sans| PeerCertificate {
-        sha256: sha256(CERTIFICATE),
-        uri_sans: sans,
-    });
+    let peer = case.peer();
     let mut config = EdgeConfig {
         keys: keys(),
         require_peer: case.require_peer,
@@ -47,7 +42,7 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
     };
     let request = RequestView {
         headers: &case.headers,
-        peer,
+        peer: peer.as_ref(),
         body,
     };
     gates::check(&request, &config, case.now_ms, &Portable)

@@ -66,22 +66,32 @@ pub struct Canary {
     unclear: BTreeMap<String, u32>,
 }
 
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER_WITHIN)
+        // Each probe may go to another worker, and finds whoever listens now.
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+}
+
 impl Canary {
     /// A canary that has tried nothing yet.
     ///
     /// # Errors
     /// When it can't have an HTTP client or a key.
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(ANSWER_WITHIN)
-            // Each probe may go to another worker, and finds whoever listens now.
-            .pool_max_idle_per_host(0)
-            .no_proxy()
+        let http = builder()
             .build()
             .map_err(|error| format!("the canary: {error}"))?;
         let key = DpopKey::generate().map_err(|error| format!("the canary: {error}"))?;
-        let agent = format!("spiffe://{}/canary", core.config.identity.trust_domain);
+        let identity = &core.config.identity;
+        // Where a certificate is demanded it has to name the token's agent.
+        let agent = if core.config.edge.client_certificates {
+            identity.control_plane_id.clone()
+        } else {
+            format!("spiffe://{}/canary", identity.trust_domain)
+        };
         Ok(Self {
             core,
             http,
@@ -105,7 +115,35 @@ impl Canary {
         }
     }
 
+    /// With today's certificate of ours, where one is demanded.
+    fn show_certificate(&mut self) {
+        if !self.core.config.edge.client_certificates {
+            return;
+        }
+        let client = self.core.identity.x509_credentials();
+        let client = client.map_err(|error| error.to_string()).and_then(|own| {
+            let build = || {
+                let identity = reqwest::Identity::from_pem(own.pem.as_bytes())?;
+                let authorities = own.authorities.iter();
+                let authorities = authorities.map(|der| reqwest::Certificate::from_der(der));
+                builder()
+                    .identity(identity)
+                    .tls_certs_only(authorities.collect::<Result<Vec<_>, _>>()?)
+                    // A target is one proxy of several, by an address of its own:
+                    // that it is of the trust domain has to do.
+                    .tls_danger_accept_invalid_hostnames(true)
+                    .build()
+            };
+            build().map_err(|error: reqwest::Error| error.to_string())
+        });
+        match client {
+            Ok(client) => self.http = client,
+            Err(error) => tracing::warn!(error, "the canary has no certificate to show"),
+        }
+    }
+
     async fn round(&mut self) {
+        self.show_certificate();
         let config = &self.core.config;
         let own = vec![config.edge.origin.clone()];
         let given = config.canary.targets.clone();
@@ -307,6 +345,7 @@ impl Canary {
                 user: None,
                 chain: Vec::new(),
                 jkt: self.key.thumbprint(),
+                x5t: None,
                 action: self.action(route),
                 txn: "canary".to_owned(),
                 expires_ms: expires_s.saturating_mul(1000),

@@ -1,6 +1,8 @@
 //! An agent's side: identity, exchange, proof, request. What `writ call` and
 //! `writ token` run, and an example of how little an agent needs.
 
+mod secure;
+
 use crate::exchange::{GRANT_EXCHANGE, TYPE_JWT};
 use crate::keys::{KeyError, es256_file};
 use base64ct::{Base64UrlUnpadded, Encoding};
@@ -12,6 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::OnceCell;
 
 /// A body that is shown is at most this long; bytes.
 const BODY_MAX: usize = 64 * 1024 * 1024;
@@ -167,7 +170,10 @@ pub struct Agent {
     pub key: DpopKey,
     /// Now, in ms.
     pub clock: crate::state::Clock,
+    timeout: Duration,
     http: reqwest::Client,
+    /// The one that shows the agent's certificate.
+    secure: OnceCell<reqwest::Client>,
 }
 
 /// What one exchange gave.
@@ -223,21 +229,17 @@ impl Agent {
                 "{issuer} is not https: identities would cross the network in the clear"
             )));
         }
-        let http = reqwest::Client::builder()
-            // A capability is for one URL: a redirect would be another action.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(timeout)
-            .build()
-            .map_err(|error| {
-                ClientError::Usage(format!("the HTTP client can't be set up: {error}"))
-            })?;
+        let http = builder(timeout).build().map_err(|error| {
+            ClientError::Usage(format!("the HTTP client can't be set up: {error}"))
+        })?;
         Ok(Self {
             issuer: issuer.trim_end_matches('/').to_owned(),
             workload_api: workload_api.to_owned(),
             key: DpopKey::open(key)?,
             clock: crate::state::system_clock(),
+            timeout,
             http,
+            secure: OnceCell::new(),
         })
     }
 
@@ -271,7 +273,7 @@ impl Agent {
             _ => None,
         };
         let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
-        let endpoint = format!("{}/oauth2/token", self.issuer);
+        let endpoint = self.token_endpoint(url).await?;
         let mut element =
             serde_json::json!({ "type": "http_request", "actions": [method], "locations": [url] });
         if let (Some(digest), Some(members)) = (digest, element.as_object_mut()) {
@@ -286,11 +288,12 @@ impl Agent {
         ];
         let unreachable =
             |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+        let client = self.client_for(&endpoint).await?;
         let ask = |nonce| {
             let proof = self
                 .key
                 .proof_with("POST", &endpoint, None, self.now_s(), nonce);
-            let request = self.http.post(&endpoint).header("dpop", proof);
+            let request = client.post(&endpoint).header("dpop", proof);
             request.form(&form).send()
         };
         let mut response = ask(None).await.map_err(unreachable)?;
@@ -396,8 +399,8 @@ impl Agent {
     ) -> Result<Answer, ClientError> {
         let verb = reqwest::Method::from_bytes(method.as_bytes())
             .map_err(|_| ClientError::Usage(format!("`{method}` is not an HTTP method")))?;
-        let mut request = self
-            .http
+        let client = self.client_for(url).await?;
+        let mut request = client
             .request(verb, url)
             .header("authorization", format!("DPoP {token}"))
             .header(
@@ -473,8 +476,8 @@ impl Agent {
         loop {
             let failed =
                 |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
-            let status: Value = self
-                .http
+            let client = self.client_for(status_url).await?;
+            let status: Value = client
                 .get(status_url)
                 .send()
                 .await
@@ -500,6 +503,15 @@ impl Agent {
             tokio::time::sleep(Duration::from_secs(1).min(deadline - now)).await;
         }
     }
+}
+
+/// What every client of an agent's has in common.
+fn builder(timeout: Duration) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        // A capability is for one URL: a redirect would be another action.
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .timeout(timeout)
 }
 
 /// https, or http on this machine.

@@ -76,6 +76,7 @@ impl Settings {
                 "keys",
                 "token_check",
                 "crypto",
+                "client_certificates",
                 "cluster",
                 "decision_deadline_ms",
                 "hold_ms",
@@ -111,6 +112,11 @@ impl Settings {
             &[("host", Crypto::Host), ("portable", Crypto::Portable)],
             faults,
         );
+        let require_peer = members.choice(
+            "client_certificates",
+            &[("none", false), ("required", true)],
+            faults,
+        );
         let upstream = members.text("cluster", faults).and_then(|name| {
             let upstream = Upstream::cluster(name);
             if upstream.is_none() {
@@ -141,6 +147,7 @@ impl Settings {
         edge.keys = keys?;
         edge.sites = sites?.into_iter().map(|named| named.site).collect();
         edge.token_check = token_check?;
+        edge.require_peer = require_peer?;
         edge.limits = numbers.limits;
         edge.proof_window_s = numbers.proof_window_s;
         edge.token_skew_s = numbers.token_skew_s;

@@ -19,6 +19,7 @@ use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Queue};
 use crate::metrics::Metrics;
 use crate::outcomes::Outcomes;
+use crate::peers::Peers;
 use crate::questions::{Entry, Phase, Questions, cut};
 use crate::stream::{NotSent, Stream};
 use decision_api::from_filter::Message as ToServer;
@@ -62,6 +63,7 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    peers: Peers,
     readings: Readings,
     /// Refusals that a context which went away could not hand in.
     left: Queue,
@@ -79,6 +81,7 @@ impl Core {
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
             outcomes: Outcomes::new(),
+            peers: Peers::default(),
             readings: Readings::new(),
             settings,
             metrics,

@@ -136,6 +136,11 @@ pub fn text_property(path: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// A property's bytes.
+pub fn bytes_property(path: &[&str]) -> Option<Vec<u8>> {
+    hostcalls::get_property(path.to_vec()).ok().flatten()
+}
+
 /// A property that is a whole number: eight bytes, little-endian.
 pub fn number_property(path: &[&str]) -> Option<u64> {
     let bytes = hostcalls::get_property(path.to_vec()).ok().flatten()?;

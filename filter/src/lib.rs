@@ -16,6 +16,7 @@ mod host;
 mod http;
 mod metrics;
 mod outcomes;
+mod peers;
 mod questions;
 mod refusal;
 mod root;

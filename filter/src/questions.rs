@@ -70,6 +70,8 @@ pub struct Facts {
     path: String,
     /// Set once both signatures have verified.
     pub caller: Option<Caller>,
+    /// SHA-256 of the connection's client certificate, where one is demanded.
+    pub peer: Option<[u8; 32]>,
     /// What the request's route makes of a refusal, from its arrival on.
     pub mode: Mode,
     /// Its route's upstream is shown the control plane's signed decision.

@@ -6,6 +6,8 @@
     reason = "a tool for developers, which fails loudly"
 )]
 
+#[path = "../../capability/tests/common/certificate.rs"]
+mod certificate;
 #[expect(dead_code, reason = "each user has its own part")]
 #[path = "../../capability/tests/common/mod.rs"]
 mod common;
@@ -142,6 +144,35 @@ fn log() -> Vec<Vec<u8>> {
     vec![first, second, group]
 }
 
+fn certificates() -> Vec<Vec<u8>> {
+    use certificate::{Parts, constraints, der, names, uri, usage};
+    let demo = || uri(common::AGENT.as_bytes());
+    let with = |extensions| {
+        let parts = Parts {
+            extensions,
+            ..Parts::default()
+        };
+        parts.certificate()
+    };
+    let good = Parts::default().certificate();
+    vec![
+        certificate::pem(&good).into_bytes(),
+        good,
+        with(vec![names(&[demo(), demo()]), usage(0x80)]),
+        with(vec![
+            names(&[demo(), der(0x82, b"a.example")]),
+            usage(0x80),
+            constraints(&[]),
+        ]),
+        with(vec![
+            names(&[demo()]),
+            usage(0x86),
+            constraints(&der(1, &[0xff])),
+        ]),
+        with(Vec::new()),
+    ]
+}
+
 fn stream() -> Vec<Vec<u8>> {
     let id = || {
         Some(QuestionId {
@@ -260,6 +291,7 @@ fn main() {
         ("token", tokens),
         ("proof", proofs),
         ("gates", blocks),
+        ("x509", certificates()),
     ];
     // The differential target takes the others' inputs, by their probe's place.
     let of_all = corpora.iter().flat_map(|(name, inputs)| {

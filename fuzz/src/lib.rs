@@ -13,7 +13,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of inputs in `corpus` and a program in
 /// `fuzz_targets`.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("json", targets::json),
     ("b64", targets::b64),
     ("url", targets::url),
@@ -27,4 +27,5 @@ pub const TARGETS: [Target; 13] = [
     ("wasm", targets::wasm),
     ("audit", targets::audit),
     ("decision", targets::decision),
+    ("x509", targets::x509),
 ];

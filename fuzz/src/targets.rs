@@ -12,6 +12,7 @@ use capability::proof::UnverifiedProof;
 use capability::spiffe::{self, SpiffeId};
 use capability::token::UnverifiedToken;
 use capability::url::{Origin, Target};
+use capability::x509::Leaf;
 use capability::{Limits, Portable, Reason, jcs};
 use decision_api::{FromControlPlane, FromFilter, Question};
 use probe::guest::Guest;
@@ -259,6 +260,33 @@ pub fn wasm(input: &[u8]) {
         let there = guest.as_mut().map(|guest| guest.verdict(place, &rest));
         assert_eq!(there, Some(Ok(probe(&rest))), "{name}");
     });
+}
+
+/// A certificate is one value of the length that it says, whose names are ASCII and
+/// in it; as PEM it is the same one.
+pub fn x509(input: &[u8]) {
+    if let Ok(leaf) = Leaf::from_der(input) {
+        assert_eq!(leaf.sha256, capability::sha256(input));
+        assert!(Leaf::from_der(&[input, &[0]].concat()).is_err());
+        assert!(
+            input
+                .split_last()
+                .is_some_and(|(_, cut)| Leaf::from_der(cut).is_err())
+        );
+        for uri in &leaf.uri_sans {
+            assert!(uri.is_ascii());
+            let mut places = input.windows(uri.len().max(1));
+            assert!(uri.is_empty() || places.any(|bytes| bytes == uri.as_bytes()));
+        }
+        if let Some(id) = leaf.workload() {
+            assert!(leaf.signs_handshakes_only && spiffe::is_workload(id));
+            assert_eq!(leaf.uri_sans, [id]);
+        }
+        let base64 = base64ct::Base64::encode_string(input);
+        let pem = format!("-----BEGIN CERTIFICATE-----\n{base64}\n-----END CERTIFICATE-----\n");
+        assert_eq!(Leaf::from_pem(pem.as_bytes()).ok(), Some(leaf));
+    }
+    std::hint::black_box(Leaf::from_pem(input).is_ok());
 }
 
 /// A line of the log has one form; a group that is whole is what it says.

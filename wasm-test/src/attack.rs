@@ -7,6 +7,7 @@
 mod bodies;
 mod bypass;
 mod cases;
+mod certificates;
 mod check;
 mod dpop;
 mod dpop_live;
@@ -89,6 +90,7 @@ const GROUPS: &[&[Row]] = &[
     bypass::ROWS,
     store::ROWS,
     stress::ROWS,
+    certificates::ROWS,
 ];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all

@@ -6,7 +6,7 @@ mod answer;
 mod approver;
 mod key;
 
-pub use agent::{Agent, Call};
+pub use agent::{Agent, Call, http_client, http_client_builder};
 pub use answer::Answer;
 pub use approver::{Approver, Verdict};
 pub use key::{DpopKey, now_s, token_digest};

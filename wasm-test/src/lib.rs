@@ -7,6 +7,7 @@
 
 pub mod attack;
 pub mod bench;
+pub mod certificates;
 pub mod child;
 pub mod client;
 pub mod cut;

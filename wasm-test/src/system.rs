@@ -3,6 +3,7 @@
 //! It is started in that order and stopped in the other. Everything it writes
 //! lies in the state directory, which only its owner may enter.
 
+mod certified;
 mod config;
 mod dir;
 mod envoys;
@@ -70,6 +71,9 @@ pub struct Options {
     pub origin: Option<String>,
     /// What it shares with another system, when it is a replica of that.
     pub beside: Option<Beside>,
+    /// Whether Envoy's listener demands client certificates, and the token
+    /// endpoint is served for them as well.
+    pub client_certificates: bool,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
     pub cut: bool,
     /// Whether the upstream keeps a log.
@@ -95,6 +99,7 @@ impl Default for Options {
             issuer: None,
             origin: None,
             beside: None,
+            client_certificates: false,
             cut: false,
             upstream_log: true,
             keep: false,
@@ -112,6 +117,8 @@ pub struct System {
     upstream: Option<Upstream>,
     serve: ServeReady,
     ports: Ports,
+    // The token endpoint for client certificates, when it is served.
+    mtls_port: u16,
     options: Options,
     tools: Tools,
     dir: StateDir,
@@ -131,6 +138,10 @@ impl System {
     ) -> Result<System, Error> {
         let dir = StateDir::create(&tools.root, options.keep)?;
         let ports = ports::free(options.wanted_ports)?;
+        let mtls_port = match options.client_certificates {
+            true => ports::one()?,
+            false => 0,
+        };
         let mut system = System {
             envoys: Envoys::none(ports.admin, options.envoys)?,
             cut: None,
@@ -138,6 +149,7 @@ impl System {
             upstream: None,
             serve: ServeReady::default(),
             ports,
+            mtls_port,
             options,
             tools: tools.clone(),
             dir,
@@ -294,6 +306,7 @@ impl System {
     pub async fn agent(&self) -> Result<client::Agent, Error> {
         let agent =
             client::Agent::connect(&self.issuer(), &self.origin(), &self.workload_api()).await?;
+        let agent = agent.with_client(self.prober()?);
         // What it signs says one thing, and where it connects may be another.
         Ok(agent.by_way_of(&self.http_url(), &self.proxy_url()))
     }
@@ -375,7 +388,11 @@ impl System {
 
     /// Where this system's Envoys listen.
     pub fn proxy_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports.proxy)
+        let scheme = match self.options.client_certificates {
+            true => "https",
+            false => "http",
+        };
+        format!("{scheme}://127.0.0.1:{}", self.ports.proxy)
     }
 
     /// Envoy's admin interface.

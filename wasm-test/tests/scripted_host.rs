@@ -15,6 +15,11 @@
 #[path = "scripted_host/bodies.rs"]
 mod bodies;
 #[expect(dead_code, reason = "each test file uses its own part")]
+#[path = "../../capability/tests/common/certificate.rs"]
+mod certificate;
+#[path = "scripted_host/certificates.rs"]
+mod certificates;
+#[expect(dead_code, reason = "each test file uses its own part")]
 #[path = "../../capability/tests/common/mod.rs"]
 mod common;
 #[path = "scripted_host/configuring.rs"]

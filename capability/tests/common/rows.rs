@@ -6,7 +6,8 @@
     reason = "tests fail loudly"
 )]
 
-use capability::{PublicKey, b64, proof, token};
+use capability::x509::Leaf;
+use capability::{PublicKey, b64, proof, sha256, token};
 use serde_json::{Map, Value};
 
 use super::common::{NOW_S, PATH, Signing, claims, proof_claims};
@@ -17,6 +18,8 @@ pub struct Case {
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
     /// The URI SANs of the client certificate, when there is one.
     pub sans: Option<Vec<String>>,
+    /// What else that certificate says, where it isn't a good leaf's.
+    pub peer_is: Value,
     /// The config demands a certificate.
     pub require_peer: bool,
     /// The signature is left to the record.
@@ -29,6 +32,20 @@ pub struct Case {
 
 /// The client certificate of rows that have one.
 pub const CERTIFICATE: &[u8] = b"certificate";
+
+impl Case {
+    /// The client certificate's own words.
+    pub fn peer(&self) -> Option<Leaf> {
+        let number = |name: &str| self.peer_is[name].as_u64();
+        self.sans.clone().map(|uri_sans| Leaf {
+            sha256: sha256(CERTIFICATE),
+            uri_sans,
+            not_before_s: number("not_before_s").unwrap_or(0),
+            not_after_s: number("not_after_s").unwrap_or(u64::MAX),
+            signs_handshakes_only: self.peer_is["signs"].is_null(),
+        })
+    }
+}
 
 pub fn rows() -> Vec<Value> {
     serde_json::from_str(include_str!("../data/gates.json")).unwrap()
@@ -184,6 +201,7 @@ pub fn case(row: &Value) -> Case {
     Case {
         headers,
         sans: serde_json::from_value(row["peer"].clone()).unwrap_or_default(),
+        peer_is: row["peer_is"].clone(),
         require_peer: row["require_peer"] == true,
         record: row["token_check"] == "record",
         now_ms: now_ms

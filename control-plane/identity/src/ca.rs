@@ -113,12 +113,25 @@ impl Authority {
         self.lifetime / 2
     }
 
-    /// Makes a fresh key and an X.509-SVID for it.
-    pub(crate) fn issue(&self, id: &SpiffeId, now: Millis) -> Result<X509Identity, rcgen::Error> {
+    /// Makes a fresh key and an X.509-SVID for it; `hosts` are names and IP
+    /// addresses that the workload is reached by (X509-SVID.md, section 2, allows
+    /// them beside the one URI).
+    pub(crate) fn issue(
+        &self,
+        id: &SpiffeId,
+        hosts: &[String],
+        now: Millis,
+    ) -> Result<X509Identity, rcgen::Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut parameters = CertificateParams::default();
         (parameters.not_before, parameters.not_after) = validity(now, self.lifetime)?;
         parameters.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        for host in hosts {
+            parameters.subject_alt_names.push(match host.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(host.as_str().try_into()?),
+            });
+        }
         parameters.distinguished_name = organisation();
         parameters.is_ca = IsCa::ExplicitNoCa;
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -33,7 +33,7 @@ pub use capability::spiffe::{
     MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError,
 };
 pub use evidence::{EvidenceError, JwtEvidence, MAX_JWT_SVID_BYTES};
-pub use source::{Source, SourceError, fetch_jwt_svid};
+pub use source::{Source, SourceError, X509Credentials, fetch_jwt_svid, fetch_x509_svid};
 pub use trust_domain::{BuiltIn, Clock, Millis, TrustDomainError, TrustDomainSettings};
 
 /// Generated from `proto/workload.proto`.

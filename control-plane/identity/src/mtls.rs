@@ -47,6 +47,9 @@ pub struct Peer {
     pub id: SpiffeId,
     /// Where it connected from.
     pub remote: SocketAddr,
+    /// SHA-256 of its certificate's DER: `x5t#S256` before base64url. None
+    /// where there is no TLS.
+    pub certificate: Option<[u8; 32]>,
 }
 
 /// Which identities may connect.
@@ -91,12 +94,27 @@ pub enum PlaintextError {
 }
 
 /// Accepts mutually authenticated TLS connections from `allowed` identities of
-/// our own trust domain. Must be called within a tokio runtime.
+/// our own trust domain, for HTTP/2. Must be called within a tokio runtime.
 pub fn serve_incoming(listener: TcpListener, source: Source, allowed: Allowed) -> Incoming {
+    serve(listener, source, allowed, b"h2")
+}
+
+/// As [`serve_incoming`], from every workload of our trust domain and for HTTP/1.
+pub fn serve_workloads(listener: TcpListener, source: Source) -> Incoming {
+    serve(listener, source, Arc::new(|_| true), b"http/1.1")
+}
+
+fn serve(
+    listener: TcpListener,
+    source: Source,
+    allowed: Allowed,
+    protocol: &'static [u8],
+) -> Incoming {
     let acceptor = Arc::new(Acceptor {
         provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
         source,
         allowed,
+        protocol,
         current: Mutex::new(None),
         warnings: Throttle::new(Instant::now()),
     });
@@ -132,6 +150,7 @@ pub fn plaintext_incoming(
         let peer = Peer {
             id: peer.clone(),
             remote,
+            certificate: None,
         };
         async move {
             Some(MtlsStream {
@@ -193,6 +212,8 @@ struct Acceptor {
     provider: Arc<CryptoProvider>,
     source: Source,
     allowed: Allowed,
+    /// What is spoken within TLS (RFC 7301).
+    protocol: &'static [u8],
     /// The configuration of the context that it was made from.
     current: Mutex<Option<Current>>,
     warnings: Throttle,
@@ -229,6 +250,7 @@ impl Acceptor {
             .peer_certificates()
             .and_then(|chain| chain.first())
             .ok_or(Refused::NoCertificate)?;
+        let certificate = Some(capability::sha256(leaf));
         let id = leaf_identity(leaf)?;
         if id.trust_domain() != current.own.trust_domain() {
             return Err(Refused::Foreign(id));
@@ -236,9 +258,13 @@ impl Acceptor {
         if !(self.allowed)(&id) {
             return Err(Refused::Unknown(id));
         }
-        tracing::info!(peer = %id, %remote, "connected");
+        tracing::debug!(peer = %id, %remote, "connected");
         Ok(MtlsStream {
-            peer: Peer { id, remote },
+            peer: Peer {
+                id,
+                remote,
+                certificate,
+            },
             transport: Transport::Tls(Box::new(stream)),
         })
     }
@@ -298,7 +324,7 @@ impl Acceptor {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .map_err(|error| unusable(&error))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![self.protocol.to_vec()];
         // A resumed session would skip the check against today's bundle.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

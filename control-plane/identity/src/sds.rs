@@ -6,9 +6,10 @@ use std::{pin::Pin, sync::Arc};
 use envoy_types::{
     pb::{
         envoy::{
-            config::core::v3::{DataSource, data_source::Specifier},
+            config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier},
             extensions::transport_sockets::tls::v3::{
-                CertificateValidationContext, Secret, TlsCertificate, secret,
+                CertificateValidationContext, Secret, SpiffeCertValidatorConfig, TlsCertificate,
+                secret, spiffe_cert_validator_config::TrustDomain,
             },
             service::{
                 discovery::v3::{
@@ -35,6 +36,8 @@ use crate::{SpiffeId, trust_domain::Shared, workload_api::attest};
 const DEFAULT_SVID: &str = "default";
 /// The trust domain's bundle.
 const ROOT_CA: &str = "ROOTCA";
+/// Envoy's name for it.
+const SPIFFE_VALIDATOR: &str = "envoy.tls.cert_validator.spiffe";
 const MAX_NAMES: usize = 16;
 
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -192,9 +195,25 @@ fn identity(shared: &Shared, id: &SpiffeId) -> Result<secret::Type, Status> {
     }))
 }
 
+/// The bundle as SPIRE's agent serves it: with Envoy's own validator for SPIFFE,
+/// which also refuses leaves that are a CA's or may sign certificates, and those
+/// of another trust domain whoever signed them.
 fn bundle(shared: &Shared) -> secret::Type {
+    let bundle = || Some(inline(shared.authority().bundle_pem().to_owned()));
+    let validator = SpiffeCertValidatorConfig {
+        trust_domains: vec![TrustDomain {
+            name: shared.trust_domain().trust_domain().to_owned(),
+            trust_bundle: bundle(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
     secret::Type::ValidationContext(CertificateValidationContext {
-        trusted_ca: Some(inline(shared.authority().bundle_pem().to_owned())),
+        trusted_ca: bundle(),
+        custom_validator_config: Some(TypedExtensionConfig {
+            name: SPIFFE_VALIDATOR.to_owned(),
+            typed_config: Some(pack_any(validator)),
+        }),
         ..Default::default()
     })
 }

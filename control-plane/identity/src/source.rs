@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use base64ct::Encoding as _;
 use spiffe::{
     JwtSource, JwtSourceBuilder, SpiffeId as WireId, WorkloadApiClient, WorkloadApiError,
     X509Context, X509Source, X509SourceBuilder, X509Svid, transport::Endpoint,
@@ -152,6 +153,14 @@ impl Source {
         }
     }
 
+    /// Our own X.509-SVID as it is now, with its key.
+    ///
+    /// # Errors
+    /// When the Workload API has withdrawn our identity.
+    pub fn x509_credentials(&self) -> Result<X509Credentials, SourceError> {
+        credentials(&*self.svid()?, &*self.context()?)
+    }
+
     pub(crate) fn svid(&self) -> Result<Arc<X509Svid>, SourceError> {
         self.inner
             .x509
@@ -172,6 +181,68 @@ impl Source {
             reason,
         }
     }
+}
+
+/// An X.509-SVID of the calling process, with its key.
+pub struct X509Credentials {
+    /// Its chain and its private key, as PEM. The key is a secret.
+    pub pem: zeroize::Zeroizing<String>,
+    /// The authorities of its trust domain, each as DER.
+    pub authorities: Vec<Vec<u8>>,
+}
+
+/// Fetches the default X.509-SVID of the calling process, without keeping a
+/// connection: it is not renewed.
+///
+/// # Errors
+/// When the Workload API doesn't answer within 5 s or refuses.
+pub async fn fetch_x509_svid(socket: &Path) -> Result<X509Credentials, SourceError> {
+    let socket = absolute(socket)?;
+    let fetch = async {
+        let client = WorkloadApiClient::connect(Endpoint::Unix(socket.clone())).await?;
+        client.fetch_x509_context().await
+    };
+    let context = match tokio::time::timeout(FETCH_TIMEOUT, fetch).await {
+        Ok(Ok(context)) => context,
+        Ok(Err(error)) => {
+            let reason = error.to_string();
+            return Err(SourceError::Unavailable { socket, reason });
+        }
+        Err(_) => {
+            let reason = "no answer in 5 s".to_owned();
+            return Err(SourceError::Unavailable { socket, reason });
+        }
+    };
+    let svid = context.default_svid().ok_or(SourceError::BadIdentity)?;
+    credentials(svid, &context)
+}
+
+fn credentials(svid: &X509Svid, context: &X509Context) -> Result<X509Credentials, SourceError> {
+    let bundle = context.bundle_set().get(svid.spiffe_id().trust_domain());
+    let authorities = bundle.ok_or(SourceError::BadIdentity)?;
+    let authorities = authorities.authorities().iter();
+    let mut pem = zeroize::Zeroizing::new(pem_block("PRIVATE KEY", svid.private_key().as_bytes()));
+    for certificate in svid.cert_chain() {
+        pem.push_str(&pem_block("CERTIFICATE", certificate.as_bytes()));
+    }
+    Ok(X509Credentials {
+        pem,
+        authorities: authorities.map(|it| it.as_bytes().to_vec()).collect(),
+    })
+}
+
+/// RFC 7468.
+fn pem_block(label: &str, der: &[u8]) -> String {
+    let base64 = zeroize::Zeroizing::new(base64ct::Base64::encode_string(der));
+    let lines = base64.as_bytes().chunks(64);
+    let lines: Vec<&str> = lines
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .collect();
+    let body = zeroize::Zeroizing::new(lines.join("\n"));
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        *body
+    )
 }
 
 /// Fetches one JWT-SVID of the calling process, without keeping a connection.

@@ -1,6 +1,7 @@
 //! What makes a certificate an X.509-SVID (X509-SVID.md, sections 2 to 5).
 
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use capability::x509::{Leaf, NotCertificate};
+use x509_parser::prelude::{GeneralName, X509Certificate};
 
 use crate::SpiffeId;
 
@@ -22,28 +23,19 @@ pub enum SvidError {
     NotLeaf,
 }
 
-/// The workload that a leaf certificate names. The chain is checked elsewhere.
+/// The workload that a leaf certificate names, by the rule that the edge reads
+/// certificates by as well. The chain is checked elsewhere.
 ///
 /// # Errors
 /// When the certificate is not an X.509-SVID's leaf.
 pub(crate) fn leaf_identity(der: &[u8]) -> Result<SpiffeId, SvidError> {
-    let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| SvidError::Malformed)?;
-    if !rest.is_empty() {
-        return Err(SvidError::Malformed);
-    }
-    let ca = certificate
-        .basic_constraints()
-        .map_err(|_| SvidError::Malformed)?
-        .is_some_and(|constraints| constraints.value.ca);
-    let usage = certificate
-        .key_usage()
-        .map_err(|_| SvidError::Malformed)?
-        .ok_or(SvidError::NotLeaf)?
-        .value;
-    if ca || !usage.digital_signature() || usage.key_cert_sign() || usage.crl_sign() {
+    let leaf = Leaf::from_der(der).map_err(|NotCertificate| SvidError::Malformed)?;
+    if !leaf.signs_handshakes_only {
         return Err(SvidError::NotLeaf);
     }
-    let uri = only_uri(&certificate).ok_or(SvidError::UriNames)?;
+    let [uri] = leaf.uri_sans.as_slice() else {
+        return Err(SvidError::UriNames);
+    };
     let id = SpiffeId::parse(uri).map_err(|_| SvidError::Id)?;
     if id.is_workload() {
         Ok(id)
@@ -62,5 +54,76 @@ pub(crate) fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a s
     match (uris.next(), uris.next()) {
         (Some(uri), None) => Some(uri),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use capability::x509::Leaf;
+    use rcgen::{CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+    /// Another reader of the same bytes: the URIs, the validity, and whether they
+    /// sign handshakes alone.
+    fn by_another(der: &[u8]) -> Option<(Vec<String>, i64, i64, bool)> {
+        let (rest, certificate) = X509Certificate::from_der(der).ok()?;
+        let names = certificate.subject_alternative_name().ok()?;
+        let names = names.map(|names| &names.value.general_names);
+        let uris = names.into_iter().flatten().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        });
+        let usage = certificate.key_usage().ok()?.map(|usage| usage.value);
+        let ca = certificate.basic_constraints().ok()?;
+        let ca = ca.is_some_and(|constraints| constraints.value.ca);
+        let signs = usage.is_some_and(|usage| {
+            usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign()
+        });
+        let validity = certificate.validity();
+        let (from, to) = (
+            validity.not_before.timestamp(),
+            validity.not_after.timestamp(),
+        );
+        rest.is_empty()
+            .then(|| (uris.collect(), from, to, signs && !ca))
+    }
+
+    #[test]
+    fn the_strict_reader_reads_what_another_reads_whatever_byte_is_changed() {
+        let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+        let mut parameters = CertificateParams::default();
+        parameters.subject_alt_names = vec![
+            SanType::DnsName("edge.writ.example".try_into().unwrap()),
+            uri("spiffe://writ.example/agent/demo"),
+            SanType::IpAddress([127, 0, 0, 1].into()),
+        ];
+        parameters.is_ca = IsCa::ExplicitNoCa;
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().unwrap();
+        let good = parameters.self_signed(&key).unwrap().der().to_vec();
+        let mut compared = 0;
+        for at in 0..good.len() {
+            for change in [0, 1, 0x20, 0x80, 0xff] {
+                let mut der = good.clone();
+                if let Some(byte) = der.get_mut(at) {
+                    *byte ^= change;
+                }
+                // What only the other takes is not strict DER.
+                let (Ok(leaf), Some(other)) = (Leaf::from_der(&der), by_another(&der)) else {
+                    continue;
+                };
+                let seconds = |time: u64| i64::try_from(time).unwrap();
+                let ours = (
+                    leaf.uri_sans,
+                    seconds(leaf.not_before_s),
+                    seconds(leaf.not_after_s),
+                    leaf.signs_handshakes_only,
+                );
+                let other = (other.0, other.1.max(0), other.2.max(0), other.3);
+                assert_eq!(ours, other, "byte {at} by {change:x}");
+                compared += 1;
+            }
+        }
+        assert!(compared > good.len(), "{compared}");
     }
 }

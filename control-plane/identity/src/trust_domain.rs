@@ -1,6 +1,7 @@
 //! The built-in trust domain: its settings, its keys, its socket.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -52,6 +53,9 @@ pub struct TrustDomainSettings {
     pub self_id: SpiffeId,
     /// Who else has an identity.
     pub entries: Vec<WorkloadEntry>,
+    /// Names and IP addresses that some of them are reached by, which their
+    /// X.509-SVIDs name besides: clients look for them in a server's certificate.
+    pub hosts: BTreeMap<SpiffeId, Vec<String>>,
     /// How long an X.509-SVID lives (1 s to 24 h); a new one is pushed at half of it.
     pub x509_ttl: Duration,
     /// How long a JWT-SVID lives (1 s to 1 h).
@@ -204,10 +208,13 @@ impl Shared {
     }
 
     pub(crate) fn issue_x509(&self, id: &SpiffeId) -> Result<X509Identity, tonic::Status> {
-        self.authority.issue(id, self.now()).map_err(|error| {
-            tracing::error!(%error, %id, "an x.509-svid could not be made");
-            tonic::Status::internal("an X.509-SVID could not be made")
-        })
+        let hosts = self.settings.hosts.get(id).map_or(&[][..], Vec::as_slice);
+        self.authority
+            .issue(id, hosts, self.now())
+            .map_err(|error| {
+                tracing::error!(%error, %id, "an x.509-svid could not be made");
+                tonic::Status::internal("an X.509-SVID could not be made")
+            })
     }
 }
 

@@ -33,6 +33,7 @@ fn issue(n: u64) -> Command {
             user: None,
             chain: Vec::new(),
             jkt: "key".into(),
+            x5t: None,
             action: ActionRecord {
                 kind: "http_request".into(),
                 method: "GET".into(),

@@ -34,6 +34,7 @@ fn issue(run: u64, n: u64, agents: u64) -> Command {
             user: None,
             chain: Vec::new(),
             jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I".into(),
+            x5t: None,
             action: ActionRecord {
                 kind: "http_request".into(),
                 method: "GET".into(),

@@ -22,6 +22,10 @@ pub type Hash = [u8; 32];
 #[serde(transparent)]
 pub(crate) struct HexHash(#[serde(with = "hash_hex")] pub(crate) Hash);
 
+/// The limit that a piece of evidence shown under one DPoP key too many has
+/// reached, as [`Refused::Limit`] says it.
+pub const EVIDENCE_KEYS: &str = "keys per piece of evidence";
+
 /// Milliseconds since the Unix epoch, as the ledger's own clock has them.
 pub type Millis = u64;
 
@@ -90,6 +94,9 @@ pub struct TokenRecord {
     pub chain: Vec<String>,
     /// Thumbprint of the key it is bound to.
     pub jkt: String,
+    /// SHA-256 of the client certificate it is bound to, base64url (RFC 8705).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x5t: Option<String>,
     /// The one action.
     pub action: ActionRecord,
     /// The task that the action belongs to.

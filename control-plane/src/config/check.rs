@@ -54,6 +54,13 @@ impl Config {
                 "server.listen has this port already; take another".into(),
             );
         }
+        let mtls = server.mtls_listen;
+        if mtls.is_some_and(|mtls| clash(mtls, server.listen) || clash(mtls, server.grpc_listen)) {
+            reader.error_at(
+                "server.mtls_listen",
+                "another listener has this port already; take another".into(),
+            );
+        }
         for other in [server.listen, server.grpc_listen] {
             if server.metrics_listen.is_some_and(|own| clash(own, other)) {
                 reader.error_at(
@@ -63,7 +70,8 @@ impl Config {
             }
         }
         // Envoy may be on another machine, which has addresses of its own.
-        for other in [server.listen, server.grpc_listen] {
+        let own = [Some(server.listen), Some(server.grpc_listen), mtls];
+        for other in own.into_iter().flatten() {
             let same = self.edge.listen == other && !other.ip().is_unspecified();
             if same && other.port() != 0 {
                 reader.error_at(
@@ -101,9 +109,49 @@ impl Config {
         }
     }
 
+    /// What goes with client certificates at the edge and what does not.
+    pub(super) fn check_certificates(&self, reader: &Reader) {
+        for site in self.edge.all_sites() {
+            if self.edge.client_certificates && site.origin.starts_with("http://") {
+                reader.error_at(
+                    "edge.client_certificates",
+                    format!(
+                        "TLS ends at the listener: `{}` has to be https",
+                        site.origin
+                    ),
+                );
+            }
+        }
+        let url = self.server.mtls_url.as_deref().unwrap_or_default();
+        if url.starts_with("http://") {
+            reader.error_at("server.mtls_url", "client certificates need https".into());
+        }
+    }
+
+    /// The token endpoint for X.509-SVIDs, when it is to be served: its tokens are
+    /// bound to certificates, which must not be shown where nobody looks.
+    fn check_bound_tokens(&self, reader: &Reader) {
+        let server = &self.server;
+        if server.mtls_listen.is_some() && !self.edge.client_certificates {
+            reader.error_at(
+                "server.mtls_listen",
+                "its tokens are bound to client certificates, and the edge's listener demands none: say edge.client_certificates = \"required\", or take this line out".into(),
+            );
+        }
+        let missing = match (&server.mtls_listen, &server.mtls_url) {
+            (Some(_), None) => Some(("server.mtls_listen", "server.mtls_url")),
+            (None, Some(_)) => Some(("server.mtls_url", "server.mtls_listen")),
+            _ => None,
+        };
+        if let Some((there, missing)) = missing {
+            reader.error_at(there, format!("it goes with {missing}, which is missing"));
+        }
+    }
+
     /// The files and directories that a start needs, and what it can't keep; nothing
     /// is made.
     pub(super) fn check_machine(&self, reader: &Reader) {
+        self.check_bound_tokens(reader);
         if self.ledger.head_copy.is_some() && self.ledger.store.url.is_some() {
             reader.error_at(
                 "ledger.head_copy",

@@ -79,6 +79,7 @@ impl Config {
         root.finish();
         config.check(&reader);
         config.check_places(&reader);
+        config.check_certificates(&reader);
         look(&config, &reader);
         reader.result(config)
     }
@@ -194,6 +195,8 @@ fn server(table: &Table<'_>) -> Server {
         admin_socket: table.path("admin_socket"),
         plaintext_grpc: table.flag("plaintext_grpc", false),
         login_as: table.text_or("login_as", "operator"),
+        mtls_listen: table.optional_address("mtls_listen"),
+        mtls_url: table.optional_origin("mtls_url"),
     };
     table.finish();
     server
@@ -341,9 +344,17 @@ fn edge(table: &Table<'_>) -> Edge {
         );
     }
     body::check_kinds(table, &routes);
+    let certificates = table.text_or("client_certificates", "none");
+    if !matches!(certificates.as_str(), "none" | "required") {
+        table.error(
+            "client_certificates",
+            format!("`{certificates}` is neither \"none\" nor \"required\""),
+        );
+    }
     let exempt = exempt::read(table, &routes, &sites);
     let edge = Edge {
         routes,
+        client_certificates: certificates == "required",
         exempt,
         metadata: table.flag("metadata", false),
         listen: table.address("listen"),

@@ -391,6 +391,10 @@ impl<'r> Table<'r> {
         parsed.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
+    pub(super) fn optional_address(&self, key: &str) -> Option<SocketAddr> {
+        self.has(key).then(|| self.address(key))
+    }
+
     pub(super) fn host_port(&self, key: &str) -> String {
         let text = self.text(key);
         let well_formed = text.rsplit_once(':').is_some_and(|(host, port)| {
@@ -403,6 +407,10 @@ impl<'r> Table<'r> {
     }
 
     /// `http[s]://authority`, without path, query or a slash at the end.
+    pub(super) fn optional_origin(&self, key: &str) -> Option<String> {
+        self.has(key).then(|| self.origin(key))
+    }
+
     pub(super) fn origin(&self, key: &str) -> String {
         let text = self.text(key);
         let rest = text

@@ -78,6 +78,26 @@ fn each_problem_is_named_with_its_line() {
         ),
         ("owner = ", "onwer = ", "no such key"),
         (
+            "[edge]",
+            "[edge]\nclient_certificates = \"some\"",
+            "is neither \"none\" nor \"required\"",
+        ),
+        (
+            "[edge]",
+            "[edge]\nclient_certificates = \"required\"",
+            "TLS ends at the listener: `http://127.0.0.1:8400` has to be https",
+        ),
+        (
+            "[identity]",
+            "mtls_url = \"http://127.0.0.1:8482\"\n[identity]",
+            "client certificates need https",
+        ),
+        (
+            "[identity]",
+            "mtls_listen = \"127.0.0.1:8480\"\n[identity]",
+            "another listener has this port already",
+        ),
+        (
             "owner = \"platform@example.com\"",
             "owner = 7",
             "a string is wanted",

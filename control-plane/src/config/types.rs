@@ -52,6 +52,10 @@ pub struct Server {
     pub metrics_listen: Option<SocketAddr>,
     /// Unix socket for the command line.
     pub admin_socket: PathBuf,
+    /// The token endpoint for agents that show their X.509-SVID: HTTPS.
+    pub mtls_listen: Option<SocketAddr>,
+    /// The URL that they know it by: scheme and authority.
+    pub mtls_url: Option<String>,
     /// ADS and decisions without TLS; loopback only, by explicit flag.
     pub plaintext_grpc: bool,
     /// Whom a login link signs in.
@@ -159,6 +163,9 @@ pub struct Edge {
     pub listen: SocketAddr,
     /// The URL that clients use.
     pub origin: String,
+    /// TLS at the listener, with a client certificate of the trust domain
+    /// demanded of every agent.
+    pub client_certificates: bool,
     /// The protected resource (`aud`): the origin, or a URL under it.
     pub resource: String,
     /// `[[edge.site]]`: further origins on the same listener.

@@ -2,8 +2,8 @@
 //! registry, policy with the real request, and one durable commit.
 
 use super::facts::{
-    Facts, body_digest, body_record, bounded, claim, covers, cut, digest_of, evidence,
-    request_facts,
+    Facts, body_digest, body_record, bounded, certificate_fits, claim, covers, cut, digest_of,
+    evidence, request_facts,
 };
 use super::opinion::Opinion;
 use crate::state::Core;
@@ -295,6 +295,8 @@ impl Engine {
         }
         let edge = &self.core.config.edge;
         let question = &facts.question;
+        certificate_fits(&token, question, edge.client_certificates)
+            .map_err(|reason| (reason, None))?;
         covers(&token.action, question, edge.all_sites()).map_err(|reason| (reason, None))?;
         // The proxy has another idea of its routes: what would have been read was not.
         let reads = edge.body_of(&question.authority, &question.path).is_some();

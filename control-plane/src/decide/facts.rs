@@ -95,6 +95,31 @@ pub(super) fn body_facts(wanted: &BodyRead, question: &Question) -> Option<Vec<(
     wanted.facts.iter().map(fact).collect()
 }
 
+/// Whether the client certificate that the proxy saw is the one that our own
+/// record binds the token to (RFC 8705, section 3). The filter has checked it,
+/// and the agent's name in it, too.
+///
+/// # Errors
+/// `certificate_missing` or `certificate_mismatch`.
+pub(super) fn certificate_fits(
+    token: &TokenRecord,
+    question: &Question,
+    demanded: bool,
+) -> Result<(), Reason> {
+    let shown = &question.peer_certificate;
+    if shown.is_empty() {
+        return if demanded || token.x5t.is_some() {
+            Err(Reason::CertificateMissing)
+        } else {
+            Ok(())
+        };
+    }
+    match &token.x5t {
+        Some(x5t) if *x5t != capability::b64::encode(shown) => Err(Reason::CertificateMismatch),
+        _ => Ok(()),
+    }
+}
+
 /// What an approval of this request would cover.
 pub(super) fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
     Core::action_digest(
@@ -115,6 +140,7 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
         source: facts.question.source_address.clone(),
         question: hex::encode(facts.digest),
         body: body_record(&facts.question),
+        certificate: capability::b64::encode(&facts.question.peer_certificate),
         observed: facts.question.observed,
     }
 }
@@ -145,6 +171,7 @@ pub(super) fn bounded(mut facts: RequestFacts) -> RequestFacts {
         &mut facts.request_id,
         &mut facts.source,
         &mut facts.method,
+        &mut facts.certificate,
     ] {
         text.truncate(cut(text).len());
     }
@@ -242,5 +269,53 @@ mod tests {
         assert_eq!(asked(Some(b""), None), other, "not even of none at all");
         assert_eq!(asked(None, Some(b"2")), Ok(()));
         assert_eq!(asked(None, None), Ok(()));
+    }
+
+    fn token(x5t: Option<&[u8]>) -> TokenRecord {
+        TokenRecord {
+            token_hash: [0; 32],
+            jti: "t".into(),
+            agent: "spiffe://writ.example/agent/demo".into(),
+            user: None,
+            chain: Vec::new(),
+            jkt: "k".into(),
+            x5t: x5t.map(capability::b64::encode),
+            action: ActionRecord {
+                kind: "http_request".into(),
+                method: "GET".into(),
+                location: "https://tools.example/".into(),
+                content_digest: None,
+            },
+            txn: "x".into(),
+            expires_ms: 1,
+        }
+    }
+
+    /// What a proxy says that was taken over, or whose filter is another: our own
+    /// record is asked as well.
+    #[test]
+    fn the_record_has_the_last_word_on_certificates() {
+        let (own, other) = ([1; 32], [2; 32]);
+        let (missing, mismatch) = (Reason::CertificateMissing, Reason::CertificateMismatch);
+        type Row<'a> = (Option<&'a [u8]>, &'a [u8], bool, Result<(), Reason>);
+        let table: [Row<'_>; 9] = [
+            (None, &[], false, Ok(())),
+            (None, &[], true, Err(missing)),
+            (None, &own, true, Ok(())),
+            (Some(&own), &own, true, Ok(())),
+            (Some(&own), &own, false, Ok(())),
+            (Some(&own), &other, true, Err(mismatch)),
+            (Some(&own), &own[..31], true, Err(mismatch)),
+            (Some(&own), &[], true, Err(missing)),
+            (Some(&own), &[], false, Err(missing)),
+        ];
+        for (x5t, shown, demanded, expected) in table {
+            let question = Question {
+                peer_certificate: shown.to_vec(),
+                ..Question::default()
+            };
+            let said = certificate_fits(&token(x5t), &question, demanded);
+            assert_eq!(said, expected, "{x5t:?} {shown:?} {demanded}");
+        }
     }
 }

@@ -30,6 +30,8 @@ pub enum ExchangeError {
     TooLarge,
     /// The subject token, and in words what is wrong with it.
     Evidence(Reason, String),
+    /// The subject token is another workload's than the client certificate.
+    Certificate,
     // Who the caller is.
     /// The registry does not know it.
     Unregistered,
@@ -37,6 +39,8 @@ pub enum ExchangeError {
     Inactive,
     /// Policy's no.
     Denied,
+    /// The subject token has been shown under too many DPoP keys.
+    EvidenceKeys,
     /// A named limit of the caller's.
     Limit(&'static str),
     // Ours.
@@ -83,7 +87,12 @@ impl ExchangeError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Request(_) | Self::TooLarge | Self::Evidence(..) => "invalid_request",
+            // RFC 8693, section 2.2.2, of a subject token that is not acceptable.
+            Self::Request(_)
+            | Self::TooLarge
+            | Self::Evidence(..)
+            | Self::Certificate
+            | Self::EvidenceKeys => "invalid_request",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -108,10 +117,11 @@ impl ExchangeError {
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
+            Self::Certificate => Reason::CertificateMismatch,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
-            Self::Limit(_) => Reason::LimitExceeded,
+            Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
             Self::Unavailable | Self::Full => Reason::ControlPlaneUnavailable,
             Self::Internal => Reason::InternalError,
         }
@@ -164,6 +174,9 @@ impl ExchangeError {
             }
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
+            Self::Certificate => {
+                "the subject_token is another workload's than the client certificate".into()
+            }
             Self::Unregistered => {
                 "this agent is not registered; its operator can see that it asked".into()
             }
@@ -171,6 +184,9 @@ impl ExchangeError {
             Self::Denied => "policy does not allow this action".into(),
             Self::PolicyError => {
                 "policy could not be evaluated; nothing is allowed until it can".into()
+            }
+            Self::EvidenceKeys => {
+                "the subject_token has been shown under too many DPoP keys; keep one key, or fetch a fresh token".into()
             }
             Self::Limit(what) => format!("a limit is reached: {what}"),
             Self::Unavailable => {

@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use identity::mtls::Peer;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -28,11 +29,25 @@ pub fn routes(exchange: Arc<Exchange>) -> Router {
         .with_state(exchange)
 }
 
+/// The routes for connections that have a [`Peer`], as an extension of each
+/// request: the token endpoint, and what leads to it.
+pub fn mtls_routes(exchange: Arc<Exchange>) -> Router {
+    Router::new()
+        .route("/oauth2/token", post(token))
+        .route(
+            "/.well-known/oauth-authorization-server",
+            get(server_metadata),
+        )
+        .with_state(exchange)
+}
+
 async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
     let id = random_id::<9>("req_");
     let result = async {
+        // The connection's, where it has one.
+        let peer = request.extensions().get::<Peer>().cloned();
         let (params, proof) = read(request).await?;
-        exchange.exchange(&params, &proof, &id).await
+        exchange.exchange(&params, &proof, &id, peer.as_ref()).await
     };
     let result = result.await;
     let refused = result.as_ref().err().map(ExchangeError::reason);
@@ -174,7 +189,7 @@ async fn authorize() -> Response {
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
     let config = &exchange.core.config;
-    cached(metadata::server(&config.server.issuer, &config.edge))
+    cached(metadata::server(&config.server, &config.edge))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {

@@ -1,12 +1,15 @@
 //! Authorization server metadata (RFC 8414).
 
 use super::GRANT_EXCHANGE;
-use crate::config::{Edge, Route};
+use crate::config::{Edge, Route, Server};
 use serde_json::{Value, json};
 
 /// What standard clients read before they do anything. They require
-/// `authorization_endpoint` and `response_types_supported`.
-pub fn server(issuer: &str, edge: &Edge) -> Value {
+/// `authorization_endpoint` and `response_types_supported`. Where there is a
+/// token endpoint for client certificates, its tokens are bound to them, and
+/// clients find it by its alias (RFC 8705, sections 3.3 and 5).
+pub fn server(server: &Server, edge: &Edge) -> Value {
+    let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
     routes.sort_by_key(|route| std::cmp::Reverse(route.path_prefix.len()));
@@ -17,7 +20,7 @@ pub fn server(issuer: &str, edge: &Edge) -> Value {
         json!({ "location": location, "content_digest": route.body.is_some() })
     });
     let digests: Vec<Value> = digests.collect();
-    json!({
+    let mut metadata = json!({
         "writ_content_digest_locations": digests,
         "issuer": issuer,
         "token_endpoint": format!("{issuer}/oauth2/token"),
@@ -28,5 +31,16 @@ pub fn server(issuer: &str, edge: &Edge) -> Value {
         "token_endpoint_auth_methods_supported": ["none"],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
         "authorization_details_types_supported": ["http_request"],
-    })
+    });
+    if let (Some(url), Some(members)) = (mtls_url, metadata.as_object_mut()) {
+        members.insert(
+            "tls_client_certificate_bound_access_tokens".into(),
+            true.into(),
+        );
+        members.insert(
+            "mtls_endpoint_aliases".into(),
+            json!({ "token_endpoint": format!("{url}/oauth2/token") }),
+        );
+    }
+    metadata
 }

@@ -11,7 +11,7 @@ mod nonces;
 mod proofs;
 
 pub use error::ExchangeError;
-pub use http::routes;
+pub use http::{mtls_routes, routes};
 pub use proofs::SeenProofs;
 
 use crate::config::Site;
@@ -24,7 +24,10 @@ use capability::reason::Reason;
 use capability::url::Target;
 use form::Params;
 use identity::JwtEvidence;
-use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
+use identity::mtls::Peer;
+use ledger::model::{
+    ActionRecord, Command, EVIDENCE_KEYS, Evidence, PolicyFacts, Refused, TokenRecord,
+};
 use nonces::Nonces;
 use policy::Verdict;
 use sha2::{Digest, Sha256};
@@ -49,7 +52,9 @@ pub struct Exchange {
     proofs: SeenProofs,
     nonces: Nonces,
     /// `htu` of proofs: the token endpoint as clients know it.
-    endpoint: capability::url::Target,
+    endpoint: Target,
+    /// The same for clients that show an X.509-SVID.
+    mtls_endpoint: Option<Target>,
 }
 
 /// A capability and what the reply says of it.
@@ -73,6 +78,8 @@ struct Shown {
 struct Caller<'a> {
     agent: &'a str,
     id: &'a str,
+    /// The certificate that the token is bound to (RFC 8705, section 3).
+    x5t: Option<&'a str>,
 }
 
 impl Exchange {
@@ -80,22 +87,33 @@ impl Exchange {
     /// When the issuer's URL makes no token endpoint URL, or the key of nonces is
     /// not usable.
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
-        let url = format!("{}/oauth2/token", core.config.server.issuer);
-        let endpoint = capability::url::Target::location(&url)
-            .map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
+        let server = &core.config.server;
+        let target = |base: &str, key: &str| {
+            let url = format!("{base}/oauth2/token");
+            Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check {key}"))
+        };
+        let endpoint = target(&server.issuer, "server.issuer")?;
+        let mtls_url = server.mtls_url.as_deref();
+        let mtls_endpoint = mtls_url
+            .map(|url| target(url, "server.mtls_url"))
+            .transpose()?;
         let proofs = SeenProofs::new(PROOFS_MAX, core.config.limits.proofs_per_agent);
-        let keys = core.config.server.data_dir.join("keys");
-        let (issuer, window_s) = (&core.config.server.issuer, core.config.token.proof_window_s);
-        let nonces = Nonces::open(&keys, issuer, window_s).map_err(|error| error.to_string())?;
+        let keys = server.data_dir.join("keys");
+        let window_s = core.config.token.proof_window_s;
+        let nonces =
+            Nonces::open(&keys, &server.issuer, window_s).map_err(|error| error.to_string())?;
         Ok(Self {
             core,
             proofs,
             nonces,
             endpoint,
+            mtls_endpoint,
         })
     }
 
     /// Answers one exchange, which is called `id` in a refusal and in its entry.
+    /// `peer` is the caller by its client certificate, where it has shown one: then
+    /// the token is bound to that, and the evidence has to be the same workload's.
     /// Everything is checked before anything is kept.
     ///
     /// # Errors
@@ -105,20 +123,32 @@ impl Exchange {
         params: &Params,
         proof: &str,
         id: &str,
+        peer: Option<&Peer>,
     ) -> Result<Issued, ExchangeError> {
         params.check_grant()?;
         let now_ms = self.core.now();
         let proof_text = proof;
-        let Shown { proof, until_s } = self.proof(proof, now_ms)?;
+        let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
         let evidence = self.core.identity.verify_jwt_svid(
             params.subject_token()?,
             &self.core.config.server.issuer,
             now_ms,
         )?;
         let agent = evidence.agent.to_string();
-        let caller = Caller { agent: &agent, id };
+        let x5t = peer.and_then(|peer| peer.certificate);
+        let x5t = x5t.map(|digest| capability::b64::encode(&digest));
+        let caller = Caller {
+            agent: &agent,
+            id,
+            x5t: x5t.as_deref(),
+        };
 
         // From here the caller is known, and a refusal is an entry.
+        if peer.is_some_and(|peer| peer.id != evidence.agent) {
+            return Err(self
+                .refused(caller, None, None, ExchangeError::Certificate)
+                .await);
+        }
         let action = match params
             .one_element(&self.core.config.limits.read)
             .and_then(|element| self.action(&element, params))
@@ -152,7 +182,8 @@ impl Exchange {
         .await
     }
 
-    fn proof(&self, proof: &str, now_ms: u64) -> Result<Shown, ExchangeError> {
+    fn proof(&self, proof: &str, peer: Option<&Peer>, now_ms: u64) -> Result<Shown, ExchangeError> {
+        let at_mtls = peer.and(self.mtls_endpoint.as_ref());
         let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
             .map_err(ExchangeError::Proof)?;
         let from_s = self.core.proofs_from_s;
@@ -164,7 +195,7 @@ impl Exchange {
         let made_s = made_ms.map(|made_ms| made_ms / 1000);
         let expected = Expected {
             method: "POST",
-            target: &self.endpoint,
+            target: at_mtls.unwrap_or(&self.endpoint),
             now_ms,
             window_s: made_s.map_or(window_s, |_| u64::MAX),
             ath: None,
@@ -336,6 +367,10 @@ impl Exchange {
         let expires_s = issued_s.saturating_add(config.token.lifetime_s);
         let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
         let element = element(&action);
+        let mut cnf = serde_json::json!({ "jkt": proof.jkt() });
+        if let (Some(x5t), Some(cnf)) = (caller.x5t, cnf.as_object_mut()) {
+            cnf.insert("x5t#S256".into(), x5t.into());
+        }
         let key = self.core.keys.active(issued_s).map_err(|error| {
             tracing::error!(%error, "no token can be signed");
             ExchangeError::Unavailable
@@ -350,7 +385,7 @@ impl Exchange {
             claims: CapabilityClaims {
                 client_id: agent.clone(),
                 txn: txn.clone(),
-                cnf: serde_json::json!({ "jkt": proof.jkt() }),
+                cnf,
                 authorization_details: [element.clone()],
             },
         });
@@ -372,6 +407,7 @@ impl Exchange {
             user: None,
             chain: Vec::new(),
             jkt: proof.jkt().to_owned(),
+            x5t: caller.x5t.map(str::to_owned),
             action: action.clone(),
             txn,
             expires_ms: expires_s.saturating_mul(1000),
@@ -390,6 +426,20 @@ impl Exchange {
                 expires_in: config.token.lifetime_s,
                 element,
             }),
+            Err(Refused::Limit(EVIDENCE_KEYS)) => {
+                tracing::error!(
+                    agent,
+                    "ALARM: a JWT-SVID is shown under ever more DPoP keys: somebody else may have it"
+                );
+                Err(self
+                    .refused(
+                        caller,
+                        Some(action),
+                        Some(policy),
+                        ExchangeError::EvidenceKeys,
+                    )
+                    .await)
+            }
             Err(Refused::Limit(what)) => {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
                 Err(self

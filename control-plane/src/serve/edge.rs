@@ -91,6 +91,7 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         listener: xds::Listener {
             address: edge.listen.ip(),
             port: edge.listen.port(),
+            client_certificates: edge.client_certificates,
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
@@ -153,6 +154,7 @@ fn plugin_config(config: &Config, keys: &[serde_json::Value], bodies: &str) -> s
         "keys": keys,
         "token_check": "edge",
         "crypto": if edge.portable_crypto { "portable" } else { "host" },
+        "client_certificates": if edge.client_certificates { "required" } else { "none" },
         "cluster": xds::CONTROL_PLANE_CLUSTER,
         "decision_deadline_ms": edge.decision_deadline_ms,
         "hold_ms": edge.hold_s.saturating_mul(1000),

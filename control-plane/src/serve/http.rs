@@ -1,13 +1,14 @@
 //! The HTTP listener: as many connections as there are files for, and no time
 //! for those who don't say what they want.
 
-use axum::Router;
 use axum::body::Body;
+use axum::{Extension, Router};
 use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, Incoming as Received, SizeHint};
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use identity::mtls::Incoming;
 use rustix::process::{Resource, getrlimit};
 use std::io;
 use std::pin::Pin;
@@ -18,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -25,6 +27,8 @@ use tower::ServiceExt;
 /// Connections at one time, and never more than half of the files that may be
 /// open; further ones wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 4096;
+/// Of them, connections with client certificates have one part in so many.
+const MTLS_PART: usize = 4;
 /// A request's head arrives within this time, or the connection is closed; the
 /// wait for the next request on it counts as well.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +129,34 @@ async fn serve_most(
     Ok(())
 }
 
+/// Serves `router` to workloads that have shown their certificates: each request
+/// has its connection's [`Peer`] as an extension. Returns once the listener has
+/// ended, or after `stop`.
+pub async fn serve_workloads(mut incoming: Incoming, router: Router, stop: CancellationToken) {
+    let most = connections(getrlimit(Resource::Nofile).current) / MTLS_PART;
+    let (places, tasks) = (Arc::new(Semaphore::new(most.max(1))), TaskTracker::new());
+    while let Some(place) = place(&places, &stop).await {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = incoming.next() => accepted,
+        };
+        let stream = match accepted {
+            Some(Ok(stream)) => stream,
+            Some(Err(_)) => continue,
+            None => break,
+        };
+        let router = router.clone().layer(Extension(stream.peer().clone()));
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            connection(stream, router, stop, Patience::default()).await;
+            drop(place);
+        });
+    }
+    drop(incoming);
+    tasks.close();
+    tasks.wait().await;
+}
+
 /// The next free place, or nothing at the stop.
 pub async fn place(
     places: &Arc<Semaphore>,
@@ -141,7 +173,7 @@ pub async fn connection<S>(stream: S, router: Router, stop: CancellationToken, p
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let router = router.map_request(move |request: http::Request<Incoming>| {
+    let router = router.map_request(move |request: http::Request<Received>| {
         request.map(|body| Timed::within(patience.body, body))
     });
     let connection = Builder::new()
@@ -161,12 +193,12 @@ where
 
 /// A body that fails when it isn't whole by its deadline.
 struct Timed {
-    body: Incoming,
+    body: Received,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl Timed {
-    fn within(time: Duration, body: Incoming) -> Body {
+    fn within(time: Duration, body: Received) -> Body {
         if body.is_end_stream() {
             return Body::empty();
         }

@@ -6,6 +6,7 @@ pub(crate) mod advice;
 mod edge;
 mod hardening;
 mod http;
+mod identities;
 pub(crate) mod probe;
 mod ready;
 mod store;
@@ -18,12 +19,12 @@ use crate::exchange::Exchange;
 use crate::keys::{KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
-use crate::state::{Clock, Core, system_clock};
+use crate::state::{Core, system_clock};
 use crate::warnings::Warnings;
 use crate::web::{self, Logins, WebSettings};
 use axum::Router;
 use axum::routing::get;
-use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
+use identities::identities_from;
 use ledger::model::Command;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -41,9 +42,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-
-/// JWT-SVIDs can be stolen and shown by others: the built-in ones are short-lived.
-const JWT_SVID_TTL_MAX: Duration = Duration::from_secs(300);
 
 /// What `writ serve` was told on the command line.
 pub struct ServeOptions {
@@ -141,6 +139,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
+    let mtls = config.server.mtls_listen.map(bind).transpose()?;
     let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
@@ -212,6 +211,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .merge(crate::exchange::routes(exchange.clone()))
         .merge(health(core.clone()));
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
+    if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
+        let listener = listen(socket, address)?;
+        let incoming = identity::mtls::serve_workloads(listener, core.identity.clone());
+        let router = crate::exchange::mtls_routes(exchange);
+        tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
+    }
     if let Some(listener) = metrics {
         let router = metrics_page(core.clone(), ads.clone());
         tasks.spawn(serve_http(listener, router, stop.clone(), failed.clone()));
@@ -334,51 +339,6 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
     } else {
         Ok(())
     }
-}
-
-/// The built-in trust domain is consumed like SPIRE: over its socket.
-async fn identities_from(
-    config: &Config,
-    clock: &Clock,
-    stop: &CancellationToken,
-) -> Result<Source, ServeError> {
-    let identity = &config.identity;
-    let own = spiffe_id(&identity.control_plane_id)?;
-    if identity.built_in {
-        if identity.dev_single_uid {
-            tracing::warn!(
-                "dev_single_uid: every process of one uid is one principal; this is for trying things out"
-            );
-        }
-        let mut entries = Vec::new();
-        for workload in &identity.workloads {
-            entries.push(WorkloadEntry {
-                spiffe_id: spiffe_id(&workload.spiffe_id)?,
-                uid: workload.uid,
-                executable: workload.executable.clone(),
-            });
-        }
-        let ttl = Duration::from_secs(identity.svid_ttl_s);
-        let built_in = BuiltIn::open(TrustDomainSettings {
-            name: identity.trust_domain.clone(),
-            dir: config.server.data_dir.join("trust"),
-            socket: identity.workload_api.clone(),
-            self_id: own.clone(),
-            entries,
-            x509_ttl: ttl,
-            jwt_ttl: ttl.min(JWT_SVID_TTL_MAX),
-            clock: clock.clone(),
-        })?;
-        built_in.serve(stop.clone())?;
-    }
-    let socket = &identity.workload_api;
-    Source::connect_as(socket, &own, Duration::from_secs(10))
-        .await
-        .map_err(|error| ServeError::Source(socket.clone(), error))
-}
-
-fn spiffe_id(text: &str) -> Result<SpiffeId, ServeError> {
-    SpiffeId::parse(text).map_err(|error| ServeError::Edge(format!("`{text}`: {error}")))
 }
 
 /// What this start runs on is an entry before anything is served.

@@ -18,6 +18,7 @@ mod sections;
 mod session;
 mod settings;
 mod snapshot;
+mod tls;
 
 pub use access_log::REASON_FILTER_STATE;
 pub use ads::{Ads, AdsService};
@@ -30,6 +31,9 @@ pub use snapshot::{Kind, Resources, Snapshot};
 
 /// The cluster that leads to the control plane: static, in the bootstrap.
 pub const CONTROL_PLANE_CLUSTER: &str = "writ_control_plane";
+/// The cluster of the Workload API's socket beside the proxy, which speaks SDS:
+/// static, in the bootstrap.
+pub const WORKLOAD_API_CLUSTER: &str = "writ_workload_api";
 /// The name of the filter in front of the router, and of its ECDS resource.
 pub const FILTER_NAME: &str = "writ.filter";
 /// The name of the instance that reads bodies, and of its ECDS resource.

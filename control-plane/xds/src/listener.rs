@@ -43,7 +43,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     BODIES_FILTER_NAME, FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError,
-    access_log, cluster,
+    access_log, cluster, tls,
 };
 
 /// What one connection may buffer before back-pressure, in bytes.
@@ -63,6 +63,7 @@ const STRIPPED_PREFIXES: [&str; 2] = ["x-envoy-", "x-writ-"];
 
 pub(crate) fn build(settings: &Settings) -> Result<Listener, SettingsError> {
     let manager = connection_manager(settings)?;
+    let demands = settings.listener.client_certificates;
     Ok(Listener {
         name: LISTENER_NAME.to_owned(),
         address: Some(cluster::socket(
@@ -74,6 +75,7 @@ pub(crate) fn build(settings: &Settings) -> Result<Listener, SettingsError> {
                 name: "envoy.filters.network.http_connection_manager".to_owned(),
                 config_type: Some(filter::ConfigType::TypedConfig(pack_any(manager))),
             }],
+            transport_socket: demands.then(tls::downstream),
             ..Default::default()
         }],
         per_connection_buffer_limit_bytes: number(BUFFER_BYTES),
@@ -99,6 +101,11 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
             headers_with_underscores_action: HeadersWithUnderscoresAction::RejectRequest.into(),
             max_headers_count: number(MAX_HEADERS),
             idle_timeout: milliseconds(CONNECTION_IDLE_MS),
+            max_connection_duration: settings
+                .listener
+                .client_certificates
+                .then(|| milliseconds(tls::CONNECTION_MS))
+                .flatten(),
             ..Default::default()
         }),
         http_protocol_options: Some(Http1ProtocolOptions::default()),
@@ -277,7 +284,7 @@ fn ads() -> Option<ConfigSource> {
     })
 }
 
-fn truth(value: bool) -> Option<BoolValue> {
+pub(crate) fn truth(value: bool) -> Option<BoolValue> {
     Some(BoolValue { value })
 }
 

@@ -71,6 +71,9 @@ pub struct Listener {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
+    /// TLS, with a client certificate of the trust domain demanded. Both come
+    /// from the Workload API beside the proxy, by SDS.
+    pub client_certificates: bool,
 }
 
 /// One guarded route: a path prefix, and nothing else, selects an upstream.
@@ -169,6 +172,12 @@ pub enum SettingsError {
     /// A route reads bodies and no filter does, or the other way round.
     #[error("routes that read bodies and a filter that does belong together")]
     Bodies,
+    /// Listener and filter would disagree on certificates, and tokens that are
+    /// bound to them be taken without.
+    #[error(
+        "the listener and the filter's configuration differ in whether client certificates are required"
+    )]
+    Certificates,
     /// The access log's path is not UTF-8.
     #[error("the access log's path is not UTF-8: choose another")]
     LogPath,
@@ -230,6 +239,11 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<(), SettingsError> {
         self.check_sites()?;
         port("the edge's port", self.listener.port)?;
+        let of_filter = self.plugin_config.get("client_certificates");
+        let looks = of_filter.and_then(serde_json::Value::as_str) == Some("required");
+        if looks != self.listener.client_certificates {
+            return Err(SettingsError::Certificates);
+        }
         in_range("the hold in ms", self.hold_ms, 0, MAX_HOLD_MS)?;
         in_range(
             "the stream idle timeout in ms",

@@ -55,6 +55,7 @@ fn settings() -> Settings {
         listener: Listener {
             address: "127.0.0.1".parse().unwrap(),
             port: 8400,
+            client_certificates: false,
         },
         authority: "127.0.0.1:8400".to_owned(),
         sites: Vec::new(),

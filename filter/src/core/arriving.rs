@@ -81,9 +81,13 @@ impl Core {
         facts: &mut Facts,
     ) -> Result<Arrival, Refusal> {
         let now_us = host::now_us().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
+        // Without a demand for certificates there is nothing to read.
+        let demanded = self.settings.edge.require_peer;
+        let peer = demanded.then(|| self.peers.of_request()).flatten();
+        facts.peer = peer.as_ref().map(|leaf| leaf.sha256);
         let view = RequestView {
             headers,
-            peer: None,
+            peer: peer.as_deref(),
             body: match (ended, self.settings.bodies) {
                 (true, _) => Body::Empty,
                 (false, Bodies::Read) => Body::Awaited,
@@ -168,6 +172,7 @@ impl Core {
                 .route(checked.authority(), checked.path())
                 .map_or_else(String::new, |route| route.name.clone()),
             observed: facts.mode == Mode::Observe,
+            peer_certificate: facts.peer.map(Vec::from).unwrap_or_default(),
             body,
         };
         let times = (

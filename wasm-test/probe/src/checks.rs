@@ -1,11 +1,12 @@
 //! Probes of the checks: inputs that a test composes, as JSON, and the gates.
 
 use capability::action::Body;
-use capability::gates::{self, EdgeConfig, PeerCertificate, RequestView, Site, TokenCheck};
+use capability::gates::{self, EdgeConfig, RequestView, Site, TokenCheck};
 use capability::jws::UnverifiedJws;
 use capability::key::PublicKey;
 use capability::proof::{Expected, UnverifiedProof};
 use capability::url::{Origin, Target};
+use capability::x509::Leaf;
 use capability::{Limits, Portable, Verifier, sha256};
 use serde_json::Value;
 
@@ -109,8 +110,10 @@ pub fn check_proof(input: &[u8]) -> String {
 /// line each: a name, `=`, and a value of any bytes but a line feed.
 ///
 /// The JSON has `issuer`, `resource`, `origin`, `keys` (JWKs with `kid`), `now_ms`,
-/// and perhaps `record`, `require_peer`, `peer` {`der`, `uri_sans`}, and `body`
-/// (absent when unread, else its bytes in hex).
+/// and perhaps `record`, `require_peer`, `peer` (a leaf certificate's words:
+/// `sha256` in hex, `uri_sans`, `not_before_s`, `not_after_s`,
+/// `signs_handshakes_only`), and `body` (absent when unread, else its bytes in
+/// hex).
 pub fn gates(input: &[u8]) -> String {
     let mut lines = input.split(|byte| *byte == b'\n');
     let surroundings = lines.next().unwrap_or_default();
@@ -124,11 +127,10 @@ pub fn gates(input: &[u8]) -> String {
     answer(surroundings, |around| {
         let config = config(around)?;
         let peer = around.get("peer").filter(|peer| !peer.is_null());
-        let sans: Vec<String> = match peer {
-            Some(peer) => serde_json::from_value(peer.get("uri_sans")?.clone()).ok()?,
-            None => Vec::new(),
+        let peer = match peer {
+            Some(peer) => Some(leaf(peer)?),
+            None => None,
         };
-        let certificate = peer.and_then(|peer| bytes(peer, "der"));
         let body = match bytes(around, "body") {
             None => Body::Unread,
             Some(body) if body.is_empty() => Body::Empty,
@@ -136,10 +138,7 @@ pub fn gates(input: &[u8]) -> String {
         };
         let request = RequestView {
             headers: &headers,
-            peer: certificate.map(|der| PeerCertificate {
-                sha256: sha256(&der),
-                uri_sans: &sans,
-            }),
+            peer: peer.as_ref(),
             body,
         };
         let now_ms = around.get("now_ms")?.as_u64()?;
@@ -161,6 +160,16 @@ pub fn gates(input: &[u8]) -> String {
                 None => format!("refused {}", refusal.reason),
             },
         })
+    })
+}
+
+fn leaf(peer: &Value) -> Option<Leaf> {
+    Some(Leaf {
+        sha256: bytes(peer, "sha256")?.try_into().ok()?,
+        uri_sans: serde_json::from_value(peer.get("uri_sans")?.clone()).ok()?,
+        not_before_s: peer.get("not_before_s")?.as_u64()?,
+        not_after_s: peer.get("not_after_s")?.as_u64()?,
+        signs_handshakes_only: peer.get("signs_handshakes_only")?.as_bool()?,
     })
 }
 

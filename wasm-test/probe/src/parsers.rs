@@ -6,6 +6,7 @@ use capability::proof::UnverifiedProof;
 use capability::spiffe::SpiffeId;
 use capability::token::UnverifiedToken;
 use capability::url::{Origin, Target, UrlError};
+use capability::x509::Leaf;
 use capability::{Limits, jcs};
 
 /// Strict JSON: its canonical form, or where the fault is.
@@ -62,6 +63,19 @@ pub fn spiffe(input: &[u8]) -> String {
         ),
         Err(error) => format!("refused {error:?}"),
     }
+}
+
+/// A certificate, as DER and as PEM: all that is read of it.
+pub fn x509(input: &[u8]) -> String {
+    let line = |leaf: Result<Leaf, _>| match leaf {
+        Ok(leaf) => format!("ok {leaf:?} {:?}", leaf.workload()),
+        Err(error) => format!("refused {error:?}"),
+    };
+    format!(
+        "der {}\npem {}",
+        line(Leaf::from_der(input)),
+        line(Leaf::from_pem(input))
+    )
 }
 
 /// A JWK: its thumbprint and its SubjectPublicKeyInfo.

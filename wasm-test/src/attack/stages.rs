@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::certificates::Guarded;
 use super::forge::Forger;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
@@ -22,6 +23,7 @@ pub struct Stages {
     single: Option<Stage>,
     bodies: Option<Stage>,
     pair: Option<Pair>,
+    guarded: Option<Guarded>,
     named: Option<Named>,
 }
 
@@ -54,6 +56,7 @@ impl Stages {
             single: None,
             bodies: None,
             pair: None,
+            guarded: None,
             named: None,
         }
     }
@@ -127,6 +130,19 @@ impl Stages {
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
 
+    /// One Envoy that demands client certificates.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn guarded(&mut self) -> Result<&mut Guarded, Error> {
+        if self.guarded.is_none() {
+            self.guarded = Some(Guarded::start(options()).await?);
+        }
+        self.guarded
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
     /// Two replicas on one PostgreSQL, each with an Envoy of four workers.
     ///
     /// # Errors
@@ -166,6 +182,12 @@ impl Stages {
             }
             stage.recovers().await?;
         }
+        if let Some(guarded) = &mut self.guarded {
+            if let Some((_, problem)) = guarded.stage.system.ended().into_iter().next() {
+                return Err(problem);
+            }
+            guarded.recovers().await?;
+        }
         Ok(())
     }
 
@@ -175,6 +197,7 @@ impl Stages {
         self.single = None;
         self.bodies = None;
         self.named = None;
+        self.guarded = None;
     }
 
     /// Ends everything in order.
@@ -187,6 +210,9 @@ impl Stages {
         }
         for stage in [self.single, self.bodies].into_iter().flatten() {
             stage.stop().await;
+        }
+        if let Some(guarded) = self.guarded {
+            guarded.stage.stop().await;
         }
     }
 }

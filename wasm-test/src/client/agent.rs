@@ -27,6 +27,8 @@ pub struct Agent {
     // Where the two are spoken to: one replica of several, it may be.
     issuer_at: String,
     origin_at: String,
+    // What proofs for the token endpoint name.
+    endpoint: String,
     workload_api: Arc<WorkloadApiClient>,
     svid: Arc<Mutex<Option<(Instant, String)>>>,
     key: DpopKey,
@@ -64,6 +66,7 @@ impl Agent {
             issuer: issuer.to_owned(),
             origin: origin.to_owned(),
             issuer_at: issuer.to_owned(),
+            endpoint: issuer.to_owned(),
             origin_at: origin.to_owned(),
             workload_api: Arc::new(workload_api),
             svid: Arc::default(),
@@ -90,6 +93,21 @@ impl Agent {
             key: DpopKey::generate()?,
             ..self.clone()
         })
+    }
+
+    /// The same agent, speaking by way of this client.
+    #[must_use]
+    pub fn with_client(mut self, http: reqwest::Client) -> Agent {
+        self.http = http;
+        self
+    }
+
+    /// The same agent with another token endpoint of the same issuer.
+    #[must_use]
+    pub fn with_token_endpoint(mut self, base: &str) -> Agent {
+        base.clone_into(&mut self.issuer_at);
+        base.clone_into(&mut self.endpoint);
+        self
     }
 
     /// Its key.
@@ -262,15 +280,18 @@ impl Agent {
     }
 
     fn token_endpoint(&self) -> String {
-        format!("{}/oauth2/token", self.issuer)
+        format!("{}/oauth2/token", self.endpoint)
     }
 }
 
 /// An HTTP client that follows nothing, so that tests see what was answered.
 pub fn http_client() -> reqwest::Client {
+    http_client_builder().build().unwrap_or_default()
+}
+
+/// What all of them have in common.
+pub fn http_client_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(PATIENCE)
-        .build()
-        .unwrap_or_default()
 }

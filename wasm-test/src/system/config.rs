@@ -33,6 +33,19 @@ pub fn write(system: &System) -> Result<(), Error> {
 
 fn control_plane(system: &System) -> Result<String, Error> {
     let mut config = parse(&base(system))?;
+    if system.options.client_certificates {
+        let (port, url) = (system.mtls_port, system.mtls_url());
+        let over = format!(
+            r#"
+[server]
+mtls_listen = "127.0.0.1:{port}"
+mtls_url = "{url}"
+[edge]
+client_certificates = "required"
+"#
+        );
+        merge(&mut config, parse(&over)?);
+    }
     let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
     let upstream = shared.unwrap_or(system.ports.upstream);
     let extra = system.options.extra_config.as_str();

@@ -73,10 +73,11 @@ impl System {
             }
         }
         let (proxy, threads) = (self.proxy_url(), self.filter_threads());
+        let prober = self.prober()?;
         for envoy in &mut self.envoys.all {
             if let Some(child) = &mut envoy.child {
                 let admin = format!("http://127.0.0.1:{}", envoy.admin);
-                wait::for_guard(child, &admin, &proxy, threads).await?;
+                wait::for_guard(child, &prober, &admin, &proxy, threads).await?;
             }
         }
         Ok(())

@@ -54,15 +54,15 @@ pub async fn for_ready_file(child: &mut Child, path: &Path) -> Result<ServeReady
 /// answers 503.
 pub async fn for_guard(
     child: &mut Child,
+    client: &reqwest::Client,
     admin: &str,
     proxy: &str,
     threads: u64,
 ) -> Result<(), Error> {
     let deadline = Instant::now() + START_DEADLINE;
-    let client = reqwest::Client::new();
     loop {
         child.still_running()?;
-        let Err(problem) = guard_answers(&client, admin, proxy, threads).await else {
+        let Err(problem) = guard_answers(client, admin, proxy, threads).await else {
             // The last stream is open; its greeting takes a round trip.
             tokio::time::sleep(POLL).await;
             return Ok(());

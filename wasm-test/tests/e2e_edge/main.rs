@@ -13,6 +13,7 @@
 )]
 
 mod bodies;
+mod certificates;
 mod crash;
 mod denials;
 mod exempt;

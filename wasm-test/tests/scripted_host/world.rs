@@ -5,6 +5,7 @@ use decision_api::FromFilter;
 use p256::ecdsa::signature::Verifier;
 use p256::pkcs8::DecodePublicKey;
 use prost::Message;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Statuses of the proxy-wasm ABI.
@@ -84,6 +85,10 @@ pub struct World {
     pub host_calls: usize,
     pub current: u32,
     pub effective: u32,
+    /// Properties of the connection that requests come on.
+    pub connection: BTreeMap<String, Vec<u8>>,
+    /// How often a client certificate was asked for.
+    pub certificates_read: Cell<usize>,
     /// The shared queue, which outlives the VM in a real host.
     pub queue: VecDeque<Vec<u8>>,
 }
@@ -120,7 +125,11 @@ impl World {
 
     pub fn property(&self, path: &str) -> Option<Vec<u8>> {
         let http = self.http.get(&self.in_force())?;
-        http.properties.get(path).cloned()
+        if path == "connection.peer_certificate" {
+            self.certificates_read.update(|times| times + 1);
+        }
+        let own = http.properties.get(path);
+        own.or_else(|| self.connection.get(path)).cloned()
     }
 
     pub fn open_stream(&mut self, upstream: Vec<u8>, method: String) -> Result<u32, i32> {

@@ -1,14 +1,15 @@
 //! The gates: their own rows, and the OpenID Foundation's cases.
 
-use capability::Reason;
+use capability::x509::Leaf;
+use capability::{Reason, sha256};
 use serde_json::{Value, json};
 
 use crate::common::{ISSUER, ORIGIN, vector_json};
 use crate::probe::both;
-use crate::rows::{CERTIFICATE, SITES, case, keys, rows};
+use crate::rows::{SITES, case, keys, rows};
 
-/// What the gates say of a row's request. A certificate takes the place of the
-/// row's own.
+/// What the gates say of a row's request. A certificate with this DER, in hex,
+/// takes the place of the row's own.
 pub fn verdict_of(row: &Value, der: Option<&str>) -> String {
     let case = case(row);
     let keys: Vec<Value> = keys()
@@ -19,15 +20,26 @@ pub fn verdict_of(row: &Value, der: Option<&str>) -> String {
             jwk
         })
         .collect();
-    let own = case
-        .sans
-        .map(|sans| json!({"der": hex::encode(CERTIFICATE), "uri_sans": sans}));
+    let peer = match der {
+        Some(der) => Some(Leaf {
+            sha256: sha256(&hex::decode(der).unwrap()),
+            uri_sans: Vec::new(),
+            not_before_s: 0,
+            not_after_s: u64::MAX,
+            signs_handshakes_only: true,
+        }),
+        None => case.peer(),
+    };
     let sites = SITES.map(|(origin, resource)| json!({"origin": origin, "resource": resource}));
     let around = json!({
         "sites": sites,
         "issuer": ISSUER, "resource": ORIGIN, "origin": ORIGIN, "keys": keys,
         "now_ms": case.now_ms, "record": case.record, "require_peer": case.require_peer,
-        "peer": der.map_or(own, |der| Some(json!({"der": der, "uri_sans": []}))),
+        "peer": peer.map(|leaf| json!({
+            "sha256": hex::encode(leaf.sha256), "uri_sans": leaf.uri_sans,
+            "not_before_s": leaf.not_before_s, "not_after_s": leaf.not_after_s,
+            "signs_handshakes_only": leaf.signs_handshakes_only,
+        })),
         "body": case.body.map(hex::encode),
     });
     let mut input = around.to_string().into_bytes();

@@ -1,6 +1,7 @@
 //! The examples of RFCs 7515, 7638, 8037, 8705 and 9449, and the `htu` table.
 
 use base64ct::{Base64, Encoding};
+use capability::b64;
 use serde_json::{Value, json};
 
 use crate::common::{Signing, vector_json};
@@ -112,6 +113,19 @@ fn certificates_of_rfc_8705() {
     let pem = file["certificate_pem"].as_str().unwrap();
     let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
     let der = hex::encode(Base64::decode_vec(&body).unwrap());
+    // Read as the filter reads it, and as Envoy writes it.
+    let escaped = pem
+        .replace('\n', "%0A")
+        .replace(' ', "%20")
+        .replace('+', "%2B")
+        .replace('/', "%2F")
+        .replace('=', "%3D");
+    let digest = b64::decode32(file["x5t#S256"].as_str().unwrap()).unwrap();
+    for text in [pem, &escaped] {
+        let verdict = both("x509", text.as_bytes());
+        let read = format!("pem ok Leaf {{ sha256: {digest:?}, uri_sans: []");
+        assert!(verdict.contains(&read), "{verdict}");
+    }
     let verdict = |x5t: &Value| {
         let row = json!({"token": {"claims": {"cnf": {"x5t#S256": x5t}}}});
         verdict_of(&row, Some(&der))

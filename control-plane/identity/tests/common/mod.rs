@@ -37,6 +37,7 @@ pub fn settings(dir: &TempDir) -> TrustDomainSettings {
         socket: dir.path().join("workload.sock"),
         self_id: id("control-plane"),
         entries: Vec::new(),
+        hosts: std::collections::BTreeMap::new(),
         x509_ttl: Duration::from_secs(3600),
         jwt_ttl: Duration::from_secs(300),
         clock: Arc::new(now_ms),

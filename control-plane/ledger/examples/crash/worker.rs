@@ -98,6 +98,7 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
         user: None,
         chain: Vec::new(),
         jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I".into(),
+        x5t: None,
         action: ActionRecord {
             kind: "http_request".into(),
             method: "GET".into(),

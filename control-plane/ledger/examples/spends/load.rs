@@ -39,6 +39,7 @@ fn issue(n: usize) -> Command {
             user: None,
             chain: Vec::new(),
             jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I".into(),
+            x5t: None,
             action: ActionRecord {
                 kind: "http_request".into(),
                 method: "GET".into(),
@@ -68,6 +69,7 @@ fn allow(n: usize, beside: usize) -> Command {
             source: "127.0.0.1:40000".into(),
             question: "7".repeat(64),
             body: None,
+            certificate: String::new(),
             observed: false,
         },
         policy: policy(),

@@ -6,8 +6,9 @@ use crate::{
     embedded::state::{Outstanding, State},
     event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
     model::{
-        Approval, ApprovalState, Command, EXPIRED_PER_ENTRY, Evidence, Hash, HexHash, Limits,
-        Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, PolicyFacts, Refused, RequestFacts, TokenRecord,
+        Approval, ApprovalState, Command, EVIDENCE_KEYS, EXPIRED_PER_ENTRY, Evidence, Hash,
+        HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, PolicyFacts, Refused, RequestFacts,
+        TokenRecord,
     },
 };
 
@@ -259,7 +260,7 @@ impl State {
         }
         let (known, keys) = self.evidence_keys(evidence, &token.jkt);
         if !known && keys >= limits.keys_per_evidence + usize::from(planted!(KeysOverrun)) {
-            return Err(Refused::Limit("keys per piece of evidence"));
+            return Err(Refused::Limit(EVIDENCE_KEYS));
         }
         if keys == 0 {
             if self.evidence_of(&token.agent) >= limits.evidence_per_agent {

@@ -81,6 +81,7 @@ fn token(user: Option<User>) -> TokenRecord {
         user,
         chain: vec![],
         jkt: "k".into(),
+        x5t: None,
         action: action(),
         txn: "t".into(),
         expires_ms: 9,

@@ -21,6 +21,10 @@ pub struct RequestFacts {
     pub source: String,
     /// SHA-256 of the serialised question, hex.
     pub question: String,
+    /// SHA-256 of the connection's client certificate, base64url (`x5t#S256`);
+    /// empty where none was demanded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub certificate: String,
     /// The body, where bodies are read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<BodyRecord>,

@@ -234,6 +234,7 @@ impl Callers {
             user: None,
             chain: Vec::new(),
             jkt: format!("key {}", self.rng.below(4)),
+            x5t: None,
             // What is cut in the line is whole in the state until the epoch ends.
             action: self.action(&[3, 60]),
             txn: "task".into(),

@@ -63,6 +63,7 @@ pub fn token(name: &str) -> TokenRecord {
         user: None,
         chain: vec![],
         jkt: "key".into(),
+        x5t: None,
         action: action(),
         txn: "task".into(),
         expires_ms: START + 30_000,
@@ -96,6 +97,7 @@ pub fn request() -> RequestFacts {
         source: "127.0.0.1:50000".into(),
         question: "00".repeat(32),
         body: None,
+        certificate: String::new(),
         observed: false,
     }
 }

@@ -1,0 +1,132 @@
+//! A listener that demands client certificates, as its users meet it. What must
+//! not get through it is group D of `cargo xtask attack`.
+
+use std::path::Path;
+
+use serde_json::Value;
+use wasm_test::client::http_client;
+use wasm_test::stage::{Stage, text_at};
+use wasm_test::system::{Options, System, until};
+use wasm_test::upstream::REPORT;
+
+async fn start(extra_config: &str) -> Stage {
+    let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e_edge/policy.cedar");
+    let options = Options {
+        client_certificates: true,
+        policy: Some(policy),
+        extra_config: extra_config.to_owned(),
+        ..Options::default()
+    };
+    let system = System::for_test(options).await.unwrap();
+    let agent = system.agent().await.unwrap();
+    system.settled().await.unwrap();
+    Stage { system, agent }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writ_call_shows_its_certificate_and_its_token_is_bound_to_that() {
+    let stage = start("").await;
+    let before = stage.arrived().unwrap();
+    let url = stage.agent.url(REPORT);
+    assert!(url.starts_with("https://"));
+    let mut command = stage.system.writ();
+    let output = command.args(["call", &url]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(stage.arrived().unwrap(), before + 1);
+    let last = |kind: &str| {
+        let entries = stage.entries().unwrap();
+        let mut entries = entries.into_iter().rev();
+        entries
+            .find(|entry| text_at(entry, "/kind") == kind)
+            .unwrap()
+    };
+    let x5t = text_at(&last("issue"), "/body/token/x5t");
+    assert_eq!(x5t.len(), 43);
+    assert_eq!(text_at(&last("allow"), "/body/request/certificate"), x5t);
+
+    // How it found the endpoint that sees certificates.
+    let metadata = format!(
+        "{}/.well-known/oauth-authorization-server",
+        stage.system.issuer()
+    );
+    let metadata: Value = http_client()
+        .get(&metadata)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let bound = &metadata["tls_client_certificate_bound_access_tokens"];
+    assert_eq!(bound, &Value::Bool(true));
+    let alias = text_at(&metadata, "/mtls_endpoint_aliases/token_endpoint");
+    assert_eq!(alias, format!("{}/oauth2/token", stage.system.mtls_url()));
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listeners_certificate_is_rotated_without_a_restart() {
+    let stage = start("[identity]\nsvid_ttl_s = 10\n").await;
+    let (envoys, admin) = (stage.system.envoy_pids(), stage.system.admin_url());
+    let serials = async || -> String {
+        let answer = http_client().get(format!("{admin}/certs")).send().await;
+        answer.unwrap().text().await.unwrap()
+    };
+    let first = serials().await;
+    let passes = async || {
+        // A connection of its own, so that there is a handshake.
+        let agent = stage.system.agent().await.unwrap();
+        agent.call("GET", REPORT).await.unwrap().status
+    };
+    assert_eq!(passes().await, 200);
+    until("Envoy has another certificate", || async {
+        serial_numbers(&serials().await) != serial_numbers(&first)
+    })
+    .await
+    .unwrap();
+    assert_eq!(passes().await, 200);
+    assert_eq!(stage.system.envoy_pids(), envoys);
+    stage.stop().await;
+}
+
+/// The canary gets as far as a spent token can: a round that ends at the handshake,
+/// or for want of a certificate, would be no clear answer, and three an alarm.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_canary_shows_the_control_planes_own_certificate() {
+    let stage = start("[canary]\nevery_s = 1\n").await;
+    let refused = || {
+        let entries = stage.entries().unwrap();
+        let all = entries.into_iter().filter(|entry| {
+            text_at(entry, "/kind") == "question_refused"
+                && text_at(entry, "/body/reason") == "token_spent"
+                && text_at(entry, "/body/request/path").ends_with("/.writ-canary")
+                && !text_at(entry, "/body/request/certificate").is_empty()
+        });
+        all.count()
+    };
+    until("five rounds of the canary", || async { refused() >= 5 })
+        .await
+        .unwrap();
+    // Before Envoy was up there was no clear answer either; that is over.
+    let told = |event: &str| {
+        let entries = stage.entries().unwrap().into_iter();
+        let all = entries.filter(|entry| text_at(entry, "/kind") == "canary");
+        all.filter(|entry| text_at(entry, "/body/event") == event)
+            .count()
+    };
+    assert_eq!(told("alarm"), told("over"));
+    stage.stop().await;
+}
+
+/// The serial numbers of leaves that name a host, which the listener's does.
+fn serial_numbers(certs: &str) -> Vec<String> {
+    let certs: Value = serde_json::from_str(certs).unwrap();
+    let all = certs["certificates"].as_array().unwrap().iter();
+    let chains = all.filter_map(|it| it["cert_chain"].as_array());
+    chains
+        .flatten()
+        .filter(|leaf| leaf.to_string().contains("127.0.0.1"))
+        .map(|leaf| text_at(leaf, "/serial_number"))
+        .collect()
+}
