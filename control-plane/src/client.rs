@@ -250,9 +250,34 @@ impl Agent {
     /// # Errors
     /// No identity, no issuer, or its no.
     pub async fn token(&self, method: &str, url: &str) -> Result<Granted, ClientError> {
+        self.token_for(method, url, None).await
+    }
+
+    /// As [`Agent::token`]; where the issuer takes that, the token allows this
+    /// body alone.
+    ///
+    /// # Errors
+    /// As [`Agent::token`].
+    pub async fn token_for(
+        &self,
+        method: &str,
+        url: &str,
+        body: Option<&[u8]>,
+    ) -> Result<Granted, ClientError> {
+        let digest = match body {
+            Some(body) if self.takes_digest(url).await? => {
+                Some(Base64UrlUnpadded::encode_string(&Sha256::digest(body)))
+            }
+            _ => None,
+        };
         let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
         let endpoint = format!("{}/oauth2/token", self.issuer);
-        let details = serde_json::json!([{ "type": "http_request", "actions": [method], "locations": [url] }]).to_string();
+        let mut element =
+            serde_json::json!({ "type": "http_request", "actions": [method], "locations": [url] });
+        if let (Some(digest), Some(members)) = (digest, element.as_object_mut()) {
+            members.insert("content_digest".into(), digest.into());
+        }
+        let details = Value::Array(vec![element]).to_string();
         let form = [
             ("grant_type", GRANT_EXCHANGE),
             ("subject_token", svid.as_str()),
@@ -298,6 +323,29 @@ impl Agent {
             description: text("error_description"),
             request_id: text("request_id"),
         })
+    }
+
+    /// Whether bodies are read where this URL is, by the issuer's metadata, which
+    /// has the longest prefix first.
+    async fn takes_digest(&self, url: &str) -> Result<bool, ClientError> {
+        let unreachable =
+            |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+        let metadata = format!("{}/.well-known/oauth-authorization-server", self.issuer);
+        let metadata = self.http.get(metadata).send().await.map_err(unreachable)?;
+        let metadata: Value = metadata.json().await.map_err(unreachable)?;
+        let path = url.split(['?', '#']).next().unwrap_or(url);
+        let is_here = |entry: &&Value| {
+            let location = entry.get("location").and_then(Value::as_str);
+            let prefix = location.unwrap_or_default();
+            path.strip_prefix(prefix).is_some_and(|rest| {
+                prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')
+            })
+        };
+        let locations = metadata.get("writ_content_digest_locations");
+        let here = locations
+            .and_then(Value::as_array)
+            .and_then(|all| all.iter().find(is_here));
+        Ok(here.and_then(|it| it.get("content_digest")) == Some(&Value::Bool(true)))
     }
 
     /// Spends the token on the request that it is for. If the answer is lost,

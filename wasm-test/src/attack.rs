@@ -4,6 +4,7 @@
 //! A row is tried here, or names the test that covers it, or says why it can't
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
+mod bodies;
 mod bypass;
 mod cases;
 mod check;
@@ -51,6 +52,10 @@ pub struct Settings {
     pub json: Option<PathBuf>,
     /// How many tokens are raced over replicas.
     pub tokens: usize,
+    /// How many tokens are raced over two Envoys.
+    pub rounds: usize,
+    /// How many minutes the soak and the outage last; 0 is a short one of each.
+    pub minutes: u64,
 }
 
 /// What a row does: the text says what was seen.
@@ -79,6 +84,7 @@ const GROUPS: &[&[Row]] = &[
     jws::ROWS,
     jwk::ROWS,
     dpop::ROWS,
+    bodies::ROWS,
     single_use::ROWS,
     bypass::ROWS,
     store::ROWS,
@@ -120,6 +126,8 @@ async fn all(settings: &Settings) -> Result<(), Error> {
     let envoy = envoys_version()?;
     eprintln!("on Envoy {envoy}");
     let mut stages = Stages::new(settings.tokens);
+    stages.rounds = settings.rounds;
+    stages.minutes = settings.minutes;
     let mut told = Vec::new();
     for row in rows {
         let start = Instant::now();
@@ -140,8 +148,8 @@ async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
             None => ("covered_by", tests.join(", ")),
         },
         How::Live(_) | How::Cases(_) => {
-            let tokens = u32::try_from(stages.tokens).unwrap_or(u32::MAX);
-            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens);
+            let tokens = u32::try_from(stages.tokens.max(stages.rounds)).unwrap_or(u32::MAX);
+            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens) + stages.lasts();
             let tried = async {
                 let seen = match row.how {
                     How::Live(work) => work(stages).await?,

@@ -36,6 +36,12 @@ enum Command {
         /// How many tokens are raced over replicas.
         #[arg(long, default_value_t = 1_000)]
         tokens: usize,
+        /// How many tokens are raced over two Envoys.
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+        /// How many minutes the soak and the outage last.
+        #[arg(long, default_value_t = 0)]
+        minutes: u64,
     },
     /// Measure Envoy's CPU per request with and without Writ.
     BenchEdge {
@@ -58,8 +64,21 @@ fn main() -> ExitCode {
         match args.command {
             Command::Up { ready_file } => up::run(ready_file).await,
             Command::Demo => demo::run().await,
-            Command::Attack { only, json, tokens } => {
-                attack::run(&attack::Settings { only, json, tokens }).await
+            Command::Attack {
+                only,
+                json,
+                tokens,
+                rounds,
+                minutes,
+            } => {
+                attack::run(&attack::Settings {
+                    only,
+                    json,
+                    tokens,
+                    rounds,
+                    minutes,
+                })
+                .await
             }
             Command::BenchEdge { json } => bench::edge::run(json.as_deref()).await,
         }

@@ -51,6 +51,11 @@ pub struct Options {
     pub token_lifetime_s: u64,
     /// The Cedar policy; `None` is the starter policy.
     pub policy: Option<PathBuf>,
+    /// More `[[edge.route]]` tables in TOML, in which `{upstream}` stands for the
+    /// address of the upstream.
+    pub routes: String,
+    /// More listeners of Envoy's own, as YAML below `static_resources.listeners`.
+    pub listeners: String,
     /// TOML that is laid over the control plane's config, table by table. In it
     /// `{upstream}` stands for the demo upstream's address.
     pub extra_config: String,
@@ -82,6 +87,8 @@ impl Default for Options {
             hold_s: 5,
             token_lifetime_s: 30,
             policy: None,
+            routes: String::new(),
+            listeners: String::new(),
             extra_config: String::new(),
             env: Vec::new(),
             store: None,
@@ -255,10 +262,14 @@ impl System {
         .await
     }
 
-    /// Threads that run the filter: the main one does as well, though it serves
-    /// nobody.
+    /// Threads that run the filter, each instance of it: the main one does as
+    /// well, though it serves nobody.
     fn filter_threads(&self) -> u64 {
-        u64::from(self.options.concurrency).saturating_add(1)
+        // Where bodies are read, a second instance does that.
+        let reads = self.options.routes.contains(r#"body = "read""#);
+        let instances = if reads { 2 } else { 1 };
+        let threads = u64::from(self.options.concurrency).saturating_add(1);
+        threads.saturating_mul(instances)
     }
 
     /// The processes that have ended without being stopped, each with an

@@ -74,6 +74,12 @@ enum Command {
         /// How many tokens are raced over two replicas.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         tokens: usize,
+        /// How many tokens are raced over two Envoys (H01).
+        #[arg(long, value_name = "N", default_value_t = 500)]
+        rounds: usize,
+        /// How many minutes the soak (H31) and the outage (H14) last; 0 is a short one.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        minutes: u64,
     },
     /// Give every parser what libFuzzer can think of.
     Fuzz {
@@ -166,9 +172,13 @@ fn dispatch(command: Command) -> Result<(), Error> {
             envoy,
             json,
             tokens,
+            rounds,
+            minutes,
         } => {
             let mut arguments: Vec<OsString> = vec!["attack".into()];
             arguments.extend(["--tokens".into(), tokens.to_string().into()]);
+            arguments.extend(["--rounds".into(), rounds.to_string().into()]);
+            arguments.extend(["--minutes".into(), minutes.to_string().into()]);
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }

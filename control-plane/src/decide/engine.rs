@@ -1,13 +1,16 @@
 //! The decision itself: the control plane's own record of the token, the
 //! registry, policy with the real request, and one durable commit.
 
-use super::facts::{Facts, bounded, claim, covers, cut, digest_of, evidence, request_facts};
+use super::facts::{
+    Facts, body_digest, body_record, bounded, claim, covers, cut, digest_of, evidence,
+    request_facts,
+};
 use super::opinion::Opinion;
 use crate::state::Core;
 use capability::reason::Reason;
 use ledger::model::{
-    Approval, ApprovalState, Command, Committed, FirstUse, Hash, PolicyFacts, Refused, SpentRecord,
-    TokenRecord, TokenState,
+    Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused,
+    SpentRecord, TokenRecord, TokenState,
 };
 use policy::Demand;
 use sha2::{Digest, Sha256};
@@ -19,7 +22,11 @@ const LAPSE_TRIES: usize = 5;
 /// How often a commit that found the state changed is evaluated again.
 const EVALUATIONS_MAX: usize = 4;
 
-/// What was decided. Everything but `Refused` is durable.
+/// A body that a human is asked about is at most this long, in bytes: it is
+/// evidence beside the hold's entry, and shown whole.
+pub const HELD_BODY_MAX: u64 = 128 * 1024;
+
+/// What was decided. Everything but `Refused` and `NeedsBody` is durable.
 #[derive(Clone, Debug)]
 pub enum Ruling {
     /// It may pass; the token is spent.
@@ -30,6 +37,9 @@ pub enum Ruling {
     Refused(Reason, Option<SpentRecord>),
     /// It waits for a human; the token is held.
     Hold(Box<Approval>),
+    /// A human is to be asked, who has to see the body first: decide again with
+    /// it. Nothing was spent.
+    NeedsBody,
 }
 
 /// Decides.
@@ -70,6 +80,12 @@ impl Engine {
                     self.deny(hash, facts, policy, Reason::ApprovalPending),
                     Ruling::Deny(Reason::ApprovalPending),
                 ),
+                Opinion::Hold(..) if body_len(facts) > HELD_BODY_MAX => {
+                    return Ruling::Refused(Reason::TooLarge, None);
+                }
+                Opinion::Hold(..) if body_len(facts) > 0 && facts.body.is_none() => {
+                    return Ruling::NeedsBody;
+                }
                 Opinion::Hold(policy, demands) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
                     (
@@ -163,7 +179,9 @@ impl Engine {
             };
             match self.core.ledger.commit(command).await {
                 Ok(_) => return true,
-                Err(Refused::Unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(Refused::Unavailable | Refused::Full) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await
+                }
                 Err(error) => {
                     tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
                     return false;
@@ -275,9 +293,13 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        let sites = self.core.config.edge.all_sites();
-        if !covers(&token.action, &facts.question, sites) {
-            return Err((Reason::ActionMismatch, None));
+        let edge = &self.core.config.edge;
+        let question = &facts.question;
+        covers(&token.action, question, edge.all_sites()).map_err(|reason| (reason, None))?;
+        // The proxy has another idea of its routes: what would have been read was not.
+        let reads = edge.body_of(&question.authority, &question.path).is_some();
+        if reads && body_digest(question).is_none() {
+            return Err((Reason::InternalError, None));
         }
         Ok(token)
     }
@@ -325,6 +347,7 @@ impl Engine {
             user: token.user.clone(),
             chain: token.chain.clone(),
             action: token.action.clone(),
+            body: body_record(&facts.question),
             rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
             reasons: demands.iter().map(|demand| demand.reason.clone()).collect(),
             approvers,
@@ -382,13 +405,16 @@ impl Engine {
         policy: PolicyFacts,
         approval: Approval,
     ) -> Command {
+        let mut attachments = evidence(facts);
+        let body = facts.body.as_ref();
+        attachments.extend(body.map(|body| Evidence::new("body", body)));
         Command::Hold {
             token_hash,
             attempt: facts.attempt.clone(),
             request: request_facts(facts),
             policy,
             approval,
-            attachments: evidence(facts),
+            attachments,
         }
     }
 
@@ -414,10 +440,16 @@ impl Engine {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)
             }
-            Refused::Unavailable => Ruling::Refused(Reason::ControlPlaneUnavailable, None),
+            Refused::Unavailable | Refused::Full => {
+                Ruling::Refused(Reason::ControlPlaneUnavailable, None)
+            }
             Refused::Unknown => Ruling::Refused(Reason::OutcomeUnknown, None),
         }
     }
+}
+
+fn body_len(facts: &Facts) -> u64 {
+    facts.question.body.as_ref().map_or(0, |body| body.size)
 }
 
 /// A hold that joined an equal pending approval shows that one.

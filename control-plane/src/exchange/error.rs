@@ -3,6 +3,7 @@
 
 use capability::reason::Reason;
 use identity::EvidenceError;
+use ledger::model::Refused;
 
 /// A refused exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub enum ExchangeError {
     PolicyError,
     /// The ledger does not take it now.
     Unavailable,
+    /// The ledger has no room to grow.
+    Full,
     /// A defect of ours.
     Internal,
 }
@@ -67,6 +70,15 @@ impl From<EvidenceError> for ExchangeError {
 }
 
 impl ExchangeError {
+    /// What the client is told of a commit that was refused for the store's sake.
+    #[must_use]
+    pub fn not_recorded(refused: &Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Full,
+            _ => Self::Unavailable,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -81,7 +93,7 @@ impl ExchangeError {
             Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
                 "access_denied"
             }
-            Self::Limit(_) | Self::Unavailable => "temporarily_unavailable",
+            Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
     }
@@ -100,7 +112,7 @@ impl ExchangeError {
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
             Self::Limit(_) => Reason::LimitExceeded,
-            Self::Unavailable => Reason::ControlPlaneUnavailable,
+            Self::Unavailable | Self::Full => Reason::ControlPlaneUnavailable,
             Self::Internal => Reason::InternalError,
         }
     }
@@ -110,7 +122,7 @@ impl ExchangeError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Limit(_) => 429,
-            Self::Unavailable => 503,
+            Self::Unavailable | Self::Full => 503,
             Self::Internal => 500,
             _ => 400,
         }
@@ -163,6 +175,9 @@ impl ExchangeError {
             Self::Limit(what) => format!("a limit is reached: {what}"),
             Self::Unavailable => {
                 "the exchange can't be checked or recorded now, so it is refused; try again".into()
+            }
+            Self::Full => {
+                "the control plane has no space left to record it, so it is refused; its operator has to free some".into()
             }
             Self::Internal => "the server failed".into(),
         }

@@ -119,7 +119,7 @@ fn refusal(error: &ExchangeError, request_id: &str) -> Response {
         "request_id": request_id,
     });
     let mut response = (status, axum::Json(body)).into_response();
-    if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {
+    if error.code() == "temporarily_unavailable" {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -173,7 +173,8 @@ async fn authorize() -> Response {
 }
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
-    cached(metadata::server(&exchange.core.config.server.issuer))
+    let config = &exchange.core.config;
+    cached(metadata::server(&config.server.issuer, &config.edge))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {

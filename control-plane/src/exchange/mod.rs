@@ -203,10 +203,13 @@ impl Exchange {
         let action = HttpAction::from_details(element)
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let site = self.site(&action)?;
-        // The edge could not serve it: no route reads bodies.
-        if action.content_digest().is_some() {
+        let content_digest = action.content_digest();
+        let (_, authority) = site.origin.split_once("://").unwrap_or_default();
+        let path = action.path_and_query();
+        let reads = self.core.config.edge.body_of(authority, &path).is_some();
+        if content_digest.is_some() && !reads {
             return Err(ExchangeError::Details(
-                "content_digest is not supported yet: leave it out".into(),
+                "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
             ));
         }
         params.check_target(&site.resource)?;
@@ -214,6 +217,7 @@ impl Exchange {
             kind: "http_request".into(),
             method: action.method().to_owned(),
             location: action.location().to_owned(),
+            content_digest: content_digest.map(|digest| capability::b64::encode(&digest)),
         })
     }
 
@@ -251,7 +255,7 @@ impl Exchange {
                     Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => {
                         Some(ExchangeError::Unregistered)
                     }
-                    Err(_) => Some(ExchangeError::Unavailable),
+                    Err(refused) => Some(ExchangeError::not_recorded(&refused)),
                 }
             }
         }
@@ -273,6 +277,8 @@ impl Exchange {
             path,
             query,
             time_s: now_ms / 1000,
+            // There is no body yet.
+            body: None,
         });
         let version = self.core.policies.version().to_owned();
         match verdict {
@@ -406,7 +412,7 @@ impl Exchange {
                 .await),
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
-                Err(ExchangeError::Unavailable)
+                Err(ExchangeError::not_recorded(&error))
             }
         }
     }
@@ -446,7 +452,7 @@ impl Exchange {
             Ok(_) => error,
             Err(refused) => {
                 tracing::error!(%refused, "a refusal could not be recorded");
-                ExchangeError::Unavailable
+                ExchangeError::not_recorded(&refused)
             }
         }
     }

@@ -75,6 +75,12 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         let told = route.for_envoy();
         routes.push(told.ok_or_else(|| format!("`{}` is not host:port", route.upstream))?);
     }
+    // Two instances of the filter, one behind the other, where any route reads
+    // bodies; else one.
+    let reads = edge.reads_bodies();
+    let own = if reads { "before" } else { "pass" };
+    let keys = core.keys.known(core.now() / 1000);
+    let readers = reads.then(|| plugin_config(config, &keys, "read"));
     let mut exempt = edge
         .exempt
         .for_envoy()
@@ -88,7 +94,8 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
-        plugin_config: plugin_config(config, &core.keys.known(core.now() / 1000)),
+        plugin_config: plugin_config(config, &keys, own),
+        bodies_config: readers,
         start: core.started_ms,
         routes,
         module: module.clone(),
@@ -97,7 +104,6 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         max_request_headers_kib: u32::try_from(config.limits.read.header_block.div_ceil(1024))
             .unwrap_or(32),
         access_log: xds::AccessLog::Stdout,
-        allow_on_headers_stop_iteration: false,
     })
 }
 
@@ -107,8 +113,9 @@ fn authority(origin: &str) -> String {
     authority.to_owned()
 }
 
-/// The filter's own configuration; docs/reference/filter-config.md.
-fn plugin_config(config: &Config, keys: &[serde_json::Value]) -> serde_json::Value {
+/// The filter's own configuration; docs/reference/filter-config.md. `bodies` is
+/// what this instance has to do with them.
+fn plugin_config(config: &Config, keys: &[serde_json::Value], bodies: &str) -> serde_json::Value {
     let edge = &config.edge;
     let routes: Vec<_> = edge
         .routes
@@ -122,6 +129,11 @@ fn plugin_config(config: &Config, keys: &[serde_json::Value]) -> serde_json::Val
                 "name": route.name, "path_prefix": route.path_prefix,
                 "mode": mode, "decision_header": route.decision_header,
             });
+            if let (Some(body), Some(members)) = (&route.body, told.as_object_mut()) {
+                let facts: Vec<&String> = body.facts.keys().collect();
+                let body = json!({ "limit": body.limit, "facts": facts });
+                members.insert("body".to_owned(), body);
+            }
             if let (Some(told), Some(site)) = (told.as_object_mut(), &route.site) {
                 told.insert("site".to_owned(), json!(site));
             }
@@ -144,6 +156,8 @@ fn plugin_config(config: &Config, keys: &[serde_json::Value]) -> serde_json::Val
         "cluster": xds::CONTROL_PLANE_CLUSTER,
         "decision_deadline_ms": edge.decision_deadline_ms,
         "hold_ms": edge.hold_s.saturating_mul(1000),
+        "bodies": bodies,
+        "body_deadline_ms": edge.body_deadline_ms,
         "limits": {
             "header_block": config.limits.read.header_block,
             "token": config.limits.read.token,
@@ -152,6 +166,7 @@ fn plugin_config(config: &Config, keys: &[serde_json::Value]) -> serde_json::Val
             "json_members": config.limits.read.json_members,
             "proof_window_s": edge.proof_window_s,
             "questions_in_flight": config.limits.questions_in_flight,
+            "bodies_at_once": config.limits.bodies_at_once,
         },
         "routes": routes,
         "sites": sites,

@@ -31,7 +31,7 @@ pub const ROWS: &[Row] = &[
     cases("C22", targets),
     cases("C23", none),
     cases("C24", bodies),
-    live("C25", |it| Box::pin(dpop_live::content_types(it))),
+    live("C25", |it| Box::pin(super::bodies::relabelled(it))),
     cases("C26", none),
     cases("C27", none),
     cases("C29", hashes),

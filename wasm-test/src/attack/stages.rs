@@ -1,16 +1,26 @@
 //! The systems that rows share, started when the first row needs them.
 
+use std::time::Duration;
+
 use super::forge::Forger;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
 use crate::{Error, postgres::POSTGRES};
 
+/// The policy of the stage whose routes read bodies, below the repository's root.
+const BODIES_POLICY: &str = "wasm-test/tests/e2e_edge/bodies.cedar";
+
 /// What is running.
 pub struct Stages {
     /// How many tokens are raced over replicas.
     pub tokens: usize,
+    /// How many tokens are raced over two Envoys.
+    pub rounds: usize,
+    /// How many minutes the soak and the outage last; 0 is a short one of each.
+    pub minutes: u64,
     single: Option<Stage>,
+    bodies: Option<Stage>,
     pair: Option<Pair>,
     named: Option<Named>,
 }
@@ -39,10 +49,18 @@ impl Stages {
     pub fn new(tokens: usize) -> Stages {
         Stages {
             tokens,
+            rounds: 500,
+            minutes: 0,
             single: None,
+            bodies: None,
             pair: None,
             named: None,
         }
+    }
+
+    /// How long the soak and the outage last; none is a short one.
+    pub fn lasts(&self) -> Duration {
+        Duration::from_secs(self.minutes.saturating_mul(60))
     }
 
     /// One control plane with two Envoys, behind a line that can be cut.
@@ -59,6 +77,29 @@ impl Stages {
             self.single = Some(Stage::start(options).await?);
         }
         self.single
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
+    /// As [`Stages::single`], with routes that read bodies.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn bodies(&mut self) -> Result<&mut Stage, Error> {
+        if self.bodies.is_none() {
+            let mut options = Options {
+                envoys: 2,
+                cut: true,
+                routes: super::bodies::ROUTES.to_owned(),
+                policy: Some(crate::tools::root().join(BODIES_POLICY)),
+                ..options()
+            };
+            options
+                .extra_config
+                .push_str("[edge]\nbody_deadline_ms = 2000\ndecision_deadline_ms = 8000\n");
+            self.bodies = Some(Stage::start(options).await?);
+        }
+        self.bodies
             .as_mut()
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
@@ -115,7 +156,10 @@ impl Stages {
         let of_pair = pair.map(|pair| [&mut pair.first, &mut pair.second]);
         let named = self.named.as_mut().map(|named| &mut named.stage);
         let all = of_pair.into_iter().flatten();
-        let all = all.chain(self.single.as_mut()).chain(named);
+        let all = all
+            .chain(self.single.as_mut())
+            .chain(self.bodies.as_mut())
+            .chain(named);
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
                 return Err(problem);
@@ -129,6 +173,7 @@ impl Stages {
     pub fn abandon(&mut self) {
         self.pair = None;
         self.single = None;
+        self.bodies = None;
         self.named = None;
     }
 
@@ -140,8 +185,8 @@ impl Stages {
         if let Some(named) = self.named {
             named.stage.stop().await;
         }
-        if let Some(single) = self.single {
-            single.stop().await;
+        for stage in [self.single, self.bodies].into_iter().flatten() {
+            stage.stop().await;
         }
     }
 }
