@@ -14,7 +14,7 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("cedar-policy", &["policy"]),
     ("envoy-types", &["identity", "xds"]),
     ("proxy-wasm", &["filter"]),
-    ("rcgen", &["identity"]),
+    ("rcgen", &["identity", "wasm-test"]),
     ("regorus", &["policy"]),
     ("sled", &["ledger"]),
     ("sqlx", &["ledger"]),

@@ -8,6 +8,7 @@ mod form;
 mod http;
 mod metadata;
 mod nonces;
+mod proof;
 mod proofs;
 
 pub use error::ExchangeError;
@@ -17,10 +18,8 @@ pub use proofs::SeenProofs;
 use crate::config::Site;
 use crate::keys::{CapabilityClaims, Mint};
 use crate::state::{Core, Standing, element, random_id, split_location};
-use capability::Portable;
 use capability::action::HttpAction;
-use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
-use capability::reason::Reason;
+use capability::proof::VerifiedProof;
 use capability::url::Target;
 use form::Params;
 use identity::JwtEvidence;
@@ -30,6 +29,7 @@ use ledger::model::{
 };
 use nonces::Nonces;
 use policy::Verdict;
+use proof::Shown;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
@@ -65,12 +65,6 @@ pub struct Issued {
     pub expires_in: u64,
     /// The one element, echoed (RFC 9396, section 7).
     pub element: serde_json::Value,
-}
-
-/// A proof that was checked, and the last second in which it could be shown again.
-struct Shown {
-    proof: VerifiedProof,
-    until_s: u64,
 }
 
 /// Who asks, as the evidence says, and what this exchange is called.
@@ -180,50 +174,6 @@ impl Exchange {
             now_ms,
         )
         .await
-    }
-
-    fn proof(&self, proof: &str, peer: Option<&Peer>, now_ms: u64) -> Result<Shown, ExchangeError> {
-        let at_mtls = peer.and(self.mtls_endpoint.as_ref());
-        let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
-            .map_err(ExchangeError::Proof)?;
-        let from_s = self.core.proofs_from_s;
-        let window_s = self.core.config.token.proof_window_s;
-        // A good nonce tells the time better than `iat`, which may be anything then;
-        // one that is not, or not any more, is as good as none.
-        let claimed = parsed.claimed_nonce();
-        let made_ms = claimed.and_then(|nonce| self.nonces.made_ms(nonce, now_ms));
-        let made_s = made_ms.map(|made_ms| made_ms / 1000);
-        let expected = Expected {
-            method: "POST",
-            target: at_mtls.unwrap_or(&self.endpoint),
-            now_ms,
-            window_s: made_s.map_or(window_s, |_| u64::MAX),
-            ath: None,
-            jkt: None,
-            nonce: None,
-        };
-        let proof = parsed
-            .check(&expected, &Portable)
-            .map_err(|reason| match reason {
-                Reason::ProofTime => ExchangeError::Nonce,
-                reason => ExchangeError::Proof(reason),
-            })?;
-        // The record of proofs seen is in memory: one made before this start
-        // may have been used before it.
-        let (since_s, lasts_s) = match made_s {
-            Some(made_s) => (made_s, self.nonces.lifetime_s()),
-            None => (proof.iat_s(), window_s),
-        };
-        if since_s < from_s {
-            return Err(ExchangeError::Nonce);
-        }
-        let until_s = since_s.saturating_add(lasts_s);
-        Ok(Shown { proof, until_s })
-    }
-
-    /// A nonce for the next proof.
-    pub fn nonce(&self) -> String {
-        self.nonces.fresh(self.core.now())
     }
 
     fn action(

@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn an_unguarded_route_leads_to_no_guarded_upstream_unless_it_says_so() {
-        let table: [(&str, &str, u16, &[&str], Option<&str>); 13] = [
+        type Row<'a> = (&'a str, &'a str, u16, &'a [&'a str], Option<&'a str>);
+        let table: [Row<'_>; 13] = [
             ("/open", "127.0.0.1", 9002, &[], None),
             ("/files/open", "127.0.0.1", 9002, &[], None),
             (

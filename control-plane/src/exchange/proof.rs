@@ -1,0 +1,68 @@
+//! The DPoP proof of an exchange (RFC 9449, section 5), and the nonce that heals
+//! a wrong clock (section 8).
+
+use super::{Exchange, ExchangeError};
+use capability::Portable;
+use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
+use capability::reason::Reason;
+use identity::mtls::Peer;
+
+/// A proof that was checked, and the last second in which it could be shown again.
+pub(super) struct Shown {
+    /// The proof.
+    pub(super) proof: VerifiedProof,
+    /// That second.
+    pub(super) until_s: u64,
+}
+
+impl Exchange {
+    /// Checks a proof, whoever it is from.
+    pub(super) fn proof(
+        &self,
+        proof: &str,
+        peer: Option<&Peer>,
+        now_ms: u64,
+    ) -> Result<Shown, ExchangeError> {
+        let at_mtls = peer.and(self.mtls_endpoint.as_ref());
+        let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
+            .map_err(ExchangeError::Proof)?;
+        let from_s = self.core.proofs_from_s;
+        let window_s = self.core.config.token.proof_window_s;
+        // A good nonce tells the time better than `iat`, which may be anything then;
+        // one that is not, or not any more, is as good as none.
+        let claimed = parsed.claimed_nonce();
+        let made_ms = claimed.and_then(|nonce| self.nonces.made_ms(nonce, now_ms));
+        let made_s = made_ms.map(|made_ms| made_ms / 1000);
+        let expected = Expected {
+            method: "POST",
+            target: at_mtls.unwrap_or(&self.endpoint),
+            now_ms,
+            window_s: made_s.map_or(window_s, |_| u64::MAX),
+            ath: None,
+            jkt: None,
+            nonce: None,
+        };
+        let proof = parsed
+            .check(&expected, &Portable)
+            .map_err(|reason| match reason {
+                Reason::ProofTime => ExchangeError::Nonce,
+                reason => ExchangeError::Proof(reason),
+            })?;
+        // The record of proofs seen is in memory: one made before this start
+        // may have been used before it.
+        let (since_s, lasts_s) = match made_s {
+            Some(made_s) => (made_s, self.nonces.lifetime_s()),
+            None => (proof.iat_s(), window_s),
+        };
+        if since_s < from_s {
+            return Err(ExchangeError::Nonce);
+        }
+        let until_s = since_s.saturating_add(lasts_s);
+        Ok(Shown { proof, until_s })
+    }
+
+    /// A nonce for the next proof.
+    pub fn nonce(&self) -> String {
+        self.nonces.fresh(self.core.now())
+    }
+}
