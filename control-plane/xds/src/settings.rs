@@ -239,9 +239,12 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<(), SettingsError> {
         self.check_sites()?;
         port("the edge's port", self.listener.port)?;
-        let of_filter = self.plugin_config.get("client_certificates");
-        let looks = of_filter.and_then(serde_json::Value::as_str) == Some("required");
-        if looks != self.listener.client_certificates {
+        let looks = |config: &serde_json::Value| {
+            let word = config.get("client_certificates");
+            word.and_then(serde_json::Value::as_str) == Some("required")
+        };
+        let mut filters = std::iter::once(&self.plugin_config).chain(&self.bodies_config);
+        if filters.any(|config| looks(config) != self.listener.client_certificates) {
             return Err(SettingsError::Certificates);
         }
         in_range("the hold in ms", self.hold_ms, 0, MAX_HOLD_MS)?;
