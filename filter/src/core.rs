@@ -17,6 +17,7 @@ use crate::outcomes::{Outcomes, not_forwarded};
 use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
 use crate::refusal::Refusal;
 use crate::stream::{NotSent, Stream};
+use crate::traps;
 use capability::action::Body;
 use capability::decide::Permit;
 use capability::gates::{self, RequestView, TokenCheck};
@@ -112,7 +113,10 @@ impl Core {
     /// it is paused now. `None` when it was refused.
     pub fn arrive(&mut self, http: u32, body: Body) -> Option<Rc<Passage>> {
         let headers = match arrival::trusted_headers() {
-            Ok(headers) => headers,
+            Ok(headers) => {
+                traps::arm(&headers);
+                headers
+            }
             Err(HostFault) => {
                 self.refuse(
                     http,

@@ -1,10 +1,12 @@
 //! One HTTP request. It is paused from its first header on, in every callback,
 //! until its passage is open.
 
+use crate::arrival;
 use crate::core::Core;
 use crate::host;
 use crate::questions::Passage;
 use crate::refusal::Refusal;
+use crate::traps;
 use capability::action::Body;
 use capability::reason::Reason;
 use proxy_wasm::traits::{Context, HttpContext};
@@ -62,6 +64,7 @@ impl Request {
 
 impl Context for Request {
     fn on_done(&mut self) -> bool {
+        traps::at("done");
         self.end();
         true
     }
@@ -80,6 +83,7 @@ impl HttpContext for Request {
                     Body::Unread
                 };
                 self.passage = core.arrive(self.id, body);
+                traps::at("headers");
             }
             None => {
                 // Only a host that serves requests before it configured us gets here.
@@ -92,14 +96,17 @@ impl HttpContext for Request {
     }
 
     fn on_http_request_body(&mut self, _size: usize, _end_of_stream: bool) -> Action {
+        traps::at("body");
         self.may_go_on()
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
+        traps::at("trailers");
         self.may_go_on()
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        traps::at("response");
         let allowed = self
             .passage
             .as_ref()
@@ -110,11 +117,15 @@ impl HttpContext for Request {
         {
             let status = host::number_property(&["response", "code"]).unwrap_or_default();
             self.upstream_status = u32::try_from(status).unwrap_or_default();
+            if arrival::strip_response().is_err() {
+                host::warn("writ: the host did not take headers off an upstream's answer");
+            }
         }
         Action::Continue
     }
 
     fn on_log(&mut self) {
+        traps::at("log");
         self.end();
     }
 }

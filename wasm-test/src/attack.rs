@@ -4,13 +4,22 @@
 //! A row is tried here, or names the test that covers it, or says why it can't
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
+mod bodies;
 mod check;
+mod edge;
 mod exhaustion;
+mod framing;
+mod guard;
+mod headers;
+mod life;
+mod paths;
 mod races;
 mod single_use;
 mod stages;
 mod store;
 mod stress;
+mod targets;
+mod traps;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -36,15 +45,20 @@ pub struct Settings {
     pub json: Option<PathBuf>,
     /// How many tokens are raced over replicas.
     pub tokens: usize,
+    /// How long the run at full load is.
+    pub soak: Duration,
 }
 
 /// What a row does: the text says what was seen.
 type Work<'a> = Pin<Box<dyn Future<Output = Result<String, Error>> + 'a>>;
 
+/// What tries a row on a running system.
+type Live = for<'a> fn(&'a mut Stages) -> Work<'a>;
+
 /// How a row is tried.
 enum How {
     /// On a running system.
-    Live(for<'a> fn(&'a mut Stages) -> Work<'a>),
+    Live(Live),
     /// By these tests, each `FILE::FUNCTION` of the repository.
     Covered(&'static [&'static str]),
     /// Not at all, and why.
@@ -58,7 +72,19 @@ struct Row {
 }
 
 /// All groups, in the order in which they run.
-const GROUPS: [&[Row]; 3] = [single_use::ROWS, store::ROWS, stress::ROWS];
+const GROUPS: &[&[Row]] = &[
+    single_use::ROWS,
+    store::ROWS,
+    stress::ROWS,
+    paths::ROWS,
+    targets::ROWS,
+    headers::ROWS,
+    framing::ROWS,
+    guard::ROWS,
+    bodies::ROWS,
+    traps::ROWS,
+    life::ROWS,
+];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all
 /// that it has started.
@@ -92,7 +118,7 @@ async fn all(settings: &Settings) -> Result<(), Error> {
         let only = settings.only.join(", ");
         return Err(Error::Setup(format!("there is no row {only}")));
     }
-    let mut stages = Stages::new(settings.tokens);
+    let mut stages = Stages::new(settings.tokens, settings.soak);
     let mut told = Vec::new();
     for row in rows {
         let start = Instant::now();
@@ -114,7 +140,7 @@ async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
         },
         How::Live(work) => {
             let tokens = u32::try_from(stages.tokens).unwrap_or(u32::MAX);
-            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens);
+            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens) + stages.soak;
             let tried = async {
                 let seen = work(stages).await?;
                 stages.are_well().await?;

@@ -1,6 +1,6 @@
 //! Measurements on running systems.
 
-mod answers;
+pub mod answers;
 mod cpu;
 pub mod edge;
 mod load;

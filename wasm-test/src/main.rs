@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use wasm_test::{attack, bench, demo, up};
@@ -36,6 +37,9 @@ enum Command {
         /// How many tokens are raced over replicas.
         #[arg(long, default_value_t = 1_000)]
         tokens: usize,
+        /// How long the run at full load is; half a minute otherwise.
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// Measure Envoy's CPU per request with and without Writ.
     BenchEdge {
@@ -58,8 +62,20 @@ fn main() -> ExitCode {
         match args.command {
             Command::Up { ready_file } => up::run(ready_file).await,
             Command::Demo => demo::run().await,
-            Command::Attack { only, json, tokens } => {
-                attack::run(&attack::Settings { only, json, tokens }).await
+            Command::Attack {
+                only,
+                json,
+                tokens,
+                minutes,
+            } => {
+                let soak = Duration::from_secs(minutes.map_or(30, |minutes| minutes * 60));
+                let settings = attack::Settings {
+                    only,
+                    json,
+                    tokens,
+                    soak,
+                };
+                attack::run(&settings).await
             }
             Command::BenchEdge { json } => bench::edge::run(json.as_deref()).await,
         }

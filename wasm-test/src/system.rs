@@ -8,6 +8,7 @@ mod dir;
 mod envoys;
 mod ready;
 mod replica;
+mod variants;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use dir::StateDir;
 use envoys::Envoys;
 pub use ready::{Demo, Pids, Ready, ServeReady};
 pub use replica::Beside;
+pub use variants::Variant;
 pub use wait::until;
 
 /// The SPIFFE ID that any process of this uid attests as.
@@ -61,6 +63,13 @@ pub struct Options {
     pub beside: Option<Beside>,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
     pub cut: bool,
+    /// Whether its Envoys have a [`Variant`] of each kind as well.
+    pub variants: bool,
+    /// Whether its Envoys have a listener whose guard is what
+    /// [`System::write_guard`] has written; that has to be done before one starts.
+    pub guard_from_file: bool,
+    /// The filter's module; `None` is the one that the environment names.
+    pub module: Option<PathBuf>,
     /// Whether the upstream keeps a log.
     pub upstream_log: bool,
     /// Whether the state directory stays when the system has stopped.
@@ -81,6 +90,9 @@ impl Default for Options {
             store: None,
             beside: None,
             cut: false,
+            variants: false,
+            guard_from_file: false,
+            module: None,
             upstream_log: true,
             keep: false,
         }
@@ -97,6 +109,7 @@ pub struct System {
     upstream: Option<Upstream>,
     serve: ServeReady,
     ports: Ports,
+    variants: Vec<Variant>,
     options: Options,
     tools: Tools,
     dir: StateDir,
@@ -123,6 +136,7 @@ impl System {
             upstream: None,
             serve: ServeReady::default(),
             ports,
+            variants: Vec::new(),
             options,
             tools: tools.clone(),
             dir,
@@ -132,6 +146,12 @@ impl System {
         }
         if system.options.cut {
             system.cut = Some(Cut::start(0, Target::Port(ports.grpc))?);
+        }
+        if system.options.variants {
+            system.variants = variants::all()?;
+        }
+        if system.options.guard_from_file {
+            system.variants.push(variants::from_file()?);
         }
         config::write(&system)?;
         if system.options.beside.is_none() {
@@ -419,6 +439,11 @@ impl System {
         self.cut
             .as_ref()
             .ok_or_else(|| Error::Setup("nothing stands before the control plane".to_owned()))
+    }
+
+    /// The listeners beside its own, when [`Options::variants`] was set.
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
     }
 
     /// The log file of a part: `control-plane` or `envoy`.

@@ -70,6 +70,9 @@ enum Command {
         /// How many tokens are raced over two replicas.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         tokens: usize,
+        /// How long the run at full load is (row G-soak); half a minute otherwise.
+        #[arg(long, value_name = "N")]
+        minutes: Option<u64>,
     },
     /// Give every parser what libFuzzer can think of.
     Fuzz {
@@ -157,9 +160,17 @@ fn dispatch(command: Command) -> Result<(), Error> {
             let json = json.map(absolute).transpose()?;
             crash::run(&progress, seeds, rounds, json)
         }
-        Command::Attack { only, json, tokens } => {
+        Command::Attack {
+            only,
+            json,
+            tokens,
+            minutes,
+        } => {
             let mut arguments: Vec<OsString> = vec!["attack".into()];
             arguments.extend(["--tokens".into(), tokens.to_string().into()]);
+            if let Some(minutes) = minutes {
+                arguments.extend(["--minutes".into(), minutes.to_string().into()]);
+            }
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }

@@ -1,5 +1,7 @@
 //! The systems that rows share, started when the first row needs them.
 
+use std::time::Duration;
+
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
@@ -9,8 +11,11 @@ use crate::{Error, postgres::POSTGRES};
 pub struct Stages {
     /// How many tokens are raced over replicas.
     pub tokens: usize,
+    /// How long the run at full load is.
+    pub soak: Duration,
     single: Option<Stage>,
     pair: Option<Pair>,
+    varied: Option<Stage>,
 }
 
 /// What all stages have in common.
@@ -26,11 +31,13 @@ pub fn options() -> Options {
 
 impl Stages {
     /// Nothing is running yet.
-    pub fn new(tokens: usize) -> Stages {
+    pub fn new(tokens: usize, soak: Duration) -> Stages {
         Stages {
             tokens,
+            soak,
             single: None,
             pair: None,
+            varied: None,
         }
     }
 
@@ -72,6 +79,23 @@ impl Stages {
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
 
+    /// One Envoy that listens with each setting of its paths as well.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn varied(&mut self) -> Result<&mut Stage, Error> {
+        if self.varied.is_none() {
+            let options = Options {
+                variants: true,
+                ..options()
+            };
+            self.varied = Some(Stage::start(options).await?);
+        }
+        self.varied
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
     /// The next good requests pass on whatever is running, and nothing has ended.
     ///
     /// # Errors
@@ -79,7 +103,11 @@ impl Stages {
     pub async fn are_well(&mut self) -> Result<(), Error> {
         let pair = self.pair.as_mut();
         let of_pair = pair.map(|pair| [&mut pair.first, &mut pair.second]);
-        let all = of_pair.into_iter().flatten().chain(self.single.as_mut());
+        let alone = [self.single.as_mut(), self.varied.as_mut()];
+        let all = of_pair
+            .into_iter()
+            .flatten()
+            .chain(alone.into_iter().flatten());
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
                 return Err(problem);
@@ -93,6 +121,7 @@ impl Stages {
     pub fn abandon(&mut self) {
         self.pair = None;
         self.single = None;
+        self.varied = None;
     }
 
     /// Ends everything in order.
@@ -100,8 +129,8 @@ impl Stages {
         if let Some(pair) = self.pair {
             pair.stop().await;
         }
-        if let Some(single) = self.single {
-            single.stop().await;
+        for stage in [self.single, self.varied].into_iter().flatten() {
+            stage.stop().await;
         }
     }
 }
