@@ -1,4 +1,5 @@
-//! From a question to a [`Permit`]: the only value that lets a request through.
+//! From a question to a [`Permit`]: the only value that lets a request through on
+//! a route that enforces. A route that only observes has a leave of its own kind.
 
 use crate::gates::Checked;
 use crate::reason::Reason;
@@ -93,6 +94,55 @@ impl Permit {
     pub fn checked(&self) -> &Checked {
         &self.checked
     }
+}
+
+/// What a route makes of a no.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// The request is refused. The default, which nothing else stands in for.
+    #[default]
+    Enforce,
+    /// The request goes on, and the log says what the answer would have been.
+    Observe,
+}
+
+/// Leave to forward one request that would have been refused, once. [`observe`]
+/// alone makes one, and it can't be copied. It vouches for nothing: what goes on by
+/// it has no verified agent.
+#[derive(Debug)]
+pub struct Observed {
+    reason: Reason,
+}
+
+impl Observed {
+    /// What the answer would have been.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+}
+
+/// Decides about a request that has been refused for this reason: on a route that
+/// observes it may go on all the same, on every other one it may not.
+#[must_use]
+pub fn observe(mode: Mode, reason: Reason) -> Option<Observed> {
+    match mode {
+        Mode::Observe => Some(Observed { reason }),
+        Mode::Enforce => None,
+    }
+}
+
+/// Leave to forward one request: there is no third kind.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is used up where it is made; a box would be an allocation for each request"
+)]
+pub enum Leave {
+    /// The control plane allowed it.
+    Permitted(Permit),
+    /// It would have been refused, on a route that observes.
+    Observed(Observed),
 }
 
 /// The last word was no.

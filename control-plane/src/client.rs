@@ -85,14 +85,28 @@ impl DpopKey {
         let pair = es256_file(path)?;
         let unreadable = || KeyError::Unreadable(path.to_owned());
         let signer = SigningKey::from_slice(&jwt_bytes(&pair)).map_err(|_| unreadable())?;
-        let point = signer.verifying_key().to_sec1_point(false);
-        let (x, y) = point.x().zip(point.y()).ok_or_else(unreadable)?;
-        let jwk = serde_json::json!({
-            "kty": "EC", "crv": "P-256",
-            "x": Base64UrlUnpadded::encode_string(x),
-            "y": Base64UrlUnpadded::encode_string(y),
-        });
+        let jwk = jwk_of(&signer).ok_or_else(unreadable)?;
         Ok(Self { signer, jwk })
+    }
+
+    /// A key that no file keeps.
+    ///
+    /// # Errors
+    /// [`KeyError::Sign`] when the system has none for us.
+    pub fn generate() -> Result<Self, KeyError> {
+        let pair = jwt_simple::prelude::ES256KeyPair::generate();
+        let signer = SigningKey::from_slice(&jwt_bytes(&pair)).map_err(|_| KeyError::Sign)?;
+        let jwk = jwk_of(&signer).ok_or(KeyError::Sign)?;
+        Ok(Self { signer, jwk })
+    }
+
+    /// The key's thumbprint (RFC 7638): a token's `cnf.jkt`.
+    #[must_use]
+    pub fn thumbprint(&self) -> String {
+        // Its own JWK is one that can be read.
+        capability::PublicKey::from_jwk(&self.jwk)
+            .map(|key| key.thumbprint())
+            .unwrap_or_default()
     }
 
     /// A fresh proof (RFC 9449, section 4.2).
@@ -114,6 +128,16 @@ impl DpopKey {
             Base64UrlUnpadded::encode_string(&signature.to_bytes())
         )
     }
+}
+
+fn jwk_of(signer: &SigningKey) -> Option<Value> {
+    let point = signer.verifying_key().to_sec1_point(false);
+    let (x, y) = point.x().zip(point.y())?;
+    Some(serde_json::json!({
+        "kty": "EC", "crv": "P-256",
+        "x": Base64UrlUnpadded::encode_string(x),
+        "y": Base64UrlUnpadded::encode_string(y),
+    }))
 }
 
 fn jwt_bytes(pair: &jwt_simple::prelude::ES256KeyPair) -> zeroize::Zeroizing<Vec<u8>> {

@@ -98,13 +98,7 @@ impl TokenKey {
     /// The public half as a JWK, with `kid`, `use` and `alg`.
     #[must_use]
     pub fn public_jwk(&self) -> serde_json::Value {
-        let point = self.pair.public_key().public_key_bytes();
-        let (x, y) = point.split_at(point.len().min(32));
-        serde_json::json!({
-            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": self.kid,
-            "x": Base64UrlUnpadded::encode_string(x),
-            "y": Base64UrlUnpadded::encode_string(y),
-        })
+        public_jwk(&self.pair, &self.kid)
     }
 
     /// Signs a capability token: `typ: at+jwt` (RFC 9068).
@@ -131,6 +125,17 @@ impl TokenKey {
             .sign_with_options(claims, &options)
             .map_err(|_| KeyError::Sign)
     }
+}
+
+/// The public half of a pair as a JWK, with `kid`, `use` and `alg`.
+pub(crate) fn public_jwk(pair: &ES256KeyPair, kid: &str) -> serde_json::Value {
+    let point = pair.public_key().public_key_bytes();
+    let (x, y) = point.split_at(point.len().min(32));
+    serde_json::json!({
+        "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": kid,
+        "x": Base64UrlUnpadded::encode_string(x),
+        "y": Base64UrlUnpadded::encode_string(y),
+    })
 }
 
 trait PublicPoint {

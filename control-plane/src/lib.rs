@@ -7,13 +7,16 @@
 //! the command line.
 
 pub mod approval;
+pub mod canary;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod decide;
 pub mod exchange;
 pub mod keys;
+pub mod metrics;
 pub mod refusals;
 pub mod serve;
 pub mod state;
+pub mod warnings;
 pub mod web;

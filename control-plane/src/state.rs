@@ -1,8 +1,11 @@
 //! What the rooms of the control plane share.
 
 use crate::config::Config;
+use crate::decide::DecisionKey;
 use crate::keys::TokenKey;
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
+use crate::warnings::Warnings;
 use ledger::model::{ActionRecord, Hash, TokenRecord};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,10 +36,16 @@ pub struct Core {
     pub policies: policy::Policies,
     /// The key that signs capability tokens.
     pub key: TokenKey,
+    /// The key that signs what upstreams are shown.
+    pub decision_key: DecisionKey,
     /// Who the evidence says it is.
     pub identity: identity::Source,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What people have to be told.
+    pub warnings: Warnings,
     /// Now.
     pub clock: Clock,
     /// When this process started, in ms: evidence of replay from before is gone.

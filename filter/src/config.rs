@@ -4,6 +4,7 @@
 
 use crate::host::Upstream;
 use crate::verify::Crypto;
+use capability::decide::Mode;
 use capability::gates::{EdgeConfig, TokenCheck};
 use capability::key::PublicKey;
 use capability::url::{Origin, Target};
@@ -36,9 +37,25 @@ pub struct Settings {
     routes: Vec<Route>,
 }
 
-struct Route {
-    name: String,
+/// What is said of one route; the proxy does the routing.
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// What becomes of its refusals.
+    pub mode: Mode,
+    /// Its upstream is shown the control plane's signed decision.
+    pub decision_header: bool,
     path_prefix: String,
+}
+
+impl Route {
+    /// As the proxy matches: whole segments, unless the prefix ends with a slash.
+    fn covers(&self, path: &str) -> bool {
+        let Some(rest) = path.strip_prefix(self.path_prefix.as_str()) else {
+            return false;
+        };
+        self.path_prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?'])
+    }
 }
 
 impl Settings {
@@ -139,16 +156,16 @@ impl Settings {
         })
     }
 
-    /// The name of the route with the longest prefix of this path; empty when
-    /// none matches.
-    pub fn route(&self, path: &str) -> &str {
-        let matching = self
-            .routes
-            .iter()
-            .filter(|route| path.starts_with(&route.path_prefix));
-        matching
-            .max_by_key(|route| route.path_prefix.len())
-            .map_or("", |route| &route.name)
+    /// The route with the longest prefix of this path.
+    pub fn route(&self, path: &str) -> Option<&Route> {
+        let matching = self.routes.iter().filter(|route| route.covers(path));
+        matching.max_by_key(|route| route.path_prefix.len())
+    }
+
+    /// How many routes only observe.
+    pub fn observing(&self) -> usize {
+        let observing = |route: &&Route| route.mode == Mode::Observe;
+        self.routes.iter().filter(observing).count()
     }
 }
 
@@ -253,7 +270,7 @@ fn routes(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<Route>> {
         };
         let label = format!("routes[{at}].");
         let route = Members::new(&label, route);
-        route.only(&["name", "path_prefix"], faults);
+        route.only(&["name", "path_prefix", "mode", "decision_header"], faults);
         let (name, prefix) = (
             route.text("name", faults),
             route.text("path_prefix", faults),
@@ -261,10 +278,18 @@ fn routes(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<Route>> {
         if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
             faults.add(format!("{label}path_prefix: must begin with /"));
         }
-        if let (Some(name), Some(prefix)) = (name, prefix) {
+        // Whoever leaves the mode out gets the one that refuses.
+        let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
+        let mode = route.choice("mode", &modes, faults);
+        let decision_header = route.truth("decision_header", faults);
+        if let (Some(name), Some(prefix), Some(mode), Some(decision_header)) =
+            (name, prefix, mode, decision_header)
+        {
             routes.push(Route {
                 name: name.to_owned(),
                 path_prefix: prefix.to_owned(),
+                mode,
+                decision_header,
             });
         }
     }
@@ -387,6 +412,15 @@ impl<'a> Members<'a> {
             ));
         }
         chosen
+    }
+
+    /// True or false; false when the member is absent.
+    fn truth(&self, name: &str, faults: &mut Faults) -> Option<bool> {
+        let truth = self.map.get(name).map_or(Some(false), Value::as_bool);
+        if truth.is_none() {
+            faults.add(format!("{}{name}: must be true or false", self.label));
+        }
+        truth
     }
 
     fn list(&self, name: &str, required: bool, faults: &mut Faults) -> Option<&'a [Value]> {

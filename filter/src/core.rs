@@ -7,23 +7,24 @@
 //! in force, and acting would release somebody else's request.
 
 mod answers;
+mod passing;
 
 use crate::arrival::{self, Content};
 use crate::config::Settings;
 use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Header, HostFault, Queue};
 use crate::metrics::Metrics;
-use crate::outcomes::{Outcomes, not_forwarded};
-use crate::questions::{Caller, Entry, Facts, Passage, Paused, Phase, Questions, cut};
+use crate::outcomes::Outcomes;
+use crate::questions::{Caller, Entry, Facts, Passage, Phase, Questions, cut};
 use crate::refusal::Refusal;
 use crate::stream::{NotSent, Stream};
 use crate::traps;
 use capability::action::Body;
-use capability::decide::Permit;
+use capability::decide::Mode;
 use capability::gates::{self, RequestView, TokenCheck};
 use capability::reason::Reason;
 use decision_api::from_filter::Message as ToServer;
-use decision_api::{Allow, DenialBatch, Outcome, Question, QuestionId, Withdraw};
+use decision_api::{DenialBatch, Outcome, Question, QuestionId, Withdraw};
 use prost::Message;
 use std::rc::Rc;
 
@@ -110,7 +111,8 @@ impl Core {
     // ---- requests --------------------------------------------------------------
 
     /// A request's headers are there. It is asked about or refused; either way
-    /// it is paused now. `None` when it was refused.
+    /// it is paused now, unless its route observes and it would have been refused.
+    /// `None` when it was refused.
     pub fn arrive(&mut self, http: u32, body: Body) -> Option<Rc<Passage>> {
         let headers = match arrival::trusted_headers() {
             Ok(headers) => {
@@ -118,22 +120,30 @@ impl Core {
                 headers
             }
             Err(HostFault) => {
-                self.refuse(
-                    http,
-                    &Facts::of(&[]),
-                    &Refusal::new(Reason::InternalError),
-                    By::Filter,
-                );
-                return None;
+                // What can't be read is of no route: nothing observes it.
+                let refusal = Refusal::new(Reason::InternalError);
+                return self.refuse_on_arrival(http, &Facts::of(&[]), &refusal);
             }
         };
         let mut facts = Facts::of(&headers);
+        self.place(&mut facts);
         match self.ask(http, &headers, body, &mut facts) {
             Ok(passage) => Some(passage),
-            Err(refusal) => {
-                self.refuse(http, &facts, &refusal, By::Filter);
-                None
-            }
+            Err(refusal) => self.refuse_on_arrival(http, &facts, &refusal),
+        }
+    }
+
+    /// What the request's route asks for. To observe takes two: our own table and
+    /// the proxy have to say that it is this route.
+    fn place(&self, facts: &mut Facts) {
+        let Some(route) = self.settings.route(facts.path()) else {
+            return;
+        };
+        facts.decision_header = route.decision_header;
+        if route.mode == Mode::Observe
+            && host::text_property(&["xds", "route_name"]).as_deref() == Some(&route.name)
+        {
+            facts.mode = Mode::Observe;
         }
     }
 
@@ -144,7 +154,8 @@ impl Core {
         body: Body,
         facts: &mut Facts,
     ) -> Result<Rc<Passage>, Refusal> {
-        let now_ms = host::now_ms().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
+        let now_us = host::now_us().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
+        let now_ms = now_us / 1000;
         let view = RequestView {
             headers,
             peer: None,
@@ -180,10 +191,15 @@ impl Core {
             content_encoding: content.encoding,
             request_id: facts.request_id.clone(),
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
-            route: self.settings.route(checked.path()).to_owned(),
+            route: self
+                .settings
+                .route(checked.path())
+                .map_or_else(String::new, |route| route.name.clone()),
+            observed: facts.mode == Mode::Observe,
         };
         let times = (
             self.now_ms,
+            now_us,
             self.now_ms
                 .saturating_add(self.settings.decision_deadline_ms),
         );
@@ -278,56 +294,6 @@ impl Core {
             id: Some(id.clone()),
         });
         self.put(self.root).is_ok() && self.stream.send(message, self.now_ms).is_ok()
-    }
-
-    /// The only way to the upstream. Nobody but the decider makes a permit, and
-    /// this uses it up.
-    fn forward(&mut self, permit: Permit, request: &Paused, allow: &Allow) {
-        let id = request.passage.id().clone();
-        if self.put(request.http).is_err() {
-            self.metrics.contexts_lost.add(1);
-            self.outcome(not_forwarded(&id, "the request is gone"));
-            return;
-        }
-        if set_verified_headers(allow).is_err() {
-            // Spent, and it cannot go on as it must.
-            self.refuse(
-                request.http,
-                &request.facts,
-                &Refusal::new(Reason::InternalError),
-                By::Filter,
-            );
-            self.outcome(not_forwarded(&id, "headers could not be set"));
-            return;
-        }
-        request.passage.open(permit);
-        self.metrics.accepted.add(1);
-        if host::resume_request().is_err() {
-            host::warn("writ: the host did not resume a request that was allowed");
-        }
-    }
-
-    fn refuse(&mut self, http: u32, facts: &Facts, refusal: &Refusal, by: By) {
-        let reason = refusal.reason();
-        self.metrics.refused(reason);
-        if by == By::Filter {
-            // Without the host's time the entry says 0, which cannot be mistaken.
-            match facts.denial(reason.as_str(), host::now_ms().unwrap_or_default()) {
-                Some(denial) => {
-                    if self.denials.push(denial) == Kept::Dropped {
-                        self.metrics.denials_dropped.add(1);
-                    }
-                }
-                None => self.denials.count(reason),
-            }
-        }
-        if self.put(http).is_err() {
-            self.metrics.contexts_lost.add(1);
-            return;
-        }
-        if refusal.reply(&facts.request_id).is_err() {
-            host::warn("writ: the host did not take a refusal; the request stays paused");
-        }
     }
 
     // ---- time ------------------------------------------------------------------
@@ -437,26 +403,4 @@ impl Core {
             }
         }
     }
-}
-
-/// Takes the credentials off and sets what was verified. Only for the request
-/// in force, and only once it is allowed.
-fn set_verified_headers(allow: &Allow) -> Result<(), HostFault> {
-    for credential in ["authorization", "dpop"] {
-        host::remove_request_header(credential)?;
-    }
-    let facts = [
-        ("x-writ-agent", &allow.agent),
-        ("x-writ-token-id", &allow.token_id),
-        ("x-writ-user", &allow.user),
-    ];
-    for (name, value) in facts {
-        if !value.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return Err(HostFault);
-        }
-        if !value.is_empty() {
-            host::set_request_header(name, value.as_bytes())?;
-        }
-    }
-    Ok(())
 }

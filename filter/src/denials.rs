@@ -19,7 +19,7 @@ const REPEAT_AFTER_MS: u64 = 10_000;
 pub struct Denials {
     capacity: usize,
     entries: VecDeque<Denial>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<(&'static str, bool), u64>,
     dropped: u64,
     sequence: u64,
     unacknowledged: Option<DenialBatch>,
@@ -66,9 +66,9 @@ impl Denials {
         Kept::Yes
     }
 
-    /// A refusal of somebody unknown.
-    pub fn count(&mut self, reason: Reason) {
-        let count = self.counts.entry(reason.as_str()).or_insert(0);
+    /// A refusal of somebody unknown; `observed` when the request went on.
+    pub fn count(&mut self, reason: Reason, observed: bool) {
+        let count = self.counts.entry((reason.as_str(), observed)).or_insert(0);
         *count = count.saturating_add(1);
     }
 
@@ -90,7 +90,10 @@ impl Denials {
         self.dropped = self.dropped.saturating_add(batch.dropped);
         for count in batch.counts {
             let known = Reason::parse(&count.reason).unwrap_or(Reason::InternalError);
-            let total = self.counts.entry(known.as_str()).or_insert(0);
+            let total = self
+                .counts
+                .entry((known.as_str(), count.observed))
+                .or_insert(0);
             *total = total.saturating_add(count.count);
         }
         over
@@ -169,9 +172,10 @@ impl Denials {
             entries,
             counts: counts
                 .into_iter()
-                .map(|(reason, count)| DenialCount {
+                .map(|((reason, observed), count)| DenialCount {
                     reason: reason.to_owned(),
                     count,
+                    observed,
                 })
                 .collect(),
             dropped: std::mem::take(&mut self.dropped),

@@ -31,11 +31,16 @@ pub fn enter(context: u32) -> Result<(), ContextGone> {
 
 /// Wall-clock time in milliseconds since the Unix epoch.
 pub fn now_ms() -> Result<u64, HostFault> {
+    now_us().map(|now_us| now_us / 1000)
+}
+
+/// Wall-clock time in microseconds since the Unix epoch.
+pub fn now_us() -> Result<u64, HostFault> {
     let now = hostcalls::get_current_time().map_err(|_status| HostFault)?;
     let since = now
         .duration_since(UNIX_EPOCH)
         .map_err(|_before| HostFault)?;
-    u64::try_from(since.as_millis()).map_err(|_large| HostFault)
+    u64::try_from(since.as_micros()).map_err(|_large| HostFault)
 }
 
 /// Writes a line to the host's log. What an attacker sent is never part of it.
@@ -108,6 +113,13 @@ pub fn reply(status: u16, headers: Vec<(&str, &str)>, body: &[u8]) -> Result<(),
 /// Leaves the reason where access logs find it: filter state `wasm.writ.reason`.
 pub fn set_reason(reason: &str) -> Result<(), HostFault> {
     hostcalls::set_property(vec!["writ.reason"], Some(reason.as_bytes()))
+        .map_err(|_status| HostFault)
+}
+
+/// Leaves something else that access logs join a request by, as filter state
+/// `wasm.writ.NAME`.
+pub fn set_fact(name: &str, value: &str) -> Result<(), HostFault> {
+    hostcalls::set_property(vec![&format!("writ.{name}")], Some(value.as_bytes()))
         .map_err(|_status| HostFault)
 }
 
@@ -285,13 +297,18 @@ pub fn gauge(name: &str) -> Result<u32, HostFault> {
     hostcalls::define_metric(MetricType::Gauge, name).map_err(|_status| HostFault)
 }
 
+/// Defines a histogram; its id.
+pub fn histogram(name: &str) -> Result<u32, HostFault> {
+    hostcalls::define_metric(MetricType::Histogram, name).map_err(|_status| HostFault)
+}
+
 /// Adds to a metric.
 pub fn add(metric: u32, amount: i64) {
     // A metric that cannot be counted must not decide about a request.
     let _lost = hostcalls::increment_metric(metric, amount);
 }
 
-/// Sets a gauge.
+/// Sets a gauge, or adds a value to a histogram.
 pub fn record(metric: u32, value: u64) {
     let _lost = hostcalls::record_metric(metric, value);
 }

@@ -56,6 +56,10 @@ impl Request {
             core.client_gone(passage.id());
             return;
         }
+        // Only what was allowed has an outcome.
+        if !passage.is_permitted() {
+            return;
+        }
         let bytes = host::number_property(&["response", "size"]).unwrap_or_default();
         let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
         core.ended(passage.id(), self.upstream_status, bytes, &details);
@@ -110,7 +114,7 @@ impl HttpContext for Request {
         let allowed = self
             .passage
             .as_ref()
-            .is_some_and(|passage| passage.is_open());
+            .is_some_and(|passage| passage.is_permitted());
         // The proxy's own replies pass here too; they are no upstream's answer.
         if allowed
             && host::text_property(&["response", "code_details"]).as_deref() == Some(FROM_UPSTREAM)

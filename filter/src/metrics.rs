@@ -30,23 +30,29 @@ pub struct Metrics {
     pub outcomes_dropped: Metric,
     /// `writ.in_flight`: questions without an answer, over all workers.
     pub in_flight: Metric,
+    /// `writ.unobserved`: requests that went on, on a route that observes, without
+    /// the control plane having been asked.
+    pub unobserved: Metric,
+    /// `writ.clock_ahead_ms`, `writ.clock_behind_ms`: how far the proxy's clock was
+    /// from the control plane's when that last said its time; the way is part of it.
+    pub clock: Clock,
+    decision_us: u32,
     refused: Vec<(Reason, Metric)>,
+    observed: Vec<(Reason, Metric)>,
 }
 
 impl Metrics {
     /// Defines them all, and shows whether signatures are checked by the
-    /// portable code (`writ.portable_crypto`, 0 or 1).
-    pub fn define(portable_crypto: bool) -> Result<Self, HostFault> {
-        let mut refused = Vec::new();
-        for reason in Reason::ALL {
-            refused.push((
-                *reason,
-                counter(&format!("writ.refused.{}", reason.as_str()))?,
-            ));
-        }
+    /// portable code (`writ.portable_crypto`, 0 or 1) and how many routes only
+    /// observe (`writ.observe_routes`).
+    pub fn define(portable_crypto: bool, observing: usize) -> Result<Self, HostFault> {
         host::record(
             host::gauge("writ.portable_crypto")?,
             u64::from(portable_crypto),
+        );
+        host::record(
+            host::gauge("writ.observe_routes")?,
+            u64::try_from(observing).unwrap_or(u64::MAX),
         );
         Ok(Self {
             accepted: counter("writ.accepted")?,
@@ -59,20 +65,36 @@ impl Metrics {
             denials_dropped: counter("writ.denials_dropped")?,
             outcomes_dropped: counter("writ.outcomes_dropped")?,
             in_flight: Metric::of(host::gauge("writ.in_flight")?),
-            refused,
+            unobserved: counter("writ.unobserved")?,
+            clock: Clock::define()?,
+            decision_us: host::histogram("writ.decision_us")?,
+            refused: by_reason("writ.refused")?,
+            observed: by_reason("writ.observed")?,
         })
+    }
+
+    /// A decision took so long, from the question to its last answer: a histogram,
+    /// `writ.decision_us`. What waited for a human is not in it.
+    pub fn decided_in(&self, microseconds: u64) {
+        host::record(self.decision_us, microseconds);
     }
 
     /// Counts a refusal under `writ.refused.<reason>`.
     pub fn refused(&self, reason: Reason) {
-        if let Some((_, counter)) = self.refused.iter().find(|(known, _)| *known == reason) {
-            counter.add(1);
-        }
+        add_to(&self.refused, reason);
+    }
+
+    /// Counts, under `writ.observed.<reason>`, a request that went on where a
+    /// route that enforces would have refused it.
+    pub fn observed(&self, reason: Reason) {
+        add_to(&self.observed, reason);
     }
 
     /// Tells the host what has been counted since the last time.
     pub fn flush(&self) {
-        let refused = self.refused.iter().map(|(_, metric)| metric);
+        self.clock.flush();
+        let by_reason = self.refused.iter().chain(&self.observed);
+        let by_reason = by_reason.map(|(_, metric)| metric);
         let others = [
             &self.accepted,
             &self.held,
@@ -84,9 +106,60 @@ impl Metrics {
             &self.denials_dropped,
             &self.outcomes_dropped,
             &self.in_flight,
+            &self.unobserved,
         ];
-        for metric in refused.chain(others) {
+        for metric in by_reason.chain(others) {
             metric.flush();
+        }
+    }
+}
+
+/// One counter for each reason of the closed list: what an attacker sends can't
+/// make another.
+fn by_reason(name: &str) -> Result<Vec<(Reason, Metric)>, HostFault> {
+    let of = |reason: &Reason| Ok((*reason, counter(&format!("{name}.{}", reason.as_str()))?));
+    Reason::ALL.iter().map(of).collect()
+}
+
+fn add_to(counters: &[(Reason, Metric)], reason: Reason) {
+    if let Some((_, counter)) = counters.iter().find(|(known, _)| *known == reason) {
+        counter.add(1);
+    }
+}
+
+/// How far two clocks are apart: two gauges, since one can't be negative. Workers
+/// share them, and the last word counts.
+pub struct Clock {
+    ahead: u32,
+    behind: u32,
+    untold: Cell<Option<(u64, u64)>>,
+}
+
+impl Clock {
+    fn define() -> Result<Self, HostFault> {
+        Ok(Self {
+            ahead: host::gauge("writ.clock_ahead_ms")?,
+            behind: host::gauge("writ.clock_behind_ms")?,
+            untold: Cell::new(None),
+        })
+    }
+
+    /// The control plane said its time when it was so late here; both in ms since
+    /// the Unix epoch.
+    pub fn compare(&self, here_ms: u64, there_ms: u64) {
+        if there_ms != 0 {
+            let apart = (
+                here_ms.saturating_sub(there_ms),
+                there_ms.saturating_sub(here_ms),
+            );
+            self.untold.set(Some(apart));
+        }
+    }
+
+    fn flush(&self) {
+        if let Some((ahead, behind)) = self.untold.take() {
+            host::record(self.ahead, ahead);
+            host::record(self.behind, behind);
         }
     }
 }

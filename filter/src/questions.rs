@@ -2,7 +2,7 @@
 //! id and by nothing else.
 
 use crate::host::Header;
-use capability::decide::{Pending, Permit};
+use capability::decide::{Leave, Mode, Pending};
 use capability::gates::Checked;
 use decision_api::{Ask, Denial, FromFilter, Question, QuestionId, from_filter};
 use prost::Message;
@@ -10,29 +10,48 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// The way to the upstream for one request. Closed until a permit opens it.
+/// The way to the upstream for one request. Closed until a leave opens it.
 pub struct Passage {
     id: QuestionId,
-    open: Cell<bool>,
+    state: Cell<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Closed,
+    Permitted,
+    Observed,
 }
 
 impl Passage {
     fn closed(id: QuestionId) -> Rc<Self> {
         Rc::new(Self {
             id,
-            open: Cell::new(false),
+            state: Cell::new(State::Closed),
         })
     }
 
-    /// Opens it, for good. The permit is used up.
-    pub fn open(&self, permit: Permit) {
-        drop(permit);
-        self.open.set(true);
+    /// One for a request that nothing was asked about.
+    pub fn unasked() -> Rc<Self> {
+        Self::closed(QuestionId::default())
+    }
+
+    /// Opens it, for good. The leave is used up.
+    pub fn open(&self, leave: Leave) {
+        self.state.set(match leave {
+            Leave::Permitted(_used_up) => State::Permitted,
+            Leave::Observed(_used_up) => State::Observed,
+        });
     }
 
     /// True once the request may go on.
     pub fn is_open(&self) -> bool {
-        self.open.get()
+        self.state.get() != State::Closed
+    }
+
+    /// True once it may go on because the control plane allowed it.
+    pub fn is_permitted(&self) -> bool {
+        self.state.get() == State::Permitted
     }
 
     /// The question that was asked about the request.
@@ -51,6 +70,14 @@ pub struct Facts {
     path: String,
     /// Set once both signatures have verified.
     pub caller: Option<Caller>,
+    /// What the request's route makes of a refusal, from its arrival on.
+    pub mode: Mode,
+    /// Its route's upstream is shown the control plane's signed decision.
+    pub decision_header: bool,
+    /// The id of the question that was asked about it, as the log has it.
+    pub question: String,
+    /// How long that question's last answer took; microseconds.
+    pub decision_us: Option<u64>,
 }
 
 /// An authenticated caller.
@@ -72,12 +99,17 @@ impl Facts {
             method: text(headers, ":method", 32),
             authority: text(headers, ":authority", 256),
             path: text(headers, ":path", 1024),
-            caller: None,
+            ..Self::default()
         }
     }
 
+    /// The path, as much of it as is kept; empty when there was none.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// The log's entry for a refusal, or `None` when nobody was authenticated.
-    pub fn denial(&self, reason: &str, time_ms: u64) -> Option<Denial> {
+    pub fn denial(&self, reason: &str, time_ms: u64, observed: bool) -> Option<Denial> {
         let caller = self.caller.as_ref()?;
         Some(Denial {
             reason: reason.to_owned(),
@@ -89,8 +121,20 @@ impl Facts {
             path: self.path.clone(),
             request_id: self.request_id.clone(),
             time_ms,
+            observed,
         })
     }
+}
+
+/// A question's id as the audit log has it: prefix in hex, and counter.
+fn attempt(id: &QuestionId) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| DIGITS.get(usize::from(half)).copied().map(char::from);
+    let halves = id.prefix.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let mut text: String = halves.filter_map(digit).collect();
+    text.push('-');
+    text.push_str(&id.counter.to_string());
+    text
 }
 
 /// The first header of that name as text, cut to so many bytes; what is not
@@ -156,8 +200,10 @@ pub struct Entry {
     pub pending: Pending,
     /// The message that asked, kept to ask again after a reconnect.
     pub ask: Vec<u8>,
-    /// When it was asked.
+    /// When it was asked, by the ticks.
     pub asked_ms: u64,
+    /// When it was asked, by the host's clock; microseconds.
+    pub asked_us: u64,
     /// When the present phase ends.
     pub deadline_ms: u64,
     /// Where it stands.
@@ -208,14 +254,15 @@ impl Questions {
         checked: Checked,
         question: &Question,
         prefix: &[u8],
-        facts: Facts,
-        (asked_ms, deadline_ms): (u64, u64),
+        mut facts: Facts,
+        (asked_ms, asked_us, deadline_ms): (u64, u64, u64),
     ) -> &Entry {
         self.counter = self.counter.saturating_add(1);
         let id = QuestionId {
             prefix: prefix.to_vec(),
             counter: self.counter,
         };
+        facts.question = attempt(&id);
         let question = question.encode_to_vec();
         let ask = Ask {
             id: Some(id.clone()),
@@ -237,6 +284,7 @@ impl Questions {
             }
             .encode_to_vec(),
             asked_ms,
+            asked_us,
             deadline_ms,
             phase: Phase::Asked,
         };

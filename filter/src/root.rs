@@ -47,10 +47,13 @@ impl Root {
         let settings = Settings::parse(&bytes)?;
         verify::self_check(settings.crypto).map_err(|failed| vec![failed.explain().to_owned()])?;
         let refused = |what: &str| vec![format!("the host refused {what}")];
-        let metrics = Metrics::define(settings.crypto == Crypto::Portable)
+        let metrics = Metrics::define(settings.crypto == Crypto::Portable, settings.observing())
             .map_err(|_fault| refused("to define metrics"))?;
         let left = Queue::named(LEFT).map_err(|_fault| refused("a queue"))?;
         host::tick_every(self.period_ms).map_err(|_fault| refused("a timer"))?;
+        if settings.observing() > 0 {
+            host::warn("writ: routes are configured to observe: on them NOTHING IS REFUSED");
+        }
         match &self.core {
             Some(core) => core.borrow_mut().reconfigure(settings, metrics),
             None => {

@@ -162,6 +162,7 @@ fn stream() -> Vec<Vec<u8>> {
         message: Some(FromServer::Welcome(Welcome {
             protocol: decision_api::PROTOCOL,
             prefix: vec![7; 16],
+            time_ms: 0,
         })),
     };
     let answer = FromControlPlane {
@@ -173,6 +174,7 @@ fn stream() -> Vec<Vec<u8>> {
                 reason: "token_spent".to_owned(),
                 ..decision_api::Deny::default()
             })),
+            time_ms: 0,
         })),
     };
     vec![

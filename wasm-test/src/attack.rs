@@ -5,6 +5,7 @@
 //! apply. A group of rows is a file; what rows share is in [`stages`].
 
 mod bodies;
+mod bypass;
 mod check;
 mod edge;
 mod exhaustion;
@@ -74,6 +75,7 @@ struct Row {
 /// All groups, in the order in which they run.
 const GROUPS: &[&[Row]] = &[
     single_use::ROWS,
+    bypass::ROWS,
     store::ROWS,
     stress::ROWS,
     paths::ROWS,

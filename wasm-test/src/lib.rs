@@ -20,5 +20,6 @@ pub mod system;
 pub mod tools;
 pub mod up;
 pub mod upstream;
+pub mod verifying;
 
 pub use error::Error;

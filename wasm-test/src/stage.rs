@@ -195,10 +195,18 @@ impl Stage {
     /// # Errors
     /// When it doesn't.
     pub async fn good_request(&self) -> Result<(), Error> {
+        self.good_request_seen_by(self).await
+    }
+
+    /// As [`Stage::good_request`], where the upstream is another stage's.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub async fn good_request_seen_by(&self, upstream: &Stage) -> Result<(), Error> {
         let token = self.agent.token("GET", REPORT).await?;
         let answer = self.present(REPORT, &token).await?;
         answer.expect("the next good request", 200)?;
-        match self.uses()?.get(&jti(&token)) {
+        match upstream.uses()?.get(&jti(&token)) {
             Some(1) => Ok(()),
             uses => Err(Error::Unexpected(format!(
                 "the next good request reached the upstream {} times",

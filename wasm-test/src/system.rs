@@ -53,7 +53,8 @@ pub struct Options {
     pub token_lifetime_s: u64,
     /// The Cedar policy; `None` is the starter policy.
     pub policy: Option<PathBuf>,
-    /// TOML that is laid over the control plane's config, table by table.
+    /// TOML that is laid over the control plane's config, table by table. In it
+    /// `{upstream}` stands for the demo upstream's address.
     pub extra_config: String,
     /// More environment for the control plane.
     pub env: Vec<(String, String)>,

@@ -116,7 +116,7 @@ async fn one_replica_dies_and_the_other_goes_on_with_what_it_had_issued() {
     let again = second.exchange(&spent_again).await.unwrap();
     expect(&again, 401, "token_spent");
     assert_eq!(second.exchange(&unspent_now).await.unwrap().status, 200);
-    second.good_request().await.unwrap();
+    second.good_request_seen_by(&pair.first).await.unwrap();
 
     // It comes back to the same log, and knows what became of the token meanwhile.
     pair.first.system.start_control_plane().await.unwrap();

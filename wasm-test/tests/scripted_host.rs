@@ -29,6 +29,8 @@ mod fixtures;
 mod hostile;
 #[path = "scripted_host/imports.rs"]
 mod imports;
+#[path = "scripted_host/observing.rs"]
+mod observing;
 #[path = "scripted_host/reporting.rs"]
 mod reporting;
 #[path = "scripted_host/rows.rs"]

@@ -237,6 +237,17 @@ pub struct RequestFacts {
     pub source: String,
     /// SHA-256 of the serialised question, hex.
     pub question: String,
+    /// The route only observes: whatever was decided, the request went on.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub observed: bool,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_false(truth: &bool) -> bool {
+    !truth
 }
 
 /// What policy said, for the line.
@@ -422,6 +433,7 @@ pub enum Command {
 
 /// The kinds that [`Command::Note`] may carry.
 pub const NOTE_KINDS: &[&str] = &[
+    "canary",
     "config",
     "edge_counts",
     "edge_denial",
@@ -430,6 +442,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "login",
     "proxy",
     "question_refused",
+    "rollout",
     "shutdown",
 ];
 

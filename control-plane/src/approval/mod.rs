@@ -153,6 +153,10 @@ impl Desk for ApprovalDesk {
         self.core.ledger.now()
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.core.warnings.all()
+    }
+
     fn activity(&self, limit: usize) -> Vec<Activity> {
         self.core
             .ledger

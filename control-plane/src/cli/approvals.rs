@@ -351,13 +351,17 @@ impl Status {
                 "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
             );
         }
+        let none = Vec::new();
+        let warnings = value.get("warnings").and_then(Value::as_array);
+        for warning in warnings.unwrap_or(&none).iter().filter_map(Value::as_str) {
+            println!("WARNING   {}", plain(warning));
+        }
         println!("version   {}", text("/version").unwrap_or_default());
         println!("filter    {}", text("/module_sha256").unwrap_or_default());
         println!(
             "pending   {}",
             text("/approvals/pending").unwrap_or_default()
         );
-        let none = Vec::new();
         let proxies = value
             .get("proxies")
             .and_then(Value::as_array)

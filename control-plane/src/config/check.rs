@@ -52,6 +52,14 @@ impl Config {
                 "server.listen has this port already; take another".into(),
             );
         }
+        for other in [server.listen, server.grpc_listen] {
+            if server.metrics_listen.is_some_and(|own| clash(own, other)) {
+                reader.error_at(
+                    "server.metrics_listen",
+                    format!("{other} is taken by another listener; take another port"),
+                );
+            }
+        }
         // Envoy may be on another machine, which has addresses of its own.
         for other in [server.listen, server.grpc_listen] {
             let same = self.edge.listen == other && !other.ip().is_unspecified();

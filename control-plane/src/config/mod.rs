@@ -7,11 +7,13 @@ mod types;
 
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, Config, Edge, Identity, Ledger, Limits, Route, Server, Store, Token,
-    Workload,
+    Agent, ApprovalTimes, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server, Store,
+    Token, Workload,
 };
 
+use capability::decide::Mode;
 use reader::{Reader, Table};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The longest life of a capability token, in seconds.
@@ -62,6 +64,7 @@ impl Config {
             token: token(&root.table_or_empty("token")),
             approval: approval(&root.table_or_empty("approval")),
             edge: edge(&root.table("edge")),
+            canary: canary(&root.table_or_empty("canary")),
             policies: policies(&root.table("policy"), path),
             ledger: ledger(&root.table_or_empty("ledger")),
             limits: limits(&root.table_or_empty("limits")),
@@ -182,6 +185,7 @@ fn server(table: &Table<'_>) -> Server {
         listen: table.address("listen"),
         grpc_listen: table.address("grpc_listen"),
         data_dir: table.path("data_dir"),
+        metrics_listen: metrics_listen(table),
         admin_socket: table.path("admin_socket"),
         plaintext_grpc: table.flag("plaintext_grpc", false),
         login_as: table.text_or("login_as", "operator"),
@@ -297,7 +301,13 @@ fn edge(table: &Table<'_>) -> Edge {
                 name: entry.text("name"),
                 path_prefix: entry.text("path_prefix"),
                 upstream: entry.host_port("upstream"),
+                mode: mode(entry),
+                decision_header: entry.flag("decision_header", false),
+                decision_audience: entry.optional_text("decision_audience"),
             };
+            if route.decision_audience.as_deref() == Some("") {
+                entry.error("decision_audience", "this is empty".into());
+            }
             if !route.path_prefix.is_empty() && !route.path_prefix.starts_with('/') {
                 entry.error("path_prefix", "a path prefix starts with `/`".into());
             } else if let Some(error) = check::route(&route) {
@@ -328,6 +338,46 @@ fn edge(table: &Table<'_>) -> Edge {
     };
     table.finish();
     edge
+}
+
+fn metrics_listen(table: &Table<'_>) -> Option<SocketAddr> {
+    let text = table.optional_text("metrics_listen")?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        table.error(
+            "metrics_listen",
+            format!("`{text}` is not an address like 127.0.0.1:8482"),
+        );
+    }
+    address
+}
+
+fn canary(table: &Table<'_>) -> Canary {
+    let canary = Canary {
+        // What is off is seen within a minute, whatever else is slow.
+        every_s: table.number("every_s", 0, 0, 30),
+        targets: table.texts("targets"),
+    };
+    let is_url = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
+    for target in canary.targets.iter().filter(|url| !is_url(url)) {
+        table.error(
+            "targets",
+            format!("`{target}` is not a URL like http://127.0.0.1:8400"),
+        );
+    }
+    table.finish();
+    canary
+}
+
+fn mode(route: &Table<'_>) -> Mode {
+    match route.text_or("mode", "enforce").as_str() {
+        "enforce" => Mode::Enforce,
+        "observe" => Mode::Observe,
+        _ => {
+            route.error("mode", "say `enforce` or `observe`".into());
+            Mode::Enforce
+        }
+    }
 }
 
 fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {

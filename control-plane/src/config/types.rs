@@ -1,5 +1,6 @@
 //! What the file says, once it has been read.
 
+use capability::decide::Mode;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -22,6 +23,8 @@ pub struct Config {
     pub approval: ApprovalTimes,
     /// `[edge]`
     pub edge: Edge,
+    /// `[canary]`
+    pub canary: Canary,
     /// `[policy]`
     pub policies: Vec<policy::Source>,
     /// `[ledger]`
@@ -43,6 +46,8 @@ pub struct Server {
     pub grpc_listen: SocketAddr,
     /// Keys, journal, listings.
     pub data_dir: PathBuf,
+    /// Prometheus' page, plain HTTP; nowhere without it.
+    pub metrics_listen: Option<SocketAddr>,
     /// Unix socket for the command line.
     pub admin_socket: PathBuf,
     /// ADS and decisions without TLS; loopback only, by explicit flag.
@@ -175,6 +180,39 @@ pub struct Route {
     pub path_prefix: String,
     /// `host:port` of the upstream.
     pub upstream: String,
+    /// What becomes of requests that are refused: to observe is never a default.
+    pub mode: Mode,
+    /// Whether the upstream is shown the control plane's signed decision.
+    pub decision_header: bool,
+    /// The `aud` of that decision, when it is not the upstream's address.
+    pub decision_audience: Option<String>,
+}
+
+impl Route {
+    /// Whom a signed decision is for.
+    #[must_use]
+    pub fn audience(&self) -> String {
+        let address = || format!("http://{}", self.upstream);
+        self.decision_audience.clone().unwrap_or_else(address)
+    }
+}
+
+impl Edge {
+    /// The names of the routes on which nothing is refused.
+    pub fn observed_routes(&self) -> Vec<&str> {
+        let observed = |route: &&Route| route.mode == Mode::Observe;
+        let routes = self.routes.iter().filter(observed);
+        routes.map(|route| route.name.as_str()).collect()
+    }
+}
+
+/// The canary, which tries what must not pass.
+#[derive(Clone, Debug)]
+pub struct Canary {
+    /// Seconds between its rounds; 0: there is none.
+    pub every_s: u64,
+    /// Base URLs of the proxies that it tries; none: `edge.origin`.
+    pub targets: Vec<String>,
 }
 
 /// Named limits; the defaults and ceilings are in docs/reference/limits.md.

@@ -65,6 +65,11 @@ impl Engine {
                     self.deny(hash, facts, policy, Reason::PolicyDenied),
                     Ruling::Deny(Reason::PolicyDenied),
                 ),
+                // It goes on whatever is said: nobody is asked about what has passed.
+                Opinion::Hold(policy, _) if facts.question.observed => (
+                    self.deny(hash, facts, policy, Reason::ApprovalPending),
+                    Ruling::Deny(Reason::ApprovalPending),
+                ),
                 Opinion::Hold(policy, demands) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
                     (

@@ -51,6 +51,7 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
         proxy: facts.proxy.clone(),
         source: facts.question.source_address.clone(),
         question: hex::encode(facts.digest),
+        observed: facts.question.observed,
     }
 }
 

@@ -158,7 +158,7 @@ impl Shared {
                 let reason = self.engine.record_refusal(facts, reason).await;
                 Some(refused_verdict(reason, first))
             }
-            ruling => Some(verdict(ruling)),
+            ruling => Some(verdict(ruling, &self.engine.core, facts)),
         }
     }
 

@@ -7,11 +7,13 @@ mod opinion;
 mod questions;
 mod reports;
 mod service;
+mod signed;
 mod verdicts;
 
 pub use engine::{Engine, Ruling};
 pub use facts::Facts;
 pub use service::DecisionsService;
+pub use signed::{DecisionKey, LIFETIME_S as DECISION_LIFETIME_S, TYPE as DECISION_TYPE};
 
 /// The generated server half of `writ.decision.v1`.
 #[expect(

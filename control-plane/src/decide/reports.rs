@@ -25,12 +25,13 @@ pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, mis
     for denial in batch.entries.iter().take(BATCH_MAX) {
         entries.push(("edge_denial", line(proxy, name, denial)));
     }
-    let counts = counts(batch);
-    if !counts.is_empty() {
-        entries.push((
-            "edge_counts",
-            json!({ "proxy": proxy, "batch": name, "counts": counts }),
-        ));
+    let (refused, observed) = (counts(batch, false), counts(batch, true));
+    if !refused.is_empty() || !observed.is_empty() {
+        let mut body = json!({ "proxy": proxy, "batch": name, "counts": refused });
+        if let Some(body) = body.as_object_mut().filter(|_| !observed.is_empty()) {
+            body.insert("observed".to_owned(), json!(observed));
+        }
+        entries.push(("edge_counts", body));
     }
     // Together, so that they share a sync.
     let commits = entries
@@ -41,6 +42,15 @@ pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, mis
             tracing::error!(%error, proxy, "refusals at the edge could not be recorded; the proxy will send them again");
             return false;
         }
+    }
+    // Only now: a batch that comes again is not counted twice.
+    for denial in batch.entries.iter().take(BATCH_MAX) {
+        let reason = reason(&denial.reason);
+        core.metrics.at_edge(reason, denial.observed, 1);
+    }
+    for count in &batch.counts {
+        let reason = reason(&count.reason);
+        core.metrics.at_edge(reason, count.observed, count.count);
     }
     true
 }
@@ -60,7 +70,7 @@ pub async fn outcome(core: &Core, attempt: String, outcome: &Outcome) {
 }
 
 fn line(proxy: &str, name: &str, denial: &Denial) -> serde_json::Value {
-    json!({
+    let mut line = json!({
         "proxy": proxy,
         "batch": name,
         "reason": reason(&denial.reason),
@@ -72,13 +82,20 @@ fn line(proxy: &str, name: &str, denial: &Denial) -> serde_json::Value {
         "path": cut(&denial.path),
         "request_id": cut(&denial.request_id),
         "at": denial.time_ms,
-    })
+    });
+    if denial.observed
+        && let Some(line) = line.as_object_mut()
+    {
+        line.insert("observed".to_owned(), true.into());
+    }
+    line
 }
 
 /// By reason: a label outside the closed list counts as ours.
-fn counts(batch: &DenialBatch) -> BTreeMap<&'static str, u64> {
+fn counts(batch: &DenialBatch, observed: bool) -> BTreeMap<&'static str, u64> {
     let mut counts = BTreeMap::new();
-    for count in &batch.counts {
+    let these = batch.counts.iter().filter(|it| it.observed == observed);
+    for count in these {
         let total: &mut u64 = counts.entry(reason(&count.reason)).or_default();
         *total = total.saturating_add(count.count);
     }

@@ -9,8 +9,8 @@ use super::wire::decisions_server::{Decisions, DecisionsServer};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
-    Ask, DenialBatch, DenialsTaken, FromControlPlane, FromFilter, Outcome, PROTOCOL, Question,
-    QuestionId, Welcome, Withdrawn, from_control_plane::Message as Down,
+    Answer, Ask, DenialBatch, DenialsTaken, FromControlPlane, FromFilter, Outcome, PROTOCOL,
+    Question, QuestionId, Welcome, Withdrawn, answer::Verdict, from_control_plane::Message as Down,
     from_filter::Message as Up,
 };
 use ledger::model::Command;
@@ -131,6 +131,8 @@ impl Shared {
             return Err(Status::failed_precondition("protocol version"));
         }
         let prefix = self.prefix(&peer, &hello.resume_prefix)?;
+        let metrics = &self.engine.core.metrics;
+        metrics.connected(&peer, &hello.module_version);
         let replaced = prefix.attach(down);
         tracing::info!(
             peer,
@@ -141,6 +143,7 @@ impl Shared {
         prefix.send(Down::Welcome(Welcome {
             protocol: PROTOCOL,
             prefix: prefix.bytes.to_vec(),
+            time_ms: self.now_ms(),
         }));
         let result = tokio::select! {
             result = self.read(&prefix, &mut ups) => result,
@@ -234,11 +237,27 @@ impl Shared {
                 refused_verdict(Reason::LimitExceeded, None)
             }
         };
-        prefix.send(Down::Answer(answer_with(
+        prefix.send(Down::Answer(self.answer(
             prefix.id(counter),
             &ask.question,
             verdict,
         )));
+    }
+
+    /// An answer, and what our clock says, so that the proxy can see how far its
+    /// own is from it: the real clock, and not the ledger's.
+    fn answer(&self, id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
+        let metrics = &self.engine.core.metrics;
+        match &verdict {
+            Verdict::Allow(_) => metrics.answered("allow", None),
+            Verdict::Hold(_) => metrics.answered("hold", None),
+            Verdict::Deny(deny) => metrics.answered("deny", Reason::parse(&deny.reason)),
+        }
+        answer_with(id, question, verdict, self.now_ms())
+    }
+
+    fn now_ms(&self) -> u64 {
+        (self.engine.core.clock)()
     }
 
     async fn refuse_foreign(&self, prefix: &Prefix, ask: Ask) {
@@ -262,7 +281,7 @@ impl Shared {
             }
         };
         let id = ask.id.unwrap_or_default();
-        prefix.send(Down::Answer(answer_with(
+        prefix.send(Down::Answer(self.answer(
             id,
             &ask.question,
             refused_verdict(reason, None),
@@ -277,7 +296,7 @@ impl Shared {
         entry: Arc<Entry>,
         ask: Ask,
     ) {
-        let answer = |verdict| answer_with(prefix.id(counter), &ask.question, verdict);
+        let answer = |verdict| self.answer(prefix.id(counter), &ask.question, verdict);
         let Ok(question) = Question::decode(ask.question.as_slice()) else {
             self.engine.core.refusals.count(Reason::InternalError);
             prefix.answer(&entry, answer(refused_verdict(Reason::InternalError, None)));
@@ -294,13 +313,16 @@ impl Shared {
         if !entry.begin_commit() {
             return;
         }
-        let verdict = match self.engine.decide(&facts).await {
+        let asked = Instant::now();
+        let ruling = self.engine.decide(&facts).await;
+        self.engine.core.metrics.took(asked.elapsed());
+        let verdict = match ruling {
             Ruling::Hold(approval) => self.hold(&prefix, &entry, &facts, &answer, *approval).await,
             Ruling::Refused(reason, first) => {
                 let reason = self.engine.record_refusal(&facts, reason).await;
                 Some(refused_verdict(reason, first))
             }
-            ruling => Some(verdict(ruling)),
+            ruling => Some(verdict(ruling, &self.engine.core, &facts)),
         };
         if let Some(verdict) = verdict {
             prefix.answer(&entry, answer(verdict));

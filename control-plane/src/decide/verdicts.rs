@@ -1,17 +1,23 @@
 //! What the filter is told, in one place.
 
 use super::engine::Ruling;
+use super::facts::Facts;
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
     Allow, Answer, Deny, FirstUse as WireFirstUse, Question, QuestionId, answer::Verdict,
 };
-use ledger::model::{Approval, FirstUse, SpentRecord};
+use ledger::model::{Approval, FirstUse, SpentRecord, TokenRecord};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
 /// An answer that echoes the token's hash and the question's digest.
-pub(super) fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> Answer {
+pub(super) fn answer_with(
+    id: QuestionId,
+    question: &[u8],
+    verdict: Verdict,
+    time_ms: u64,
+) -> Answer {
     let token_hash = Question::decode(question)
         .map(|question| question.token_hash)
         .unwrap_or_default();
@@ -20,26 +26,44 @@ pub(super) fn answer_with(id: QuestionId, question: &[u8], verdict: Verdict) -> 
         token_hash,
         question_digest: Sha256::digest(question).to_vec(),
         verdict: Some(verdict),
+        time_ms,
     }
 }
 
-pub(super) fn verdict(ruling: Ruling) -> Verdict {
+pub(super) fn verdict(ruling: Ruling, core: &Core, facts: &Facts) -> Verdict {
     match ruling {
-        Ruling::Allow(token) => Verdict::Allow(Allow {
-            agent: token.agent.clone(),
-            user: token
-                .user
-                .as_ref()
-                .map(|user| format!("{}#{}", user.issuer, user.subject))
-                .unwrap_or_default(),
-            token_id: token.jti.clone(),
-            txn: token.txn.clone(),
-        }),
+        Ruling::Allow(token) => allow(&token, core, facts),
         Ruling::Deny(reason) => refused_verdict(reason, None),
         Ruling::Refused(reason, first) => refused_verdict(reason, first),
         // The caller has dealt with holds.
         Ruling::Hold(_) => refused_verdict(Reason::InternalError, None),
     }
+}
+
+fn allow(token: &TokenRecord, core: &Core, facts: &Facts) -> Verdict {
+    let name = facts.question.route.as_str();
+    let mut routes = core.config.edge.routes.iter();
+    let asks = routes.find(|route| route.name == name && route.decision_header);
+    let decision = match asks.map(|route| core.decision_key.sign(core, route, token, facts)) {
+        None => String::new(),
+        Some(Ok(decision)) => decision,
+        Some(Err(error)) => {
+            // It is spent; the filter forwards nothing without the decision anyway.
+            tracing::error!(%error, "a decision could not be signed; the request is refused");
+            return refused_verdict(Reason::InternalError, None);
+        }
+    };
+    Verdict::Allow(Allow {
+        agent: token.agent.clone(),
+        user: token
+            .user
+            .as_ref()
+            .map(|user| format!("{}#{}", user.issuer, user.subject))
+            .unwrap_or_default(),
+        token_id: token.jti.clone(),
+        txn: token.txn.clone(),
+        decision,
+    })
 }
 
 pub(super) fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {

@@ -23,6 +23,8 @@ pub fn routes(exchange: Arc<Exchange>) -> Router {
             get(server_metadata),
         )
         .route("/.well-known/jwks.json", get(jwks))
+        // A place of its own: whoever takes tokens by jwks.json must not take these.
+        .route("/.well-known/writ-decision-jwks.json", get(decision_jwks))
         .with_state(exchange)
 }
 
@@ -32,7 +34,10 @@ async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Respo
         let (params, proof) = read(request).await?;
         exchange.exchange(&params, &proof, &id).await
     };
-    let response = match result.await {
+    let result = result.await;
+    let refused = result.as_ref().err().map(ExchangeError::reason);
+    exchange.core.metrics.exchanged(refused);
+    let response = match result {
         Ok(issued) => (
             StatusCode::OK,
             axum::Json(json!({
@@ -157,6 +162,10 @@ async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {
     cached(json!({ "keys": [exchange.core.key.public_jwk()] }))
+}
+
+async fn decision_jwks(State(exchange): State<Arc<Exchange>>) -> Response {
+    cached(json!({ "keys": [exchange.core.decision_key.public_jwk()] }))
 }
 
 fn cached(body: serde_json::Value) -> Response {

@@ -4,6 +4,7 @@
 use crate::config::{Config, Edge};
 use crate::decide::DecisionsService;
 use crate::state::Core;
+use capability::decide::Mode;
 use identity::SpiffeId;
 use ledger::model::Command;
 use serde_json::json;
@@ -100,7 +101,16 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
     let routes: Vec<_> = edge
         .routes
         .iter()
-        .map(|route| json!({ "name": route.name, "path_prefix": route.path_prefix }))
+        .map(|route| {
+            let mode = match route.mode {
+                Mode::Enforce => "enforce",
+                Mode::Observe => "observe",
+            };
+            json!({
+                "name": route.name, "path_prefix": route.path_prefix,
+                "mode": mode, "decision_header": route.decision_header,
+            })
+        })
         .collect();
     json!({
         "version": 1,
@@ -268,12 +278,14 @@ fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::I
 /// Writes down what proxies accepted and refused, in the order it happened; the
 /// server itself logs it.
 struct Witness {
+    core: Arc<Core>,
     notes: mpsc::UnboundedSender<serde_json::Value>,
 }
 
 impl Witness {
     fn start(core: Arc<Core>) -> Self {
         let (notes, mut queue) = mpsc::unbounded_channel::<serde_json::Value>();
+        let own = core.clone();
         tokio::spawn(async move {
             while let Some(body) = queue.recv().await {
                 if let Err(error) = core
@@ -288,7 +300,7 @@ impl Witness {
                 }
             }
         });
-        Self { notes }
+        Self { core: own, notes }
     }
 
     fn note(&self, body: serde_json::Value) {
@@ -311,6 +323,7 @@ impl Observer for Witness {
     }
 
     fn nacked(&self, peer: &SpiffeId, node: &str, kind: Kind, nack: &Nack) {
+        self.core.metrics.nacked(kind.as_str());
         let version = nack.version.as_str();
         let message: String = nack.error.chars().take(512).collect();
         self.note(json!({ "proxy": peer.as_str(), "event": "nack", "node": node, "kind": format!("{kind:?}"), "version": version, "message": message }));

@@ -11,12 +11,15 @@ mod ready;
 mod store;
 
 use crate::approval::{ApprovalDesk, expire};
+use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
-use crate::decide::DecisionsService;
+use crate::decide::{DecisionKey, DecisionsService};
 use crate::exchange::Exchange;
 use crate::keys::{KeyError, TokenKey};
+use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::state::{Clock, Core, system_clock};
+use crate::warnings::Warnings;
 use crate::web::{self, Logins, WebSettings};
 use axum::Router;
 use axum::routing::get;
@@ -136,9 +139,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
+    let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
-    let key = TokenKey::open(&config.server.data_dir.join("keys"))?;
+    let keys = config.server.data_dir.join("keys");
+    let key = TokenKey::open(&keys)?;
+    let decision_key = DecisionKey::open(&keys)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -160,8 +166,11 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         ledger,
         policies,
         key,
+        decision_key,
         identity: source,
         refusals: Refusals::default(),
+        metrics: Metrics::default(),
+        warnings: Warnings::default(),
         clock,
         config,
     });
@@ -181,6 +190,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     let http = listen(http, core.config.server.listen)?;
     let grpc = listen(grpc, core.config.server.grpc_listen)?;
+    let metrics = match (metrics, core.config.server.metrics_listen) {
+        (Some(socket), Some(address)) => Some(listen(socket, address)?),
+        _ => None,
+    };
     let pages = web::pages(
         desk.clone(),
         logins.clone(),
@@ -196,6 +209,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .merge(crate::exchange::routes(exchange.clone()))
         .merge(health(core.clone()));
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
+    if let Some(listener) = metrics {
+        let router = metrics_page(core.clone(), ads.clone());
+        tasks.spawn(serve_http(listener, router, stop.clone(), failed.clone()));
+    }
     let decisions = DecisionsService::new(core.clone());
     tasks.spawn(edge::serve_grpc(
         grpc,
@@ -208,6 +225,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
+    if core.config.canary.every_s > 0 {
+        let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
+        tasks.spawn(until(stop.clone(), canary.run()));
+    }
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
@@ -360,6 +381,12 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
             "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
         );
     }
+    let observed = core.config.edge.observed_routes();
+    for route in &observed {
+        let text = format!("the route `{route}` only observes: NOTHING IS REFUSED on it");
+        tracing::warn!(route, "{text}");
+        core.warnings.raise(&format!("observe {route}"), &text);
+    }
     let body = serde_json::json!({
         "config": core.config.version,
         "policy": core.policies.version(),
@@ -368,6 +395,7 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
         "dev_single_uid": core.config.identity.dev_single_uid,
         "plaintext_grpc": core.config.server.plaintext_grpc,
         "workloads_of_own_uid": own_uid,
+        "observed_routes": observed,
     });
     match core
         .ledger
@@ -416,6 +444,17 @@ fn health(core: Arc<Core>) -> Router {
             "/readyz",
             get(move || async move { format!("ready {}\n", core.ledger.head().0) }),
         )
+}
+
+/// On a listener of its own: agents reach the issuer's, and are told nothing.
+fn metrics_page(core: Arc<Core>, ads: xds::Ads) -> Router {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let page = move || async move {
+        let connected = ads.status().iter().filter(|it| it.connected).count();
+        let text = core.metrics.render(&core, connected);
+        ([(axum::http::header::CONTENT_TYPE, TEXT)], text)
+    };
+    Router::new().route("/metrics", get(page))
 }
 
 async fn serve_http(

@@ -61,6 +61,10 @@ pub trait Desk: Send + Sync + 'static {
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()>;
     /// Ledger time, ms since the epoch.
     fn now_ms(&self) -> Millis;
+    /// What whoever looks has to be told.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// The newest audit entries, newest first, `limit` at most.
     fn activity(&self, limit: usize) -> Vec<Activity>;
     /// The proxies that are or were connected.

@@ -16,6 +16,7 @@ pub(super) struct Shell {
     pub(super) here: &'static str,
     pub(super) signed: Option<Signed>,
     pub(super) dev_single_uid: bool,
+    pub(super) warnings: Vec<Shown>,
     pub(super) assets: &'static Names,
     pub(super) waiting: usize,
     pub(super) go_on_to: Option<String>,
@@ -42,6 +43,11 @@ impl Shell {
                 csrf: s.csrf.clone(),
             }),
             dev_single_uid: site.settings.dev_single_uid,
+            // Who is not signed in learns nothing of this system.
+            warnings: session.map_or_else(Vec::new, |_| {
+                let warnings = site.desk.warnings();
+                warnings.iter().map(|text| Shown::text(text)).collect()
+            }),
             assets: names(),
             waiting: session.map_or(0, |_| site.waiting()),
             go_on_to: None,

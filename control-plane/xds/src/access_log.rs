@@ -16,7 +16,7 @@ pub const REASON_FILTER_STATE: &str = "wasm.writ.reason";
 
 /// What is logged. Neither credentials nor anything that could carry them: the
 /// path is there without its query.
-const FIELDS: [(&str, &str); 14] = [
+const FIELDS: [(&str, &str); 18] = [
     ("time", "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"),
     ("request_id", "%STREAM_ID%"),
     ("method", "%REQ(:METHOD)%"),
@@ -25,6 +25,10 @@ const FIELDS: [(&str, &str); 14] = [
     ("protocol", "%PROTOCOL%"),
     ("status", "%RESPONSE_CODE%"),
     ("reason", "%FILTER_STATE(wasm.writ.reason:PLAIN)%"),
+    ("observed", "%FILTER_STATE(wasm.writ.observed:PLAIN)%"),
+    ("token_id", "%FILTER_STATE(wasm.writ.token_id:PLAIN)%"),
+    ("question", "%FILTER_STATE(wasm.writ.question:PLAIN)%"),
+    ("decision_us", "%FILTER_STATE(wasm.writ.decision_us:PLAIN)%"),
     ("details", "%RESPONSE_CODE_DETAILS%"),
     ("flags", "%RESPONSE_FLAGS%"),
     ("route", "%ROUTE_NAME%"),

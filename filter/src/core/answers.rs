@@ -8,7 +8,7 @@ use crate::outcomes::not_forwarded;
 use crate::questions::{Awaited, Entry, Phase};
 use crate::refusal::Refusal;
 use crate::stream::Greeting;
-use capability::decide::{Echo, Verdict};
+use capability::decide::{Echo, Mode, Verdict};
 use capability::reason::Reason;
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::{Answer, FromControlPlane, Hold, QuestionId, Withdrawn, answer};
@@ -36,6 +36,9 @@ impl Core {
         self.stream.heard(self.now_ms);
         match message.message {
             Some(FromServer::Welcome(welcome)) => {
+                if let Ok(here_ms) = host::now_ms() {
+                    self.metrics.clock.compare(here_ms, welcome.time_ms);
+                }
                 match self.stream.welcomed(welcome, self.now_ms) {
                     Greeting::Resumed => self.resumed(false),
                     Greeting::New => self.resumed(true),
@@ -106,22 +109,26 @@ impl Core {
         match verdict {
             answer::Verdict::Hold(hold) => self.held(id, hold),
             answer::Verdict::Deny(deny) => {
-                let Some(entry) = self.take(id) else { return };
-                self.refuse(
-                    entry.request.http,
-                    &entry.request.facts,
-                    &Refusal::denied(deny),
-                    By::ControlPlane,
-                );
+                let Some(mut entry) = self.take(id) else {
+                    return;
+                };
+                self.clock(&mut entry, answer.time_ms);
+                self.refuse_paused(&entry.request, &Refusal::denied(deny), By::ControlPlane);
             }
             answer::Verdict::Allow(_) if !in_time => {
                 let Some(entry) = self.take(id) else { return };
                 self.metrics.answers_ignored.add(1);
-                self.outcome(not_forwarded(entry.request.passage.id(), TOO_LATE));
+                // Where the route observes it goes on, unheard.
+                if entry.request.facts.mode == Mode::Enforce {
+                    self.outcome(not_forwarded(entry.request.passage.id(), TOO_LATE));
+                }
                 self.refuse_unanswered(&entry);
             }
             answer::Verdict::Allow(allow) => {
-                let Some(entry) = self.take(id) else { return };
+                let Some(mut entry) = self.take(id) else {
+                    return;
+                };
+                self.clock(&mut entry, answer.time_ms);
                 let echo = Echo {
                     token_hash: &answer.token_hash,
                     question_digest: &answer.question_digest,
@@ -133,15 +140,22 @@ impl Core {
                 match pending.settle(echo) {
                     Ok(permit) => self.forward(permit, &request, &allow),
                     Err(refused) => {
-                        self.refuse(
-                            request.http,
-                            &request.facts,
-                            &Refusal::new(refused.reason),
-                            By::Filter,
-                        );
+                        self.refuse_paused(&request, &Refusal::new(refused.reason), By::Filter);
                     }
                 }
             }
+        }
+    }
+
+    /// Notes how long the last answer took, and what the other side's clock says.
+    fn clock(&self, entry: &mut Entry, there_ms: u64) {
+        let Ok(now_us) = host::now_us() else { return };
+        self.metrics.clock.compare(now_us / 1000, there_ms);
+        let took_us = now_us.saturating_sub(entry.asked_us);
+        entry.request.facts.decision_us = Some(took_us);
+        // A human's time is not the decision's.
+        if entry.phase == Phase::Asked {
+            self.metrics.decided_in(took_us);
         }
     }
 
@@ -225,27 +239,22 @@ impl Core {
             } => Refusal::still_pending(awaited),
             _ => Refusal::not_asked(),
         };
-        self.refuse(
-            entry.request.http,
-            &entry.request.facts,
-            &refusal,
-            By::Filter,
-        );
+        self.refuse_paused(&entry.request, &refusal, By::Filter);
     }
 
     /// The request is refused for want of an answer, which may come yet.
     pub(super) fn unanswered(&mut self, entry: &Entry) {
-        self.leave(entry.request.passage.id(), TOO_LATE);
+        // Where the route observes it goes on all the same: of an allow that comes
+        // yet nobody may say that nothing was sent.
+        if entry.request.facts.mode == Mode::Enforce {
+            self.leave(entry.request.passage.id(), TOO_LATE);
+        }
         self.refuse_unanswered(entry);
     }
 
     /// Nobody knows whether the token is spent: 503, and no word of trying again.
     fn refuse_unanswered(&mut self, entry: &Entry) {
-        self.refuse(
-            entry.request.http,
-            &entry.request.facts,
-            &Refusal::new(Reason::ControlPlaneUnavailable),
-            By::Filter,
-        );
+        let refusal = Refusal::new(Reason::ControlPlaneUnavailable);
+        self.refuse_paused(&entry.request, &refusal, By::Filter);
     }
 }

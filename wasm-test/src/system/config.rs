@@ -40,7 +40,11 @@ pub fn write(system: &System) -> Result<(), Error> {
 
 fn control_plane(system: &System) -> Result<String, Error> {
     let mut config = parse(&base(system))?;
-    merge(&mut config, parse(&system.options.extra_config)?);
+    let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
+    let upstream = shared.unwrap_or(system.ports.upstream);
+    let extra = system.options.extra_config.as_str();
+    let extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    merge(&mut config, parse(&extra)?);
     toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
 }
 

@@ -436,14 +436,17 @@ fn another_protocol_is_refused_and_never_guessed_at() {
         Welcome {
             protocol: PROTOCOL + 1,
             prefix: PREFIX.to_vec(),
+            ..Welcome::default()
         },
         Welcome {
             protocol: PROTOCOL - 1,
             prefix: PREFIX.to_vec(),
+            ..Welcome::default()
         },
         Welcome {
             protocol: PROTOCOL,
             prefix: b"short".to_vec(),
+            ..Welcome::default()
         },
     ] {
         let (mut vm, taken) = Vm::configure(World::default(), configuration().to_string());

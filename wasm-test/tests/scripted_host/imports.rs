@@ -287,9 +287,16 @@ fn requests(linker: &mut Linker<World>) {
             "env",
             "proxy_set_property",
             |mut guest: Guest<'_>, at: i32, size: i32, value_at: i32, value_size: i32| {
-                assert_eq!(read_text(&guest, at, size), "writ.reason");
-                let reason = read_text(&guest, value_at, value_size);
-                edit(&mut guest, |http| http.reason = reason)
+                let name = read_text(&guest, at, size);
+                let name = name
+                    .strip_prefix("writ.")
+                    .expect("a name of ours")
+                    .to_owned();
+                let value = read_text(&guest, value_at, value_size);
+                edit(&mut guest, |http| match name.as_str() {
+                    "reason" => http.reason = value,
+                    _ => drop(http.facts.insert(name, value)),
+                })
             },
         )
         .unwrap();

@@ -169,19 +169,34 @@ fn what_no_stream_takes_at_the_end_goes_to_the_context_that_comes_next() {
     vm.shut_down();
     let left = std::mem::take(&mut vm.world().queue);
     assert!(!left.is_empty());
-    let world = World {
-        queue: left,
-        ..World::default()
+    let after = |buffered: usize| {
+        let world = World {
+            queue: left.clone(),
+            ..World::default()
+        };
+        let mut settings = configuration();
+        settings["limits"]["denials_buffered"] = buffered.into();
+        Vm::ready_with(world, &settings)
     };
-    let mut settings = configuration();
-    settings["limits"]["denials_buffered"] = 16.into();
-    let mut next = Vm::ready_with(world, &settings);
+    let jtis = |batch: &DenialBatch| {
+        let jtis = batch.entries.iter().map(|it| it.jti.clone());
+        jtis.collect::<Vec<_>>()
+    };
+    // With room for whole batches it takes all at once.
+    let mut next = after(128);
     let batch = next_batch(&mut next, 6_000);
-    let jtis: Vec<&str> = batch.entries.iter().map(|it| it.jti.as_str()).collect();
-    assert_eq!(jtis, ["jti-0", "jti-1", "jti-2", "jti-3", "jti-4"]);
+    assert_eq!(jtis(&batch), ["jti-0", "jti-1", "jti-2", "jti-3", "jti-4"]);
     assert_eq!((batch.sequence, batch.dropped), (1, 2));
     assert_eq!(batch.counts[0].reason, "missing_credentials");
     assert!(next.world().queue.is_empty());
+    // With less it takes one, and the next once that is handed in.
+    let mut small = after(16);
+    assert_eq!(jtis(&next_batch(&mut small, 6_000)), ["jti-0"]);
+    taken(&mut small, 1);
+    let batch = next_batch(&mut small, 6_000);
+    assert_eq!(jtis(&batch), ["jti-1", "jti-2", "jti-3", "jti-4"]);
+    assert_eq!((batch.sequence, batch.dropped), (2, 2));
+    assert!(small.world().queue.is_empty());
 }
 
 #[test]

@@ -148,6 +148,9 @@ impl Vm {
         };
         http.properties
             .insert("source.address".to_owned(), b"10.1.2.3:40000".to_vec());
+        let route = self.world().route_name.clone();
+        http.properties
+            .insert("xds.route_name".to_owned(), route.into_bytes());
         self.world().http.insert(context, http);
         self.call::<_, ()>(
             context,
@@ -160,8 +163,28 @@ impl Vm {
             "proxy_on_request_headers",
             (context.cast_signed(), count, i32::from(ended)),
         );
-        assert_eq!(action, PAUSE, "nothing goes on from the header callback");
+        // On a route that observes, what would have been refused goes on at once.
+        let observed = self.http(context).facts.contains_key("observed");
+        let wanted = if observed { CONTINUE } else { PAUSE };
+        assert_eq!(action, wanted, "what goes on from the header callback");
         context
+    }
+
+    /// The request went on though it would have been refused for this reason, with
+    /// neither credentials nor anything that says who sent it.
+    pub fn assert_observed(&mut self, context: u32, reason: &str) {
+        let http = self.http(context);
+        assert!(http.reply.is_none(), "{:?}", http.reply);
+        assert_eq!(http.reason, reason);
+        assert_eq!(http.facts["observed"], "true");
+        for (name, _) in &http.headers {
+            let ours = name.starts_with("x-writ-");
+            assert!(!ours && name != "authorization" && name != "dpop", "{name}");
+        }
+        assert_eq!(
+            (self.body(context), self.trailers(context)),
+            (CONTINUE, CONTINUE)
+        );
     }
 
     pub fn body(&mut self, context: u32) -> i32 {
@@ -306,6 +329,7 @@ impl Vm {
         self.say(FromServer::Welcome(Welcome {
             protocol: PROTOCOL,
             prefix: prefix.to_vec(),
+            time_ms: 0,
         }));
         hello
     }
@@ -393,6 +417,7 @@ pub fn answer_to(ask: &Ask, verdict: answer::Verdict) -> Answer {
         token_hash: question.token_hash,
         question_digest: capability::sha256(&ask.question).to_vec(),
         verdict: Some(verdict),
+        time_ms: 0,
     }
 }
 
@@ -402,6 +427,7 @@ pub fn allow() -> answer::Verdict {
         user: String::new(),
         token_id: "token-1".to_owned(),
         txn: "task-1".to_owned(),
+        decision: String::new(),
     })
 }
 

@@ -42,6 +42,8 @@ pub struct Http {
     pub resumed: usize,
     pub reply: Option<Reply>,
     pub reason: String,
+    /// What was left for the access log besides the reason.
+    pub facts: BTreeMap<String, String>,
     pub properties: BTreeMap<String, Vec<u8>>,
 }
 
@@ -66,6 +68,8 @@ pub struct Stream {
 pub struct World {
     pub crypto: HostCrypto,
     pub configuration: Vec<u8>,
+    /// What the host says that its route is called.
+    pub route_name: String,
     pub now_ns: u64,
     pub http: BTreeMap<u32, Http>,
     pub streams: BTreeMap<u32, Stream>,

@@ -1,0 +1,142 @@
+//! A route that observes: nothing is refused on it, everything is asked and
+//! recorded, and everybody is told. The route beside it refuses as ever.
+
+use wasm_test::system::Options;
+use wasm_test::upstream::REPORT;
+
+use super::rig::{Rig, authorization, eventually, field, jti};
+
+const OPEN: &str = "/echo/open/form";
+const RESTRICTED: &str = "/echo/restricted/form";
+
+/// `/echo` observes; the rest, `/echoes` too, enforces.
+const ROUTES: &str = r#"
+[edge]
+route = [
+  { name = "files", path_prefix = "/", upstream = "{upstream}" },
+  { name = "echo", path_prefix = "/echo", upstream = "{upstream}", mode = "observe" },
+]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_forwards_what_it_would_refuse_and_says_so_everywhere() {
+    let mut rig = Rig::start(Options {
+        token_lifetime_s: 300,
+        extra_config: ROUTES.to_owned(),
+        ..Options::default()
+    })
+    .await;
+
+    // No credentials, the client's own word of who it is, another's proof.
+    let forged = [
+        field("x-writ-agent", "spiffe://writ.example/agent/admin"),
+        field("x-writ-token-id", "forged"),
+    ];
+    let answer = rig.exchange_raw(&rig.request("GET", OPEN, &forged)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    // A token for another action: the filter would refuse it by itself.
+    let report = rig.agent.token("GET", REPORT).await.unwrap();
+    let answer = rig.exchange_raw(&rig.signed("GET", OPEN, &report)).await;
+    assert_eq!(answer.status, 200);
+    // Nobody is asked about what goes on anyway.
+    let held = rig.agent.token("GET", RESTRICTED).await.unwrap();
+    assert_eq!(rig.present(RESTRICTED, &held).await.status, 200);
+    // A good one goes on by its permit, and is spent: a second time would be refused.
+    let good = rig.agent.token("GET", OPEN).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(rig.present(OPEN, &good).await.status, 200);
+    }
+    let echoed: Vec<_> = rig
+        .records()
+        .into_iter()
+        .filter(|record| record.path.starts_with("/echo"))
+        .collect();
+    assert_eq!(echoed.len(), 5);
+    for (at, record) in echoed.iter().enumerate() {
+        let named = record.header("x-writ-agent");
+        assert_eq!(
+            named.is_some(),
+            at == 3,
+            "only what was verified has an agent: {at}"
+        );
+        assert_eq!(record.header("x-writ-token-id").is_some(), at == 3, "{at}");
+        assert!(record.header("authorization").is_none(), "{at}");
+        assert!(record.header("dpop").is_none(), "{at}");
+    }
+
+    // Each is in the log with what the answer would have been.
+    let denial = rig
+        .entry("the mismatch", |entry| {
+            entry["kind"] == "edge_denial" && entry["body"]["jti"] == jti(&report)
+        })
+        .await;
+    assert_eq!(denial["body"]["reason"], "action_mismatch");
+    assert_eq!(denial["body"]["observed"], true);
+    let counts = rig
+        .entry("the counts", |entry| {
+            entry["kind"] == "edge_counts" && entry["body"]["observed"].is_object()
+        })
+        .await;
+    assert_eq!(counts["body"]["observed"]["missing_credentials"], 1);
+    let denied = rig.entries_of("deny");
+    assert_eq!(denied.len(), 1);
+    assert_eq!(denied[0]["body"]["reason"], "approval_pending");
+    assert_eq!(denied[0]["body"]["request"]["observed"], true);
+    assert_eq!(denied[0]["body"]["token"]["jti"], jti(&held));
+    assert!(rig.entries_of("hold").is_empty());
+    let spent = rig.entries_of("question_refused");
+    let again = spent
+        .iter()
+        .find(|it| it["body"]["reason"] == "token_spent");
+    assert_eq!(again.unwrap()["body"]["request"]["observed"], true);
+
+    // The route beside it, whose name begins in the same way, refuses.
+    let before = rig.arrived();
+    for path in [REPORT, "/echoes", "/echo.txt"] {
+        let answer = rig.exchange_raw(&rig.request("GET", path, &forged)).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (401, "missing_credentials")
+        );
+    }
+    let stolen = rig.request("GET", REPORT, &[authorization(&report)]);
+    assert_eq!(rig.exchange_raw(&stolen).await.status, 401);
+    assert_eq!(rig.arrived(), before);
+    rig.good_request().await;
+
+    // It is said wherever one looks.
+    let warning = "the route `echo` only observes: NOTHING IS REFUSED on it";
+    assert_eq!(rig.status()["warnings"][0], warning);
+    let config = &rig.entries_of("config")[0];
+    assert_eq!(config["body"]["observed_routes"][0], "echo");
+    let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
+    assert!(log.contains(warning));
+    let approver = rig.system.approver().await.unwrap();
+    let page = approver.page("/").await.unwrap().text();
+    assert!(page.contains("NOTHING IS REFUSED"), "{page}");
+    eventually("metrics are told", async || {
+        rig.stat("wasmcustom.writ.observed.missing_credentials")
+            .await
+            == 1
+    })
+    .await;
+    assert_eq!(rig.stat("wasmcustom.writ.observe_routes").await, 1);
+    assert_eq!(
+        rig.stat("wasmcustom.writ.observed.approval_pending").await,
+        1
+    );
+
+    // Without the control plane the one forwards, and the other doesn't.
+    rig.system.kill_control_plane();
+    let answer = rig.exchange_raw(&rig.signed("GET", OPEN, &good)).await;
+    assert_eq!(answer.status, 200);
+    let closed = rig.exchange_raw(&rig.signed("GET", REPORT, &report)).await;
+    assert_eq!(closed.status, 503);
+    eventually("unobserved is told", async || {
+        rig.stat("wasmcustom.writ.unobserved").await == 1
+    })
+    .await;
+    rig.system.start_control_plane().await.unwrap();
+    rig.recovers().await;
+    rig.finish().await;
+}
