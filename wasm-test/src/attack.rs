@@ -7,7 +7,9 @@
 mod bodies;
 mod bypass;
 mod check;
+mod claims;
 mod edge;
+mod endless;
 mod exhaustion;
 mod framing;
 mod guard;
@@ -16,11 +18,15 @@ mod life;
 mod paths;
 mod races;
 mod single_use;
+mod soak;
 mod stages;
 mod store;
 mod stress;
+mod table;
 mod targets;
 mod traps;
+mod unguarded;
+mod written;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -81,11 +87,16 @@ const GROUPS: &[&[Row]] = &[
     paths::ROWS,
     targets::ROWS,
     headers::ROWS,
+    claims::ROWS,
     framing::ROWS,
     guard::ROWS,
+    written::ROWS,
     bodies::ROWS,
+    endless::ROWS,
     traps::ROWS,
+    unguarded::ROWS,
     life::ROWS,
+    soak::ROWS,
 ];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all

@@ -69,6 +69,8 @@ pub struct Options {
     /// Whether its Envoys have a listener whose guard is what
     /// [`System::write_guard`] has written; that has to be done before one starts.
     pub guard_from_file: bool,
+    /// Whether its Envoys have a listener whose route turns the guard off.
+    pub unguarded: bool,
     /// The filter's module; `None` is the one that the environment names.
     pub module: Option<PathBuf>,
     /// Whether the upstream keeps a log.
@@ -93,6 +95,7 @@ impl Default for Options {
             cut: false,
             variants: false,
             guard_from_file: false,
+            unguarded: false,
             module: None,
             upstream_log: true,
             keep: false,
@@ -152,7 +155,10 @@ impl System {
             system.variants = variants::all()?;
         }
         if system.options.guard_from_file {
-            system.variants.push(variants::from_file()?);
+            system.variants.push(variants::one(true, false)?);
+        }
+        if system.options.unguarded {
+            system.variants.push(variants::one(false, true)?);
         }
         config::write(&system)?;
         if system.options.beside.is_none() {

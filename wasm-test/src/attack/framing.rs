@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::check::{holds, same};
-use super::edge::{Audit, Mark, Over, Seen, Shot, Table, Want, a_moment, next_good, wanted};
+use super::edge::{Audit, Mark, Over, Seen, Shot, Want, a_moment, next_good, wanted};
 use super::stages::{Stages, options};
+use super::table::Table;
 use super::{How, Row};
 use crate::Error;
 use crate::raw::{Field, Http1, Http2, field};

@@ -1,8 +1,9 @@
 //! What else names a request's target: query, authority, method.
 
 use super::check::{holds, same};
-use super::edge::{Audit, BOTH, Mark, Over, Shot, Table, Want, next_good};
+use super::edge::{Audit, BOTH, Mark, Over, Shot, Want, next_good};
 use super::stages::Stages;
+use super::table::Table;
 use super::{How, Row};
 use crate::Error;
 use crate::raw::field;

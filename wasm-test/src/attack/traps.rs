@@ -33,21 +33,26 @@ pub const ROWS: &[Row] = &[
 /// Environment variable with the path of the filter with faults on demand.
 const TRAPS: &str = "WRIT_TRAPS_WASM";
 /// The header that such a filter obeys.
-const TRAP: &str = "trap-now";
+pub(super) const TRAP: &str = "trap-now";
 /// How soon a filter that died is back.
 const BACK: Duration = Duration::from_secs(2);
 /// A machine under load is late by as much.
 const LATE: Duration = Duration::from_secs(3);
 
-/// One Envoy with one worker, whose filter dies when it is told to. The module
-/// that is shipped has no such word in it.
-async fn stage() -> Result<Stage, Error> {
+/// The module with faults on demand.
+pub(super) fn module_with_traps() -> Result<PathBuf, Error> {
     let module = std::env::var_os(TRAPS).map(PathBuf::from);
-    let module = module.ok_or_else(|| {
+    module.ok_or_else(|| {
         Error::Setup(format!(
             "{TRAPS} is not set: run this through `cargo xtask attack`"
         ))
-    })?;
+    })
+}
+
+/// One Envoy with one worker, whose filter dies when it is told to. The module
+/// that is shipped has no such word in it.
+async fn stage() -> Result<Stage, Error> {
+    let module = module_with_traps()?;
     let read = |path: &PathBuf| std::fs::read(path).map_err(Error::file("read", path));
     let has = |module: &[u8]| {
         module

@@ -43,7 +43,10 @@ fn control_plane(system: &System) -> Result<String, Error> {
     let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
     let upstream = shared.unwrap_or(system.ports.upstream);
     let extra = system.options.extra_config.as_str();
-    let extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    let mut extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    if let Some(variant) = system.variants.last() {
+        extra = extra.replace("{variant}", &variant.address());
+    }
     merge(&mut config, parse(&extra)?);
     toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
 }

@@ -32,6 +32,8 @@ pub struct Variant {
     /// Whether its guard comes from the file of [`System::guard_file`] and not
     /// from the control plane.
     pub from_file: bool,
+    /// Whether its route turns the guard off, as somebody could by mistake.
+    pub disabled: bool,
 }
 
 impl Variant {
@@ -68,6 +70,7 @@ pub fn all() -> Result<Vec<Variant>, Error> {
                     merge,
                     escaped,
                     from_file: false,
+                    disabled: false,
                 });
             }
         }
@@ -75,17 +78,19 @@ pub fn all() -> Result<Vec<Variant>, Error> {
     Ok(variants)
 }
 
-/// One with Writ's own settings and a guard that a test writes.
+/// One with Writ's own settings, and a guard that a test writes or that its route
+/// turns off.
 ///
 /// # Errors
 /// When no port is left.
-pub fn from_file() -> Result<Variant, Error> {
+pub fn one(from_file: bool, disabled: bool) -> Result<Variant, Error> {
     Ok(Variant {
         port: ports::one()?,
         normalize: true,
         merge: true,
         escaped: "REJECT_REQUEST",
-        from_file: true,
+        from_file,
+        disabled,
     })
 }
 
@@ -170,9 +175,16 @@ pub fn in_bootstrap(text: &str, system: &System) -> String {
 
 fn listener(variant: &Variant, guard_file: &Path) -> Value {
     const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions.filters";
+    let mut per_filter = json!({});
+    if variant.disabled {
+        per_filter = json!({"writ.filter": {
+            "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": true,
+        }});
+    }
     let route = json!({
         "match": {"prefix": ""},
         "route": {"cluster": CLUSTER, "timeout": "0s"},
+        "typed_per_filter_config": per_filter,
     });
     let mut source = if variant.from_file {
         json!({"path_config_source": {"path": guard_file}})
