@@ -29,6 +29,9 @@ pub struct EdgeConfig {
     pub resource: String,
     /// Scheme and authority that clients use. Never taken from a header.
     pub origin: Origin,
+    /// Further origins on the same listener, each a protected resource of its
+    /// own. Which one a request is for, its `:authority` alone says.
+    pub sites: Vec<Site>,
     /// The issuer's keys by `kid`. Of two with one `kid` the first counts.
     pub keys: Vec<(String, PublicKey)>,
     /// Who checks a token's signature.
@@ -46,7 +49,44 @@ pub struct EdgeConfig {
     pub require_peer: bool,
 }
 
+/// One of several origins: what clients call it, and the `aud` of its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The protected resource identifier that `aud` has to name (RFC 9728).
+    pub resource: String,
+    /// Scheme and authority that clients use.
+    pub origin: Origin,
+}
+
 impl EdgeConfig {
+    /// The origin and the resource that a request is for, by the one
+    /// `:authority` that it has. One that names no origin is judged as the
+    /// first origin's, whose gates refuse it.
+    fn site(&self, headers: &[(Vec<u8>, Vec<u8>)]) -> (&Origin, &str) {
+        let named = |authority: &[u8]| {
+            let mut sites = self.sites.iter();
+            sites.find(|site| site.origin.is_authority(authority))
+        };
+        let default = (&self.origin, self.resource.as_str());
+        // Most have one origin, which needs no look-up here.
+        if self.sites.is_empty() {
+            return default;
+        }
+        match only(headers, ":authority").one() {
+            Some(authority) if !self.origin.is_authority(authority) => {
+                named(authority).map_or(default, |site| (&site.origin, site.resource.as_str()))
+            }
+            _ => default,
+        }
+    }
+
+    /// The authority, normalised, of the origin that a request is for. It is no
+    /// verdict: that of a request which is for none is the first origin's.
+    #[must_use]
+    pub fn authority_of(&self, headers: &[(Vec<u8>, Vec<u8>)]) -> &str {
+        self.site(headers).0.authority()
+    }
+
     /// The defaults, with no keys yet.
     #[must_use]
     pub fn new(issuer: impl Into<String>, resource: impl Into<String>, origin: Origin) -> Self {
@@ -54,6 +94,7 @@ impl EdgeConfig {
             issuer: issuer.into(),
             resource: resource.into(),
             origin,
+            sites: Vec::new(),
             keys: Vec::new(),
             token_check: TokenCheck::Edge,
             limits: Limits::default(),
@@ -227,9 +268,10 @@ pub fn check<V: Verifier>(
         TokenCheck::Record => token.leave_to_record(),
     };
     // `iss`, `aud`, `iat`, `nbf`, `exp`.
+    let (origin, resource) = config.site(request.headers);
     token.check(&token::Expected {
         issuer: &config.issuer,
-        resource: &config.resource,
+        resource,
         now_ms,
         skew_s: config.token_skew_s,
         lifetime_max_s: config.token_lifetime_max_s,
@@ -239,7 +281,7 @@ pub fn check<V: Verifier>(
     // Its thumbprint equals `cnf.jkt`.
     proof.bound_to(&token.claims().jkt)?;
     // `htm`, `htu`, against the request as it will be forwarded.
-    let line = RequestLine::read(request.headers, &config.origin)?;
+    let line = RequestLine::read(request.headers, origin)?;
     proof.made_for(line.method, &line.target)?;
     // The `iat` window. Nonces are off at the edge: a token is used once anyway.
     proof.fresh(now_ms, config.proof_window_s)?;
@@ -273,7 +315,7 @@ pub fn check<V: Verifier>(
         token: credentials.token.to_owned(),
         proof: credentials.proof.to_owned(),
         proof_jti: proof.jti().to_owned(),
-        authority: config.origin.authority().to_owned(),
+        authority: origin.authority().to_owned(),
         path: line.path.to_owned(),
     })
 }

@@ -131,6 +131,14 @@ impl Origin {
             .and_then(|text| authority_text(text, self.default_port).ok())
             .is_some_and(|text| text == self.authority())
     }
+
+    /// Whether one request's authority could name either: the scheme is not
+    /// seen in it, so two origins that differ in that alone are one listener's.
+    #[must_use]
+    pub fn same_authority(&self, other: &Self) -> bool {
+        self.is_authority(other.authority().as_bytes())
+            || other.is_authority(self.authority().as_bytes())
+    }
 }
 
 impl fmt::Display for Origin {
@@ -207,6 +215,16 @@ impl Target {
     #[must_use]
     pub fn is_htu(&self, htu: &str) -> bool {
         Self::htu(htu).is_ok_and(|htu| htu.origin == self.origin && htu.path == self.path)
+    }
+
+    /// Whether this URL is `resource` or lies under it, in whole segments. The
+    /// resource's own query and closing slash don't count.
+    #[must_use]
+    pub fn is_within(&self, resource: &Self) -> bool {
+        let base = resource.path.trim_end_matches('/');
+        let rest = self.path.strip_prefix(base);
+        self.origin == resource.origin
+            && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// Scheme and authority.

@@ -11,13 +11,13 @@ mod rows;
 use capability::action::Body;
 use capability::decide::{Echo, Pending, Verdict};
 use capability::gates::{
-    self, Checked, EdgeConfig, PeerCertificate, Refusal, RequestView, TokenCheck,
+    self, Checked, EdgeConfig, PeerCertificate, Refusal, RequestView, Site, TokenCheck,
 };
 use capability::token::UnverifiedToken;
 use capability::url::Origin;
 use capability::{Limits, Portable, Reason, sha256};
 use common::{AGENT, ISSUER, ORIGIN, PATH};
-use rows::{CERTIFICATE, case, keys, rows};
+use rows::{CERTIFICATE, SITES, case, keys, rows};
 use serde_json::Value;
 
 fn run(row: &Value) -> Result<Checked, Refusal> {
@@ -29,6 +29,12 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
     let mut config = EdgeConfig {
         keys: keys(),
         require_peer: case.require_peer,
+        sites: SITES
+            .map(|(origin, resource)| Site {
+                origin: Origin::parse(origin).unwrap(),
+                resource: resource.to_owned(),
+            })
+            .to_vec(),
         ..EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap())
     };
     if case.record {

@@ -199,7 +199,7 @@ impl Canary {
 
     async fn send(&self, target: &str, route: &Route, bait: Bait, token: &str) -> Seen {
         let path = path(route);
-        let origin = &self.core.config.edge.origin;
+        let (origin, _) = self.site(route);
         let now_s = self.now_s();
         let proof = self
             .key
@@ -243,7 +243,7 @@ impl Canary {
         let issued_s = self.now_s();
         let minted = self.core.key.mint(Mint {
             issuer: config.server.issuer.clone(),
-            audience: config.edge.origin.clone(),
+            audience: self.site(route).1,
             subject: self.agent.clone(),
             id: jti.to_owned(),
             issued_s,
@@ -260,11 +260,20 @@ impl Canary {
             .ok()
     }
 
+    /// The origin and the resource of a route. That a site of this name is there
+    /// was checked when the config was read.
+    fn site(&self, route: &Route) -> (String, String) {
+        let found = self.core.config.edge.site_named(route.site.as_deref());
+        found
+            .map(|site| (site.origin, site.resource))
+            .unwrap_or_default()
+    }
+
     fn action(&self, route: &Route) -> ActionRecord {
         ActionRecord {
             kind: "http_request".to_owned(),
             method: "GET".to_owned(),
-            location: format!("{}{}", self.core.config.edge.origin, path(route)),
+            location: format!("{}{}", self.site(route).0, path(route)),
         }
     }
 

@@ -14,6 +14,8 @@ mod book;
 mod commands;
 #[path = "docs/config.rs"]
 mod config;
+#[path = "docs/edge_check.rs"]
+mod edge_check;
 #[path = "docs/limits.rs"]
 mod limits;
 #[path = "docs/links.rs"]

@@ -2,6 +2,8 @@
 //! read once. All errors are found at once; any error refuses the whole, and
 //! the host keeps what it had.
 
+mod routes;
+
 use crate::host::Upstream;
 use crate::verify::Crypto;
 use capability::decide::Mode;
@@ -9,6 +11,8 @@ use capability::gates::{EdgeConfig, TokenCheck};
 use capability::key::PublicKey;
 use capability::url::{Origin, Target};
 use capability::{Limits, json};
+pub use routes::Route;
+use routes::{Authorities, routes, sites};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -35,27 +39,6 @@ pub struct Settings {
     /// Refusals that wait to be sent, per worker.
     pub denials: usize,
     routes: Vec<Route>,
-}
-
-/// What is said of one route; the proxy does the routing.
-pub struct Route {
-    /// Its name.
-    pub name: String,
-    /// What becomes of its refusals.
-    pub mode: Mode,
-    /// Its upstream is shown the control plane's signed decision.
-    pub decision_header: bool,
-    path_prefix: String,
-}
-
-impl Route {
-    /// As the proxy matches: whole segments, unless the prefix ends with a slash.
-    fn covers(&self, path: &str) -> bool {
-        let Some(rest) = path.strip_prefix(self.path_prefix.as_str()) else {
-            return false;
-        };
-        self.path_prefix.ends_with('/') || rest.is_empty() || rest.starts_with(['/', '?'])
-    }
 }
 
 impl Settings {
@@ -89,6 +72,7 @@ impl Settings {
                 "hold_ms",
                 "limits",
                 "routes",
+                "sites",
             ],
             faults,
         );
@@ -129,7 +113,9 @@ impl Settings {
         let decision_deadline_ms =
             members.number("decision_deadline_ms", Some(2_000), (1, 10_000), faults);
         let hold_ms = members.number("hold_ms", Some(25_000), (0, 55_000), faults);
-        let routes = routes(members, faults);
+        let sites = sites(members, origin.as_ref(), resource, faults);
+        let authorities = Authorities::of(origin.as_ref(), sites.as_deref());
+        let routes = routes(members, &authorities, faults);
         let none = Map::new();
         let numbers = members
             .object("limits", "limits.", faults)
@@ -139,6 +125,7 @@ impl Settings {
         let numbers = numbers?;
         let mut edge = EdgeConfig::new(issuer?, resource?, origin?);
         edge.keys = keys?;
+        edge.sites = sites?.into_iter().map(|named| named.site).collect();
         edge.token_check = token_check?;
         edge.limits = numbers.limits;
         edge.proof_window_s = numbers.proof_window_s;
@@ -156,10 +143,10 @@ impl Settings {
         })
     }
 
-    /// The route with the longest prefix of this path.
-    pub fn route(&self, path: &str) -> Option<&Route> {
-        let matching = self.routes.iter().filter(|route| route.covers(path));
-        matching.max_by_key(|route| route.path_prefix.len())
+    /// The route of this authority, as [`EdgeConfig::authority_of`] has it, with
+    /// the longest prefix of this path.
+    pub fn route(&self, authority: &str, path: &str) -> Option<&Route> {
+        routes::find(&self.routes, authority, path)
     }
 
     /// How many routes only observe.
@@ -259,41 +246,6 @@ fn keys(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<(String, Publi
         }
     }
     Some(keys)
-}
-
-fn routes(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<Route>> {
-    let mut routes = Vec::new();
-    for (at, route) in members.list("routes", false, faults)?.iter().enumerate() {
-        let Some(route) = route.as_object() else {
-            faults.add(format!("routes[{at}]: must be an object"));
-            continue;
-        };
-        let label = format!("routes[{at}].");
-        let route = Members::new(&label, route);
-        route.only(&["name", "path_prefix", "mode", "decision_header"], faults);
-        let (name, prefix) = (
-            route.text("name", faults),
-            route.text("path_prefix", faults),
-        );
-        if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
-            faults.add(format!("{label}path_prefix: must begin with /"));
-        }
-        // Whoever leaves the mode out gets the one that refuses.
-        let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
-        let mode = route.choice("mode", &modes, faults);
-        let decision_header = route.truth("decision_header", faults);
-        if let (Some(name), Some(prefix), Some(mode), Some(decision_header)) =
-            (name, prefix, mode, decision_header)
-        {
-            routes.push(Route {
-                name: name.to_owned(),
-                path_prefix: prefix.to_owned(),
-                mode,
-                decision_header,
-            });
-        }
-    }
-    Some(routes)
 }
 
 /// What is wrong, one line each.

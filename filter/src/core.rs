@@ -126,7 +126,7 @@ impl Core {
             }
         };
         let mut facts = Facts::of(&headers);
-        self.place(&mut facts);
+        self.place(&headers, &mut facts);
         match self.ask(http, &headers, body, &mut facts) {
             Ok(passage) => Some(passage),
             Err(refusal) => self.refuse_on_arrival(http, &facts, &refusal),
@@ -135,8 +135,9 @@ impl Core {
 
     /// What the request's route asks for. To observe takes two: our own table and
     /// the proxy have to say that it is this route.
-    fn place(&self, facts: &mut Facts) {
-        let Some(route) = self.settings.route(facts.path()) else {
+    fn place(&self, headers: &[Header], facts: &mut Facts) {
+        let authority = self.settings.edge.authority_of(headers);
+        let Some(route) = self.settings.route(authority, facts.path()) else {
             return;
         };
         facts.decision_header = route.decision_header;
@@ -193,7 +194,7 @@ impl Core {
             source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
             route: self
                 .settings
-                .route(checked.path())
+                .route(checked.authority(), checked.path())
                 .map_or_else(String::new, |route| route.name.clone()),
             observed: facts.mode == Mode::Observe,
         };

@@ -15,6 +15,9 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// PostgreSQL's faults take seconds each: so many rounds of the others for one of its.
 const ROUNDS_FOR_ONE: u32 = 10;
 
+/// A seed of replicas is many times one of the embedded ledger: so many of that for one.
+const SEEDS_FOR_ONE: u64 = 4;
+
 /// Simulates `seeds` seeds, then kills and fails real processes, PostgreSQL's too.
 ///
 /// # Errors
@@ -30,11 +33,15 @@ pub fn run(
     let home = build::target_dir().join(format!("tmp/crash-{}", std::process::id()));
     std::fs::create_dir_all(&home).map_err(Error::file("create", &home))?;
     let simulated = home.join("simulated.json");
-    progress.say(&format!("simulating {seeds} seeds"));
+    let replicas = (seeds / SEEDS_FOR_ONE).max(1);
+    progress.say(&format!(
+        "simulating {seeds} seeds of the embedded ledger, and {replicas} of replicas over PostgreSQL"
+    ));
     let mut simulation = cargo();
     simulation
         .args(["test", "--workspace", "--lib", "sim::", "--", "--nocapture"])
         .env("WRIT_SIM_SEEDS", seeds.to_string())
+        .env("WRIT_SIM_REPLICAS", replicas.to_string())
         .env("WRIT_SIM_REPORT", &simulated);
     loudly("the simulation", &mut simulation)?;
 

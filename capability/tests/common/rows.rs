@@ -34,6 +34,14 @@ pub fn rows() -> Vec<Value> {
     serde_json::from_str(include_str!("../data/gates.json")).unwrap()
 }
 
+/// Further origins that the config holds, each with its resource: one with a path
+/// of its own, and two that the first origin is a beginning of, or begins with.
+pub const SITES: [(&str, &str); 3] = [
+    ("https://pay.example", "https://pay.example/v1"),
+    ("https://tools.example.net", "https://tools.example.net"),
+    ("https://tools.exam", "https://tools.exam"),
+];
+
 /// The issuer's keys, which the config holds.
 pub fn keys() -> Vec<(String, PublicKey)> {
     vec![

@@ -7,6 +7,7 @@ mod print;
 mod approvals;
 mod audit;
 mod call;
+mod edge;
 mod ledger;
 mod local;
 mod policy;
@@ -69,6 +70,11 @@ enum Command {
     Policy {
         #[command(subcommand)]
         command: policy::Policy,
+    },
+    /// What Envoy runs on
+    Edge {
+        #[command(subcommand)]
+        command: edge::Edge,
     },
 }
 
@@ -145,6 +151,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Ledger { command } => command.run().await,
         Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
         Command::Policy { command } => command.run(),
+        Command::Edge { command } => command.run(),
     }
 }
 

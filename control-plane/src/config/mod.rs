@@ -2,17 +2,21 @@
 //! every error names file and line, and all of them come at once.
 
 mod check;
+mod exempt;
 mod reader;
+mod sites;
 mod types;
 
+pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server, Store,
-    Token, Workload,
+    Agent, ApprovalTimes, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server, Site,
+    Store, Token, Workload,
 };
 
 use capability::decide::Mode;
 use reader::{Reader, Table};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -292,7 +296,8 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
 }
 
 fn edge(table: &Table<'_>) -> Edge {
-    let mut taken = std::collections::BTreeSet::new();
+    let (mut names, mut taken) = (BTreeSet::new(), BTreeSet::new());
+    let (origin, resource, sites) = sites::read(table);
     let routes: Vec<Route> = table
         .tables("route")
         .iter()
@@ -301,6 +306,7 @@ fn edge(table: &Table<'_>) -> Edge {
                 name: entry.text("name"),
                 path_prefix: entry.text("path_prefix"),
                 upstream: entry.host_port("upstream"),
+                site: entry.optional_text("site"),
                 mode: mode(entry),
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
@@ -313,9 +319,11 @@ fn edge(table: &Table<'_>) -> Edge {
             } else if let Some(error) = check::route(&route) {
                 entry.error(check::route_key(&error), error.to_string());
             }
-            if !taken.insert(route.name.clone()) || !taken.insert(route.path_prefix.clone()) {
+            let prefix = (route.site.clone(), route.path_prefix.clone());
+            if !names.insert(route.name.clone()) || !taken.insert(prefix) {
                 entry.error("name", "another route has this name or path prefix".into());
             }
+            sites::check_name(entry, &sites, route.site.as_deref());
             entry.finish();
             route
         })
@@ -326,10 +334,15 @@ fn edge(table: &Table<'_>) -> Edge {
             "no [[edge.route]]: there is nothing to guard".into(),
         );
     }
+    let exempt = exempt::read(table, &routes, &sites);
     let edge = Edge {
         routes,
+        exempt,
+        metadata: table.flag("metadata", false),
         listen: table.address("listen"),
-        origin: table.origin("origin"),
+        origin,
+        resource,
+        sites,
         module: table.path("module"),
         portable_crypto: table.flag("portable_crypto", false),
         hold_s: table.number("hold_s", 25, 0, 55),

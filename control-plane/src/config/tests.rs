@@ -1,3 +1,5 @@
+mod origins;
+
 use super::*;
 
 const GOOD: &str = r#"

@@ -1,5 +1,6 @@
 //! What the file says, once it has been read.
 
+use super::exempt::Exempt;
 use capability::decide::Mode;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -155,8 +156,12 @@ pub struct ApprovalTimes {
 pub struct Edge {
     /// Envoy's listener.
     pub listen: SocketAddr,
-    /// The URL that clients use, and the protected resource (`aud`).
+    /// The URL that clients use.
     pub origin: String,
+    /// The protected resource (`aud`): the origin, or a URL under it.
+    pub resource: String,
+    /// `[[edge.site]]`: further origins on the same listener.
+    pub sites: Vec<Site>,
     /// The filter's module.
     pub module: PathBuf,
     /// p256 in wasm instead of the host's BoringSSL, by name only.
@@ -169,6 +174,10 @@ pub struct Edge {
     pub proof_window_s: u64,
     /// The guarded routes, in matching order.
     pub routes: Vec<Route>,
+    /// What passes without the filter, by name.
+    pub exempt: Exempt,
+    /// Whether Envoy answers with the resource metadata of RFC 9728.
+    pub metadata: bool,
 }
 
 /// One guarded route.
@@ -180,12 +189,50 @@ pub struct Route {
     pub path_prefix: String,
     /// `host:port` of the upstream.
     pub upstream: String,
+    /// The site that it belongs to; none is `edge.origin`.
+    pub site: Option<String>,
     /// What becomes of requests that are refused: to observe is never a default.
     pub mode: Mode,
     /// Whether the upstream is shown the control plane's signed decision.
     pub decision_header: bool,
     /// The `aud` of that decision, when it is not the upstream's address.
     pub decision_audience: Option<String>,
+}
+
+/// One of several origins, each a protected resource of its own (RFC 9728).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Its name, by which routes call it; empty for `edge.origin`.
+    pub name: String,
+    /// The URL that clients use, in normal form.
+    pub origin: String,
+    /// The `aud` of its tokens: the origin, or a URL under it.
+    pub resource: String,
+}
+
+impl Edge {
+    /// All origins, `edge.origin` first.
+    pub fn all_sites(&self) -> impl Iterator<Item = Site> + '_ {
+        let first = Site {
+            name: String::new(),
+            origin: self.origin.clone(),
+            resource: self.resource.clone(),
+        };
+        std::iter::once(first).chain(self.sites.iter().cloned())
+    }
+
+    /// The site of a route, by the name that the route gives.
+    #[must_use]
+    pub fn site_named(&self, name: Option<&str>) -> Option<Site> {
+        let name = name.unwrap_or_default();
+        self.all_sites().find(|site| site.name == name)
+    }
+
+    /// The site of exactly this origin, in normal form.
+    #[must_use]
+    pub fn site_of(&self, origin: &str) -> Option<Site> {
+        self.all_sites().find(|site| site.origin == origin)
+    }
 }
 
 impl Route {

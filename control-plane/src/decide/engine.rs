@@ -268,11 +268,8 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        if !covers(
-            &token.action,
-            &facts.question,
-            &self.core.config.edge.origin,
-        ) {
+        let sites = self.core.config.edge.all_sites();
+        if !covers(&token.action, &facts.question, sites) {
             return Err((Reason::ActionMismatch, None));
         }
         Ok(token)

@@ -1,5 +1,6 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
+use crate::config::Site;
 use crate::state::Core;
 use capability::url::{Origin, Target};
 use decision_api::Question;
@@ -22,13 +23,20 @@ pub struct Facts {
 }
 
 /// Whether the action we recorded at issue is the request, by the one shared
-/// normaliser. The filter has checked it too; this is our own record.
-pub(super) fn covers(action: &ActionRecord, question: &Question, origin: &str) -> bool {
+/// normaliser. The filter has checked it too; this is our own record. The origin
+/// is the configured one of the question's authority: an action of another never
+/// covers it.
+pub(super) fn covers(
+    action: &ActionRecord,
+    question: &Question,
+    sites: impl Iterator<Item = Site>,
+) -> bool {
     let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
-    let target =
-        Origin::parse(origin).and_then(|origin| Target::request(&origin, question.path.as_bytes()));
-    match (recorded, target) {
-        (Ok(recorded), Ok(target)) => recorded.covers(&question.method, &target),
+    let mut origins = sites.filter_map(|site| Origin::parse(&site.origin).ok());
+    let asked = origins.find(|origin| origin.authority() == question.authority);
+    match (recorded, asked) {
+        (Ok(recorded), Some(origin)) => Target::request(&origin, question.path.as_bytes())
+            .is_ok_and(|target| recorded.covers(&question.method, &target)),
         _ => false,
     }
 }
@@ -92,4 +100,55 @@ pub(super) fn evidence(facts: &Facts) -> Vec<Evidence> {
         Evidence::new("token", facts.token.as_bytes()),
         Evidence::new("proof", facts.proof.as_bytes()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_covers_a_request_at_its_own_origin_alone() {
+        let site = |name: &str, origin: &str| Site {
+            name: name.to_owned(),
+            origin: origin.to_owned(),
+            resource: origin.to_owned(),
+        };
+        let sites = [
+            site("", "http://a.example:8400"),
+            site("b", "https://b.example"),
+        ];
+        let asked = |location: &str, method: &str, authority: &str, path: &str| {
+            let action = ActionRecord {
+                kind: "http_request".to_owned(),
+                method: "GET".to_owned(),
+                location: location.to_owned(),
+            };
+            let question = Question {
+                method: method.to_owned(),
+                authority: authority.to_owned(),
+                path: path.to_owned(),
+                ..Question::default()
+            };
+            covers(&action, &question, sites.iter().cloned())
+        };
+        let (a, b) = ("http://a.example:8400/x?y", "https://b.example/x?y");
+        assert!(asked(a, "GET", "a.example:8400", "/x?y"));
+        assert!(asked(b, "GET", "b.example", "/x?y"));
+        for (location, method, authority, path) in [
+            (a, "GET", "b.example", "/x?y"),
+            (b, "GET", "a.example:8400", "/x?y"),
+            (a, "GET", "a.example", "/x?y"),
+            (a, "GET", "", "/x?y"),
+            (a, "POST", "a.example:8400", "/x?y"),
+            (a, "GET", "a.example:8400", "/x?z"),
+            // An origin that is none of ours covers nothing, whoever recorded it.
+            ("https://c.example/x?y", "GET", "c.example", "/x?y"),
+            ("http://b.example/x?y", "GET", "b.example", "/x?y"),
+        ] {
+            assert!(
+                !asked(location, method, authority, path),
+                "{location}: {method} {authority}{path}"
+            );
+        }
+    }
 }

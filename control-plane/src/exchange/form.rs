@@ -134,18 +134,19 @@ impl Params {
 
     /// `resource` and `audience`, where given, are the protected resource or a
     /// URL under it (RFC 8707).
-    pub(super) fn check_target(&self, origin: &str) -> Result<(), ExchangeError> {
+    pub(super) fn check_target(&self, resource: &str) -> Result<(), ExchangeError> {
         for name in ["resource", "audience"] {
             let Some(target) = self.get(name) else {
                 continue;
             };
-            let under = target == origin
+            let base = resource.trim_end_matches('/');
+            let under = target == resource
                 || target
-                    .strip_prefix(origin)
+                    .strip_prefix(base)
                     .is_some_and(|rest| rest.starts_with('/'));
             if !under || target.contains('#') {
                 return Err(ExchangeError::Target(format!(
-                    "`{name}` must be {origin} or a URL under it, without fragment"
+                    "`{name}` must be {resource} or a URL under it, without fragment"
                 )));
             }
         }

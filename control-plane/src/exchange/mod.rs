@@ -13,12 +13,14 @@ pub use error::ExchangeError;
 pub use http::routes;
 pub use proofs::SeenProofs;
 
+use crate::config::Site;
 use crate::keys::{CapabilityClaims, Mint};
 use crate::state::{Core, Standing, element, random_id, split_location};
 use capability::Portable;
 use capability::action::HttpAction;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
+use capability::url::Target;
 use form::Params;
 use identity::JwtEvidence;
 use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
@@ -36,6 +38,9 @@ pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchang
 /// Proofs that are remembered, in all and per agent.
 const PROOFS_MAX: usize = 262_144;
 const PROOFS_PER_AGENT_MAX: usize = 32_768;
+
+/// Resources that a refusal names; the metadata has them all.
+const SITES_TOLD: usize = 4;
 
 /// The token endpoint's own state.
 pub struct Exchange {
@@ -166,23 +171,34 @@ impl Exchange {
     ) -> Result<ActionRecord, ExchangeError> {
         let action = HttpAction::from_details(element)
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
-        let origin = &self.core.config.edge.origin;
-        if action.origin() != origin.as_str() {
-            return Err(ExchangeError::Details(format!(
-                "`locations` must be a URL under {origin}"
-            )));
-        }
+        let site = self.site(&action)?;
         // The edge could not serve it: no route reads bodies.
         if action.content_digest().is_some() {
             return Err(ExchangeError::Details(
                 "content_digest is not supported yet: leave it out".into(),
             ));
         }
-        params.check_target(origin)?;
+        params.check_target(&site.resource)?;
         Ok(ActionRecord {
             kind: "http_request".into(),
             method: action.method().to_owned(),
             location: action.location().to_owned(),
+        })
+    }
+
+    /// The site that an action is at: its location is the site's resource, or
+    /// under it.
+    fn site(&self, action: &HttpAction) -> Result<Site, ExchangeError> {
+        let edge = &self.core.config.edge;
+        let under = |site: &Site| {
+            let resource = Target::location(&site.resource);
+            resource.is_ok_and(|resource| action.target().is_within(&resource))
+        };
+        let found = edge.site_of(action.origin()).filter(under);
+        found.ok_or_else(|| {
+            let known = edge.all_sites().take(SITES_TOLD).map(|site| site.resource);
+            let known = known.collect::<Vec<_>>().join(" or ");
+            ExchangeError::Details(format!("`locations` must be a URL under {known}"))
         })
     }
 
@@ -285,7 +301,7 @@ impl Exchange {
         let element = element(&action);
         let access_token = self.core.key.mint(Mint {
             issuer: config.server.issuer.clone(),
-            audience: config.edge.origin.clone(),
+            audience: self.audience(&action)?,
             subject: agent.clone(),
             id: jti.clone(),
             issued_s,
@@ -358,6 +374,14 @@ impl Exchange {
                 Err(ExchangeError::Unavailable)
             }
         }
+    }
+
+    /// The `aud` of a token for this action: its site's resource, and no other's.
+    fn audience(&self, action: &ActionRecord) -> Result<String, ExchangeError> {
+        let origin = split_location(&action.location).0;
+        let site = self.core.config.edge.site_of(origin);
+        site.map(|site| site.resource)
+            .ok_or(ExchangeError::Internal)
     }
 
     /// Makes the refusal durable; one that can't be is an outage.

@@ -66,22 +66,28 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
     let config = &core.config;
     let edge = &config.edge;
     let hold_ms = edge.hold_s.saturating_mul(1000);
-    let authority = edge
-        .origin
-        .split_once("://")
-        .map_or(edge.origin.as_str(), |(_, authority)| authority)
-        .to_owned();
+    let sites = edge.sites.iter().map(|site| xds::Site {
+        name: site.name.clone(),
+        authority: authority(&site.origin),
+    });
     let mut routes = Vec::new();
     for route in &edge.routes {
         let told = route.for_envoy();
         routes.push(told.ok_or_else(|| format!("`{}` is not host:port", route.upstream))?);
     }
+    let mut exempt = edge
+        .exempt
+        .for_envoy()
+        .ok_or("an upstream of [[edge.unguarded]] is not host:port")?;
+    exempt.metadata = edge.metadata_for_envoy(&config.server.issuer);
     Ok(xds::Settings {
+        exempt,
         listener: xds::Listener {
             address: edge.listen.ip(),
             port: edge.listen.port(),
         },
-        authority,
+        authority: authority(&edge.origin),
+        sites: sites.collect(),
         plugin_config: plugin_config(config, core.key.public_jwk()),
         start: core.started_ms,
         routes,
@@ -95,6 +101,12 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
     })
 }
 
+/// An origin's `host[:port]`.
+fn authority(origin: &str) -> String {
+    let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
+    authority.to_owned()
+}
+
 /// The filter's own configuration; docs/reference/filter-config.md.
 fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
     let edge = &config.edge;
@@ -106,16 +118,25 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
                 Mode::Enforce => "enforce",
                 Mode::Observe => "observe",
             };
-            json!({
+            let mut told = json!({
                 "name": route.name, "path_prefix": route.path_prefix,
                 "mode": mode, "decision_header": route.decision_header,
-            })
+            });
+            if let (Some(told), Some(site)) = (told.as_object_mut(), &route.site) {
+                told.insert("site".to_owned(), json!(site));
+            }
+            told
         })
+        .collect();
+    let sites: Vec<_> = edge
+        .sites
+        .iter()
+        .map(|site| json!({ "name": site.name, "origin": site.origin, "resource": site.resource }))
         .collect();
     json!({
         "version": 1,
         "issuer": config.server.issuer,
-        "resource": edge.origin,
+        "resource": edge.resource,
         "origin": edge.origin,
         "keys": [jwk],
         "token_check": "edge",
@@ -133,6 +154,7 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
             "questions_in_flight": config.limits.questions_in_flight,
         },
         "routes": routes,
+        "sites": sites,
     })
 }
 
@@ -185,7 +207,7 @@ pub fn watch_module(
 
 /// The entry comes before the push: what runs is never unknown to the log.
 async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
-    let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version() });
+    let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
     if let Err(error) = core
         .ledger
         .commit(Command::Note {

@@ -381,6 +381,11 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
             "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
         );
     }
+    for line in core.config.edge.exempt.told() {
+        let text = format!("UNGUARDED by name, no token is asked for: {line}");
+        tracing::warn!("{text}");
+        core.warnings.raise(&format!("exempt {line}"), &text);
+    }
     let observed = core.config.edge.observed_routes();
     for route in &observed {
         let text = format!("the route `{route}` only observes: NOTHING IS REFUSED on it");
@@ -388,6 +393,7 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
         core.warnings.raise(&format!("observe {route}"), &text);
     }
     let body = serde_json::json!({
+        "exempt": core.config.edge.exempt.told_to_journal(),
         "config": core.config.version,
         "policy": core.policies.version(),
         "module": module.sha256,

@@ -137,7 +137,9 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "size",
         "optional_text",
     ];
-    let source = code("control-plane/src/config/mod.rs");
+    let source: String = ["exempt", "mod", "sites"]
+        .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
+        .concat();
     let mut asked = Vec::new();
     for method in METHODS {
         let call = format!("{method}(\"");

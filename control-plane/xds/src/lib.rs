@@ -2,11 +2,15 @@
 //!
 //! A listener, its routes, their clusters, and the filter by ECDS with its
 //! module inline. What the settings can't say can't be configured: no retry,
-//! no rewrite, no mirror, no second filter, and no way round the first one.
+//! no rewrite, no mirror, no second filter, and no way round the first one but
+//! by the name of what goes round it ([`Exempt`]). [`lint`] holds any Envoy's
+//! configuration to the same rules.
 
 mod access_log;
 mod ads;
 mod cluster;
+mod exempt;
+pub mod lint;
 mod listener;
 mod registry;
 mod routes;
@@ -17,9 +21,10 @@ mod snapshot;
 
 pub use access_log::REASON_FILTER_STATE;
 pub use ads::{Ads, AdsService};
+pub use exempt::{Exempt, Metadata, Preflight, Probe, Unguarded};
 pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus};
 pub use settings::{
-    AccessLog, Listener, Module, Route, Settings, SettingsError, default_stream_idle_ms,
+    AccessLog, Listener, Module, Route, Settings, SettingsError, Site, default_stream_idle_ms,
 };
 pub use snapshot::{Kind, Resources, Snapshot};
 

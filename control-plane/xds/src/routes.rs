@@ -1,4 +1,6 @@
-//! RDS: path prefix to cluster, and nothing else.
+//! RDS: path prefix to cluster, and nothing else but what is exempt by name.
+
+mod exempt;
 
 use envoy_types::pb::{
     envoy::config::route::v3::{
@@ -19,25 +21,54 @@ const ENVOYS_OWN: [&str; 4] = [
 ];
 
 pub(crate) fn build(settings: &Settings) -> RouteConfiguration {
-    let mut routes: Vec<&Route> = settings.routes.iter().collect();
-    // Envoy takes the first match; the longest prefix is meant.
-    routes.sort_by(|a, b| {
-        (b.path_prefix.len(), &b.path_prefix).cmp(&(a.path_prefix.len(), &a.path_prefix))
+    let further = settings.sites.iter().map(|site| {
+        let name = format!("writ.origin.{}", site.name);
+        host(settings, name, &site.authority, Some(&site.name))
     });
+    let first = host(
+        settings,
+        "writ.origin".to_owned(),
+        &settings.authority,
+        None,
+    );
     RouteConfiguration {
         name: ROUTES_NAME.to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: "writ.origin".to_owned(),
-            domains: domains(&settings.authority),
-            routes: routes.into_iter().map(route).collect(),
-            ..Default::default()
-        }],
+        virtual_hosts: std::iter::once(first).chain(further).collect(),
         request_headers_to_remove: ENVOYS_OWN.map(str::to_owned).to_vec(),
         ..Default::default()
     }
 }
 
-fn route(route: &Route) -> EnvoyRoute {
+/// One authority and its routes. Envoy takes the first match; the longest
+/// prefix is meant, and before each guarded one what is exempt of it.
+fn host(settings: &Settings, name: String, authority: &str, site: Option<&str>) -> VirtualHost {
+    let exempt = &settings.exempt;
+    let mut routes = exempt::documents(exempt, site);
+    routes.extend(exempt::probes(settings, site));
+    let guarded = settings.routes.iter().map(|route| (route, false));
+    let unguarded = exempt.unguarded.iter().map(|it| (&it.route, true));
+    let all = guarded.chain(unguarded);
+    let mut all: Vec<(&Route, bool)> = all.filter(|(it, _)| it.site.as_deref() == site).collect();
+    all.sort_by(|(a, _), (b, _)| {
+        (b.path_prefix.len(), &b.path_prefix).cmp(&(a.path_prefix.len(), &a.path_prefix))
+    });
+    for (route, unguarded) in all {
+        if unguarded {
+            routes.push(exempt::unguarded(route));
+        } else {
+            routes.extend(exempt::preflights(exempt, route));
+            routes.push(guarded_route(route));
+        }
+    }
+    VirtualHost {
+        name,
+        domains: domains(authority),
+        routes,
+        ..Default::default()
+    }
+}
+
+fn guarded_route(route: &Route) -> EnvoyRoute {
     let path = if route.path_prefix.ends_with('/') {
         PathSpecifier::Prefix(route.path_prefix.clone())
     } else {
@@ -49,22 +80,27 @@ fn route(route: &Route) -> EnvoyRoute {
             path_specifier: Some(path),
             ..Default::default()
         }),
-        action: Some(route::Action::Route(RouteAction {
-            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(route))),
-            // No deadline for the whole answer: streams of events may be
-            // long. The stream's idle timeout still holds.
-            timeout: Some(Duration {
-                seconds: 0,
-                nanos: 0,
-            }),
-            ..Default::default()
-        })),
+        action: Some(forward(route)),
         ..Default::default()
     }
 }
 
+/// To the route's upstream, and nothing else.
+fn forward(route: &Route) -> route::Action {
+    route::Action::Route(RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster::name(route))),
+        // No deadline for the whole answer: streams of events may be
+        // long. The stream's idle timeout still holds.
+        timeout: Some(Duration {
+            seconds: 0,
+            nanos: 0,
+        }),
+        ..Default::default()
+    })
+}
+
 /// The authority as clients write it: a default port may be there or not.
-fn domains(authority: &str) -> Vec<String> {
+pub(crate) fn domains(authority: &str) -> Vec<String> {
     let mut domains = vec![authority.to_owned()];
     let bare = [":80", ":443"]
         .into_iter()

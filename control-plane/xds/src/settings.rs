@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
-use crate::sections;
+use crate::{Exempt, routes, sections};
 
-/// The most routes of one listener.
-const MAX_ROUTES: usize = 1000;
+/// The most routes of one listener: the filter reads lists of so many.
+const MAX_ROUTES: usize = 128;
+/// The most further authorities of one listener.
+const MAX_SITES: usize = 64;
 /// The longest route name, path prefix, host or authority, in bytes.
 const MAX_TEXT_BYTES: usize = 253;
 /// The largest filter module, in bytes.
@@ -27,8 +29,12 @@ pub struct Settings {
     /// The authority that clients use, `HOST` or `HOST:PORT`. Requests with
     /// another one match no route.
     pub authority: String,
-    /// Where guarded requests go. The longest prefix wins.
+    /// Further authorities, each with routes of its own.
+    pub sites: Vec<Site>,
+    /// Where guarded requests go. The longest prefix of an authority's wins.
     pub routes: Vec<Route>,
+    /// What passes without the filter, by name.
+    pub exempt: Exempt,
     /// The filter.
     pub module: Module,
     /// The filter's configuration, passed to it as JSON text.
@@ -76,6 +82,17 @@ pub struct Route {
     pub upstream_host: String,
     /// The upstream's port.
     pub upstream_port: u16,
+    /// The name of the site that it belongs to; none is [`Settings::authority`].
+    pub site: Option<String>,
+}
+
+/// A further authority on the same listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// A name, unique: letters, digits, `-`, `_`, `.`.
+    pub name: String,
+    /// The authority that clients use, `HOST` or `HOST:PORT`.
+    pub authority: String,
 }
 
 /// The filter's module.
@@ -118,6 +135,15 @@ pub enum SettingsError {
     /// Two routes have one name or one prefix.
     #[error("two routes have the name or path prefix {0:?}")]
     Duplicate(String),
+    /// Two authorities are one to a request, or have one name.
+    #[error("two sites have the name or an authority {0:?}")]
+    SameAuthority(String),
+    /// A route names a site that isn't there.
+    #[error("no site has the name {0:?}")]
+    NoSite(String),
+    /// An exemption would exempt more than its name says.
+    #[error("{0}")]
+    Exempt(String),
     /// A number is out of its range.
     #[error("{what} is {value}: it must be from {least} to {most}")]
     Range {
@@ -195,9 +221,7 @@ impl std::fmt::Debug for Module {
 
 impl Settings {
     pub(crate) fn check(&self) -> Result<(), SettingsError> {
-        text("the edge's authority", &self.authority, |byte| {
-            is_host_byte(byte) || matches!(byte, b':' | b'[' | b']')
-        })?;
+        self.check_sites()?;
         port("the edge's port", self.listener.port)?;
         in_range("the hold in ms", self.hold_ms, 0, MAX_HOLD_MS)?;
         in_range(
@@ -218,16 +242,77 @@ impl Settings {
             0,
             wide(MAX_ROUTES),
         )?;
-        let mut seen = BTreeSet::new();
+        let (mut names, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
         for route in &self.routes {
             route.check()?;
-            for unique in [&route.name, &route.path_prefix] {
-                if !seen.insert(unique) {
-                    return Err(SettingsError::Duplicate(unique.clone()));
+            self.site(route.site.as_deref())?;
+            if !names.insert(&route.name) {
+                return Err(SettingsError::Duplicate(route.name.clone()));
+            }
+            if !prefixes.insert((&route.site, &route.path_prefix)) {
+                return Err(SettingsError::Duplicate(route.path_prefix.clone()));
+            }
+        }
+        self.check_exempt()
+    }
+
+    fn check_exempt(&self) -> Result<(), SettingsError> {
+        for unguarded in &self.exempt.unguarded {
+            let route = &unguarded.route;
+            self.site(route.site.as_deref())?;
+        }
+        for document in &self.exempt.metadata {
+            self.site(document.site.as_deref())?;
+        }
+        let problems = self.exempt.problems(&self.routes);
+        problems
+            .into_iter()
+            .next()
+            .map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// What Envoy would refuse of the authorities: a domain twice.
+    fn check_sites(&self) -> Result<(), SettingsError> {
+        in_range(
+            "the number of sites",
+            wide(self.sites.len()),
+            0,
+            wide(MAX_SITES),
+        )?;
+        let (mut names, mut domains) = (BTreeSet::new(), BTreeSet::new());
+        let first = std::iter::once(("", &self.authority));
+        let further = self
+            .sites
+            .iter()
+            .map(|site| (site.name.as_str(), &site.authority));
+        for (name, authority) in first.chain(further) {
+            if !name.is_empty() {
+                text("the site's name", name, is_host_byte)?;
+            }
+            text("the edge's authority", authority, |byte| {
+                is_host_byte(byte) || matches!(byte, b':' | b'[' | b']')
+            })?;
+            if !names.insert(name) {
+                return Err(SettingsError::SameAuthority(name.to_owned()));
+            }
+            for domain in routes::domains(&authority.to_ascii_lowercase()) {
+                if !domains.insert(domain) {
+                    return Err(SettingsError::SameAuthority(authority.clone()));
                 }
             }
         }
         Ok(())
+    }
+
+    /// The authority of a site by its name; [`Settings::authority`] without one.
+    fn site(&self, name: Option<&str>) -> Result<&str, SettingsError> {
+        let Some(name) = name else {
+            return Ok(&self.authority);
+        };
+        let found = self.sites.iter().find(|site| site.name == name);
+        found
+            .map(|site| site.authority.as_str())
+            .ok_or_else(|| SettingsError::NoSite(name.to_owned()))
     }
 }
 
@@ -254,6 +339,11 @@ impl Route {
         }
         Ok(())
     }
+}
+
+/// Checks a name of ours for logs and metrics.
+pub(crate) fn name(value: &str) -> Result<(), SettingsError> {
+    text("the name", value, is_host_byte)
 }
 
 fn is_host_byte(byte: u8) -> bool {

@@ -119,9 +119,11 @@ impl Snapshot {
     /// When a setting can't be served.
     pub fn build(settings: &Settings) -> Result<Self, SettingsError> {
         settings.check()?;
+        let unguarded = settings.exempt.unguarded.iter().map(|it| &it.route);
         let clusters = settings
             .routes
             .iter()
+            .chain(unguarded)
             .map(|route| (cluster::name(route), pack_any(cluster::build(route))))
             .collect();
         let listener = (

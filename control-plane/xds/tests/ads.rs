@@ -23,8 +23,8 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 use xds::{
-    AccessLog, Ads, FILTER_NAME, Kind, Listener, Module, Nack, NoObserver, Observer, ROUTES_NAME,
-    Route, Settings, SettingsError, Snapshot, default_stream_idle_ms,
+    AccessLog, Ads, Exempt, FILTER_NAME, Kind, Listener, Module, Nack, NoObserver, Observer,
+    ROUTES_NAME, Route, Settings, SettingsError, Snapshot, default_stream_idle_ms,
 };
 
 const QUIET: Duration = Duration::from_millis(200);
@@ -45,6 +45,7 @@ fn route(name: &str, prefix: &str) -> Route {
         path_prefix: prefix.to_owned(),
         upstream_host: "127.0.0.1".to_owned(),
         upstream_port: 9000,
+        site: None,
     }
 }
 
@@ -55,6 +56,8 @@ fn settings() -> Settings {
             port: 8400,
         },
         authority: "127.0.0.1:8400".to_owned(),
+        sites: Vec::new(),
+        exempt: Exempt::default(),
         routes: vec![route("files", "/files"), route("all", "/")],
         module: module("one"),
         plugin_config: serde_json::json!({ "b": 1, "a": [true] }),

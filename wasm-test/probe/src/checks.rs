@@ -1,7 +1,7 @@
 //! Probes of the checks: inputs that a test composes, as JSON, and the gates.
 
 use capability::action::Body;
-use capability::gates::{self, EdgeConfig, PeerCertificate, RequestView, TokenCheck};
+use capability::gates::{self, EdgeConfig, PeerCertificate, RequestView, Site, TokenCheck};
 use capability::jws::UnverifiedJws;
 use capability::key::PublicKey;
 use capability::proof::{Expected, UnverifiedProof};
@@ -173,6 +173,14 @@ fn config(around: &Value) -> Option<EdgeConfig> {
     });
     let mut config = EdgeConfig::new(read(around, "issuer")?, read(around, "resource")?, origin);
     config.keys = keys.collect::<Option<_>>()?;
+    let sites = around.get("sites").and_then(Value::as_array);
+    let sites = sites.into_iter().flatten().map(|site| {
+        Some(Site {
+            origin: Origin::parse(read(site, "origin")?).ok()?,
+            resource: read(site, "resource")?.to_owned(),
+        })
+    });
+    config.sites = sites.collect::<Option<_>>()?;
     config.require_peer = around.get("require_peer") == Some(&Value::Bool(true));
     if around.get("record") == Some(&Value::Bool(true)) {
         config.token_check = TokenCheck::Record;

@@ -15,11 +15,13 @@
 mod bodies;
 mod crash;
 mod denials;
+mod exempt;
 mod headers;
 mod hold;
 mod mesh;
 mod observe;
 mod once;
+mod origins;
 mod paths;
 mod raw;
 mod refusals;

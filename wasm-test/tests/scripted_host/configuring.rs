@@ -15,6 +15,10 @@ fn with(name: &'static str, value: Value) -> String {
     edited(|config| config[name] = value)
 }
 
+fn site(name: &str, origin: &str) -> Value {
+    json!({"name": name, "origin": origin, "resource": origin})
+}
+
 fn without(name: &str) -> String {
     edited(|config| {
         config.as_object_mut().unwrap().remove(name);
@@ -175,6 +179,79 @@ fn a_bad_configuration_is_refused_and_says_why() {
                 json!([{"name": "a", "path_prefix": "/", "open": true}]),
             ),
             "routes[0].open",
+        ),
+        (
+            "a route of no site",
+            with(
+                "routes",
+                json!([{"name": "a", "path_prefix": "/", "site": "pay"}]),
+            ),
+            "routes[0].site: no site has this name",
+        ),
+        (
+            "a site without a resource",
+            with(
+                "sites",
+                json!([{"name": "a", "origin": "http://a.example"}]),
+            ),
+            "sites[0].resource",
+        ),
+        (
+            "a site with a path",
+            with("sites", json!([site("a", "http://a.example/x")])),
+            "sites[0].origin",
+        ),
+        (
+            "a site with more",
+            edited(|config| {
+                config["sites"] = json!([site("a", "http://a.example")]);
+                config["sites"][0]["open"] = json!(true);
+            }),
+            "sites[0].open",
+        ),
+        (
+            "the first origin as a site",
+            with("sites", json!([site("a", "http://127.0.0.1:8400")])),
+            "sites[0].origin: no request could be told",
+        ),
+        (
+            "one origin, spelt in two ways",
+            with(
+                "sites",
+                json!([
+                    site("a", "http://a.example"),
+                    site("b", "http://A.example:80")
+                ]),
+            ),
+            "sites[1].origin: no request could be told",
+        ),
+        (
+            "one authority under two schemes",
+            with(
+                "sites",
+                json!([
+                    site("a", "http://a.example"),
+                    site("b", "https://a.example")
+                ]),
+            ),
+            "sites[1].origin: no request could be told",
+        ),
+        (
+            "two sites of one name",
+            with(
+                "sites",
+                json!([site("a", "http://a.example"), site("a", "http://b.example")]),
+            ),
+            "sites[1].name",
+        ),
+        (
+            "two sites of one resource",
+            edited(|config| {
+                config["sites"] =
+                    json!([site("a", "http://a.example"), site("b", "http://b.example")]);
+                config["sites"][1]["resource"] = json!("http://a.example");
+            }),
+            "sites[1].resource",
         ),
         (
             "a misspelt member",

@@ -3,7 +3,7 @@
 
 use super::common::{ISSUER, NOW_S, ORIGIN, vectors};
 use super::fixtures::{Headers, configuration};
-use super::table::{Case, case, keys, rows};
+use super::table::{Case, SITES, case, keys, rows};
 use super::vm::{Vm, deny};
 use super::world::World;
 use capability::{Reason, b64};
@@ -20,7 +20,9 @@ fn settings(crypto: &str, record: bool) -> Value {
         })
         .collect();
     let mut settings = configuration();
+    let sites = SITES.map(|(origin, resource)| json!({"name": origin.replace(['/', ':'], ""), "origin": origin, "resource": resource}));
     let changes = json!({
+        "sites": sites,
         "issuer": ISSUER, "resource": ORIGIN, "origin": ORIGIN, "keys": keys,
         "crypto": crypto, "token_check": if record { "record" } else { "edge" },
     });

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::common::{ISSUER, ORIGIN, vector_json};
 use crate::probe::both;
-use crate::rows::{CERTIFICATE, case, keys, rows};
+use crate::rows::{CERTIFICATE, SITES, case, keys, rows};
 
 /// What the gates say of a row's request. A certificate takes the place of the
 /// row's own.
@@ -22,7 +22,9 @@ pub fn verdict_of(row: &Value, der: Option<&str>) -> String {
     let own = case
         .sans
         .map(|sans| json!({"der": hex::encode(CERTIFICATE), "uri_sans": sans}));
+    let sites = SITES.map(|(origin, resource)| json!({"origin": origin, "resource": resource}));
     let around = json!({
+        "sites": sites,
         "issuer": ISSUER, "resource": ORIGIN, "origin": ORIGIN, "keys": keys,
         "now_ms": case.now_ms, "record": case.record, "require_peer": case.require_peer,
         "peer": der.map_or(own, |der| Some(json!({"der": der, "uri_sans": []}))),

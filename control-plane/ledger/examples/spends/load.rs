@@ -65,6 +65,7 @@ fn allow(n: usize, beside: usize) -> Command {
             proxy: "spiffe://writ.example/proxy/envoy".into(),
             source: "127.0.0.1:40000".into(),
             question: "7".repeat(64),
+            observed: false,
         },
         policy: policy(),
         approval: None,

@@ -9,15 +9,13 @@
 //! loses nothing acknowledged, count as a restore. Every connection looks before
 //! it is used.
 
-use sqlx::{Connection as _, PgConnection, migrate::Migrator, raw_sql};
-
 use super::{
     PostgresError,
     batch::Writes,
+    database::Conn,
     draft::Draft,
-    ground::{FORMAT, Ground, Known, Place, Remembered, Why, due, known, place},
-    migrations::migrations,
-    save,
+    ground::{Ground, Known, Place, Remembered, Why, due},
+    outside, save,
     sequencer::{self, Head},
     session::{Commit, Session},
     values::to_i64,
@@ -53,52 +51,34 @@ pub(crate) struct Asker {
     pub(crate) remembered: Remembered,
 }
 
-/// Creates the tables or brings them up to date.
-///
-/// # Errors
-/// When they are another version's, or the role may not.
-pub(crate) async fn migrate(conn: &mut PgConnection) -> Result<(), PostgresError> {
-    Migrator::with_migrations(migrations())
-        .run(conn)
-        .await
-        .map_err(PostgresError::Schema)
-}
-
-/// All that a batch locks, in its order, so that every batch is committed before
-/// the epoch begins or sees that it did; then the sequencer, in its own order.
-const LOCKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SELECT pg_advisory_xact_lock(1465010516, 2); SELECT pg_advisory_xact_lock(1465010516, 1); \
-     LOCK TABLE agents IN EXCLUSIVE MODE; \
-     LOCK TABLE evidence, tokens, uses IN ACCESS EXCLUSIVE MODE; \
-     SELECT fence FROM sequencer FOR UPDATE; LOCK TABLE groups IN EXCLUSIVE MODE";
-
 /// Begins an epoch where one is due, and has the session stand on the one there is.
 ///
 /// # Errors
 /// When it could not, or it is not known whether it could: the connection must
 /// not be used.
 pub(crate) async fn ensure(session: &mut Session, by: Asker) -> Result<Epoch, PostgresError> {
-    let here = place(&mut session.conn).await?;
-    let before = known(&mut session.conn).await?;
+    let here = session.conn.place().await?;
+    let before = session.conn.known().await?;
     let why = due(&mut session.conn, before.as_ref(), &here, &by.remembered).await?;
     if let (Some(known), None) = (&before, why) {
         return Ok(stand(session, &here, known));
     }
     // However much there is: under the locks there is little left.
     sequencer::catch_up(session).await?;
-    raw_sql(LOCKS).execute(&mut session.conn).await?;
+    session.conn.lock_all().await?;
     // Somebody else may have been first.
-    let before = known(&mut session.conn).await?;
+    let before = session.conn.known().await?;
     let why = due(&mut session.conn, before.as_ref(), &here, &by.remembered).await?;
     let why = match (&before, why) {
         (Some(known), None) => {
-            session.rollback().await;
+            session.give_up().await?;
             return Ok(stand(session, &here, known));
         }
         (_, why) => why.unwrap_or(Why::First),
     };
     let restored = match why {
         Why::First => false,
+        _ if planted!(RestoreUnsaid) => false,
         // Only who has seen the log on the timeline before can say that nothing of
         // it is missing: a point in time that was restored looks like a takeover.
         Why::Timeline => !(by.replicated && by.remembered.head.entries > 0),
@@ -136,7 +116,7 @@ fn stand(session: &mut Session, here: &Place, known: &Known) -> Epoch {
 
 /// Forgets what lives for one epoch, and writes the entries that say so.
 async fn begin(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     here: &Place,
     known: Option<&Known>,
     begun: Begun,
@@ -144,43 +124,24 @@ async fn begin(
 ) -> Result<u64, PostgresError> {
     // What was restored may know of fewer epochs than this replica does.
     let last = known.map_or(0, |known| known.epoch.max(by.remembered.epoch));
-    let epoch = last.saturating_add(1);
+    let epoch = last.saturating_add(u64::from(known.is_none() || !planted!(NumberReused)));
     if known.is_none() {
         let mut log = [0_u8; 16];
-        rand::fill(&mut log);
-        sqlx::query(
-            "INSERT INTO meta (log, format, epoch, identity, timeline) VALUES ($1, $2, 1, $3, $4)",
-        )
-        .bind(log.as_slice())
-        .bind(FORMAT)
-        .bind(&here.identity)
-        .bind(&here.timeline)
-        .execute(&mut *conn)
-        .await?;
+        outside::fill(&mut log);
+        conn.put_first(&log, here).await?;
     } else {
-        sqlx::query(
-            "UPDATE meta SET epoch = $1, identity = $2, timeline = $3, \
-             restored = CASE WHEN $4 THEN $1 ELSE restored END",
-        )
-        .bind(to_i64(epoch))
-        .bind(&here.identity)
-        .bind(&here.timeline)
-        .bind(begun.restored)
-        .execute(&mut *conn)
-        .await?;
+        conn.put_epoch(to_i64(epoch), here, begun.restored).await?;
     }
-    raw_sql(
-        "TRUNCATE evidence, tokens, uses; UPDATE agents SET outstanding = 0 WHERE outstanding <> 0",
-    )
-    .execute(&mut *conn)
-    .await?;
-    let log: Vec<u8> = sqlx::query_scalar("SELECT log FROM meta")
-        .fetch_one(&mut *conn)
-        .await?;
+    conn.forget().await?;
+    let log = conn.log_name().await?;
     // All that is committed gets its place first: nothing comes between it and
     // this epoch's first entry, and the head is what was there before.
     let head = sequencer::place_rest(conn).await?;
-    let open = open_approvals(conn).await?;
+    let open = if planted!(ApprovalsKept) {
+        Vec::new()
+    } else {
+        conn.open_approvals().await?
+    };
     let ground = Ground {
         epoch,
         tables: here.tables,
@@ -188,18 +149,6 @@ async fn begin(
     let events = events(&log, &head, begun, by, &open);
     write(conn, events, &open, &ground, &head, by.now, known.is_some()).await?;
     Ok(epoch)
-}
-
-async fn open_approvals(conn: &mut PgConnection) -> Result<Vec<Approval>, PostgresError> {
-    let open: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT record FROM approvals WHERE ended IS NULL ORDER BY opened")
-            .fetch_all(&mut *conn)
-            .await?;
-    let mut approvals = Vec::with_capacity(open.len());
-    for record in open {
-        approvals.push(serde_json::from_slice(&record)?);
-    }
-    Ok(approvals)
 }
 
 /// What an epoch begins with.
@@ -236,7 +185,7 @@ fn events(log: &[u8], head: &Head, begun: Begun, by: &Asker, open: &[Approval]) 
 
 /// Writes the epoch's first entries, and what they do to approvals and agents.
 async fn write(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     events: Vec<Event>,
     open: &[Approval],
     ground: &Ground,
@@ -278,18 +227,15 @@ async fn write(
         })
         .collect();
     if let Some(suspended) = &state.suspended {
-        sqlx::query("UPDATE meta SET suspended = $1")
-            .bind(serde_json::to_vec(suspended)?)
-            .execute(&mut *conn)
-            .await?;
+        conn.suspend(suspended).await?;
     }
     let mut token = [0; 16];
-    rand::fill(&mut token);
+    outside::fill(&mut token);
     save::save(conn, &writes, &token, ground).await?;
     Ok(())
 }
 
 /// Ends a connection in good form, where that is quick.
 pub(crate) async fn close(session: Session) {
-    let _ = session.conn.close().await;
+    session.conn.close().await;
 }

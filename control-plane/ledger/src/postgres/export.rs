@@ -15,9 +15,6 @@ use crate::{lines::Place, model::Hash};
 /// Groups that are read at a time.
 const GROUPS: i64 = 16;
 
-/// An entry as it is stored: its group, its place in it, kind, head and what is beside it.
-type EntryRow = (i64, i32, String, Vec<u8>, Vec<u8>);
-
 /// One entry as the database has it. Nothing of it has been verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
@@ -46,8 +43,6 @@ impl std::fmt::Debug for LogReader {
     }
 }
 
-type GroupRow = (i64, i64, i64, i64, i32, Hash, Vec<u8>);
-
 impl LogReader {
     /// Connects to the primary; the log is read from entry `from` on.
     ///
@@ -67,9 +62,7 @@ impl LogReader {
     /// # Errors
     /// When the database does not answer.
     pub async fn entries(&mut self) -> Result<u64, PostgresError> {
-        let entries: i64 = sqlx::query_scalar("SELECT entries FROM sequencer")
-            .fetch_one(&mut self.session.conn)
-            .await?;
+        let entries = self.session.conn.log_len().await?;
         Ok(from_i64(entries))
     }
 
@@ -78,10 +71,7 @@ impl LogReader {
     /// # Errors
     /// When the database does not answer, or that is no name.
     async fn log(&mut self) -> Result<Option<[u8; 16]>, PostgresError> {
-        let log = sqlx::query_scalar("SELECT log FROM meta")
-            .fetch_optional(&mut self.session.conn)
-            .await?;
-        Ok(log)
+        self.session.conn.log_of().await
     }
 
     /// The next entry; `None` at the end, where more may come.
@@ -100,25 +90,11 @@ impl LogReader {
     }
 
     async fn fetch(&mut self) -> Result<(), PostgresError> {
-        let groups: Vec<GroupRow> = sqlx::query_as(
-            "SELECT id, first_index, epoch, line_time_ms, count, prev, leaves FROM groups \
-             WHERE first_index >= coalesce((SELECT max(first_index) FROM groups \
-                                            WHERE first_index <= $1), 0) \
-               AND first_index + count > $1 ORDER BY first_index LIMIT $2",
-        )
-        .bind(to_i64(self.next))
-        .bind(GROUPS)
-        .fetch_all(&mut self.session.conn)
-        .await?;
+        let conn = &mut self.session.conn;
+        let groups = conn.groups_from(to_i64(self.next), GROUPS).await?;
         let ids: Vec<i64> = groups.iter().map(|g| g.0).collect();
-        let rows: Vec<EntryRow> = sqlx::query_as(
-            "SELECT group_id, n, kind, head, attached FROM entries WHERE group_id = ANY($1) \
-             ORDER BY group_id, n",
-        )
-        .bind(&ids)
-        .fetch_all(&mut self.session.conn)
-        .await?;
-        for (id, first, epoch, time, _, prev, leaves) in groups {
+        let rows = conn.entries_of(&ids).await?;
+        for (id, first, epoch, time, prev, leaves) in groups {
             let mut prev = prev;
             let leaves: Vec<Hash> = draft::leaves_of(&leaves).collect();
             for (_, n, kind, head, attached) in rows.iter().filter(|row| row.0 == id) {

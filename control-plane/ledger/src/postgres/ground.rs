@@ -4,14 +4,7 @@
 //! database, table), and the log that a running replica remembers. Tables that
 //! were restored under open connections are other tables, or hold less of the log.
 
-use sqlx::PgConnection;
-
-use super::{
-    PostgresError,
-    sequencer::Head,
-    session::Session,
-    values::{from_i64, to_i64},
-};
+use super::{PostgresError, database::Conn, sequencer::Head, session::Session, values::to_i64};
 
 /// The format of the tables' contents.
 pub(crate) const FORMAT: i32 = 1;
@@ -62,46 +55,9 @@ pub(crate) enum Why {
     Behind,
 }
 
-pub(crate) async fn place(conn: &mut PgConnection) -> Result<Place, PostgresError> {
-    let (identity, timeline, tables) = sqlx::query_as(
-        "SELECT system_identifier::text || '/' || \
-           (SELECT oid::text FROM pg_database WHERE datname = current_database()) || '/' || \
-           'meta'::regclass::oid::text, \
-         left(pg_walfile_name(pg_current_wal_lsn()), 8), 'meta'::regclass::oid::int8 \
-         FROM pg_control_system()",
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(Place {
-        identity,
-        timeline,
-        tables,
-    })
-}
-
-pub(crate) async fn known(conn: &mut PgConnection) -> Result<Option<Known>, PostgresError> {
-    let found: Option<(String, String, i64, i64, i32)> =
-        sqlx::query_as("SELECT identity, timeline, epoch, restored, format FROM meta")
-            .fetch_optional(conn)
-            .await?;
-    let Some((identity, timeline, epoch, restored, format)) = found else {
-        return Ok(None);
-    };
-    if format != FORMAT {
-        let what = format!("format {format}, where this version writes {FORMAT}");
-        return Err(PostgresError::Content(what));
-    }
-    Ok(Some(Known {
-        identity,
-        timeline,
-        epoch: from_i64(epoch),
-        restored: from_i64(restored),
-    }))
-}
-
 /// Whether an epoch is due, and why.
 pub(crate) async fn due(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     known: Option<&Known>,
     here: &Place,
     remembered: &Remembered,
@@ -115,12 +71,13 @@ pub(crate) async fn due(
     if is_behind(conn, known, remembered).await? {
         return Ok(Some(Why::Behind));
     }
-    Ok((known.timeline != here.timeline).then_some(Why::Timeline))
+    let moved = known.timeline != here.timeline && !planted!(TimelineIgnored);
+    Ok(moved.then_some(Why::Timeline))
 }
 
 /// Whether the log lacks what this replica has seen, and no restore since says so.
 async fn is_behind(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     known: &Known,
     remembered: &Remembered,
 ) -> Result<bool, PostgresError> {
@@ -134,13 +91,7 @@ async fn is_behind(
     let Some(last) = head.entries.checked_sub(1) else {
         return Ok(false);
     };
-    let leaf: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT substring(leaves FROM least(32 * ($1 - first_index) + 1, 1000000000)::int4 FOR 32) \
-         FROM groups WHERE first_index <= $1 ORDER BY first_index DESC LIMIT 1",
-    )
-    .bind(to_i64(last))
-    .fetch_optional(conn)
-    .await?;
+    let leaf = conn.leaf_at(to_i64(last)).await?;
     Ok(leaf.as_deref() != Some(head.leaf.as_slice()))
 }
 
@@ -153,8 +104,8 @@ pub(crate) async fn check(
     remembered: &Remembered,
 ) -> Result<(), PostgresError> {
     let conn = &mut session.conn;
-    let here = place(conn).await?;
-    let known = known(conn).await?;
+    let here = conn.place().await?;
+    let known = conn.known().await?;
     let due = due(conn, known.as_ref(), &here, remembered).await?;
     let ground = known.map(|known| Ground {
         epoch: known.epoch,

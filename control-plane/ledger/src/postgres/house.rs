@@ -1,19 +1,16 @@
 //! What goes on beside the lanes: giving places, looking what is new, forgetting
 //! what ended, and turning away who waited for too long.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
-use sqlx::{
-    PgConnection,
-    postgres::{PgListener, PgPoolOptions},
-};
-use tokio::{select, sync::watch, time::sleep};
+use tokio::{select, sync::watch};
 
 use super::{
-    Inner, PostgresError, ground,
+    Inner, PostgresError,
+    database::Conn,
+    ground,
+    options::Target,
+    outside::{Instant, elapsed, now, sleep, timeout},
     sequencer::Sequencer,
     session::{self, Session},
     values::{from_i64, to_i64},
@@ -44,7 +41,7 @@ pub(super) async fn keep(inner: &Inner) {
     let mut house = House {
         sequencer: Sequencer::new(),
         polled: None,
-        swept: Some(Instant::now()),
+        swept: Some(now()),
         behind: false,
     };
     let mut session = None;
@@ -66,11 +63,13 @@ pub(super) async fn keep(inner: &Inner) {
             continue;
         }
         select! {
+            biased;
             () = sleep(GATHER) => {}
             _ = stop.changed() => {}
         }
         if !*stop.borrow() && house.may_rest() {
             select! {
+                biased;
                 () = sleep(GATHER * 4) => {}
                 () = inner.stirred.notified() => house.polled = None,
                 _ = stop.changed() => {}
@@ -99,7 +98,7 @@ impl House {
 
     /// Gives places for a while, and keeps the lease meanwhile. Whether any was given.
     async fn drain(&mut self, session: &mut Session) -> Result<bool, PostgresError> {
-        let begun = Instant::now();
+        let begun = now();
         let mut moved = false;
         self.behind = false;
         loop {
@@ -108,7 +107,7 @@ impl House {
                 return Ok(moved);
             }
             moved = true;
-            if begun.elapsed() >= AT_A_TIME {
+            if elapsed(begun) >= AT_A_TIME {
                 self.behind = true;
                 return Ok(moved);
             }
@@ -134,7 +133,8 @@ async fn turn(
     let due = inner.deadline * 4;
     let all = async {
         let moved = house.drain(session).await?;
-        if moved || house.polled.is_none_or(|at| at.elapsed() >= POLL) {
+        let old = |at| elapsed(at) >= POLL && !planted!(OnlyWhenTold);
+        if moved || house.polled.is_none_or(old) {
             let remembered = inner.read().remembered();
             ground::check(session, &remembered).await?;
             let health = session::check(&mut session.conn, inner.target.replicated).await;
@@ -144,15 +144,15 @@ async fn turn(
             inner.set_health(health.as_ref().copied());
             inner.merge(news);
             inner.looked.send_replace(look);
-            house.polled = Some(Instant::now());
+            house.polled = Some(now());
         }
-        if house.sequencer.holds() && house.swept.is_none_or(|at| at.elapsed() >= SWEEP) {
+        if house.sequencer.holds() && house.swept.is_none_or(|at| elapsed(at) >= SWEEP) {
             let all = sweep(&mut session.conn, inner.time()).await?;
-            house.swept = all.then(Instant::now);
+            house.swept = all.then(now);
         }
         Ok(())
     };
-    tokio::time::timeout(due, all)
+    timeout(due, all)
         .await
         .unwrap_or(Err(PostgresError::Slow(due)))
 }
@@ -174,73 +174,30 @@ impl Inner {
 ///
 /// # Errors
 /// When the database does not answer.
-pub(super) async fn last_time(conn: &mut PgConnection) -> Result<Millis, PostgresError> {
-    let last: Option<i64> =
-        sqlx::query_scalar("SELECT max(time_ms) FROM groups WHERE first_index IS NULL")
-            .fetch_one(conn)
-            .await?;
+pub(super) async fn last_time(conn: &mut Conn) -> Result<Millis, PostgresError> {
+    let last = conn.last_time().await?;
     Ok(from_i64(last.unwrap_or_default()))
 }
 
 /// Forgets what ended. Rows that a batch has locked are left for the next time,
 /// so that this never waits, and nobody waits for it for long. False: there may be
 /// more.
-async fn sweep(conn: &mut PgConnection, time_ms: Millis) -> Result<bool, PostgresError> {
-    let begun = Instant::now();
+async fn sweep(conn: &mut Conn, time_ms: Millis) -> Result<bool, PostgresError> {
+    let begun = now();
     let mut all = true;
     let ended = to_i64(forgotten_by(time_ms));
-    sqlx::query(
-        "DELETE FROM tokens WHERE hash IN (SELECT hash FROM tokens \
-           WHERE held_by IS NULL AND expires_ms <= $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
-    )
-    .bind(ended)
-    .bind(SWEPT)
-    .execute(&mut *conn)
-    .await?;
+    conn.sweep_tokens(ended, SWEPT).await?;
     // What still awaits its outcome stays; the oldest of them do not stay for ever.
-    loop {
-        let gone = sqlx::query(
-            "DELETE FROM uses WHERE hash IN (SELECT hash FROM uses \
-               WHERE until_ms <= $1 AND NOT awaited LIMIT $2 FOR UPDATE SKIP LOCKED)",
-        )
-        .bind(ended)
-        .bind(SWEPT)
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
-        if gone < from_i64(SWEPT) {
-            break;
-        }
-        if begun.elapsed() >= AT_A_TIME {
+    while conn.sweep_uses(ended, SWEPT).await? >= from_i64(SWEPT) {
+        if elapsed(begun) >= AT_A_TIME {
             all = false;
             break;
         }
     }
-    sqlx::query(
-        "DELETE FROM uses WHERE hash IN (SELECT hash FROM uses WHERE awaited AND until_ms <= $1 \
-           ORDER BY until_ms DESC OFFSET $2 LIMIT $3 FOR UPDATE SKIP LOCKED)",
-    )
-    .bind(ended)
-    .bind(i64::try_from(OUTCOMES_AWAITED).unwrap_or(i64::MAX))
-    .bind(SWEPT * 8)
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query(
-        "DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE until_ms <= $1 \
-           LIMIT $2 FOR UPDATE SKIP LOCKED)",
-    )
-    .bind(to_i64(time_ms))
-    .bind(SWEPT)
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query(
-        "DELETE FROM approvals WHERE id IN (SELECT id FROM approvals WHERE ended IS NOT NULL \
-           ORDER BY ended DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
-    )
-    .bind(ENDED_APPROVALS)
-    .bind(SWEPT)
-    .execute(conn)
-    .await?;
+    let awaited = i64::try_from(OUTCOMES_AWAITED).unwrap_or(i64::MAX);
+    conn.sweep_awaited(ended, awaited, SWEPT * 8).await?;
+    conn.sweep_evidence(to_i64(time_ms), SWEPT).await?;
+    conn.sweep_approvals(ENDED_APPROVALS, SWEPT).await?;
     Ok(all)
 }
 
@@ -249,6 +206,7 @@ pub(super) async fn listen(inner: &Inner) {
     let mut stop = inner.stop.subscribe();
     while !*stop.borrow() {
         select! {
+            biased;
             heard = hear(inner) => {
                 if let Err(error) = heard {
                     tracing::debug!(%error, "not listening; the database is asked each second");
@@ -257,30 +215,21 @@ pub(super) async fn listen(inner: &Inner) {
             _ = stop.changed() => return,
         }
         select! {
+            biased;
             () = sleep(POLL) => {}
             _ = stop.changed() => return,
         }
     }
 }
 
-async fn hear(inner: &Inner) -> Result<(), sqlx::Error> {
-    let replicated = inner.target.replicated;
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(inner.deadline)
-        .after_connect(move |conn, _| {
-            Box::pin(async move {
-                let checked = session::check(conn, replicated).await;
-                checked.map_err(|error| sqlx::Error::Configuration(error.to_string().into()))
-            })
-        })
-        .connect_with(inner.target.connect.clone())
-        .await?;
-    let mut listener = PgListener::connect_with(&pool).await?;
-    listener.listen("writ_approvals").await?;
+async fn hear(inner: &Inner) -> Result<(), PostgresError> {
+    let Target {
+        server, replicated, ..
+    } = &inner.target;
+    let mut ear = server.listen(inner.deadline, *replicated).await?;
     // What changed before it listened.
     inner.stirred.notify_one();
-    while listener.try_recv().await?.is_some() {
+    while ear.hear().await? {
         inner.told();
     }
     Ok(())
@@ -309,6 +258,7 @@ pub(super) async fn turn_away(inner: &Inner) {
             let _ = job.answer.send(Err(Refused::Unavailable));
         }
         select! {
+            biased;
             () = sleep(inner.deadline / 20) => {}
             _ = stop.changed() => {}
         }

@@ -4,13 +4,7 @@
 //! command's fate is told only when it is proven: everything short of that is
 //! `Unavailable` before COMMIT was asked for, and `Unknown` after.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-
-use sqlx::raw_sql;
-use tokio::time::{sleep, timeout};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Inner, PostgresError,
@@ -18,6 +12,7 @@ use super::{
     epoch,
     error::{Fault, fault},
     load::{self, Lane, Loaded},
+    outside::{self, Instant, backoff, now, sleep, timeout},
     save::{self, GroupToken},
     session::{Commit, Session},
 };
@@ -82,7 +77,7 @@ impl Worker {
     }
 
     async fn commit(&mut self, commands: &[Command]) -> Answers {
-        let until = Instant::now() + self.inner.deadline;
+        let until = now() + self.inner.deadline;
         match self.tries(commands, until).await {
             Ok(answers) => answers,
             // The server refused what one of them holds, or it is always in the way:
@@ -104,7 +99,7 @@ impl Worker {
         let keys = Keys::of(commands);
         let mut lane = self.lane;
         for tried in 0..TRIES {
-            if Instant::now() >= until {
+            if now() >= until {
                 break;
             }
             match self.once(commands, &keys, lane).await {
@@ -125,7 +120,7 @@ impl Worker {
         };
         let inner = Arc::clone(&self.inner);
         let mut token: GroupToken = [0; 16];
-        rand::fill(&mut token);
+        outside::fill(&mut token);
         // The server's own deadlines end each statement; this one, a server that is gone.
         let prepared = timeout(inner.deadline * 2, async {
             let before = inner.before();
@@ -136,8 +131,8 @@ impl Worker {
                 Loaded::Evidence => return Ok(Prepared::Evidence),
             };
             // Only now: it may have waited for others.
-            let now = rows.time_ms.max((inner.clock)());
-            let decided = decide(rows, elsewhere, commands, now, &inner.limits);
+            let time_ms = rows.time_ms.max((inner.clock)());
+            let decided = decide(rows, elsewhere, commands, time_ms, &inner.limits);
             let versions = if decided.writes.drafts.is_empty() {
                 Vec::new()
             } else {
@@ -205,7 +200,16 @@ impl Worker {
         versions: Vec<i64>,
         token: &GroupToken,
     ) -> Once {
+        if planted!(AnswerBeforeCommit) {
+            outside::spawn(async move {
+                session.commit().await;
+            });
+            self.inner.publish(&decided.writes, versions);
+            return Once::Answers(decided.answers);
+        }
         let proven = match session.commit().await {
+            Commit::InDoubt if planted!(DoubtRetried) => return Once::Failed(Fault::Conflict),
+            Commit::InDoubt if planted!(DoubtIsYes) => true,
             Commit::Proven => {
                 self.session = Some(session);
                 true
@@ -229,7 +233,11 @@ impl Worker {
         } else {
             for answer in &mut answers {
                 if answer.is_ok() {
-                    *answer = Err(Refused::Unknown);
+                    *answer = Err(if planted!(DoubtIsNo) {
+                        Refused::Unavailable
+                    } else {
+                        Refused::Unknown
+                    });
                 }
             }
         }
@@ -243,7 +251,7 @@ impl Worker {
             self.rests_until = None;
             if let Some(mut session) = self.session().await
                 && let Ok(Ok(true)) = timeout(self.inner.deadline, find(&mut session, token)).await
-                && session.commit().await == Commit::Proven
+                && (planted!(FoundIsProof) || session.commit().await == Commit::Proven)
             {
                 self.session = Some(session);
                 return true;
@@ -263,14 +271,14 @@ impl Worker {
         if let Some(session) = self.session.take() {
             return Some(session);
         }
-        if self.rests_until.is_some_and(|until| Instant::now() < until) {
+        if self.rests_until.is_some_and(|until| now() < until) {
             return None;
         }
         match self.inner.connect().await {
             Ok(session) => Some(session),
             Err(error) => {
                 tracing::warn!(%error, "no connection to the database");
-                self.rests_until = Some(Instant::now() + REST);
+                self.rests_until = Some(now() + REST);
                 None
             }
         }
@@ -285,22 +293,12 @@ enum Prepared {
 
 /// Begins a transaction that finds the group and writes something: once that is
 /// committed as promised, everything before it is.
-async fn find(session: &mut Session, token: &GroupToken) -> Result<bool, sqlx::Error> {
-    raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
-        .execute(&mut session.conn)
-        .await?;
-    let found = sqlx::query_scalar("SELECT EXISTS (SELECT FROM groups WHERE token = $1)")
-        .bind(token.as_slice())
-        .fetch_one(&mut session.conn)
-        .await?;
+async fn find(session: &mut Session, token: &GroupToken) -> Result<bool, PostgresError> {
+    session.conn.begin_plain().await?;
+    let found = session.conn.find_group(token).await?;
     if found {
-        sqlx::query(
-            "INSERT INTO barriers AS b (id, n) VALUES ($1, 0) \
-             ON CONFLICT (id) DO UPDATE SET n = b.n + 1",
-        )
-        .bind(rand::random_range(0..64))
-        .execute(&mut session.conn)
-        .await?;
+        let id = i32::try_from(outside::within(0, 64)).unwrap_or_default();
+        session.conn.barrier(id).await?;
     }
     Ok(found)
 }
@@ -308,18 +306,8 @@ async fn find(session: &mut Session, token: &GroupToken) -> Result<bool, sqlx::E
 /// Rows for agents that have none, in a transaction of their own: sorted, so that
 /// two replicas do not wait for each other.
 async fn add_agents(session: &mut Session, agents: &[String]) -> bool {
-    sqlx::query(
-        "INSERT INTO agents (agent) SELECT a FROM unnest($1::text[]) a ORDER BY a \
-         ON CONFLICT DO NOTHING",
-    )
-    .bind(agents)
-    .execute(&mut session.conn)
-    .await
-    .inspect_err(|error| tracing::warn!(%error, "agents' rows could not be added"))
-    .is_ok()
-}
-
-/// A little longer each time, and never the same for two lanes.
-fn backoff(tried: u32) -> Duration {
-    Duration::from_micros(rand::random_range(200..2_000) << tried.min(6))
+    let added = session.conn.add_agents(agents).await;
+    added
+        .inspect_err(|error| tracing::warn!(%error, "agents' rows could not be added"))
+        .is_ok()
 }

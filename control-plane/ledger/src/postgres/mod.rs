@@ -6,24 +6,27 @@
 //! time gives entries their place in the log. docs/decisions/0007-postgresql-ledger.md
 //! says why it is so.
 
-mod batch;
-mod draft;
+pub(crate) mod batch;
+pub(crate) mod database;
+pub(crate) mod draft;
 mod epoch;
 mod error;
 mod export;
-mod ground;
+pub(crate) mod ground;
 mod house;
 mod lane;
-mod load;
+pub(crate) mod load;
 mod migrations;
 mod notices;
-mod options;
+pub(crate) mod options;
+mod outside;
 mod queue;
 mod reader;
-mod save;
-mod sequencer;
+pub(crate) mod save;
+pub(crate) mod sequencer;
 mod session;
-mod values;
+mod sql;
+pub(crate) mod values;
 mod view;
 
 use std::{
@@ -34,7 +37,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::raw_sql;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 pub use error::PostgresError;
@@ -154,7 +156,7 @@ impl Inner {
             remembered: self.read().remembered(),
         };
         let ensured = epoch::ensure(&mut session, asker);
-        let epoch = tokio::time::timeout(self.deadline * 2, ensured)
+        let epoch = outside::timeout(self.deadline * 2, ensured)
             .await
             .unwrap_or(Err(PostgresError::Slow(self.deadline * 2)))?;
         if let Some(Begun { why, restored }) = epoch.begun {
@@ -235,14 +237,19 @@ impl Postgres {
     pub(crate) async fn open(
         options: PostgresOptions,
     ) -> Result<(Self, OpenReport), PostgresError> {
-        let share = Share::of(options.connections)?;
         let target = Target::new(&options)?;
+        Self::open_at(options, target).await
+    }
+
+    pub(crate) async fn open_at(
+        options: PostgresOptions,
+        target: Target,
+    ) -> Result<(Self, OpenReport), PostgresError> {
+        let share = Share::of(options.connections)?;
         let mut session = Session::open(&target).await?;
         // Tables may be large, and another replica may be at it.
-        raw_sql("SET statement_timeout = 0; SET lock_timeout = '30s'")
-            .execute(&mut session.conn)
-            .await?;
-        epoch::migrate(&mut session.conn).await?;
+        session.conn.be_patient().await?;
+        session.conn.migrate().await?;
         let asker = Asker {
             now: (options.clock)(),
             replicated: options.replicated,
@@ -318,7 +325,7 @@ impl Postgres {
         inner.stirred.notify_one();
         let newer = looked.wait_for(|look| *look > begun);
         // Without a database there is nothing to wait for, and nothing will commit.
-        let _ = tokio::time::timeout(CATCH_UP, newer).await;
+        let _ = outside::timeout(CATCH_UP, newer).await;
     }
 
     async fn look(&self, look: Look) -> Result<Found, Refused> {
@@ -423,30 +430,30 @@ fn start(inner: &Arc<Inner>, share: &Share) -> (Ended, Ended) {
     for lane in serial.chain(std::iter::repeat_n(Lane::Shared, share.spending)) {
         let worker = lane::Worker::new(Arc::clone(inner), lane);
         let running = lanes.clone();
-        tokio::spawn(async move {
+        outside::spawn(async move {
             worker.run().await;
             drop(running);
         });
     }
     for _ in 0..share.readers {
         let (inner, running) = (Arc::clone(inner), lanes.clone());
-        tokio::spawn(async move {
+        outside::spawn(async move {
             reader::run(&inner).await;
             drop(running);
         });
     }
     let (keeper, running) = (Arc::clone(inner), house.clone());
-    tokio::spawn(async move {
+    outside::spawn(async move {
         house::keep(&keeper).await;
         drop(running);
     });
     let (hearer, running) = (Arc::clone(inner), house.clone());
-    tokio::spawn(async move {
+    outside::spawn(async move {
         house::listen(&hearer).await;
         drop(running);
     });
     let (clerk, running) = (Arc::clone(inner), house);
-    tokio::spawn(async move {
+    outside::spawn(async move {
         house::turn_away(&clerk).await;
         drop(running);
     });

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::PostgresError;
+use super::{PostgresError, database::Server};
 use crate::{Clock, model::Limits};
 
 /// Fewest connections: a lane for what is spent, one for what humans decide, one
@@ -69,7 +69,7 @@ impl fmt::Debug for PostgresOptions {
 /// Where to connect, checked.
 #[derive(Clone)]
 pub(crate) struct Target {
-    pub(crate) connect: PgConnectOptions,
+    pub(crate) server: Server,
     pub(crate) replicated: bool,
     pub(crate) deadline: Duration,
 }
@@ -78,15 +78,16 @@ impl Target {
     pub(crate) fn new(options: &PostgresOptions) -> Result<Self, PostgresError> {
         let connect = connect_options(&options.url, options.plaintext_loopback)?;
         let deadline_ms = options.deadline.as_millis().max(1).to_string();
+        let connect = connect.application_name("writ").options([
+            ("statement_timeout", deadline_ms.as_str()),
+            ("lock_timeout", deadline_ms.as_str()),
+            // A replica that hangs must not keep others from what it locked.
+            ("idle_in_transaction_session_timeout", "10000"),
+            ("tcp_user_timeout", "10000"),
+            ("client_min_messages", "notice"),
+        ]);
         Ok(Self {
-            connect: connect.application_name("writ").options([
-                ("statement_timeout", deadline_ms.as_str()),
-                ("lock_timeout", deadline_ms.as_str()),
-                // A replica that hangs must not keep others from what it locked.
-                ("idle_in_transaction_session_timeout", "10000"),
-                ("tcp_user_timeout", "10000"),
-                ("client_min_messages", "notice"),
-            ]),
+            server: Server::Postgres(Box::new(connect)),
             replicated: options.replicated,
             deadline: options.deadline,
         })

@@ -3,13 +3,12 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use tokio::sync::{Notify, oneshot};
+
+use super::outside::{Instant, elapsed, now, timeout};
 
 /// When so many batches are under way, the next one waits until it is worth it: a
 /// batch costs the server as much as dozens of the commands in it.
@@ -56,7 +55,7 @@ impl<Q, A> Inner<Q, A> {
         let first = self.jobs.front()?;
         let crowded = self.busy >= CROWD && self.jobs.len() < WORTH && !self.stopping;
         PATIENCE
-            .checked_sub(first.since.elapsed())
+            .checked_sub(elapsed(first.since))
             .filter(|left| crowded && !left.is_zero())
     }
 }
@@ -104,7 +103,7 @@ impl<Q, A> Queue<Q, A> {
             question,
             answer,
             cost,
-            since: Instant::now(),
+            since: now(),
         });
         // Somebody waits with the first one; who comes while it waits wakes nobody.
         let wakes = inner.jobs.len() == 1 || inner.waits().is_none();
@@ -155,7 +154,7 @@ impl<Q, A> Queue<Q, A> {
         let late = inner
             .jobs
             .iter()
-            .take_while(|job| job.since.elapsed() > longest)
+            .take_while(|job| elapsed(job.since) > longest)
             .count();
         Self::first(&mut inner, late)
     }

@@ -1,12 +1,10 @@
 //! Reads that decisions begin with: always of the primary, many at a time.
 
-use std::{collections::HashMap, time::Instant};
-
-use tokio::time::timeout;
+use std::collections::HashMap;
 
 use super::{
     Inner, PostgresError,
-    load::{token_row, use_row},
+    outside::{now, timeout},
     session::Session,
 };
 use crate::{
@@ -36,15 +34,15 @@ pub(super) enum Found {
 /// Answers until the queue is closed and empty.
 pub(super) async fn run(inner: &Inner) {
     let mut session = None;
-    let mut rests_until = Instant::now();
+    let mut rests_until = now();
     while let Some(mut taken) = inner.looks.take(AT_ONCE).await {
         let jobs = std::mem::take(&mut taken.jobs);
-        if session.is_none() && inner.is_healthy() && Instant::now() >= rests_until {
+        if session.is_none() && inner.is_healthy() && now() >= rests_until {
             match inner.connect().await {
                 Ok(opened) => session = Some(opened),
                 Err(error) => {
                     tracing::warn!(%error, "no connection to the database");
-                    rests_until = Instant::now() + inner.deadline / 8;
+                    rests_until = now() + inner.deadline / 8;
                 }
             }
         }
@@ -95,28 +93,13 @@ async fn find(session: &mut Session, looks: &[Look]) -> Result<Vec<Found>, Postg
         .collect();
     let mut tokens_found = HashMap::new();
     if !tokens.is_empty() {
-        let rows = sqlx::query(
-            "SELECT record, held_by, held_since_ms, request_id FROM tokens WHERE hash = ANY($1)",
-        )
-        .bind(&tokens)
-        .fetch_all(&mut session.conn)
-        .await?;
-        for row in &rows {
-            let row = token_row(row)?;
+        for row in session.conn.tokens_now(&tokens).await? {
             tokens_found.insert(row.record.token_hash, row);
         }
     }
     let mut uses_found = HashMap::new();
     if !uses.is_empty() {
-        let rows = sqlx::query(
-            "SELECT hash, attempt, record, until_ms, outcome, awaited FROM uses \
-             WHERE hash = ANY($1)",
-        )
-        .bind(&uses)
-        .fetch_all(&mut session.conn)
-        .await?;
-        for row in &rows {
-            let row = use_row(row)?;
+        for row in session.conn.uses_now(&uses).await? {
             uses_found.insert(row.hash, row);
         }
     }

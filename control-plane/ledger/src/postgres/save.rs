@@ -1,39 +1,14 @@
 //! Writing back what a batch changed, in the transaction that loaded it.
 
-use sqlx::{PgConnection, Row as _};
-
 use super::{
     PostgresError,
     batch::Writes,
-    draft::Draft,
+    database::{Conn, Spent},
     ground::Ground,
-    values::{UseText, outcome, to_i64},
-};
-use crate::{
-    embedded::state::partial::{TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis},
 };
 
 /// What a committed batch is known by.
 pub(crate) type GroupToken = [u8; 16];
-
-/// The hot path is one statement. `DELETE … RETURNING` decides: whoever is not
-/// the one that removed a token did not spend it. A group is of the epoch that the
-/// batch was decided in, or it is not written.
-const SPEND: &str = "WITH gone AS (DELETE FROM tokens WHERE hash = ANY($1) RETURNING hash), \
-     used AS (INSERT INTO uses (hash, attempt, record, until_ms, outcome, awaited) \
-       SELECT * FROM unnest($2::bytea[], $3::text[], $4::bytea[], $5::int8[], $6::int4[], $7::bool[]) \
-       ON CONFLICT (hash) DO UPDATE SET record = excluded.record, until_ms = excluded.until_ms, \
-         outcome = excluded.outcome, awaited = excluded.awaited \
-         WHERE uses.attempt = excluded.attempt RETURNING hash), \
-     new AS (INSERT INTO groups (id, token, epoch, time_ms, count) \
-       SELECT nextval('group_ids'), $8, epoch, $9, $10 FROM meta \
-       WHERE epoch = $14 AND tableoid::int8 = $15 RETURNING id), \
-     lines AS (INSERT INTO entries (group_id, n, kind, head, attached) \
-       SELECT new.id, e.n - 1, e.kind, e.head, e.attached \
-       FROM new, unnest($11::text[], $12::bytea[], $13::bytea[]) \
-         WITH ORDINALITY e (kind, head, attached, n) RETURNING n) \
-     SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM used), (SELECT count(*) FROM lines)";
 
 /// Writes a batch, and gives the versions of its approvals. Nothing is durable
 /// before the commit.
@@ -43,270 +18,54 @@ const SPEND: &str = "WITH gone AS (DELETE FROM tokens WHERE hash = ANY($1) RETUR
 /// began meanwhile. `RowNotFound`: somebody else spent what was locked here, which
 /// cannot be, or the rows are not what they were.
 pub(crate) async fn save(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     writes: &Writes,
     token: &GroupToken,
     ground: &Ground,
 ) -> Result<Vec<i64>, PostgresError> {
-    let uses = Uses::new(&writes.uses)?;
-    let (kinds, heads, attached) = columns(&writes.drafts);
-    let row = sqlx::query(SPEND)
-        .bind(&writes.gone)
-        .bind(&uses.hashes)
-        .bind(&uses.attempts)
-        .bind(&uses.records)
-        .bind(&uses.until)
-        .bind(&uses.outcomes)
-        .bind(&uses.awaited)
-        .bind(token.as_slice())
-        .bind(to_i64(writes.time_ms))
-        .bind(i32::try_from(writes.drafts.len()).unwrap_or(i32::MAX))
-        .bind(&kinds)
-        .bind(&heads)
-        .bind(&attached)
-        .bind(to_i64(ground.epoch))
-        .bind(ground.tables)
-        .fetch_one(&mut *conn)
-        .await?;
-    let done = |at: usize| row.try_get::<i64, _>(at).map(|n| usize::try_from(n).ok());
-    if done(2)? == Some(0) && !writes.drafts.is_empty() {
+    let done = conn.spend(writes, token, ground).await?;
+    if done.lines == 0 && !writes.drafts.is_empty() {
         return Err(PostgresError::Moved);
     }
-    let all = done(0)? == Some(writes.gone.len())
-        && done(1)? == Some(writes.uses.len())
-        && done(2)? == Some(writes.drafts.len());
-    if !all {
+    let meant = Spent {
+        gone: writes.gone.len(),
+        used: writes.uses.len(),
+        lines: writes.drafts.len(),
+    };
+    if done != meant {
         return Err(sqlx::Error::RowNotFound.into());
     }
     if !writes.issued.is_empty() {
-        issue(conn, &writes.issued).await?;
+        conn.issue(&writes.issued).await?;
     }
-    if !writes.held.is_empty() {
-        hold(conn, &writes.held).await?;
+    let mut held = 0;
+    for row in &writes.held {
+        held += conn.hold(row).await?;
     }
-    evidence(conn, writes).await?;
+    if usize::try_from(held).ok() != Some(writes.held.len()) {
+        return Err(sqlx::Error::RowNotFound.into());
+    }
+    if !writes.evidence.is_empty() {
+        conn.put_evidence(&writes.evidence).await?;
+    }
     if !writes.outstanding.is_empty() {
-        outstanding(conn, writes).await?;
+        conn.put_outstanding(&writes.outstanding).await?;
     }
-    let versions = approvals(conn, &writes.approvals).await?;
-    discovered(conn, &writes.discovered).await?;
+    // Under the serial lane's lock, so that versions are committed in their order.
+    let mut versions = Vec::with_capacity(writes.approvals.len());
+    for approval in &writes.approvals {
+        versions.push(conn.put_approval(approval).await?);
+    }
+    for (agent, at_ms) in &writes.discovered {
+        conn.put_discovered(agent, *at_ms).await?;
+    }
     if writes.confirmed {
-        sqlx::query("UPDATE meta SET suspended = NULL")
-            .execute(&mut *conn)
-            .await?;
+        conn.confirm().await?;
     }
     if writes.holds_changed {
         // Told when this commits, to whoever waits in another replica. What takes the
         // lock of notifications is rare: only what humans are asked about.
-        sqlx::query("SELECT pg_notify('writ_approvals', '')")
-            .execute(conn)
-            .await?;
+        conn.notify().await?;
     }
     Ok(versions)
-}
-
-#[derive(Default)]
-struct Uses<'a> {
-    hashes: Vec<Hash>,
-    attempts: Vec<&'a str>,
-    records: Vec<Vec<u8>>,
-    until: Vec<i64>,
-    outcomes: Vec<Option<i32>>,
-    awaited: Vec<bool>,
-}
-
-impl<'a> Uses<'a> {
-    fn new(rows: &'a [UseRow]) -> Result<Self, PostgresError> {
-        let mut columns = Self::default();
-        for row in rows {
-            let text = UseText {
-                jti: row
-                    .spent
-                    .as_ref()
-                    .map_or_else(String::new, |s| s.jti.clone()),
-                request_id: row
-                    .spent
-                    .as_ref()
-                    .map_or_else(String::new, |s| s.request_id.clone()),
-            };
-            columns.hashes.push(row.hash);
-            columns.attempts.push(&row.attempt);
-            columns.records.push(serde_json::to_vec(&text)?);
-            // While it is held, it does not end.
-            let until = row.spent.as_ref().map_or(Millis::MAX, |s| s.expires_ms);
-            columns.until.push(to_i64(until));
-            columns
-                .outcomes
-                .push(row.spent.as_ref().map(|s| outcome(s.outcome)));
-            columns.awaited.push(row.awaited);
-        }
-        Ok(columns)
-    }
-}
-
-type Columns<'a> = (Vec<&'a str>, Vec<&'a [u8]>, Vec<&'a [u8]>);
-
-fn columns(drafts: &[Draft]) -> Columns<'_> {
-    let mut columns: Columns<'_> = Default::default();
-    for draft in drafts {
-        columns.0.push(&draft.kind);
-        columns.1.push(&draft.head);
-        columns.2.push(&draft.attached);
-    }
-    columns
-}
-
-async fn issue(conn: &mut PgConnection, rows: &[TokenRow]) -> Result<(), PostgresError> {
-    let mut records = Vec::with_capacity(rows.len());
-    for row in rows {
-        records.push(serde_json::to_vec(&row.record)?);
-    }
-    let of = |row: &TokenRow| row.record.token_hash;
-    let hashes: Vec<Hash> = rows.iter().map(of).collect();
-    let agents: Vec<&str> = rows.iter().map(|r| r.record.agent.as_str()).collect();
-    let ends: Vec<i64> = rows.iter().map(|r| to_i64(r.record.expires_ms)).collect();
-    let held = |row: &TokenRow| row.held.clone();
-    let holders: Vec<Option<String>> = rows.iter().map(|r| held(r).map(|h| h.attempt)).collect();
-    let since: Vec<Option<i64>> = rows
-        .iter()
-        .map(|r| held(r).map(|h| to_i64(h.since_ms)))
-        .collect();
-    let requests: Vec<Option<Vec<u8>>> = rows
-        .iter()
-        .map(|r| held(r).map(|h| h.request_id.into_bytes()))
-        .collect();
-    sqlx::query(
-        "INSERT INTO tokens (hash, agent, expires_ms, record, held_by, held_since_ms, request_id) \
-         SELECT * FROM unnest($1::bytea[], $2::text[], $3::int8[], $4::bytea[], $5::text[], \
-         $6::int8[], $7::bytea[])",
-    )
-    .bind(&hashes)
-    .bind(&agents)
-    .bind(&ends)
-    .bind(&records)
-    .bind(&holders)
-    .bind(&since)
-    .bind(&requests)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-async fn hold(conn: &mut PgConnection, rows: &[TokenRow]) -> Result<(), PostgresError> {
-    let mut changed = 0;
-    for row in rows {
-        let Some(held) = &row.held else {
-            continue;
-        };
-        changed += sqlx::query(
-            "UPDATE tokens SET held_by = $2, held_since_ms = $3, request_id = $4 WHERE hash = $1",
-        )
-        .bind(row.record.token_hash)
-        .bind(&held.attempt)
-        .bind(to_i64(held.since_ms))
-        .bind(held.request_id.as_bytes())
-        .execute(&mut *conn)
-        .await?
-        .rows_affected();
-    }
-    if usize::try_from(changed).ok() == Some(rows.len()) {
-        Ok(())
-    } else {
-        Err(sqlx::Error::RowNotFound.into())
-    }
-}
-
-async fn evidence(conn: &mut PgConnection, writes: &Writes) -> Result<(), PostgresError> {
-    if writes.evidence.is_empty() {
-        return Ok(());
-    }
-    let mut keys = Vec::with_capacity(writes.evidence.len());
-    for row in &writes.evidence {
-        keys.push(serde_json::to_vec(&row.keys)?);
-    }
-    let rows = &writes.evidence;
-    let ids: Vec<Hash> = rows.iter().map(|e| e.id).collect();
-    let agents: Vec<&str> = rows.iter().map(|e| e.agent.as_str()).collect();
-    let until: Vec<i64> = rows.iter().map(|e| to_i64(e.until_ms)).collect();
-    sqlx::query(
-        "INSERT INTO evidence AS e (id, agent, keys, until_ms) \
-         SELECT * FROM unnest($1::bytea[], $2::text[], $3::bytea[], $4::int8[]) \
-         ON CONFLICT (id) DO UPDATE SET agent = excluded.agent, keys = excluded.keys, \
-         until_ms = excluded.until_ms \
-         WHERE (e.agent, e.keys, e.until_ms) \
-           IS DISTINCT FROM (excluded.agent, excluded.keys, excluded.until_ms)",
-    )
-    .bind(&ids)
-    .bind(&agents)
-    .bind(&keys)
-    .bind(&until)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-async fn outstanding(conn: &mut PgConnection, writes: &Writes) -> Result<(), PostgresError> {
-    let of = |(agent, count): &(String, usize)| {
-        (agent.clone(), i64::try_from(*count).unwrap_or(i64::MAX))
-    };
-    let (agents, counts): (Vec<String>, Vec<i64>) = writes.outstanding.iter().map(of).unzip();
-    sqlx::query(
-        "UPDATE agents SET outstanding = n.count \
-         FROM unnest($1::text[], $2::int8[]) n (agent, count) WHERE agents.agent = n.agent",
-    )
-    .bind(&agents)
-    .bind(&counts)
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-/// Under the serial lane's lock, so that versions are committed in their order.
-async fn approvals(
-    conn: &mut PgConnection,
-    approvals: &[Approval],
-) -> Result<Vec<i64>, PostgresError> {
-    let mut versions = Vec::with_capacity(approvals.len());
-    for approval in approvals {
-        let open = matches!(
-            approval.state,
-            ApprovalState::Pending | ApprovalState::Approved
-        );
-        let version = sqlx::query_scalar(
-            "INSERT INTO approvals AS a \
-               (id, digest, agent, expires_ms, record, version, opened, ended) \
-             SELECT $1, $2, $3, $4, $5, v, v, CASE WHEN $6 THEN NULL ELSE v END \
-             FROM nextval('changes') v \
-             ON CONFLICT (id) DO UPDATE SET expires_ms = excluded.expires_ms, \
-               record = excluded.record, version = excluded.version, \
-               ended = coalesce(a.ended, excluded.ended) \
-             RETURNING version",
-        )
-        .bind(&approval.id)
-        .bind(approval.digest)
-        .bind(&approval.agent)
-        .bind(to_i64(approval.expires_ms))
-        .bind(serde_json::to_vec(approval)?)
-        .bind(open)
-        .fetch_one(&mut *conn)
-        .await?;
-        versions.push(version);
-    }
-    Ok(versions)
-}
-
-async fn discovered(
-    conn: &mut PgConnection,
-    discovered: &[(String, Millis)],
-) -> Result<(), PostgresError> {
-    for (agent, at) in discovered {
-        sqlx::query(
-            "INSERT INTO discovered (agent, at_ms, version) VALUES ($1, $2, nextval('changes'))",
-        )
-        .bind(agent)
-        .bind(to_i64(*at))
-        .execute(&mut *conn)
-        .await?;
-    }
-    Ok(())
 }

@@ -5,18 +5,16 @@
 //! is therefore taken in the order of ids; a group that commits later than its
 //! neighbours comes later in the log, and nothing before it rested on it.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Duration};
 
 use audit::leaf_hash;
-use sqlx::{PgConnection, raw_sql};
 
 use super::{
-    PostgresError, draft,
+    PostgresError,
+    database::Conn,
+    draft,
+    outside::{self, Instant, elapsed, now},
     session::{Commit, Session},
-    values::{from_i64, to_i64},
 };
 use crate::{
     lines::Place,
@@ -46,29 +44,31 @@ pub(crate) struct Sequencer {
     renewed: Instant,
 }
 
-struct Waiting {
-    id: i64,
-    epoch: u64,
-    time_ms: Millis,
+/// A group that waits for its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) id: i64,
+    pub(crate) epoch: u64,
+    pub(crate) time_ms: Millis,
 }
 
 /// A group with its place.
-struct Placed {
-    id: i64,
-    first: u64,
-    time_ms: Millis,
-    prev: Hash,
-    leaves: Vec<u8>,
+pub(crate) struct Placed {
+    pub(crate) id: i64,
+    pub(crate) first: u64,
+    pub(crate) time_ms: Millis,
+    pub(crate) prev: Hash,
+    pub(crate) leaves: Vec<u8>,
 }
 
 impl Sequencer {
     pub(crate) fn new() -> Self {
         let mut replica = [0; 16];
-        rand::fill(&mut replica);
+        outside::fill(&mut replica);
         Self {
             replica,
             fence: None,
-            renewed: Instant::now(),
+            renewed: now(),
         }
     }
 
@@ -80,35 +80,22 @@ impl Sequencer {
     ///
     /// # Errors
     /// When the server does not answer; whether it is held is not known.
-    pub(crate) async fn lease(&mut self, conn: &mut PgConnection) -> Result<(), PostgresError> {
-        if self.fence.is_some() && self.renewed.elapsed() < LEASE / 3 {
+    pub(crate) async fn lease(&mut self, conn: &mut Conn) -> Result<(), PostgresError> {
+        if self.fence.is_some() && elapsed(self.renewed) < LEASE / 3 {
             return Ok(());
         }
-        self.fence = sqlx::query_scalar(
-            "UPDATE sequencer SET holder = $1, until = clock_timestamp() + $2 * interval '1 ms', \
-               fence = CASE WHEN holder = $1 AND fence = $3 THEN fence ELSE fence + 1 END \
-             WHERE (holder = $1 AND fence = $3) OR until < clock_timestamp() RETURNING fence",
-        )
-        .bind(self.replica.as_slice())
-        .bind(i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX))
-        .bind(self.fence.unwrap_or(-1))
-        .fetch_optional(conn)
-        .await?;
-        self.renewed = Instant::now();
+        let ms = i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX);
+        let fence = self.fence.unwrap_or(-1);
+        self.fence = conn.lease(&self.replica, ms, fence).await?;
+        self.renewed = now();
         Ok(())
     }
 
     /// Lets others have the lease at once.
-    pub(crate) async fn release(&mut self, conn: &mut PgConnection) {
+    pub(crate) async fn release(&mut self, conn: &mut Conn) {
         if let Some(fence) = self.fence.take() {
             // Without this they have it when its time is over.
-            let _ = sqlx::query(
-                "UPDATE sequencer SET until = 'epoch' WHERE fence = $1 AND holder = $2",
-            )
-            .bind(fence)
-            .bind(self.replica.as_slice())
-            .execute(conn)
-            .await;
+            let _ = conn.release(&self.replica, fence).await;
         }
     }
 
@@ -124,31 +111,21 @@ impl Sequencer {
         let Some(fence) = self.fence else {
             return Ok(None);
         };
-        if !is_waiting(&mut session.conn).await? {
+        if !session.conn.is_waiting().await? {
             return Ok(None);
         }
-        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
-            .execute(&mut session.conn)
-            .await?;
+        session.conn.begin_plain().await?;
         // The row is locked until the commit: whoever takes the lease waits for
         // it, and who lost the lease finds no row.
-        let mine: Option<(i64, Hash, i64)> = sqlx::query_as(
-            "SELECT entries, head, time_ms FROM sequencer WHERE fence = $1 AND holder = $2 \
-             FOR UPDATE",
-        )
-        .bind(fence)
-        .bind(self.replica.as_slice())
-        .fetch_optional(&mut session.conn)
-        .await?;
-        let Some((entries, leaf, time_ms)) = mine else {
-            self.fence = None;
-            session.rollback().await;
-            return Ok(None);
+        let mine = if planted!(FenceIgnored) {
+            Some(session.conn.lock_head().await?)
+        } else {
+            session.conn.lock_head_of(&self.replica, fence).await?
         };
-        let head = Head {
-            entries: from_i64(entries),
-            leaf,
-            time_ms: from_i64(time_ms),
+        let Some(head) = mine else {
+            self.fence = None;
+            session.give_up().await?;
+            return Ok(None);
         };
         let head = place(&mut session.conn, head).await?;
         match session.commit().await {
@@ -165,13 +142,11 @@ impl Sequencer {
 /// # Errors
 /// When the server does not answer; what has its place by then keeps it.
 pub(crate) async fn catch_up(session: &mut Session) -> Result<(), PostgresError> {
-    let begun = Instant::now();
+    let begun = now();
     // Others may go on to commit: what is left is placed under the locks.
-    while begun.elapsed() < AT_MOST && is_waiting(&mut session.conn).await? {
-        raw_sql("BEGIN ISOLATION LEVEL READ COMMITTED")
-            .execute(&mut session.conn)
-            .await?;
-        let head = locked(&mut session.conn).await?;
+    while elapsed(begun) < AT_MOST && session.conn.is_waiting().await? {
+        session.conn.begin_plain().await?;
+        let head = session.conn.lock_head().await?;
         place(&mut session.conn, head).await?;
         if session.commit().await != Commit::Proven {
             return Err(PostgresError::Unknown);
@@ -184,69 +159,37 @@ pub(crate) async fn catch_up(session: &mut Session) -> Result<(), PostgresError>
 ///
 /// # Errors
 /// The transaction has to be rolled back.
-pub(crate) async fn place_rest(conn: &mut PgConnection) -> Result<Head, PostgresError> {
-    let mut head = locked(conn).await?;
-    while is_waiting(conn).await? {
+pub(crate) async fn place_rest(conn: &mut Conn) -> Result<Head, PostgresError> {
+    let mut head = conn.lock_head().await?;
+    while conn.is_waiting().await? {
         head = place(conn, head).await?;
     }
     Ok(head)
 }
 
-async fn locked(conn: &mut PgConnection) -> Result<Head, PostgresError> {
-    let (entries, leaf, time_ms): (i64, Hash, i64) =
-        sqlx::query_as("SELECT entries, head, time_ms FROM sequencer FOR UPDATE")
-            .fetch_one(conn)
-            .await?;
-    Ok(Head {
-        entries: from_i64(entries),
-        leaf,
-        time_ms: from_i64(time_ms),
-    })
-}
-
-async fn is_waiting(conn: &mut PgConnection) -> Result<bool, PostgresError> {
-    let found = sqlx::query_scalar("SELECT EXISTS (SELECT FROM groups WHERE first_index IS NULL)")
-        .fetch_one(conn)
-        .await?;
-    Ok(found)
-}
-
-async fn place(conn: &mut PgConnection, mut head: Head) -> Result<Head, PostgresError> {
-    let waiting: Vec<(i64, i64, i64)> = sqlx::query_as(
-        "SELECT id, epoch, time_ms FROM groups WHERE first_index IS NULL ORDER BY id LIMIT $1",
-    )
-    .bind(GROUPS)
-    .fetch_all(&mut *conn)
-    .await?;
-    let ids: Vec<i64> = waiting.iter().map(|(id, ..)| *id).collect();
-    let drafts: Vec<(i64, String, Vec<u8>)> = sqlx::query_as(
-        "SELECT group_id, kind, head FROM entries WHERE group_id = ANY($1) ORDER BY group_id, n",
-    )
-    .bind(&ids)
-    .fetch_all(&mut *conn)
-    .await?;
+async fn place(conn: &mut Conn, mut head: Head) -> Result<Head, PostgresError> {
+    let waiting = conn.waiting(GROUPS).await?;
+    let ids: Vec<i64> = waiting.iter().map(|group| group.id).collect();
     let mut by_group: HashMap<i64, Vec<(String, Vec<u8>)>> = HashMap::new();
-    for (id, kind, start) in drafts {
+    for (id, kind, start) in conn.drafts(&ids).await? {
         by_group.entry(id).or_default().push((kind, start));
     }
     let mut placed = Vec::with_capacity(waiting.len());
-    for (id, epoch, time_ms) in waiting {
-        let group = Waiting {
-            id,
-            epoch: from_i64(epoch),
-            time_ms: from_i64(time_ms),
-        };
-        let drafts = by_group.remove(&id).unwrap_or_default();
+    for group in waiting {
+        let drafts = by_group.remove(&group.id).unwrap_or_default();
         placed.push(group.place(&drafts, &mut head));
     }
-    write(conn, &placed, &head).await?;
+    conn.put_places(&placed).await?;
+    conn.put_head(&head).await?;
     Ok(head)
 }
 
 impl Waiting {
     fn place(&self, drafts: &[(String, Vec<u8>)], head: &mut Head) -> Placed {
         // Replicas' clocks may differ: the log's time does not go back.
-        head.time_ms = head.time_ms.max(self.time_ms);
+        if self.time_ms > head.time_ms || planted!(TimeGoesBack) {
+            head.time_ms = self.time_ms;
+        }
         let mut placed = Placed {
             id: self.id,
             first: head.entries,
@@ -267,36 +210,4 @@ impl Waiting {
         }
         placed
     }
-}
-
-async fn write(
-    conn: &mut PgConnection,
-    placed: &[Placed],
-    head: &Head,
-) -> Result<(), PostgresError> {
-    let ids: Vec<i64> = placed.iter().map(|g| g.id).collect();
-    let firsts: Vec<i64> = placed.iter().map(|g| to_i64(g.first)).collect();
-    let times: Vec<i64> = placed.iter().map(|g| to_i64(g.time_ms)).collect();
-    let prevs: Vec<Hash> = placed.iter().map(|g| g.prev).collect();
-    let leaves: Vec<&[u8]> = placed.iter().map(|g| g.leaves.as_slice()).collect();
-    sqlx::query(
-        "UPDATE groups g SET first_index = n.first, line_time_ms = n.time, prev = n.prev, \
-         leaves = n.leaves \
-         FROM unnest($1::int8[], $2::int8[], $3::int8[], $4::bytea[], $5::bytea[]) \
-           n (id, first, time, prev, leaves) WHERE g.id = n.id AND g.first_index IS NULL",
-    )
-    .bind(&ids)
-    .bind(&firsts)
-    .bind(&times)
-    .bind(&prevs)
-    .bind(&leaves)
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query("UPDATE sequencer SET entries = $1, head = $2, time_ms = $3")
-        .bind(to_i64(head.entries))
-        .bind(head.leaf)
-        .bind(to_i64(head.time_ms))
-        .execute(conn)
-        .await?;
-    Ok(())
 }

@@ -2,23 +2,20 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection, raw_sql};
-use tokio::time::timeout;
-
 use super::{
     PostgresError,
+    database::{Conn, Settings},
     error::{is_aborted, is_rolled_back},
     ground::Ground,
-    notices::Notices,
     options::Target,
+    outside::timeout,
 };
 
 /// A session that loses nothing that it acknowledged: see [`check`].
 pub(crate) struct Session {
-    pub(crate) conn: PgConnection,
+    pub(crate) conn: Conn,
     /// What it was found to stand on, once that was looked at.
     pub(crate) ground: Ground,
-    notices: Notices,
     deadline: Duration,
 }
 
@@ -40,12 +37,11 @@ impl Session {
     /// When it cannot be reached in time, or must not be used.
     pub(crate) async fn open(target: &Target) -> Result<Self, PostgresError> {
         let opened = async {
-            let mut conn = PgConnection::connect_with(&target.connect).await?;
+            let mut conn = target.server.connect().await?;
             check(&mut conn, target.replicated).await?;
             Ok(Self {
                 conn,
                 ground: Ground::default(),
-                notices: Notices::new(),
                 deadline: target.deadline,
             })
         };
@@ -55,17 +51,13 @@ impl Session {
     }
 
     /// COMMIT. Only an answer that is exactly one is proof: a notice beside it may
-    /// say that the wait for a standby was cut short. A transaction that failed is
-    /// answered as if COMMIT had been done, but for a word that the driver keeps to
-    /// itself; so something is asked just before, which only one that lives answers,
-    /// and without which the server goes on to no COMMIT.
+    /// say that the wait for a standby was cut short.
     pub(crate) async fn commit(&mut self) -> Commit {
-        let commit = raw_sql("SELECT 1; COMMIT").execute(&mut self.conn);
-        let commit = timeout(self.deadline, commit);
-        match self.notices.during(commit).await {
-            (Ok(Ok(done)), false) if done.rows_affected() == 1 => Commit::Proven,
-            (Ok(Err(error)), false) if is_rolled_back(&error) => Commit::RolledBack,
-            (Ok(Err(error)), false) if is_aborted(&error) => {
+        let said = self.conn.commit(self.deadline).await;
+        match (said.answer, said.notice) {
+            (Some(Ok(true)), notice) if !notice || planted!(NoticeIgnored) => Commit::Proven,
+            (Some(Err(error)), false) if is_rolled_back(&error) => Commit::RolledBack,
+            (Some(Err(error)), false) if is_aborted(&error) => {
                 tracing::error!(%error, "a transaction that had failed was to be committed");
                 self.rollback().await;
                 Commit::RolledBack
@@ -77,36 +69,55 @@ impl Session {
         }
     }
 
+    /// Gives up the transaction.
+    ///
+    /// # Errors
+    /// When that was not answered: the connection must not be used any more.
+    pub(crate) async fn give_up(&mut self) -> Result<(), PostgresError> {
+        if self.rollback().await {
+            Ok(())
+        } else {
+            Err(PostgresError::Slow(self.deadline))
+        }
+    }
+
     /// Gives up the transaction. False: the connection cannot be used any more.
     pub(crate) async fn rollback(&mut self) -> bool {
-        let rollback = raw_sql("ROLLBACK").execute(&mut self.conn);
-        matches!(timeout(self.deadline, rollback).await, Ok(Ok(_)))
+        matches!(
+            timeout(self.deadline, self.conn.rollback()).await,
+            Ok(Ok(()))
+        )
     }
 }
-
-/// What decides whether a server keeps its promises; also asked again while in use.
-const SETTINGS: &str = "SELECT current_setting('synchronous_commit'), current_setting('fsync'), \
-     current_setting('full_page_writes'), current_setting('synchronous_standby_names'), \
-     pg_is_in_recovery(), current_setting('transaction_read_only'), \
-     current_setting('server_version_num')::int4";
 
 /// The oldest server that is used.
 const OLDEST: i32 = 140_000;
 
-/// Refuses a server that may lose what it acknowledged, and any that is not the primary.
+/// Refuses a server that may lose what it acknowledged, and any that is not the
+/// primary. What was right stays so for this connection, whatever is reloaded.
 ///
 /// # Errors
 /// [`PostgresError::Setting`], which names the setting and what to do.
-pub(crate) async fn check(conn: &mut PgConnection, replicated: bool) -> Result<(), PostgresError> {
-    let (commit, fsync, pages, standbys, standby, read_only, version): (
-        String,
-        String,
-        String,
-        String,
-        bool,
-        String,
-        i32,
-    ) = sqlx::query_as(SETTINGS).fetch_one(&mut *conn).await?;
+pub(crate) async fn check(conn: &mut Conn, replicated: bool) -> Result<(), PostgresError> {
+    let settings = conn.settings().await?;
+    sound(&settings, replicated)?;
+    conn.keep_commit(settings.synchronous_commit).await
+}
+
+/// The same of what was read.
+///
+/// # Errors
+/// The same.
+pub(super) fn sound(settings: &Settings, replicated: bool) -> Result<(), PostgresError> {
+    let Settings {
+        synchronous_commit: commit,
+        fsync,
+        full_page_writes: pages,
+        standbys,
+        standby,
+        read_only,
+        version,
+    } = settings;
     let setting = |name, value: &str, todo| PostgresError::Setting {
         name,
         value: value.to_owned(),
@@ -114,7 +125,7 @@ pub(crate) async fn check(conn: &mut PgConnection, replicated: bool) -> Result<(
     };
     // `local` is `on` where there is no standby, but not what was promised where there is.
     let durable = ["on", "remote_write", "remote_apply"];
-    if version < OLDEST {
+    if *version < OLDEST {
         let version = version.to_string();
         return Err(setting(
             "server_version_num",
@@ -122,7 +133,7 @@ pub(crate) async fn check(conn: &mut PgConnection, replicated: bool) -> Result<(
             "use PostgreSQL 14 or newer",
         ));
     }
-    if standby {
+    if *standby {
         return Err(setting(
             "pg_is_in_recovery",
             "true",
@@ -130,18 +141,14 @@ pub(crate) async fn check(conn: &mut PgConnection, replicated: bool) -> Result<(
         ));
     }
     if read_only != "off" {
-        return Err(setting(
-            "transaction_read_only",
-            &read_only,
-            "set it to off",
-        ));
+        return Err(setting("transaction_read_only", read_only, "set it to off"));
     }
     if !durable.contains(&commit.as_str()) {
         let todo =
             "set it to on (for the database, the role and the server), or commits may be lost";
-        return Err(setting("synchronous_commit", &commit, todo));
+        return Err(setting("synchronous_commit", commit, todo));
     }
-    for (name, value) in [("fsync", &fsync), ("full_page_writes", &pages)] {
+    for (name, value) in [("fsync", fsync), ("full_page_writes", pages)] {
         if value != "on" {
             return Err(setting(
                 name,
@@ -152,12 +159,7 @@ pub(crate) async fn check(conn: &mut PgConnection, replicated: bool) -> Result<(
     }
     if replicated && standbys.trim().is_empty() {
         let todo = "name a standby, or take back the promise (ledger.store_replicated)";
-        return Err(setting("synchronous_standby_names", &standbys, todo));
+        return Err(setting("synchronous_standby_names", standbys, todo));
     }
-    // What was right stays so for this session, whatever is reloaded.
-    sqlx::query("SELECT set_config('synchronous_commit', $1, false)")
-        .bind(commit)
-        .execute(conn)
-        .await?;
     Ok(())
 }

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use sqlx::{PgConnection, Row as _};
-
 use super::{
-    PostgresError, draft,
+    PostgresError,
+    database::{Conn, ListedRow},
+    draft,
     ground::Remembered,
     sequencer::Head,
-    values::{from_i64, to_i64},
+    values::from_i64,
+    values::to_i64,
 };
 use crate::{
     embedded::listing::ListedEntry,
@@ -28,8 +29,10 @@ pub(crate) struct View {
     /// With the version that it had.
     approvals: BTreeMap<String, (i64, Approval)>,
     discovered: BTreeMap<String, Millis>,
-    /// What was polled up to.
+    /// What was polled up to: of approvals, and of discovered agents. They are asked
+    /// for one after the other, and what is committed between is in one only.
     version: i64,
+    discoveries: i64,
     pub(crate) suspended: Option<Suspension>,
     pub(crate) head: Head,
     /// The latest ledger time that is known here.
@@ -130,8 +133,11 @@ impl View {
             changed.approvals |= self.put(version, approval);
         }
         for (version, agent, at) in news.discovered {
-            self.version = self.version.max(version);
+            self.discoveries = self.discoveries.max(version);
             self.discovered.insert(agent, at);
+        }
+        if planted!(OneVersionOfTwo) {
+            self.version = self.version.max(self.discoveries);
         }
         self.forget();
         self.suspended = news.suspended;
@@ -166,6 +172,11 @@ impl View {
     pub(crate) fn since(&self) -> Since {
         Since {
             version: self.version,
+            discoveries: if planted!(OneVersionOfTwo) {
+                self.version
+            } else {
+                self.discoveries
+            },
             entries: self.head.entries,
             epoch: self.epoch,
         }
@@ -183,6 +194,7 @@ impl View {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since {
     version: i64,
+    discoveries: i64,
     entries: u64,
     epoch: u64,
 }
@@ -191,46 +203,21 @@ pub(crate) struct Since {
 ///
 /// # Errors
 /// When it does not answer, or what it holds is of another version.
-pub(crate) async fn poll(conn: &mut PgConnection, mut since: Since) -> Result<News, PostgresError> {
-    let row = sqlx::query(
-        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms, m.restored \
-         FROM meta m, sequencer s",
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    let suspended: Option<Vec<u8>> = row.try_get(1)?;
+pub(crate) async fn poll(conn: &mut Conn, mut since: Since) -> Result<News, PostgresError> {
+    let newest = conn.newest().await?;
     let mut news = News {
-        epoch: from_i64(row.try_get(0)?),
-        suspended: suspended
-            .map(|json| serde_json::from_slice(&json))
-            .transpose()?,
-        head: Head {
-            entries: from_i64(row.try_get(2)?),
-            leaf: row.try_get(3)?,
-            time_ms: from_i64(row.try_get(4)?),
-        },
-        anew: from_i64(row.try_get(5)?) > since.epoch,
+        epoch: newest.epoch,
+        suspended: newest.suspended,
+        head: newest.head,
+        anew: newest.restored > since.epoch,
         ..News::default()
     };
     if news.anew {
         // Versions, too, are counted from where the backup was.
-        (since.version, since.entries) = (0, 0);
+        (since.version, since.discoveries, since.entries) = (0, 0, 0);
     }
-    let approvals: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, record FROM approvals WHERE version > $1 ORDER BY version")
-            .bind(since.version)
-            .fetch_all(&mut *conn)
-            .await?;
-    for (version, record) in approvals {
-        news.approvals
-            .push((version, serde_json::from_slice(&record)?));
-    }
-    let discovered: Vec<(i64, String, i64)> = sqlx::query_as(
-        "SELECT version, agent, at_ms FROM discovered WHERE version > $1 ORDER BY version",
-    )
-    .bind(since.version)
-    .fetch_all(&mut *conn)
-    .await?;
+    news.approvals = conn.approvals_since(since.version).await?;
+    let discovered = conn.discovered_since(since.discoveries).await?;
     news.discovered = discovered
         .into_iter()
         .map(|(version, agent, at)| (version, agent, from_i64(at)))
@@ -242,29 +229,21 @@ pub(crate) async fn poll(conn: &mut PgConnection, mut since: Since) -> Result<Ne
 }
 
 /// The newest entries of those from `from` to `to`.
-async fn listed(
-    conn: &mut PgConnection,
-    from: u64,
-    to: u64,
-) -> Result<Vec<ListedEntry>, PostgresError> {
+async fn listed(conn: &mut Conn, from: u64, to: u64) -> Result<Vec<ListedEntry>, PostgresError> {
     let kept = u64::try_from(LISTED).unwrap_or(u64::MAX);
     let from = from.max(to.saturating_sub(kept));
-    let rows: Vec<(i64, i64, String, Vec<u8>)> = sqlx::query_as(
-        "SELECT g.first_index + e.n, g.line_time_ms, e.kind, e.head \
-         FROM (SELECT id, first_index, line_time_ms FROM groups \
-               WHERE first_index > $1 - 4096 AND first_index < $2 ) g \
-         JOIN entries e ON e.group_id = g.id \
-         WHERE g.first_index + e.n >= $1 AND g.first_index + e.n < $2 ORDER BY 1",
-    )
-    .bind(to_i64(from))
-    .bind(to_i64(to))
-    .fetch_all(conn)
-    .await?;
+    let rows = conn.listed(to_i64(from), to_i64(to)).await?;
     let mut listed = Vec::with_capacity(rows.len());
-    for (index, time, kind, head) in rows {
+    for ListedRow {
+        index,
+        time_ms,
+        kind,
+        head,
+    } in rows
+    {
         let place = Place {
-            index: from_i64(index),
-            time_ms: from_i64(time),
+            index,
+            time_ms,
             epoch: 0,
             prev: [0; 32],
         };

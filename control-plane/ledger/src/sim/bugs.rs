@@ -12,16 +12,25 @@ use sha2::{Digest, Sha256};
 use crate::sim::Invariant;
 
 macro_rules! bugs {
-    ($($(#[doc = $what:literal])+ $bug:ident: $($found:ident)|+,)+) => {
+    (
+        $($(#[doc = $what:literal])+ $bug:ident: $($found:ident)|+,)+;
+        $($(#[doc = $other:literal])+ $postgres:ident: $($finds:ident)|+,)+
+    ) => {
         /// One planted bug.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Bug {
             $($(#[doc = $what])+ $bug,)+
+            $($(#[doc = $other])+ $postgres,)+
         }
 
-        /// All of them, with the invariants that may find each.
+        /// All of the embedded ledger, with the invariants that may find each.
         pub(crate) const BUGS: &[(Bug, &[Invariant])] = &[
             $((Bug::$bug, &[$(Invariant::$found),+]),)+
+        ];
+
+        /// The same of the ledger on PostgreSQL.
+        pub(crate) const POSTGRES_BUGS: &[(Bug, &[Invariant])] = &[
+            $((Bug::$postgres, &[$(Invariant::$finds),+]),)+
         ];
     };
 }
@@ -129,6 +138,70 @@ bugs! {
     OutcomeTwice: Token,
     /// What is too long for the line of an approval is not kept beside it.
     CutApprovalNotKept: State,
+    ;
+    // Locks.
+    /// Rows are locked in no order.
+    LocksUnsorted: Deadlock,
+    /// Tokens are read and not locked.
+    TokensNotLocked: Token | Spend | Limit | Refusal | Deadlock,
+    /// Tokens are read and not locked, and it is not asked how many a delete took.
+    SpendUnchecked: Spend | Token,
+    /// Agents' rows are read and not locked.
+    AgentsNotLocked: Limit,
+    /// New evidence is brought side by side.
+    EvidenceNotLocked: Limit,
+    /// What humans decide is committed side by side.
+    SerialNotLocked: Limit | Approval | Token | View | State | Deadlock,
+    // Commits.
+    /// Callers are answered before the commit.
+    AnswerBeforeCommit: EarlyAnswer,
+    /// A commit that was not answered counts as done.
+    DoubtIsYes: EarlyAnswer,
+    /// A commit that was not answered counts as not done.
+    DoubtIsNo: Refusal,
+    /// A commit that was not answered is tried again.
+    DoubtRetried: Refusal | Durable,
+    /// A group that is there counts as durable.
+    FoundIsProof: EarlyAnswer,
+    /// What the server says beside a commit's answer is not heard.
+    NoticeIgnored: EarlyAnswer,
+    /// Entries are committed apart from what they say.
+    EntryOutside: Refusal | Durable | Token | Spend | State | Approval | Limit | Epoch | Chain,
+    /// A server that loses what it acknowledged is used.
+    SettingsUnchecked: Durable | Gap | EarlyAnswer | Chain,
+    /// A standby is used.
+    StandbyTaken: State | Stuck | View,
+    // The log.
+    /// Who lost the lease is not stopped.
+    FenceIgnored: Fence,
+    /// The lease is looked at and not locked.
+    LeaseNotLocked: Chain | Fence | Gap | Deadlock,
+    /// A group that is committed after later ones gets no place.
+    LateSkipped: Gap,
+    /// Groups get their places in another order than theirs.
+    PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit,
+    /// The log's time goes back with a replica's clock.
+    TimeGoesBack: Chain,
+    // Epochs.
+    /// A changed timeline begins no epoch.
+    TimelineIgnored: Epoch | Durable | Gap,
+    /// A new epoch has the number of the last one.
+    NumberReused: Epoch | Token | Spend,
+    /// A new epoch keeps what was outstanding.
+    RowsKept: Spend | Token | State | Limit,
+    /// Approvals stay open in a new epoch.
+    ApprovalsKept: Approval | State,
+    /// What was lost is not said.
+    RestoreUnsaid: Gap | Approval,
+    /// Tables are not locked while an epoch begins.
+    TablesNotLocked: Epoch | Spend | Token | State | Limit | Chain | EarlyAnswer | Deadlock,
+    /// An epoch locks tables, and not what every batch reads first.
+    MetaNotLocked: Deadlock | Stuck,
+    // Showing.
+    /// What was asked for first counts as seen up to what was asked for next.
+    OneVersionOfTwo: View,
+    /// A replica looks for what is new only when it is told.
+    OnlyWhenTold: View,
 }
 
 thread_local! {

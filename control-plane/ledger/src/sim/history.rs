@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use audit::group::{Entry, Group};
+use audit::{Line, group::Group};
 use serde_json::Value;
 
 use crate::{
@@ -50,6 +50,13 @@ pub(crate) struct History {
     pub(crate) log: Option<[u8; 16]>,
     pub(crate) groups: u64,
     pub(crate) time_ms: u64,
+    /// When the entry was decided: where several replicas decide, the log's time may
+    /// be ahead of it.
+    decided_ms: u64,
+    /// Epochs may be left out: what was lost may have had them.
+    leaps: bool,
+    /// The epoch began and nothing has happened in it but what it ends.
+    begins: bool,
     pub(crate) epoch: u64,
     /// A `torn` line that its epoch has still to follow, and how many there were.
     torn: Option<Value>,
@@ -84,6 +91,14 @@ fn must(holds: bool, invariant: Invariant, what: impl Fn() -> String) -> Result<
 }
 
 impl History {
+    /// Of a log that several replicas write.
+    pub(crate) fn of_replicas() -> Self {
+        Self {
+            leaps: true,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.leaves.len() as u64
     }
@@ -122,19 +137,28 @@ impl History {
             must(line.time_ms >= self.time_ms, Invariant::Chain, || {
                 format!("time goes back at entry {}", line.index)
             })?;
-            self.entry(entry, limits)?;
+            self.entry(&entry.line, entry.leaf, entry.line.time_ms, limits)?;
         }
         self.groups += 1;
         Ok(())
     }
 
-    fn entry(&mut self, entry: &Entry<'_>, limits: &Limits) -> Result<(), Broken> {
-        let line = &entry.line;
+    /// Adds an entry that continues the chain, and was decided then.
+    pub(crate) fn entry(
+        &mut self,
+        line: &Line,
+        leaf: Hash,
+        decided_ms: u64,
+        limits: &Limits,
+    ) -> Result<(), Broken> {
         let (body, kind) = (&line.body, line.kind.as_str());
         self.time_ms = line.time_ms;
+        self.decided_ms = decided_ms;
         let begins = matches!(kind, "epoch" | "torn");
+        let leaps = begins && self.leaps && line.epoch > self.epoch;
+        self.begins = kind == "epoch" || (self.begins && kind == "approvals_expired");
         must(
-            line.epoch == self.epoch + u64::from(begins),
+            leaps || line.epoch == self.epoch + u64::from(begins),
             Invariant::Epoch,
             || {
                 format!(
@@ -154,6 +178,12 @@ impl History {
                 self.torn_lines += 1;
             }
             "epoch" => self.begin(line.epoch),
+            "restored" => {
+                let all = self.approvals.values_mut();
+                for open in all.filter(|a| matches!(a.state, "pending" | "approved")) {
+                    open.state = "expired";
+                }
+            }
             "issue" => self.issue(body, limits)?,
             "allow" | "deny" => self.spend(kind, body)?,
             "hold" => self.hold(body, limits)?,
@@ -205,7 +235,7 @@ impl History {
                 .or_else(|| some("/id")),
             time_ms: line.time_ms,
         });
-        self.leaves.push(entry.leaf);
+        self.leaves.push(leaf);
         Ok(())
     }
 
@@ -223,7 +253,7 @@ impl History {
             format!("{hash} is issued twice")
         })?;
         let expires_ms = number(body, "/token/expires_ms");
-        must(expires_ms > self.time_ms, Invariant::Token, || {
+        must(expires_ms > self.decided_ms, Invariant::Token, || {
             format!("{hash} is issued after its end")
         })?;
         let token = Token {
@@ -250,6 +280,26 @@ impl History {
             Invariant::Limit,
             || format!("{keys} keys of a piece of evidence, {pieces} pieces"),
         )
+    }
+
+    /// Whether a token can still be used, or is held by whom.
+    pub(crate) fn stands(&self, hash: &str) -> Option<Option<&str>> {
+        let token = self.tokens.get(hash)?;
+        let lives = token.epoch == self.epoch && !self.spent.contains(hash);
+        lives.then_some(token.held_by.as_deref())
+    }
+
+    /// Tokens that can still be used, whenever they end.
+    pub(crate) fn all_outstanding(&self) -> impl Iterator<Item = (&str, u64)> {
+        let all = self.tokens.iter();
+        all.filter(|(hash, _)| self.stands(hash).is_some())
+            .map(|(hash, token)| (hash.as_str(), token.expires_ms))
+    }
+
+    /// Approvals and where they stand.
+    pub(crate) fn approvals(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let all = self.approvals.iter();
+        all.map(|(id, approval)| (id.as_str(), approval.state))
     }
 
     fn outstanding<'a>(&'a self, agent: &'a str) -> impl Iterator<Item = &'a Token> {
@@ -279,7 +329,7 @@ impl History {
             })?;
             return Ok((hash.to_owned(), attempt.to_owned()));
         }
-        must(token.expires_ms > self.time_ms, Invariant::Token, || {
+        must(token.expires_ms > self.decided_ms, Invariant::Token, || {
             format!("{hash} is used after its end")
         })?;
         let known = self.attempts.get(attempt);
@@ -309,7 +359,7 @@ impl History {
         let Some(id) = body.pointer("/approval/id").and_then(Value::as_str) else {
             return Ok(());
         };
-        let now = self.time_ms;
+        let now = self.decided_ms;
         match self.approvals.get_mut(id) {
             Some(approval)
                 if approval.state == "approved"
@@ -335,7 +385,7 @@ impl History {
 
     fn hold(&mut self, body: &Value, limits: &Limits) -> Result<(), Broken> {
         let (hash, attempt) = self.usable(body)?;
-        let now = self.time_ms;
+        let now = self.decided_ms;
         let Some(token) = self.tokens.get_mut(&hash) else {
             return broken(Invariant::Token, "no such token");
         };
@@ -404,7 +454,7 @@ impl History {
     }
 
     fn decide(&mut self, body: &Value) -> Result<(), Broken> {
-        let (id, now) = (text(body, "/id"), self.time_ms);
+        let (id, now) = (text(body, "/id"), self.decided_ms);
         let state = if text(body, "/decision") == "approved" {
             "approved"
         } else {
@@ -428,9 +478,12 @@ impl History {
     }
 
     fn expire(&mut self, id: &str) -> Result<(), Broken> {
-        let now = self.time_ms;
+        let now = self.decided_ms;
         match self.approvals.get_mut(id) {
-            Some(a) if matches!(a.state, "pending" | "approved") && a.expires_ms <= now => {
+            Some(a)
+                if matches!(a.state, "pending" | "approved")
+                    && (a.expires_ms <= now || self.begins) =>
+            {
                 a.state = "expired";
                 Ok(())
             }

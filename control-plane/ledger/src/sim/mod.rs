@@ -1,6 +1,7 @@
 //! The embedded ledger under deterministic simulation: one seed decides what
 //! callers, clock and disk do, and when the process or the power ends. What is
-//! durable is judged after each step by rules of its own.
+//! durable is judged after each step by rules of its own. `postgres` has the same for
+//! replicas over a database.
 //!
 //! `WRIT_SIM_SEED=n` runs one seed and prints what happened; `WRIT_SIM_SEEDS=n`
 //! runs that many instead of a few. See `docs/decisions/0008-simulation.md`.
@@ -13,6 +14,7 @@ mod durable;
 mod exhaustive;
 mod history;
 mod machine;
+pub(crate) mod postgres;
 mod process;
 mod rng;
 mod tests;
@@ -55,6 +57,14 @@ pub(crate) enum Invariant {
     Damage,
     /// One process owns the directory.
     Owner,
+    /// Who lost the lease continues no log.
+    Fence,
+    /// Locks are taken in one order.
+    Deadlock,
+    /// A replica shows what there is, within seconds.
+    View,
+    /// When nothing goes wrong any more, everything works.
+    Stuck,
 }
 
 /// An invariant that does not hold, and what was seen.

@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::sim::{
-    Broken,
+    Broken, Invariant,
     bugs::{self, BUGS, Bug},
     world::{Counts, World},
 };
@@ -46,24 +46,42 @@ pub(crate) fn report(name: &str, found: Value) {
     }
 }
 
+/// What one seed gives: what it did, or what it broke, and what happened.
+pub(crate) type Ran<C> = (Result<C, Broken>, Vec<String>);
+
+/// A simulation, by its seed.
+pub(crate) struct Simulation<C> {
+    pub(crate) run: fn(u64, bool) -> Ran<C>,
+    pub(crate) add: fn(&mut C, &C),
+}
+
+const EMBEDDED: Simulation<Counts> = Simulation {
+    run,
+    add: Counts::add,
+};
+
 /// Runs seeds on all processors. Returns the first that broke something.
-fn search(from: u64, to: u64, bug: Option<Bug>) -> (Option<(u64, Broken)>, Counts) {
-    let next = AtomicU64::new(from);
+pub(crate) fn search<C: Default + Send>(
+    simulation: &Simulation<C>,
+    to: u64,
+    bug: Option<Bug>,
+) -> (Option<(u64, Broken)>, C) {
+    let next = AtomicU64::new(0);
     let found: Mutex<Option<(u64, Broken)>> = Mutex::new(None);
-    let total = Mutex::new(Counts::default());
+    let total = Mutex::new(C::default());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 bugs::with(bug, || {
-                    let mut own = Counts::default();
+                    let mut own = C::default();
                     loop {
                         let seed = next.fetch_add(1, Ordering::SeqCst);
                         if seed >= to {
                             break;
                         }
-                        match run(seed, false).0 {
-                            Ok(counts) => own.add(&counts),
+                        match (simulation.run)(seed, false).0 {
+                            Ok(counts) => (simulation.add)(&mut own, &counts),
                             Err(broken) => {
                                 next.store(to, Ordering::SeqCst);
                                 let mut found = found.lock().unwrap();
@@ -73,7 +91,7 @@ fn search(from: u64, to: u64, bug: Option<Bug>) -> (Option<(u64, Broken)>, Count
                             }
                         }
                     }
-                    total.lock().unwrap().add(&own);
+                    (simulation.add)(&mut total.lock().unwrap(), &own);
                 });
             });
         }
@@ -82,8 +100,8 @@ fn search(from: u64, to: u64, bug: Option<Bug>) -> (Option<(u64, Broken)>, Count
 }
 
 /// Fails with what is needed to see it again.
-fn explain(seed: u64, bug: Option<Bug>, broken: &Broken) -> ! {
-    let (_, trace) = bugs::with(bug, || run(seed, true));
+pub(crate) fn explain<C>(simulation: &Simulation<C>, seed: u64, broken: &Broken) -> ! {
+    let (_, trace) = bugs::with(None, || (simulation.run)(seed, true));
     panic!(
         "seed {seed} broke {:?}: {}\n{}\nrun it again with WRIT_SIM_SEED={seed}",
         broken.0,
@@ -102,9 +120,9 @@ fn seeds_hold_every_invariant() {
     }
     let seeds = setting("WRIT_SIM_SEEDS").unwrap_or(2_000);
     let began = Instant::now();
-    let (found, counts) = search(0, seeds, None);
+    let (found, counts) = search(&EMBEDDED, seeds, None);
     if let Some((seed, broken)) = found {
-        explain(seed, None, &broken);
+        explain(&EMBEDDED, seed, &broken);
     }
     let seconds = began.elapsed().as_secs_f64();
     println!(
@@ -125,18 +143,28 @@ fn seeds_hold_every_invariant() {
 
 #[test]
 fn every_planted_bug_is_found() {
+    every_one_is_found(&EMBEDDED, BUGS, "bugs_by_first_seed");
+    assert!(BUGS.len() >= 20);
+}
+
+/// Plants one after the other, and looks for it.
+pub(crate) fn every_one_is_found<C: Default + Send>(
+    simulation: &Simulation<C>,
+    bugs: &[(Bug, &[Invariant])],
+    name: &str,
+) {
     let most = 10_000;
     let only = std::env::var("WRIT_SIM_BUG").ok();
     let mut found = Map::new();
     let mut missed = Vec::new();
-    for (bug, expected) in BUGS {
+    for (bug, expected) in bugs {
         if only
             .as_ref()
             .is_some_and(|only| *only != format!("{bug:?}"))
         {
             continue;
         }
-        match search(0, most, Some(*bug)).0 {
+        match search(simulation, most, Some(*bug)).0 {
             Some((seed, broken)) => {
                 println!("{bug:?}: seed {seed}, {:?}: {}", broken.0, broken.1);
                 if !expected.contains(&broken.0) {
@@ -148,6 +176,5 @@ fn every_planted_bug_is_found() {
         }
     }
     assert!(missed.is_empty(), "{missed:#?}");
-    assert!(BUGS.len() >= 20);
-    report("bugs_by_first_seed", found.into());
+    report(name, found.into());
 }

@@ -94,6 +94,7 @@ pub fn request() -> RequestFacts {
         proxy: "spiffe://writ.example/proxy".into(),
         source: "127.0.0.1:50000".into(),
         question: "00".repeat(32),
+        observed: false,
     }
 }
 

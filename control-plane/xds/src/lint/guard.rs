@@ -1,0 +1,223 @@
+//! Writ's filter in its chain: that it is there, whole, and last before the router.
+
+use super::tree::At;
+use super::{Judge, Rule};
+use crate::FILTER_NAME;
+
+const WASM: &str = "envoy.extensions.filters.http.wasm.v3.Wasm";
+const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
+const CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
+const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
+const CACHES: [&str; 2] = [
+    "envoy.extensions.filters.http.cache.v3.CacheConfig",
+    "envoy.extensions.filters.http.cache_v2.v3.CacheV2Config",
+];
+
+impl<'a> Judge<'a> {
+    /// Whether an entry of a chain is Writ's filter: by its name, or by what
+    /// its plugin calls itself.
+    pub(super) fn is_guard(&self, entry: &At<'a>) -> bool {
+        if entry.text("name") == self.names.filter {
+            return true;
+        }
+        let own = |plugin: At<'_>| plugin.text("root_id") == FILTER_NAME;
+        match entry.get("typed_config") {
+            Some(config) => plugin(&config).is_some_and(own),
+            None => self
+                .resources(entry)
+                .iter()
+                .any(|config| plugin(config).is_some_and(own)),
+        }
+    }
+
+    /// What ECDS brings for an entry.
+    fn resources(&self, entry: &At<'a>) -> Vec<At<'a>> {
+        let name = entry.text("name");
+        let all = self.pool.filters.iter();
+        all.filter(|resource| resource.text("name") == name)
+            .filter_map(|resource| resource.get("typed_config"))
+            .collect()
+    }
+
+    pub(super) fn guard(&mut self, entry: &At<'a>) {
+        if entry.truth("disabled") {
+            self.found(Rule::FilterOff, entry, "the filter is disabled");
+        }
+        if entry.truth("is_optional") {
+            self.found(
+                Rule::FilterOff,
+                entry,
+                "is_optional: an Envoy that doesn't know it goes on without",
+            );
+        }
+        if let Some(config) = entry.get("typed_config") {
+            self.wasm(&config);
+            return;
+        }
+        let Some(discovery) = entry.get("config_discovery") else {
+            self.found(Rule::FilterReplaced, entry, "it has no configuration");
+            return;
+        };
+        self.discovery(&discovery);
+        let resources = self.resources(entry);
+        if resources.is_empty() {
+            self.found(
+                Rule::FilterUnseen,
+                &discovery,
+                format!(
+                    "the filter {:?} is not in what was given: give a /config_dump",
+                    entry.text("name")
+                ),
+            );
+        }
+        for config in resources {
+            self.wasm(&config);
+        }
+    }
+
+    fn discovery(&mut self, at: &At<'a>) {
+        let types = at.list("type_urls");
+        let all_wasm = types.iter().all(|url| {
+            url.as_text()
+                .is_some_and(|url| url.rsplit('/').next() == Some(WASM))
+        });
+        if types.is_empty() || !all_wasm {
+            self.found(
+                Rule::FilterReplaced,
+                at,
+                "type_urls lets something else than a wasm filter stand here",
+            );
+        }
+        let default = at.get("default_config");
+        let denies = default.as_ref().is_some_and(denies_all);
+        if let Some(default) = &default
+            && !denies
+        {
+            self.found(
+                Rule::DefaultConfig,
+                default,
+                "until the filter is there, this one judges requests, and it does not refuse them all: leave it out",
+            );
+        }
+        if at.truth("apply_default_config_without_warming") && !denies {
+            self.found(
+                Rule::DefaultConfig,
+                at,
+                "apply_default_config_without_warming: the listener opens before the filter is there",
+            );
+        }
+    }
+
+    fn wasm(&mut self, at: &At<'a>) {
+        let Some(plugin) = plugin(at) else {
+            self.found(
+                Rule::FilterReplaced,
+                at,
+                format!("in the filter's place stands {:?}", at.any().0),
+            );
+            return;
+        };
+        let policy = "failure_policy";
+        if plugin.is_word(policy, "FAIL_OPEN", 3) || plugin.truth("fail_open") {
+            self.found(
+                Rule::FailsOpen,
+                &plugin,
+                "a filter that fails lets requests through: say FAIL_RELOAD or FAIL_CLOSED",
+            );
+        }
+        let vm = plugin.get("vm_config");
+        let code = vm.as_ref().and_then(|vm| vm.get("code"));
+        if let Some(remote) = code.as_ref().and_then(|code| code.get("remote")) {
+            self.found(
+                Rule::RemoteModule,
+                &remote,
+                "Envoy lets requests through while it fetches a module: put the module's bytes in place",
+            );
+        } else if code.and_then(|code| code.get("local")).is_none() {
+            self.found(Rule::FilterReplaced, &plugin, "there is no module");
+        }
+        if vm.is_some_and(|vm| vm.text("runtime") == "envoy.wasm.runtime.null") {
+            self.found(
+                Rule::FilterReplaced,
+                &plugin,
+                "the null runtime runs what is in Envoy, and no module",
+            );
+        }
+    }
+
+    pub(super) fn before(&mut self, at: &At<'a>) {
+        let kind = at.get("typed_config").map_or("", |config| config.any().0);
+        if CACHES.contains(&kind) {
+            self.found(
+                Rule::CacheBefore,
+                at,
+                "a cache before the filter gives answers to whom nobody has checked",
+            );
+        }
+    }
+
+    /// What stands behind the filter: the router, with nothing in it.
+    pub(super) fn after(&mut self, at: &At<'a>) {
+        match at.get("typed_config").map(|config| config.any()) {
+            Some((ROUTER, router)) => {
+                let upstream = router.list("upstream_http_filters");
+                self.upstream_filters(&upstream);
+                if router.truth("respect_expected_rq_timeout") {
+                    self.found(
+                        Rule::ClientsTrusted,
+                        &router,
+                        "respect_expected_rq_timeout obeys a header",
+                    );
+                }
+            }
+            found => {
+                let kind = found.map_or_else(|| at.text("name"), |(kind, _)| kind);
+                self.found(
+                    Rule::FilterAfter,
+                    at,
+                    format!("{kind:?} could change what the filter has checked: put it before the filter, or leave it out"),
+                );
+            }
+        }
+    }
+
+    /// Filters on the way to an upstream, which are behind Writ's as well.
+    pub(super) fn upstream_filters(&mut self, filters: &[At<'a>]) {
+        for filter in filters {
+            let kind = filter
+                .get("typed_config")
+                .map_or("", |config| config.any().0);
+            if kind != CODEC {
+                self.found(
+                    Rule::FilterAfter,
+                    filter,
+                    format!(
+                        "{:?} on the way to the upstream could change what the filter has checked",
+                        filter.text("name")
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// The plugin of a wasm filter.
+fn plugin<'a>(config: &At<'a>) -> Option<At<'a>> {
+    match config.any() {
+        (WASM, wasm) => wasm.get("config"),
+        _ => None,
+    }
+}
+
+/// RBAC that allows what its list of policies allows, and the list is empty.
+fn denies_all(config: &At<'_>) -> bool {
+    let (RBAC, rbac) = config.any() else {
+        return false;
+    };
+    let Some(rules) = rbac.get("rules") else {
+        // No rules at all allow everything.
+        return false;
+    };
+    let action = rules.text("action");
+    matches!(action, "" | "ALLOW" | "0") && rules.said("policies").is_none()
+}

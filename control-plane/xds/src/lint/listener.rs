@@ -1,0 +1,326 @@
+//! Listeners, and what a connection manager lets clients say.
+
+use super::tree::At;
+use super::{Judge, Rule, Unguarded};
+
+const MANAGER: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const EARLY_MUTATION: &str =
+    "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+/// Network filters that look at a connection and forward nothing themselves.
+const ONLY_LOOK: [&str; 9] = [
+    "envoy.extensions.filters.network.rbac.v3.RBAC",
+    "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+    "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+    "envoy.extensions.filters.network.ratelimit.v3.RateLimit",
+    "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+    "envoy.extensions.filters.network.wasm.v3.Wasm",
+    "envoy.extensions.filters.network.set_filter_state.v3.Config",
+    "envoy.tcp.metadataexchange.config.MetadataExchange",
+    "io.istio.http.peer_metadata.Config",
+];
+/// What is gone before anything looks at a request.
+const STRIPPED: [&str; 2] = ["x-envoy-", "x-writ-"];
+
+impl<'a> Judge<'a> {
+    pub(super) fn listener(&mut self, at: &At<'a>) {
+        let name = at.text("name");
+        let mut chains = at.list("filter_chains");
+        chains.extend(at.get("default_filter_chain"));
+        for filter in chains.iter().flat_map(|chain| chain.list("filters")) {
+            self.network_filter(name, &filter);
+        }
+        if let Some(api) = at
+            .get("api_listener")
+            .and_then(|api| api.get("api_listener"))
+        {
+            self.typed(name, &api);
+        }
+        if let Some(elsewhere) = at.said("fcds_config") {
+            self.bypass(name, &elsewhere, "its filter chains come from elsewhere");
+        }
+        for filter in at.list("listener_filters") {
+            let kind = filter.get("typed_config").map_or("", |at| at.any().0);
+            if kind.contains(".udp_proxy.") {
+                self.bypass(name, &filter, "it forwards datagrams");
+            }
+        }
+    }
+
+    fn network_filter(&mut self, listener: &'a str, at: &At<'a>) {
+        match at.get("typed_config") {
+            Some(config) => self.typed(listener, &config),
+            None => self.bypass(listener, at, "a filter of it comes from elsewhere"),
+        }
+    }
+
+    fn typed(&mut self, listener: &'a str, at: &At<'a>) {
+        match at.any() {
+            (MANAGER, manager) => self.manager(listener, &manager),
+            (kind, _) if ONLY_LOOK.contains(&kind) => {}
+            (TCP_PROXY, proxy) => {
+                let mut clusters = proxy.list("weighted_clusters");
+                if let Some(weighted) = proxy.get("weighted_clusters") {
+                    clusters = weighted.list("clusters");
+                }
+                let mut names: Vec<&str> = clusters.iter().map(|at| at.text("name")).collect();
+                names.push(proxy.text("cluster"));
+                for name in names.into_iter().filter(|name| !name.is_empty()) {
+                    self.leads(name, listener, &proxy);
+                }
+                self.bypass(listener, &proxy, "it forwards connections");
+            }
+            (kind, at) => {
+                let what = format!("it hands connections to {kind:?}");
+                self.bypass(listener, &at, &what);
+            }
+        }
+    }
+
+    fn bypass(&mut self, listener: &str, at: &At<'a>, what: &str) {
+        if !self.is_named(listener) {
+            self.found(
+                Rule::NotHttp,
+                at,
+                format!("listener {listener:?}: {what}, and no request of it meets the filter; if it may, name it as unguarded"),
+            );
+        }
+    }
+
+    /// Notes that something unguarded leads to a cluster.
+    pub(super) fn leads(&mut self, cluster: &str, name: &'a str, at: &At<'a>) {
+        self.unguarded.push(Unguarded {
+            cluster: cluster.to_owned(),
+            name,
+            at: at.clone(),
+        });
+    }
+
+    fn manager(&mut self, listener: &'a str, at: &At<'a>) {
+        let filters = at.list("http_filters");
+        let place = filters.iter().position(|filter| self.is_guard(filter));
+        let Some(place) = place else {
+            if !self.is_named(listener) {
+                self.found(
+                    Rule::NoFilter,
+                    at,
+                    format!("listener {listener:?} has no filter {:?}; if it may be without, name it as unguarded", self.names.filter),
+                );
+            }
+            for table in self.tables(at) {
+                self.unguarded_table(listener, &table);
+            }
+            return;
+        };
+        let (before, rest) = filters.split_at(place);
+        for filter in before {
+            self.before(filter);
+        }
+        let mut rest = rest.iter();
+        let entry = rest.next().map_or("", |filter| {
+            self.guard(filter);
+            filter.text("name")
+        });
+        for filter in rest {
+            self.after(filter);
+        }
+        self.paths(at);
+        self.clients(at);
+        self.headers(at);
+        for upgrade in at.list("upgrade_configs") {
+            self.upgrade(&upgrade);
+        }
+        if let Some(scoped) = at.get("scoped_routes") {
+            self.found(
+                Rule::MatchesOn,
+                &scoped,
+                "the route table is chosen by a header",
+            );
+        }
+        for table in self.tables(at) {
+            self.table(entry, &table);
+        }
+    }
+
+    /// The route tables of a manager, wherever they are.
+    fn tables(&mut self, at: &At<'a>) -> Vec<At<'a>> {
+        if let Some(own) = at.get("route_config") {
+            return vec![own];
+        }
+        let Some(rds) = at.get("rds") else {
+            return Vec::new();
+        };
+        let name = rds.text("route_config_name");
+        let all = self.pool.routes.iter();
+        let found: Vec<_> = all
+            .filter(|table| table.text("name") == name)
+            .cloned()
+            .collect();
+        if found.is_empty() {
+            self.found(
+                Rule::RoutesUnseen,
+                &rds,
+                format!("the routes {name:?} are not in what was given: give a /config_dump"),
+            );
+        }
+        found
+    }
+
+    /// What is compared must be what is forwarded.
+    fn paths(&mut self, at: &At<'a>) {
+        if !at.truth("normalize_path") {
+            self.found(Rule::PathNotNormal, at, "normalize_path is not true");
+        }
+        if !at.truth("merge_slashes") {
+            self.found(Rule::PathNotNormal, at, "merge_slashes is not true");
+        }
+        let escaped = "path_with_escaped_slashes_action";
+        let words = [
+            ("REJECT_REQUEST", 2),
+            ("UNESCAPE_AND_REDIRECT", 3),
+            ("UNESCAPE_AND_FORWARD", 4),
+        ];
+        if !words
+            .iter()
+            .any(|(word, number)| at.is_word(escaped, word, *number))
+        {
+            self.found(
+                Rule::PathNotNormal,
+                at,
+                format!("{escaped} keeps escaped slashes: say REJECT_REQUEST"),
+            );
+        }
+        // One of its transformations is seen by filters alone.
+        if let Some(options) = at.said("path_normalization_options") {
+            self.found(
+                Rule::RewritesPath,
+                &options,
+                "path_normalization_options: filters may see another path than the upstream",
+            );
+        }
+        let action = at
+            .get("common_http_protocol_options")
+            .is_some_and(|options| {
+                let name = "headers_with_underscores_action";
+                options.is_word(name, "REJECT_REQUEST", 1)
+                    || options.is_word(name, "DROP_HEADER", 2)
+            });
+        if !action {
+            self.found(
+                Rule::Underscores,
+                at,
+                "headers_with_underscores_action lets x_writ_agent through, which upstreams may read as x-writ-agent: say REJECT_REQUEST",
+            );
+        }
+    }
+
+    /// Nobody is internal, and an address is the connection's.
+    fn clients(&mut self, at: &At<'a>) {
+        if !at.truth("use_remote_address") {
+            self.found(
+                Rule::ClientsTrusted,
+                at,
+                "use_remote_address is not true: the client's address is what its x-forwarded-for says",
+            );
+        }
+        if at.number("xff_num_trusted_hops").unwrap_or(0) != 0 {
+            self.found(
+                Rule::ClientsTrusted,
+                at,
+                "xff_num_trusted_hops: the client's address is what a header says",
+            );
+        }
+        if let Some(detection) = at.said("original_ip_detection_extensions") {
+            self.found(
+                Rule::ClientsTrusted,
+                &detection,
+                "the client's address is what an extension reads from the request",
+            );
+        }
+        let Some(internal) = at.get("internal_address_config") else {
+            self.found(
+                Rule::ClientsTrusted,
+                at,
+                "internal_address_config is missing: which clients are internal is Envoy's default, and Envoy obeys the retry, timeout and hedge headers of internal clients",
+            );
+            return;
+        };
+        let ranges = internal.list("cidr_ranges");
+        let nobody = |range: &At<'_>| {
+            let bits = range.number("prefix_len");
+            let unspecified = matches!(range.text("address_prefix"), "0.0.0.0" | "::");
+            unspecified && matches!(bits, Some(32 | 128))
+        };
+        if internal.truth("unix_sockets") || ranges.is_empty() || !ranges.iter().all(nobody) {
+            self.found(
+                Rule::ClientsTrusted,
+                &internal,
+                "some clients count as internal: the only range is 0.0.0.0/32, which nobody has, and unix_sockets is false",
+            );
+        }
+    }
+
+    fn headers(&mut self, at: &At<'a>) {
+        let mut stripped = Vec::new();
+        for extension in at.list("early_header_mutation_extensions") {
+            let Some((EARLY_MUTATION, config)) = extension.get("typed_config").map(|at| at.any())
+            else {
+                continue;
+            };
+            for mutation in config.list("mutations") {
+                let matcher = mutation
+                    .get("remove_on_match")
+                    .and_then(|at| at.get("key_matcher"));
+                stripped.extend(matcher.map(|at| at.text("prefix").to_ascii_lowercase()));
+                if let Some(append) = mutation.get("append").and_then(|at| at.get("header")) {
+                    self.sets(&append);
+                }
+            }
+        }
+        for wanted in STRIPPED {
+            let gone = |prefix: &String| !prefix.is_empty() && wanted.starts_with(prefix.as_str());
+            if !stripped.iter().any(gone) {
+                self.found(
+                    Rule::HeadersNotStripped,
+                    at,
+                    format!("a client's {wanted}* headers are not removed by early_header_mutation_extensions, before anything obeys them"),
+                );
+            }
+        }
+        let forward = "forward_client_cert_details";
+        let named = at.said(forward).is_some();
+        let safe = [("SANITIZE", 0), ("SANITIZE_SET", 3)];
+        if named
+            && !safe
+                .iter()
+                .any(|(word, number)| at.is_word(forward, word, *number))
+        {
+            self.found(
+                Rule::CertificateHeader,
+                at,
+                format!("{forward} passes on what a client says of its certificate: say SANITIZE"),
+            );
+        }
+        if let Some(matcher) = at.said("forward_client_cert_matcher") {
+            self.found(
+                Rule::CertificateHeader,
+                &matcher,
+                "what a client says of its certificate may be passed on",
+            );
+        }
+    }
+
+    pub(super) fn upgrade(&mut self, at: &At<'a>) {
+        if at.text("enabled") != "false" {
+            self.found(
+                Rule::Upgrade,
+                at,
+                format!(
+                    "after the upgrade {:?} nothing of the connection is checked",
+                    at.text("upgrade_type")
+                ),
+            );
+        }
+    }
+}
