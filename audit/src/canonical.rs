@@ -61,8 +61,9 @@ impl Canonical {
         // character that would be escaped.
         let name = variant.ok_or(CanonicalError::Type)?;
         bytes.pop();
-        let content = bytes.split_off(name.len().saturating_add(4).min(bytes.len()));
-        Ok((name, Self(content)))
+        let tag = name.len().saturating_add(4).min(bytes.len());
+        bytes.drain(..tag);
+        Ok((name, Self(bytes)))
     }
 }
 
@@ -74,6 +75,14 @@ pub fn encode(value: &Value) -> Result<Vec<u8>, CanonicalError> {
     let mut out = Vec::new();
     write(value, &mut out)?;
     Ok(out)
+}
+
+/// Appends the canonical form of a value to what is there.
+pub(crate) fn append<T: Serialize + ?Sized>(
+    value: &T,
+    out: Vec<u8>,
+) -> Result<Vec<u8>, CanonicalError> {
+    writer::append(value, out)
 }
 
 /// Parses bytes that must be the canonical form of what they say: they are

@@ -11,7 +11,9 @@ use crate::{
 /// The longest line in bytes, without its newline.
 pub const MAX_LINE: usize = 4096;
 /// About what a line has besides its body and attachments.
-const PARTS_LEN: usize = 192;
+const PARTS_LEN: usize = 224;
+/// About what it has for each attachment.
+const ATTACHMENT_LEN: usize = 128;
 
 /// One entry. Its encoding has exactly these members, by their short names.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,21 +106,26 @@ impl Line {
         if attachments.len() > MAX_ATTACHMENTS || !attachments.iter().all(good) {
             return Err(LineError::Member("att"));
         }
-        let attached = Canonical::of(attachments)?;
-        let mut out =
-            Vec::with_capacity(PARTS_LEN + body.as_bytes().len() + attached.as_bytes().len());
-        let mut put = |parts: [&[u8]; 2]| parts.iter().for_each(|part| out.extend_from_slice(part));
+        let beside = attachments.len().saturating_mul(ATTACHMENT_LEN);
+        let mut out = Vec::with_capacity(PARTS_LEN + body.as_bytes().len() + beside);
         // In the order of their names, which is the canonical one.
-        put([b"{\"att\":", attached.as_bytes()]);
-        put([b",\"body\":", body.as_bytes()]);
-        put([b",\"epoch\":", Canonical::of(&place.epoch)?.as_bytes()]);
-        put([b",\"i\":", Canonical::of(&place.index)?.as_bytes()]);
-        put([b",\"kind\":", Canonical::of(kind)?.as_bytes()]);
+        out.extend_from_slice(b"{\"att\":");
+        out = canonical::append(attachments, out)?;
+        out.extend_from_slice(b",\"body\":");
+        out.extend_from_slice(body.as_bytes());
+        out.extend_from_slice(b",\"epoch\":");
+        out = canonical::append(&place.epoch, out)?;
+        out.extend_from_slice(b",\"i\":");
+        out = canonical::append(&place.index, out)?;
+        out.extend_from_slice(b",\"kind\":");
+        out = canonical::append(kind, out)?;
         let mut prev = [0; 64];
         // Cannot fail: the room is twice the hash.
         let _ = hex::encode_to_slice(place.prev, &mut prev);
-        put([b",\"prev\":\"", &prev]);
-        put([b"\",\"t\":", Canonical::of(&place.time_ms)?.as_bytes()]);
+        out.extend_from_slice(b",\"prev\":\"");
+        out.extend_from_slice(&prev);
+        out.extend_from_slice(b"\",\"t\":");
+        out = canonical::append(&place.time_ms, out)?;
         out.push(b'}');
         if out.len() > MAX_LINE {
             return Err(LineError::TooLong);

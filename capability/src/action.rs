@@ -60,6 +60,9 @@ pub struct HttpAction {
 pub enum Body {
     /// Not read here. An action that has a digest is then none of this request's.
     Unread,
+    /// It is still to come, and what passes the gates waits for it: no permit is
+    /// made before [`crate::gates::Checked::with_body`] has seen it.
+    Awaited,
     /// The request ended with its headers.
     Empty,
     /// SHA-256 of all its bytes, as they were sent: before any decoding.
@@ -169,6 +172,8 @@ impl HttpAction {
         };
         match body {
             Body::Unread => false,
+            // Nothing speaks against it yet.
+            Body::Awaited => true,
             Body::Empty => same_bytes(&digest, &sha256(b"")),
             Body::Digest(body) => same_bytes(&digest, &body),
         }

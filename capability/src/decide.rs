@@ -60,9 +60,11 @@ impl Pending {
     /// never gives two permits.
     ///
     /// # Errors
-    /// The control plane's reason; `internal_error` for an answer to another question.
+    /// The control plane's reason; `internal_error` for an answer to another
+    /// question, and for a request whose body has not been looked at.
     pub fn settle(self, echo: Echo<'_>) -> Result<Permit, Refused> {
-        if !self.is_answered_by(echo.token_hash, echo.question_digest) {
+        let answered = self.is_answered_by(echo.token_hash, echo.question_digest);
+        if !answered || self.checked.awaits_body() {
             return Err(self.refused(Reason::InternalError));
         }
         match echo.verdict {

@@ -137,9 +137,29 @@ pub struct Checked {
     method: &'static str,
     authority: String,
     path: String,
+    awaits_body: bool,
 }
 
 impl Checked {
+    /// The body that was awaited came, or it is known by now that it is not
+    /// read. One that the action does not cover is refused.
+    ///
+    /// # Errors
+    /// [`Reason::BodyMismatch`]; nothing has been spent.
+    pub fn with_body(mut self, body: Body) -> Result<Self, Reason> {
+        if !self.claims.action.covers_body(body) {
+            return Err(Reason::BodyMismatch);
+        }
+        self.awaits_body = body == Body::Awaited;
+        Ok(self)
+    }
+
+    /// True while its body is still to come.
+    #[must_use]
+    pub fn awaits_body(&self) -> bool {
+        self.awaits_body
+    }
+
     /// The token's exact text.
     #[must_use]
     pub fn token(&self) -> &str {
@@ -317,6 +337,7 @@ pub fn check<V: Verifier>(
         proof_jti: proof.jti().to_owned(),
         authority: origin.authority().to_owned(),
         path: line.path.to_owned(),
+        awaits_body: request.body == Body::Awaited,
     })
 }
 

@@ -12,6 +12,7 @@
 
 pub mod action;
 pub mod b64;
+pub mod body;
 pub mod decide;
 pub mod gates;
 pub mod jcs;

@@ -64,7 +64,7 @@ reasons! {
     TooEarly "too_early" 425 None, "The request came in early data, which can be replayed: send it again after the handshake.";
     MissingCredentials "missing_credentials" 401 None, "A DPoP-bound capability token is required.";
     MalformedCredentials "malformed_credentials" 401 TOKEN, "Send exactly one Authorization header with the DPoP scheme and one token, and exactly one DPoP header.";
-    TooLarge "too_large" 431 None, "The headers, the token or the proof are too large.";
+    TooLarge "too_large" 431 None, "The headers, the token, the proof or the body are too large.";
     TokenMalformed "token_malformed" 401 TOKEN, "The token is not a well-formed capability token.";
     TokenAlgorithm "token_algorithm" 401 TOKEN, "The token is signed with an algorithm that is not accepted.";
     TokenKeyUnknown "token_key_unknown" 401 TOKEN, "The token names a signing key that is not known here.";

@@ -7,7 +7,7 @@
 
 use crate::client::DpopKey;
 use crate::config::Route;
-use crate::keys::{CapabilityClaims, Mint};
+use crate::keys::{self, CapabilityClaims, Mint};
 use crate::state::{Core, element, random_id};
 use capability::decide::Mode;
 use capability::reason::Reason;
@@ -241,7 +241,9 @@ impl Canary {
     fn mint(&self, route: &Route, jti: &str) -> Option<String> {
         let config = &self.core.config;
         let issued_s = self.now_s();
-        let minted = self.core.key.mint(Mint {
+        let key = self.core.keys.active(issued_s);
+        let key = key.inspect_err(|error| tracing::error!(%error, "the canary has no token"));
+        let minted = key.ok()?.mint(Mint {
             issuer: config.server.issuer.clone(),
             audience: self.site(route).1,
             subject: self.agent.clone(),
@@ -274,6 +276,7 @@ impl Canary {
             kind: "http_request".to_owned(),
             method: "GET".to_owned(),
             location: format!("{}{}", self.site(route).0, path(route)),
+            content_digest: None,
         }
     }
 
@@ -283,6 +286,8 @@ impl Canary {
         let now_s = self.now_s();
         if let Some(spent) = self.spent.get(&route.name)
             && now_s < spent.until_s
+            // That would be refused for its key.
+            && !keys::kid(&spent.token).is_some_and(|kid| self.core.keys.is_revoked(&kid))
         {
             return Some(spent.token.clone());
         }

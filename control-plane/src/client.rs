@@ -112,6 +112,19 @@ impl DpopKey {
     /// A fresh proof (RFC 9449, section 4.2).
     #[must_use]
     pub fn proof(&self, method: &str, url: &str, token: Option<&str>, now_s: u64) -> String {
+        self.proof_with(method, url, token, now_s, None)
+    }
+
+    /// As [`DpopKey::proof`], with the nonce that was asked for.
+    #[must_use]
+    pub fn proof_with(
+        &self,
+        method: &str,
+        url: &str,
+        token: Option<&str>,
+        now_s: u64,
+        nonce: Option<String>,
+    ) -> String {
         let claims = ProofClaims {
             htm: method.to_owned(),
             htu: url.split(['?', '#']).next().unwrap_or(url).to_owned(),
@@ -119,7 +132,7 @@ impl DpopKey {
             jti: crate::state::random_id::<16>(""),
             ath: token
                 .map(|token| Base64UrlUnpadded::encode_string(&Sha256::digest(token.as_bytes()))),
-            nonce: None,
+            nonce,
         };
         let input = signing_input(&self.jwk, Algorithm::Es256, &claims);
         let signature: Signature = self.signer.sign(input.as_bytes());
@@ -237,9 +250,34 @@ impl Agent {
     /// # Errors
     /// No identity, no issuer, or its no.
     pub async fn token(&self, method: &str, url: &str) -> Result<Granted, ClientError> {
+        self.token_for(method, url, None).await
+    }
+
+    /// As [`Agent::token`]; where the issuer takes that, the token allows this
+    /// body alone.
+    ///
+    /// # Errors
+    /// As [`Agent::token`].
+    pub async fn token_for(
+        &self,
+        method: &str,
+        url: &str,
+        body: Option<&[u8]>,
+    ) -> Result<Granted, ClientError> {
+        let digest = match body {
+            Some(body) if self.takes_digest(url).await? => {
+                Some(Base64UrlUnpadded::encode_string(&Sha256::digest(body)))
+            }
+            _ => None,
+        };
         let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
         let endpoint = format!("{}/oauth2/token", self.issuer);
-        let details = serde_json::json!([{ "type": "http_request", "actions": [method], "locations": [url] }]).to_string();
+        let mut element =
+            serde_json::json!({ "type": "http_request", "actions": [method], "locations": [url] });
+        if let (Some(digest), Some(members)) = (digest, element.as_object_mut()) {
+            members.insert("content_digest".into(), digest.into());
+        }
+        let details = Value::Array(vec![element]).to_string();
         let form = [
             ("grant_type", GRANT_EXCHANGE),
             ("subject_token", svid.as_str()),
@@ -248,17 +286,22 @@ impl Agent {
         ];
         let unreachable =
             |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
-        let response = self
-            .http
-            .post(&endpoint)
-            .header(
-                "dpop",
-                self.key.proof("POST", &endpoint, None, self.now_s()),
-            )
-            .form(&form)
-            .send()
-            .await
-            .map_err(unreachable)?;
+        let ask = |nonce| {
+            let proof = self
+                .key
+                .proof_with("POST", &endpoint, None, self.now_s(), nonce);
+            let request = self.http.post(&endpoint).header("dpop", proof);
+            request.form(&form).send()
+        };
+        let mut response = ask(None).await.map_err(unreachable)?;
+        // Asked for a nonce, which it is once: this clock is wrong, or that one.
+        let offered = response.headers().get("dpop-nonce");
+        let offered = offered
+            .and_then(|nonce| nonce.to_str().ok())
+            .map(str::to_owned);
+        if response.status() == 400 && offered.is_some() {
+            response = ask(offered).await.map_err(unreachable)?;
+        }
         let ok = response.status().is_success();
         let reply: Value = response.json().await.map_err(unreachable)?;
         let text = |name: &str| {
@@ -280,6 +323,29 @@ impl Agent {
             description: text("error_description"),
             request_id: text("request_id"),
         })
+    }
+
+    /// Whether bodies are read where this URL is, by the issuer's metadata, which
+    /// has the longest prefix first.
+    async fn takes_digest(&self, url: &str) -> Result<bool, ClientError> {
+        let unreachable =
+            |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
+        let metadata = format!("{}/.well-known/oauth-authorization-server", self.issuer);
+        let metadata = self.http.get(metadata).send().await.map_err(unreachable)?;
+        let metadata: Value = metadata.json().await.map_err(unreachable)?;
+        let path = url.split(['?', '#']).next().unwrap_or(url);
+        let is_here = |entry: &&Value| {
+            let location = entry.get("location").and_then(Value::as_str);
+            let prefix = location.unwrap_or_default();
+            path.strip_prefix(prefix).is_some_and(|rest| {
+                prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')
+            })
+        };
+        let locations = metadata.get("writ_content_digest_locations");
+        let here = locations
+            .and_then(Value::as_array)
+            .and_then(|all| all.iter().find(is_here));
+        Ok(here.and_then(|it| it.get("content_digest")) == Some(&Value::Bool(true)))
     }
 
     /// Spends the token on the request that it is for. If the answer is lost,

@@ -1,13 +1,18 @@
-//! The key that signs capability tokens: made on first start, kept 0600.
+//! The keys that sign capability tokens: the first is made on first start, all are
+//! kept 0600.
+
+mod ring;
+
+pub use ring::{AHEAD_S, KeyRing, Listed, Standing, list, revoke, rotate};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use jwt_simple::prelude::{
     ECDSAP256KeyPairLike, ES256KeyPair, HeaderOptions, JWTClaims, UnixTimeStamp,
 };
 use serde::Serialize;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -27,6 +32,21 @@ pub enum KeyError {
         "the signing key `{0}` is not a P-256 private key in PEM; restore it, or remove it to have a new one made"
     )]
     Unreadable(PathBuf),
+    /// The file is not the secret that it should be.
+    #[error("the secret `{0}` is damaged; restore it, or remove it to have a new one made")]
+    Damaged(PathBuf),
+    /// No such key.
+    #[error("there is no key `{0}`; `writ keys list` has them")]
+    Unknown(String),
+    /// It is revoked.
+    #[error("the key `{0}` is revoked already")]
+    AlreadyRevoked(String),
+    /// The list is full.
+    #[error("there are {0} keys already; those that are long over go by themselves, a day after")]
+    TooMany(usize),
+    /// No key may sign.
+    #[error("no key signs at this time: all are revoked, or their time has not come")]
+    NoneActive,
     /// Signing failed.
     #[error("the token could not be signed")]
     Sign,
@@ -70,18 +90,12 @@ pub struct TokenKey {
 }
 
 impl TokenKey {
-    /// Opens `dir/token-es256.pem`, or makes it.
+    /// Opens the file, or makes it.
     ///
     /// # Errors
     /// When it can't be read or made, or others may read it.
-    pub fn open(dir: &Path) -> Result<Self, KeyError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| KeyError::File(dir.to_owned(), error))?;
-        let path = dir.join("token-es256.pem");
-        let pair = es256_file(&path)?;
+    pub fn open(path: &Path) -> Result<Self, KeyError> {
+        let pair = es256_file(path)?;
         let kid = pair.jwk_thumbprint();
         Ok(Self {
             pair: pair.with_key_id(&kid),
@@ -151,11 +165,35 @@ impl PublicPoint for jwt_simple::prelude::ES256PublicKey {
     }
 }
 
+/// The key that a token says it is signed by, unverified.
+#[must_use]
+pub fn kid(token: &str) -> Option<String> {
+    let header = token.split('.').next().and_then(capability::b64::decode)?;
+    let header = capability::json::parse(&header, &capability::Limits::CEILING).ok()?;
+    Some(header.get("kid")?.as_str()?.to_owned())
+}
+
 /// Reads a P-256 key in PEM from `path`, or makes one there with mode 0600.
 ///
 /// # Errors
 /// When it can't be read or made, or others may read it.
 pub fn es256_file(path: &Path) -> Result<ES256KeyPair, KeyError> {
+    let unreadable = || KeyError::Unreadable(path.to_owned());
+    let pem = secret_file(path, || {
+        let pem = ES256KeyPair::generate().to_pem();
+        pem.map(Zeroizing::new).map_err(|_| unreadable())
+    })?;
+    ES256KeyPair::from_pem(&pem).map_err(|_| unreadable())
+}
+
+/// Reads a secret from `path`, or makes one there with mode 0600.
+///
+/// # Errors
+/// When it can't be read or made, or others may read it.
+pub fn secret_file(
+    path: &Path,
+    make: impl FnOnce() -> Result<Zeroizing<String>, KeyError>,
+) -> Result<Zeroizing<String>, KeyError> {
     let io = |error| KeyError::File(path.to_owned(), error);
     match File::open(path) {
         Ok(mut file) => {
@@ -163,34 +201,35 @@ pub fn es256_file(path: &Path) -> Result<ES256KeyPair, KeyError> {
             if mode & 0o077 != 0 {
                 return Err(KeyError::Mode(path.to_owned(), mode));
             }
-            let mut pem = Zeroizing::new(String::new());
-            file.read_to_string(&mut pem).map_err(io)?;
-            ES256KeyPair::from_pem(&pem).map_err(|_| KeyError::Unreadable(path.to_owned()))
+            let mut text = Zeroizing::new(String::new());
+            file.read_to_string(&mut text).map_err(io)?;
+            Ok(text)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let pair = ES256KeyPair::generate();
-            let pem = Zeroizing::new(
-                pair.to_pem()
-                    .map_err(|_| KeyError::Unreadable(path.to_owned()))?,
-            );
-            // Written whole under another name first: a crash leaves no half key.
-            let half = path.with_extension("pem.new");
-            let _ = std::fs::remove_file(&half);
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&half)
-                .map_err(io)?;
-            file.write_all(pem.as_bytes())
-                .and_then(|()| file.sync_all())
-                .map_err(io)?;
-            std::fs::rename(&half, path).map_err(io)?;
-            if let Some(dir) = path.parent() {
-                File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
-            }
-            Ok(pair)
+            let text = make()?;
+            replace(path, text.as_bytes()).map_err(io)?;
+            Ok(text)
         }
         Err(error) => Err(io(error)),
+    }
+}
+
+/// Puts a file in place with mode 0600, whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    // Written whole under another name first: a crash leaves no half of it.
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let half = PathBuf::from(name);
+    let _ = std::fs::remove_file(&half);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&half)?;
+    file.write_all(bytes).and_then(|()| file.sync_all())?;
+    std::fs::rename(&half, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir).and_then(|dir| dir.sync_all()),
+        None => Ok(()),
     }
 }

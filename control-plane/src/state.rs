@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::decide::DecisionKey;
-use crate::keys::TokenKey;
+use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::warnings::Warnings;
@@ -34,14 +34,16 @@ pub struct Core {
     pub ledger: ledger::Ledger,
     /// Policy.
     pub policies: policy::Policies,
-    /// The key that signs capability tokens.
-    pub key: TokenKey,
+    /// The keys that sign capability tokens.
+    pub keys: KeyRing,
     /// The key that signs what upstreams are shown.
     pub decision_key: DecisionKey,
     /// Who the evidence says it is.
     pub identity: identity::Source,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
+    /// Bodies that humans are asked about.
+    pub bodies: crate::approval::Bodies,
     /// What is counted.
     pub metrics: Metrics,
     /// What people have to be told.
@@ -90,9 +92,16 @@ impl Core {
         }
     }
 
-    /// SHA-256 of what an approval covers: design's action digest.
+    /// SHA-256 of what an approval covers: design's action digest. The body is
+    /// there where bodies are read, as SHA-256 of its bytes.
     #[must_use]
-    pub fn action_digest(token: &TokenRecord, content_type: &str, content_encoding: &str) -> Hash {
+    pub fn action_digest(
+        token: &TokenRecord,
+        content_type: &str,
+        content_encoding: &str,
+        body: Option<&[u8]>,
+    ) -> Hash {
+        let body = body.map(capability::b64::encode);
         capability::action::digest(&capability::action::DigestInput {
             agent: &token.agent,
             user: token
@@ -103,7 +112,7 @@ impl Core {
             element: &element(&token.action),
             content_type: Some(content_type).filter(|text| !text.is_empty()),
             content_encoding: Some(content_encoding).filter(|text| !text.is_empty()),
-            body_digest: None,
+            body_digest: body.as_deref(),
         })
     }
 }
@@ -111,7 +120,11 @@ impl Core {
 /// The `authorization_details` element of an action.
 #[must_use]
 pub fn element(action: &ActionRecord) -> serde_json::Value {
-    serde_json::json!({ "type": action.kind, "actions": [action.method], "locations": [action.location] })
+    let mut element = serde_json::json!({ "type": action.kind, "actions": [action.method], "locations": [action.location] });
+    if let (Some(digest), Some(members)) = (&action.content_digest, element.as_object_mut()) {
+        members.insert("content_digest".to_owned(), digest.as_str().into());
+    }
+    element
 }
 
 /// The parts of a normalised absolute URL that policy sees: origin, path, query.

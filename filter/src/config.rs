@@ -2,10 +2,12 @@
 //! read once. All errors are found at once; any error refuses the whole, and
 //! the host keeps what it had.
 
+mod bodies;
 mod routes;
 
 use crate::host::Upstream;
 use crate::verify::Crypto;
+pub use bodies::{Bodies, BodyRule};
 use capability::decide::Mode;
 use capability::gates::{EdgeConfig, TokenCheck};
 use capability::key::PublicKey;
@@ -15,6 +17,7 @@ pub use routes::Route;
 use routes::{Authorities, routes, sites};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// A configuration is at most this long; bytes.
 pub const SIZE_MAX: usize = 256 * 1024;
@@ -38,6 +41,12 @@ pub struct Settings {
     pub questions: usize,
     /// Refusals that wait to be sent, per worker.
     pub denials: usize,
+    /// Which requests' bodies this instance reads.
+    pub bodies: Bodies,
+    /// How long a body may take to come; milliseconds.
+    pub body_deadline_ms: u64,
+    /// Requests whose bodies wait here at a time, per worker.
+    pub bodies_at_once: usize,
     routes: Vec<Route>,
 }
 
@@ -72,6 +81,8 @@ impl Settings {
                 "hold_ms",
                 "limits",
                 "routes",
+                "bodies",
+                "body_deadline_ms",
                 "sites",
             ],
             faults,
@@ -113,6 +124,9 @@ impl Settings {
         let decision_deadline_ms =
             members.number("decision_deadline_ms", Some(2_000), (1, 10_000), faults);
         let hold_ms = members.number("hold_ms", Some(25_000), (0, 55_000), faults);
+        let bodies = members.choice("bodies", &Bodies::WORDS, faults);
+        let body_deadline_ms =
+            members.number("body_deadline_ms", Some(10_000), (1, 60_000), faults);
         let sites = sites(members, origin.as_ref(), resource, faults);
         let authorities = Authorities::of(origin.as_ref(), sites.as_deref());
         let routes = routes(members, &authorities, faults);
@@ -139,6 +153,9 @@ impl Settings {
             hold_ms: hold_ms?,
             questions: numbers.questions,
             denials: numbers.denials,
+            bodies: bodies?,
+            body_deadline_ms: body_deadline_ms?,
+            bodies_at_once: numbers.bodies_at_once,
             routes: routes?,
         })
     }
@@ -147,6 +164,11 @@ impl Settings {
     /// the longest prefix of this path.
     pub fn route(&self, authority: &str, path: &str) -> Option<&Route> {
         routes::find(&self.routes, authority, path)
+    }
+
+    /// How the bodies of this authority's path are read, on a route that reads them.
+    pub fn body_rule(&self, authority: &str, path: &str) -> Option<&Rc<BodyRule>> {
+        self.route(authority, path)?.body.as_ref()
     }
 
     /// How many routes only observe.
@@ -164,6 +186,7 @@ struct Numbers {
     token_lifetime_max_s: u64,
     questions: usize,
     denials: usize,
+    bodies_at_once: usize,
 }
 
 impl Numbers {
@@ -180,6 +203,7 @@ impl Numbers {
                 "token_lifetime_max_s",
                 "questions_in_flight",
                 "denials_buffered",
+                "bodies_at_once",
             ],
             faults,
         );
@@ -205,6 +229,7 @@ impl Numbers {
             members.number("token_lifetime_max_s", Some(300), (1, 300), faults);
         let questions = members.size("questions_in_flight", 4_096, 65_536, faults);
         let denials = members.size("denials_buffered", 1_024, 65_536, faults);
+        let bodies_at_once = members.size("bodies_at_once", 256, 4_096, faults);
         Some(Self {
             limits: Limits {
                 header_block: header_block?,
@@ -218,6 +243,7 @@ impl Numbers {
             token_lifetime_max_s: token_lifetime_max_s?,
             questions: questions?,
             denials: denials?,
+            bodies_at_once: bodies_at_once?,
         })
     }
 }

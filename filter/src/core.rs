@@ -7,26 +7,23 @@
 //! in force, and acting would release somebody else's request.
 
 mod answers;
+mod arriving;
+mod bodies;
 mod passing;
 
-use crate::arrival::{self, Content};
+pub use arriving::Arrival;
+use bodies::Readings;
+
 use crate::config::Settings;
 use crate::denials::{Denials, Kept};
-use crate::host::{self, ContextGone, Header, HostFault, Queue};
+use crate::host::{self, ContextGone, Queue};
 use crate::metrics::Metrics;
 use crate::outcomes::Outcomes;
-use crate::questions::{Caller, Entry, Facts, Passage, Phase, Questions, cut};
-use crate::refusal::Refusal;
+use crate::questions::{Entry, Phase, Questions, cut};
 use crate::stream::{NotSent, Stream};
-use crate::traps;
-use capability::action::Body;
-use capability::decide::Mode;
-use capability::gates::{self, RequestView, TokenCheck};
-use capability::reason::Reason;
 use decision_api::from_filter::Message as ToServer;
-use decision_api::{DenialBatch, Outcome, Question, QuestionId, Withdraw};
+use decision_api::{DenialBatch, Outcome, QuestionId, Withdraw};
 use prost::Message;
-use std::rc::Rc;
 
 /// How long the answer to a withdrawal is waited for; milliseconds.
 const WITHDRAWAL_MS: u64 = 500;
@@ -65,6 +62,7 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    readings: Readings,
     /// Refusals that a context which went away could not hand in.
     left: Queue,
 }
@@ -81,6 +79,7 @@ impl Core {
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
             outcomes: Outcomes::new(),
+            readings: Readings::new(),
             settings,
             metrics,
         }
@@ -109,119 +108,6 @@ impl Core {
     }
 
     // ---- requests --------------------------------------------------------------
-
-    /// A request's headers are there. It is asked about or refused; either way
-    /// it is paused now, unless its route observes and it would have been refused.
-    /// `None` when it was refused.
-    pub fn arrive(&mut self, http: u32, body: Body) -> Option<Rc<Passage>> {
-        let headers = match arrival::trusted_headers() {
-            Ok(headers) => {
-                traps::arm(&headers);
-                headers
-            }
-            Err(HostFault) => {
-                // What can't be read is of no route: nothing observes it.
-                let refusal = Refusal::new(Reason::InternalError);
-                return self.refuse_on_arrival(http, &Facts::of(&[]), &refusal);
-            }
-        };
-        let mut facts = Facts::of(&headers);
-        self.place(&headers, &mut facts);
-        match self.ask(http, &headers, body, &mut facts) {
-            Ok(passage) => Some(passage),
-            Err(refusal) => self.refuse_on_arrival(http, &facts, &refusal),
-        }
-    }
-
-    /// What the request's route asks for. To observe takes two: our own table and
-    /// the proxy have to say that it is this route.
-    fn place(&self, headers: &[Header], facts: &mut Facts) {
-        let authority = self.settings.edge.authority_of(headers);
-        let Some(route) = self.settings.route(authority, facts.path()) else {
-            return;
-        };
-        facts.decision_header = route.decision_header;
-        if route.mode == Mode::Observe
-            && host::text_property(&["xds", "route_name"]).as_deref() == Some(&route.name)
-        {
-            facts.mode = Mode::Observe;
-        }
-    }
-
-    fn ask(
-        &mut self,
-        http: u32,
-        headers: &[Header],
-        body: Body,
-        facts: &mut Facts,
-    ) -> Result<Rc<Passage>, Refusal> {
-        let now_us = host::now_us().map_err(|HostFault| Refusal::new(Reason::InternalError))?;
-        let now_ms = now_us / 1000;
-        let view = RequestView {
-            headers,
-            peer: None,
-            body,
-        };
-        let checked = gates::check(&view, &self.settings.edge, now_ms, &self.settings.crypto)
-            .map_err(|refused| {
-                facts.caller = refused.authenticated.map(|known| Caller {
-                    jti: known.jti,
-                    agent: known.agent,
-                    token_hash: known.token_hash,
-                });
-                Refusal::new(refused.reason)
-            })?;
-        if self.settings.edge.token_check == TokenCheck::Edge {
-            facts.caller = Some(Caller {
-                jti: checked.jti().to_owned(),
-                agent: checked.agent().to_owned(),
-                token_hash: checked.token_hash(),
-            });
-        }
-        let content = Content::of(headers).map_err(Refusal::new)?;
-        if !self.stream.is_up() || self.questions.is_full() {
-            return Err(Refusal::not_asked());
-        }
-        let question = Question {
-            token_hash: checked.token_hash().to_vec(),
-            proof_jti: checked.proof_jti().to_owned(),
-            method: checked.method().to_owned(),
-            authority: checked.authority().to_owned(),
-            path: checked.path().to_owned(),
-            content_type: content.media_type,
-            content_encoding: content.encoding,
-            request_id: facts.request_id.clone(),
-            source_address: host::text_property(&["source", "address"]).unwrap_or_default(),
-            route: self
-                .settings
-                .route(checked.authority(), checked.path())
-                .map_or_else(String::new, |route| route.name.clone()),
-            observed: facts.mode == Mode::Observe,
-        };
-        let times = (
-            self.now_ms,
-            now_us,
-            self.now_ms
-                .saturating_add(self.settings.decision_deadline_ms),
-        );
-        let entry = self.questions.enter(
-            http,
-            checked,
-            &question,
-            self.stream.prefix(),
-            std::mem::take(facts),
-            times,
-        );
-        let (passage, ask) = (Rc::clone(&entry.request.passage), entry.ask.clone());
-        if self.send_with_outcomes(ask).is_err() {
-            if let Some(entry) = self.questions.take(Some(passage.id())) {
-                *facts = entry.request.facts;
-            }
-            return Err(Refusal::not_asked());
-        }
-        self.metrics.in_flight.add(1);
-        Ok(passage)
-    }
 
     /// A request's client left before there was an answer. Its context must not
     /// be touched again, whatever arrives.
@@ -309,6 +195,7 @@ impl Core {
             self.overdue(&id);
         }
         self.questions.sweep(self.now_ms);
+        self.end_late_readings();
         self.report_outcomes();
         self.inherit();
         self.report_denials();

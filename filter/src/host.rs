@@ -104,6 +104,28 @@ pub fn resume_request() -> Result<(), HostFault> {
     hostcalls::resume_http_request().map_err(|_status| HostFault)
 }
 
+/// The body of the request in force as far as it has come and waits here, at
+/// most `most` bytes of it.
+pub fn request_body(most: usize) -> Vec<u8> {
+    let body = hostcalls::get_buffer(BufferType::HttpRequestBody, 0, most);
+    body.ok().flatten().unwrap_or_default()
+}
+
+/// What one instance of the filter tells the one behind it in the same request.
+/// No header can set it; filter state lives as long as its request.
+const PASSED: &str = "writ.passed";
+
+/// Says that this request has a permit.
+pub fn mark_passed() -> Result<(), HostFault> {
+    hostcalls::set_property(vec![PASSED], Some(b"1")).map_err(|_status| HostFault)
+}
+
+/// Whether an instance before this one has let the request in force through.
+pub fn was_passed() -> bool {
+    let mark = hostcalls::get_property(vec![PASSED]);
+    mark.ok().flatten().as_deref() == Some(b"1".as_slice())
+}
+
 /// Answers the request here; nothing of it reaches the upstream.
 pub fn reply(status: u16, headers: Vec<(&str, &str)>, body: &[u8]) -> Result<(), HostFault> {
     hostcalls::send_http_response(u32::from(status), headers, Some(body))

@@ -1,13 +1,14 @@
 //! One HTTP request. It is paused from its first header on, in every callback,
-//! until its passage is open.
+//! until its passage is open. Where bodies are read, what the host keeps of one
+//! until then is what was digested: a callback that let go of a part of it would
+//! forward an undecided request.
 
 use crate::arrival;
-use crate::core::Core;
+use crate::core::{Arrival, Core};
 use crate::host;
 use crate::questions::Passage;
 use crate::refusal::Refusal;
 use crate::traps;
-use capability::action::Body;
 use capability::reason::Reason;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
@@ -22,6 +23,10 @@ pub struct Request {
     id: u32,
     core: Option<Rc<RefCell<Core>>>,
     passage: Option<Rc<Passage>>,
+    /// Its body is awaited, before anything is asked.
+    reading: bool,
+    /// The instance of the filter before this one has its permit.
+    passed: bool,
     upstream_status: u32,
 }
 
@@ -32,6 +37,8 @@ impl Request {
             id,
             core,
             passage: None,
+            reading: false,
+            passed: false,
             upstream_status: 0,
         }
     }
@@ -40,13 +47,38 @@ impl Request {
     fn may_go_on(&self) -> Action {
         match &self.passage {
             Some(passage) if passage.is_open() => Action::Continue,
+            None if self.passed => Action::Continue,
             _ => Action::Pause,
+        }
+    }
+
+    /// More of the body is there, or its end. It waits in the host: until there
+    /// is a permit, what the host is told is always to wait.
+    fn read(&mut self, size: Option<usize>, ended: bool) {
+        if let (true, Some(core)) = (self.reading, &self.core) {
+            let mut core = core.borrow_mut();
+            core.begin(self.id);
+            let arrival = core.body(self.id, size, ended);
+            drop(core);
+            self.arrived(arrival);
+        }
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        self.reading = matches!(arrival, Arrival::Reading);
+        match arrival {
+            Arrival::Asked(passage) => self.passage = Some(passage),
+            Arrival::Passed => self.passed = true,
+            Arrival::Refused | Arrival::Reading => {}
         }
     }
 
     /// The request is over: reports what became of it, or takes its question
     /// back. Hosts log before or after they are done; the first of both counts.
     fn end(&mut self) {
+        if let (true, Some(core)) = (std::mem::take(&mut self.reading), &self.core) {
+            core.borrow_mut().reader_gone(self.id);
+        }
         let (Some(passage), Some(core)) = (self.passage.take(), &self.core) else {
             return;
         };
@@ -80,13 +112,9 @@ impl HttpContext for Request {
             Some(core) => {
                 let mut core = core.borrow_mut();
                 core.begin(self.id);
-                // Bodies are not read; whether there is one is known all the same.
-                let body = if end_of_stream {
-                    Body::Empty
-                } else {
-                    Body::Unread
-                };
-                self.passage = core.arrive(self.id, body);
+                let arrival = core.arrive(self.id, end_of_stream);
+                drop(core);
+                self.arrived(arrival);
                 traps::at("headers");
             }
             None => {
@@ -99,13 +127,15 @@ impl HttpContext for Request {
         self.may_go_on()
     }
 
-    fn on_http_request_body(&mut self, _size: usize, _end_of_stream: bool) -> Action {
+    fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
         traps::at("body");
+        self.read(Some(size), end_of_stream);
         self.may_go_on()
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
         traps::at("trailers");
+        self.read(None, true);
         self.may_go_on()
     }
 

@@ -30,6 +30,8 @@ pub struct Metrics {
     pub outcomes_dropped: Metric,
     /// `writ.in_flight`: questions without an answer, over all workers.
     pub in_flight: Metric,
+    /// `writ.bodies`: bodies that are being read or wait for an answer, over all workers.
+    pub bodies: Metric,
     /// `writ.unobserved`: requests that went on, on a route that observes, without
     /// the control plane having been asked.
     pub unobserved: Metric,
@@ -65,6 +67,7 @@ impl Metrics {
             denials_dropped: counter("writ.denials_dropped")?,
             outcomes_dropped: counter("writ.outcomes_dropped")?,
             in_flight: Metric::of(host::gauge("writ.in_flight")?),
+            bodies: Metric::of(host::gauge("writ.bodies")?),
             unobserved: counter("writ.unobserved")?,
             clock: Clock::define()?,
             decision_us: host::histogram("writ.decision_us")?,
@@ -106,6 +109,7 @@ impl Metrics {
             &self.denials_dropped,
             &self.outcomes_dropped,
             &self.in_flight,
+            &self.bodies,
             &self.unobserved,
         ];
         for metric in by_reason.chain(others) {

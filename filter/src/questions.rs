@@ -208,6 +208,18 @@ pub struct Entry {
     pub deadline_ms: u64,
     /// Where it stands.
     pub phase: Phase,
+    /// Its body, which waits in the host.
+    pub body: Option<Waiting>,
+}
+
+/// A body that waits in the host for its question's answer.
+pub struct Waiting {
+    /// Its bytes.
+    pub size: usize,
+    /// SHA-256 of them.
+    pub digest: [u8; 32],
+    /// The place that it takes up.
+    pub _place: Rc<()>,
 }
 
 /// A question that nobody waits for any more, and whose last answer has not come.
@@ -254,7 +266,7 @@ impl Questions {
         checked: Checked,
         question: &Question,
         prefix: &[u8],
-        mut facts: Facts,
+        (mut facts, body): (Facts, Option<Waiting>),
         (asked_ms, asked_us, deadline_ms): (u64, u64, u64),
     ) -> &Entry {
         self.counter = self.counter.saturating_add(1);
@@ -287,6 +299,7 @@ impl Questions {
             asked_us,
             deadline_ms,
             phase: Phase::Asked,
+            body,
         };
         self.entries
             .entry(self.counter)

@@ -13,10 +13,15 @@ const APPROVAL_RETRY_S: u32 = 5;
 /// How long a client waits when nothing was spent and it may simply try again; seconds.
 const UNAVAILABLE_RETRY_S: u32 = 1;
 
+/// RFC 9110, section 15.5.14 and section 15.5.9.
+const BODY_TOO_LARGE: u16 = 413;
+const BODY_TOO_LATE: u16 = 408;
+
 /// A refusal, before it is written down.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
     reason: Reason,
+    status: u16,
     retry_after_s: Option<u32>,
     approval_id: String,
     status_url: String,
@@ -29,6 +34,7 @@ impl Refusal {
     pub fn new(reason: Reason) -> Self {
         Self {
             reason,
+            status: reason.status(),
             retry_after_s: None,
             approval_id: String::new(),
             status_url: String::new(),
@@ -65,12 +71,41 @@ impl Refusal {
             (seconds, _) => Some(seconds),
         };
         Self {
-            reason,
             retry_after_s,
             approval_id: deny.approval_id,
             status_url: deny.status_url,
             first_use: deny.first_use,
+            ..Self::new(reason)
         }
+    }
+
+    /// The body is longer than its route reads. Nothing was spent.
+    pub fn body_too_large() -> Self {
+        Self::new(Reason::TooLarge).of_a_body()
+    }
+
+    /// The body did not come in time. Nothing was spent.
+    pub fn body_too_late() -> Self {
+        Self {
+            status: BODY_TOO_LATE,
+            ..Self::new(Reason::LimitExceeded)
+        }
+    }
+
+    /// As many bodies wait here as may. Nothing was spent.
+    pub fn too_many_bodies() -> Self {
+        Self {
+            retry_after_s: Some(UNAVAILABLE_RETRY_S),
+            ..Self::new(Reason::LimitExceeded)
+        }
+    }
+
+    /// The same about a request whose body was read: what is too large is that.
+    pub fn of_a_body(mut self) -> Self {
+        if self.reason == Reason::TooLarge {
+            self.status = BODY_TOO_LARGE;
+        }
+        self
     }
 
     /// Why.
@@ -95,7 +130,7 @@ impl Refusal {
             headers.push(("retry-after", seconds));
         }
         host::reply(
-            self.reason.status(),
+            self.status,
             headers,
             self.problem(request_id).to_string().as_bytes(),
         )
@@ -104,7 +139,7 @@ impl Refusal {
     /// RFC 9449, section 7.1, and RFC 6750, section 3.1: no error code for a
     /// request that brought no credentials, and one challenge only.
     fn challenge(&self) -> Option<String> {
-        if !matches!(self.reason.status(), 401 | 403) {
+        if !matches!(self.status, 401 | 403) {
             return None;
         }
         let algorithms = r#"algs="ES256 Ed25519""#;
@@ -125,7 +160,7 @@ impl Refusal {
         let reason = self.reason.as_str();
         problem.insert("type".to_owned(), reason.into());
         problem.insert("title".to_owned(), self.reason.title().into());
-        problem.insert("status".to_owned(), self.reason.status().into());
+        problem.insert("status".to_owned(), self.status.into());
         problem.insert("reason".to_owned(), reason.into());
         problem.insert("request_id".to_owned(), request_id.into());
         for (name, text) in [

@@ -6,15 +6,27 @@
 
 mod bodies;
 mod bypass;
+mod cases;
 mod check;
 mod claims;
+mod dpop;
+mod dpop_live;
+mod dpop_replay;
+mod ed25519;
 mod edge;
 mod endless;
 mod exhaustion;
+mod forge;
 mod framing;
 mod guard;
 mod headers;
+mod jwk;
+mod jws;
+mod jws_forms;
+mod jws_live;
+mod keys;
 mod life;
+mod nonces;
 mod paths;
 mod races;
 mod single_use;
@@ -24,8 +36,11 @@ mod store;
 mod stress;
 mod table;
 mod targets;
+mod told;
 mod traps;
 mod unguarded;
+mod unread;
+mod vectors;
 mod written;
 
 use std::path::PathBuf;
@@ -52,8 +67,10 @@ pub struct Settings {
     pub json: Option<PathBuf>,
     /// How many tokens are raced over replicas.
     pub tokens: usize,
-    /// How long the run at full load is.
-    pub soak: Duration,
+    /// How many tokens are raced over two Envoys.
+    pub rounds: usize,
+    /// How many minutes the soak and the outage last; 0 is a short one of each.
+    pub minutes: u64,
 }
 
 /// What a row does: the text says what was seen.
@@ -66,6 +83,8 @@ type Live = for<'a> fn(&'a mut Stages) -> Work<'a>;
 enum How {
     /// On a running system.
     Live(Live),
+    /// By the requests that the files of requests have for it, and these.
+    Cases(cases::More),
     /// By these tests, each `FILE::FUNCTION` of the repository.
     Covered(&'static [&'static str]),
     /// Not at all, and why.
@@ -80,6 +99,10 @@ struct Row {
 
 /// All groups, in the order in which they run.
 const GROUPS: &[&[Row]] = &[
+    jws::ROWS,
+    jwk::ROWS,
+    dpop::ROWS,
+    bodies::ROWS,
     single_use::ROWS,
     bypass::ROWS,
     store::ROWS,
@@ -91,7 +114,7 @@ const GROUPS: &[&[Row]] = &[
     framing::ROWS,
     guard::ROWS,
     written::ROWS,
-    bodies::ROWS,
+    unread::ROWS,
     endless::ROWS,
     traps::ROWS,
     unguarded::ROWS,
@@ -131,7 +154,11 @@ async fn all(settings: &Settings) -> Result<(), Error> {
         let only = settings.only.join(", ");
         return Err(Error::Setup(format!("there is no row {only}")));
     }
-    let mut stages = Stages::new(settings.tokens, settings.soak);
+    let envoy = envoys_version()?;
+    eprintln!("on Envoy {envoy}");
+    let mut stages = Stages::new(settings.tokens);
+    stages.rounds = settings.rounds;
+    stages.minutes = settings.minutes;
     let mut told = Vec::new();
     for row in rows {
         let start = Instant::now();
@@ -141,7 +168,7 @@ async fn all(settings: &Settings) -> Result<(), Error> {
         told.push((row.id, outcome, detail));
     }
     stages.stop().await;
-    report(settings, &told)
+    report(settings, &envoy, &told)
 }
 
 async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
@@ -151,11 +178,15 @@ async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
             Some(missing) => ("failed", format!("there is no test {missing}")),
             None => ("covered_by", tests.join(", ")),
         },
-        How::Live(work) => {
-            let tokens = u32::try_from(stages.tokens).unwrap_or(u32::MAX);
-            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens) + stages.soak;
+        How::Live(_) | How::Cases(_) => {
+            let tokens = u32::try_from(stages.tokens.max(stages.rounds)).unwrap_or(u32::MAX);
+            let limit = LONGEST + PER_TOKEN.saturating_mul(tokens) + stages.lasts();
             let tried = async {
-                let seen = work(stages).await?;
+                let seen = match row.how {
+                    How::Live(work) => work(stages).await?,
+                    How::Cases(more) => cases::all(stages, row.id, more).await?,
+                    How::Covered(_) | How::Never(_) => String::new(),
+                };
                 stages.are_well().await?;
                 Ok::<_, Error>(seen)
             };
@@ -184,7 +215,22 @@ fn exists(test: &str) -> bool {
     text.is_ok_and(|text| text.contains(&format!("fn {function}(")))
 }
 
-fn report(settings: &Settings, told: &[(&str, &str, String)]) -> Result<(), Error> {
+/// What the Envoy that rows run on says of itself, `1.40.0` of
+/// `envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL`.
+fn envoys_version() -> Result<String, Error> {
+    let envoy = tools::Tools::from_env()?.envoy;
+    let output = std::process::Command::new(&envoy)
+        .arg("--version")
+        .output()
+        .map_err(Error::file("run", &envoy))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let build = said.rsplit_once("version: ").map(|(_, build)| build);
+    let version = build.and_then(|build| build.split('/').nth(1));
+    let none = || Error::Setup(format!("{} says no version", envoy.display()));
+    version.map(str::to_owned).ok_or_else(none)
+}
+
+fn report(settings: &Settings, envoy: &str, told: &[(&str, &str, String)]) -> Result<(), Error> {
     let count = |wanted: &str| told.iter().filter(|(_, it, _)| *it == wanted).count();
     let (passed, failed) = (count("passed"), count("failed"));
     let (covered, never) = (count("covered_by"), count("not_applicable"));
@@ -194,13 +240,18 @@ fn report(settings: &Settings, told: &[(&str, &str, String)]) -> Result<(), Erro
             .map(|(id, outcome, detail)| json!({"id": id, "outcome": outcome, "detail": detail}))
             .collect();
         let all = json!({
-            "rows": rows, "passed": passed, "failed": failed,
+            "envoy": envoy, "rows": rows, "passed": passed, "failed": failed,
             "covered_by": covered, "not_applicable": never,
+            "totals": {
+                "rows": told.len(), "passed": passed, "failed": failed,
+                "covered_by": covered, "not_applicable": never,
+            },
         });
         std::fs::write(path, format!("{all:#}\n")).map_err(Error::file("write", path))?;
     }
     println!(
-        "{passed} rows passed, {failed} failed; {covered} are covered by tests, {never} can't apply"
+        "Envoy {envoy}: {} rows, {passed} passed, {failed} failed, {covered} are covered by tests, {never} can't apply",
+        told.len(),
     );
     if failed == 0 {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Measurements on running systems.
 
-pub mod answers;
-mod cpu;
+pub(crate) mod answers;
+pub(crate) mod cpu;
 pub mod edge;
 mod load;
 mod report;

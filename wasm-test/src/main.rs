@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use wasm_test::{attack, bench, demo, up};
@@ -37,9 +36,12 @@ enum Command {
         /// How many tokens are raced over replicas.
         #[arg(long, default_value_t = 1_000)]
         tokens: usize,
-        /// How long the run at full load is; half a minute otherwise.
-        #[arg(long)]
-        minutes: Option<u64>,
+        /// How many tokens are raced over two Envoys.
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+        /// How many minutes the soak and the outage last.
+        #[arg(long, default_value_t = 0)]
+        minutes: u64,
     },
     /// Measure Envoy's CPU per request with and without Writ.
     BenchEdge {
@@ -66,16 +68,17 @@ fn main() -> ExitCode {
                 only,
                 json,
                 tokens,
+                rounds,
                 minutes,
             } => {
-                let soak = Duration::from_secs(minutes.map_or(30, |minutes| minutes * 60));
-                let settings = attack::Settings {
+                attack::run(&attack::Settings {
                     only,
                     json,
                     tokens,
-                    soak,
-                };
-                attack::run(&settings).await
+                    rounds,
+                    minutes,
+                })
+                .await
             }
             Command::BenchEdge { json } => bench::edge::run(json.as_deref()).await,
         }

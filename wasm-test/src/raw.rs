@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::Error;
 pub use http1::Http1;
-pub use http2::{Http2, Stream};
+pub use http2::{End, Http2, Stream};
 
 /// How long an answer may take: longer than any hold or deadline.
 pub const PATIENCE: Duration = Duration::from_secs(30);

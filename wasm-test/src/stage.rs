@@ -297,7 +297,8 @@ impl Stage {
         whole.then_some(allowed).ok_or_else(cut)
     }
 
-    fn tail(&self) -> std::process::Command {
+    /// A command that prints the whole log, one entry a line.
+    pub fn tail(&self) -> std::process::Command {
         let mut command = self.system.writ();
         command.args(["audit", "tail", "-n", "100000000", "--no-follow"]);
         command.arg(self.system.audit_dir());

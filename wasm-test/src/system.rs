@@ -53,6 +53,11 @@ pub struct Options {
     pub token_lifetime_s: u64,
     /// The Cedar policy; `None` is the starter policy.
     pub policy: Option<PathBuf>,
+    /// More `[[edge.route]]` tables in TOML, in which `{upstream}` stands for the
+    /// address of the upstream.
+    pub routes: String,
+    /// More listeners of Envoy's own, as YAML below `static_resources.listeners`.
+    pub listeners: String,
     /// TOML that is laid over the control plane's config, table by table. In it
     /// `{upstream}` stands for the demo upstream's address.
     pub extra_config: String,
@@ -60,6 +65,11 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// The URL of the PostgreSQL database that holds the log; `None` is files.
     pub store: Option<String>,
+    /// What agents take the token endpoint's base URL for, where it is not the
+    /// control plane's own address.
+    pub issuer: Option<String>,
+    /// What agents take the guarded origin for, where it is not Envoy's address.
+    pub origin: Option<String>,
     /// What it shares with another system, when it is a replica of that.
     pub beside: Option<Beside>,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
@@ -88,9 +98,13 @@ impl Default for Options {
             hold_s: 5,
             token_lifetime_s: 30,
             policy: None,
+            routes: String::new(),
+            listeners: String::new(),
             extra_config: String::new(),
             env: Vec::new(),
             store: None,
+            issuer: None,
+            origin: None,
             beside: None,
             cut: false,
             variants: false,
@@ -274,10 +288,14 @@ impl System {
         .await
     }
 
-    /// Threads that run the filter: the main one does as well, though it serves
-    /// nobody.
+    /// Threads that run the filter, each instance of it: the main one does as
+    /// well, though it serves nobody.
     fn filter_threads(&self) -> u64 {
-        u64::from(self.options.concurrency).saturating_add(1)
+        // Where bodies are read, a second instance does that.
+        let reads = self.options.routes.contains(r#"body = "read""#);
+        let instances = if reads { 2 } else { 1 };
+        let threads = u64::from(self.options.concurrency).saturating_add(1);
+        threads.saturating_mul(instances)
     }
 
     /// The processes that have ended without being stopped, each with an
@@ -302,10 +320,8 @@ impl System {
     pub async fn agent(&self) -> Result<client::Agent, Error> {
         let agent =
             client::Agent::connect(&self.issuer(), &self.origin(), &self.workload_api()).await?;
-        Ok(match self.options.beside {
-            None => agent,
-            Some(_) => agent.by_way_of(&self.http_url(), &self.proxy_url()),
-        })
+        // What it signs says one thing, and where it connects may be another.
+        Ok(agent.by_way_of(&self.http_url(), &self.proxy_url()))
     }
 
     /// Signs an approver in with the login link of the control plane's start,
@@ -366,14 +382,16 @@ impl System {
 
     /// The token endpoint's base URL; replicas share it.
     pub fn issuer(&self) -> String {
-        let beside = self.options.beside.as_ref();
-        beside.map_or_else(|| self.http_url(), |beside| beside.issuer.clone())
+        let beside = self.options.beside.as_ref().map(|it| &it.issuer);
+        let named = beside.or(self.options.issuer.as_ref());
+        named.map_or_else(|| self.http_url(), ToOwned::to_owned)
     }
 
     /// The guarded origin; replicas share it.
     pub fn origin(&self) -> String {
-        let beside = self.options.beside.as_ref();
-        beside.map_or_else(|| self.proxy_url(), |beside| beside.origin.clone())
+        let beside = self.options.beside.as_ref().map(|it| &it.origin);
+        let named = beside.or(self.options.origin.as_ref());
+        named.map_or_else(|| self.proxy_url(), ToOwned::to_owned)
     }
 
     /// Where this control plane itself answers.

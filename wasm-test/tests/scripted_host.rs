@@ -12,6 +12,8 @@
     reason = "tests fail loudly, and their names say what they are"
 )]
 
+#[path = "scripted_host/bodies.rs"]
+mod bodies;
 #[expect(dead_code, reason = "each test file uses its own part")]
 #[path = "../../capability/tests/common/mod.rs"]
 mod common;

@@ -64,15 +64,22 @@ enum Command {
         /// Only rows with these ids, or beginnings of ids.
         #[arg(long, value_name = "ID", num_args = 1..)]
         only: Vec<String>,
+        /// On this Envoy, whole version or line, fetched when it is not there: 1.40,
+        /// 1.39, 1.38.
+        #[arg(long, value_name = "VERSION")]
+        envoy: Option<String>,
         /// Write what came of each row to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
         /// How many tokens are raced over two replicas.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         tokens: usize,
-        /// How long the run at full load is (row G-soak); half a minute otherwise.
-        #[arg(long, value_name = "N")]
-        minutes: Option<u64>,
+        /// How many tokens are raced over two Envoys (H01).
+        #[arg(long, value_name = "N", default_value_t = 500)]
+        rounds: usize,
+        /// How many minutes the soak (H31) and the outage (H14) last; 0 is a short one.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        minutes: u64,
     },
     /// Give every parser what libFuzzer can think of.
     Fuzz {
@@ -162,15 +169,16 @@ fn dispatch(command: Command) -> Result<(), Error> {
         }
         Command::Attack {
             only,
+            envoy,
             json,
             tokens,
+            rounds,
             minutes,
         } => {
             let mut arguments: Vec<OsString> = vec!["attack".into()];
             arguments.extend(["--tokens".into(), tokens.to_string().into()]);
-            if let Some(minutes) = minutes {
-                arguments.extend(["--minutes".into(), minutes.to_string().into()]);
-            }
+            arguments.extend(["--rounds".into(), rounds.to_string().into()]);
+            arguments.extend(["--minutes".into(), minutes.to_string().into()]);
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }
@@ -179,7 +187,7 @@ fn dispatch(command: Command) -> Result<(), Error> {
                 arguments.extend(only.into_iter().map(OsString::from));
             }
             crash::strace(&progress)?;
-            run::attack(&progress, &arguments)
+            run::attack(&progress, &arguments, envoy.as_deref())
         }
         Command::Fuzz { minutes, target } => fuzz::run(&progress, minutes, target.as_deref()),
         Command::Test { fast } => test::run(&progress, fast),

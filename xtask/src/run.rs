@@ -105,12 +105,20 @@ pub fn system(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> 
     Err(Error::file("start", &built.system)(problem))
 }
 
-/// As [`system`], with a PostgreSQL.
+/// As [`system`], with a PostgreSQL, and with the Envoy of one version where one
+/// is asked for.
 ///
 /// # Errors
 /// As [`system`], and when no PostgreSQL can be had.
-pub fn attack(progress: &Progress, arguments: &[OsString]) -> Result<(), Error> {
-    let envoy = setup::envoy::find(progress)?;
+pub fn attack(
+    progress: &Progress,
+    arguments: &[OsString],
+    version: Option<&str>,
+) -> Result<(), Error> {
+    let envoy = match version {
+        Some(version) => setup::envoy::of_version(progress, version)?,
+        None => setup::envoy::find(progress)?,
+    };
     let postgres = setup::postgres::find(progress)?;
     let built = build::everything(progress, envoy)?;
     progress.say("building the filter with faults on demand");

@@ -22,8 +22,23 @@ pub(super) fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Canoni
 pub(super) fn to_vec_of_variant<T: Serialize + ?Sized>(
     value: &T,
 ) -> Result<(Vec<u8>, Option<String>), CanonicalError> {
+    written(value, Vec::with_capacity(EXPECTED_LEN))
+}
+
+/// Behind what is there.
+pub(super) fn append<T: Serialize + ?Sized>(
+    value: &T,
+    out: Vec<u8>,
+) -> Result<Vec<u8>, CanonicalError> {
+    written(value, out).map(|(bytes, _)| bytes)
+}
+
+fn written<T: Serialize + ?Sized>(
+    value: &T,
+    out: Vec<u8>,
+) -> Result<(Vec<u8>, Option<String>), CanonicalError> {
     let mut writer = Writer {
-        out: Vec::with_capacity(EXPECTED_LEN),
+        out,
         members: Vec::new(),
         depth: 0,
         variant: None,

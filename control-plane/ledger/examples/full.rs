@@ -2,7 +2,8 @@
 //! system of its own (a tmpfs of 2 MiB will do).
 //!
 //! Fills it up, and then expects that tokens are refused, that what takes rights
-//! away is still recorded, and that all goes on once there is space again.
+//! away is still recorded, also by ledgers that start on the full disk, and that all
+//! goes on once there is space again.
 
 use std::{
     io::Write,
@@ -36,6 +37,7 @@ fn issue(n: u64) -> Command {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "http://127.0.0.1:8400/files/report.txt".into(),
+                content_digest: None,
             },
             txn: name,
             expires_ms: now() + 300_000,
@@ -61,13 +63,31 @@ async fn main() -> Result<(), Failure> {
     let mut options = Options::new(&journal, Arc::new(now));
     options.segment_len = 64 * 1024;
     options.head_copies = vec![dir.join("journal.head")];
-    let (ledger, _) = Ledger::open(options)?;
+    let (ledger, _) = Ledger::open(options.clone())?;
     for n in 0..20 {
         ledger.commit(issue(n)).await?;
     }
     let ballast = dir.join("ballast");
     let mut file = std::fs::File::create(&ballast)?;
     while file.write_all(&[0; 4096]).is_ok() {}
+    ledger.shutdown().await;
+    let mut ledger = ledger;
+    for start in 0..4 {
+        let (started, report) = Ledger::open(options.clone())?;
+        ledger = started;
+        let refused = ledger.commit(issue(50)).await.err();
+        let (full, told) = (
+            report.full && ledger.is_full(),
+            ledger.commit(login(start)).await,
+        );
+        if !full || refused != Some(Refused::Full) || told.is_err() {
+            return Err(format!("start {start}: {report:?}, {refused:?}, {told:?}").into());
+        }
+        if start < 3 {
+            ledger.shutdown().await;
+        }
+    }
+    println!("4 starts on the full disk: each took what takes rights away, and no more");
     let mut n = 100;
     let refused = loop {
         match ledger.commit(issue(n)).await {
@@ -76,12 +96,12 @@ async fn main() -> Result<(), Failure> {
         }
     };
     println!("full: {} more tokens, then: {refused}", n - 100);
-    if refused != Refused::Unavailable {
+    if refused != Refused::Full {
         return Err("another refusal was expected".into());
     }
     for m in 0..10 {
         ledger.commit(login(m)).await?;
-        if ledger.commit(issue(n)).await != Err(Refused::Unavailable) {
+        if ledger.commit(issue(n)).await != Err(Refused::Full) {
             return Err("a token was issued on a full disk".into());
         }
     }

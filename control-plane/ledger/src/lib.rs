@@ -326,6 +326,17 @@ impl Ledger {
         }
     }
 
+    /// Whether there is no room for the journal to grow: then only what takes rights
+    /// away is taken, and everything else refused with [`Refused::Full`], until there
+    /// is. A database says so by itself, when it is asked to commit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match &*self.store {
+            Store::Embedded(store) => store.is_full(),
+            Store::Postgres(_) => false,
+        }
+    }
+
     /// The journal's directory; `None` when it is in a database.
     #[must_use]
     pub fn dir(&self) -> Option<&Path> {

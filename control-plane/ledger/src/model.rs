@@ -4,10 +4,14 @@
 //! rechecks what can have changed since, and either commits or refuses with a
 //! [`Refused`]. Nothing here reads a clock: the ledger's thread passes time in.
 
+mod action;
 pub(crate) mod hash_hex;
 mod limits;
+mod request;
 
+pub use action::{ActionRecord, BodyRecord};
 pub use limits::Limits;
+pub use request::RequestFacts;
 use serde::{Deserialize, Serialize};
 
 /// SHA-256, shown as lower-case hex in lines.
@@ -29,19 +33,6 @@ pub struct User {
     pub issuer: String,
     /// Its `sub`.
     pub subject: String,
-}
-
-/// One method on one absolute URL, as the capability names it (`http_request`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ActionRecord {
-    /// The type of the `authorization_details` element.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The method, upper case.
-    pub method: String,
-    /// The normalised absolute URL, with its query.
-    pub location: String,
 }
 
 /// Bytes kept beside a line; the line holds SHA-256(salt ‖ bytes) only. At most
@@ -149,6 +140,9 @@ pub struct Approval {
     pub chain: Vec<String>,
     /// The one action.
     pub action: ActionRecord,
+    /// The body that goes with it, where bodies are read; it is part of the digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<BodyRecord>,
     /// The ids of the rules that want a human.
     pub rules: Vec<String>,
     /// What those rules say of why (`@reason`), in their order.
@@ -173,6 +167,14 @@ pub struct Approval {
     /// When it was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_ms: Option<Millis>,
+}
+
+impl Approval {
+    /// Whether it waits for a human, or was approved and is not used.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, ApprovalState::Pending | ApprovalState::Approved)
+    }
 }
 
 /// Agents wait for an admin, since a backup stands in for what was lost: rights
@@ -217,37 +219,6 @@ pub enum FirstUse {
     Refused,
     /// It was held and lapsed.
     Lapsed,
-}
-
-/// A request as the decider saw it; every field goes into the line, cut to the
-/// line's limit where it must be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestFacts {
-    /// Method as received.
-    pub method: String,
-    /// Authority as received.
-    pub authority: String,
-    /// Origin-form path with query.
-    pub path: String,
-    /// Envoy's own request id.
-    pub request_id: String,
-    /// The proxy's SPIFFE ID, from its certificate.
-    pub proxy: String,
-    /// The peer's address as the proxy saw it.
-    pub source: String,
-    /// SHA-256 of the serialised question, hex.
-    pub question: String,
-    /// The route only observes: whatever was decided, the request went on.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub observed: bool,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature that serde calls"
-)]
-fn is_false(truth: &bool) -> bool {
-    !truth
 }
 
 /// What policy said, for the line.
@@ -500,6 +471,10 @@ pub enum Refused {
     /// Agents are suspended since a restore, until an admin confirms.
     #[error("agents are suspended since a restore, until an admin confirms it")]
     Suspended,
+    /// There is no room for the journal to grow, and this is not what takes rights
+    /// away. Nothing was written.
+    #[error("no space is left for the journal, so only what takes rights away is taken")]
+    Full,
     /// The queue is full, the command waited in it for too long, or the ledger
     /// is stopping. Nothing was written.
     #[error("the ledger does not take this now")]

@@ -9,12 +9,13 @@
 //! Cedar skips a policy that errors, a `forbid` included. Here any diagnostic
 //! denies.
 
+mod facts;
 mod lift;
 mod load;
 mod model;
 
 pub use load::{Approver, LoadError, Source};
-pub use model::SCHEMA;
+pub use model::{SCHEMA, schema};
 
 use cedar_policy::{Authorizer, Decision, Effect, PolicyId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,53 @@ pub struct Question<'a> {
     pub query: &'a str,
     /// Now, in seconds since the Unix epoch.
     pub time_s: u64,
+    /// Its body, where bodies are read.
+    pub body: Option<Body<'a>>,
+}
+
+/// A body as policy sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Body<'a> {
+    /// SHA-256 of its bytes as they were sent, base64url.
+    pub sha256: &'a str,
+    /// How many they are.
+    pub bytes: u64,
+    /// What its route's JSON pointers found.
+    pub facts: &'a [(String, Fact)],
+}
+
+/// One value of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// A string.
+    Text(String),
+    /// A whole number.
+    Integer(i64),
+    /// True or false.
+    Flag(bool),
+}
+
+/// What kind of value a fact is, wherever it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FactKind {
+    /// [`Fact::Text`]: `String` in policies.
+    Text,
+    /// [`Fact::Integer`]: `Long` in policies.
+    Integer,
+    /// [`Fact::Flag`]: `Bool` in policies.
+    Flag,
+}
+
+impl Fact {
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> FactKind {
+        match self {
+            Self::Text(_) => FactKind::Text,
+            Self::Integer(_) => FactKind::Integer,
+            Self::Flag(_) => FactKind::Flag,
+        }
+    }
 }
 
 /// A rule that wants a human before it lets the request pass.
@@ -85,7 +133,19 @@ impl Policies {
     /// Parse errors, validation errors (strict mode), duplicate rule ids, and
     /// `@approvers` that name nobody in `approvers`.
     pub fn load(sources: &[Source], approvers: &[Approver]) -> Result<Self, Vec<LoadError>> {
-        load::load(sources, approvers)
+        Self::load_with(sources, approvers, &BTreeMap::new())
+    }
+
+    /// As [`Policies::load`], for policies that may look at these facts of bodies.
+    ///
+    /// # Errors
+    /// As [`Policies::load`].
+    pub fn load_with(
+        sources: &[Source],
+        approvers: &[Approver],
+        facts: &BTreeMap<String, FactKind>,
+    ) -> Result<Self, Vec<LoadError>> {
+        load::load(sources, approvers, facts)
     }
 
     /// SHA-256 of the policy texts, hex: what the log calls the version.

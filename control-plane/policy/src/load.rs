@@ -1,6 +1,6 @@
 //! Reading policy texts: all problems at once, each with file and line.
 
-use crate::{Demand, Policies, lift, model::SCHEMA, wants_human};
+use crate::{Demand, FactKind, Policies, facts, lift, model, wants_human};
 use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,7 +84,11 @@ impl Rule {
     }
 }
 
-pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policies, Vec<LoadError>> {
+pub(crate) fn load(
+    sources: &[Source],
+    approvers: &[Approver],
+    facts: &BTreeMap<String, FactKind>,
+) -> Result<Policies, Vec<LoadError>> {
     let mut errors = Vec::new();
     let mut rules = Vec::new();
     for source in sources {
@@ -104,6 +108,11 @@ pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policie
             )));
         }
         annotations(rule, &mut errors);
+        for name in facts::unknown(&rule.policy, facts) {
+            errors.push(rule.error(format!(
+                "rule `{id}`: no route's body_facts names `{name}`, so context.body never has it"
+            )));
+        }
         if wants_human(&rule.policy) {
             if !lift::can_be_lifted(&rule.policy) {
                 errors.push(rule.error(format!(
@@ -118,7 +127,7 @@ pub(crate) fn load(sources: &[Source], approvers: &[Approver]) -> Result<Policie
             }
         }
     }
-    let (schema, _) = Schema::from_cedarschema_str(SCHEMA)
+    let (schema, _) = Schema::from_cedarschema_str(&model::schema(facts))
         .map_err(|error| vec![elsewhere("built-in schema", &error)])?;
     let policies = || single.iter().map(|rule| rule.policy.clone());
     let all = set(policies())?;

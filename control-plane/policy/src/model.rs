@@ -1,11 +1,11 @@
 //! The request model that policies see.
 
-use crate::Question;
+use crate::{Fact, FactKind, Question};
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
     Schema,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
 
 /// The schema that every policy is validated against, in Cedar's own syntax.
@@ -22,7 +22,13 @@ namespace Writ {
     "path": String,
     "query": String,
     "user"?: { "issuer": String, "subject": String },
-    "approvals": Set<String>    // ids of rules that a human has lifted
+    "approvals": Set<String>,   // ids of rules that a human has lifted
+    "body"?: Body               // at requests on routes that read bodies
+  };
+  // Beside these come the facts that `body_facts` names, each by its pointer.
+  type Body = {
+    "sha256": String,           // of its bytes as they were sent, base64url
+    "bytes": Long               // how many they are
   };
   action "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS" appliesTo {
     principal: [Agent],
@@ -31,6 +37,24 @@ namespace Writ {
   };
 }
 "#;
+
+/// The schema with these facts of bodies in it. A fact is there or not, as the
+/// route of a request says.
+#[must_use]
+pub fn schema(facts: &BTreeMap<String, FactKind>) -> String {
+    const BODY: &str = "  type Body = {\n";
+    let mut body = BODY.to_owned();
+    for (pointer, kind) in facts {
+        let kind = match kind {
+            FactKind::Text => "String",
+            FactKind::Integer => "Long",
+            FactKind::Flag => "Bool",
+        };
+        // A pointer has no quotes and no backslashes: see `capability::body`.
+        body.push_str(&format!("    \"{pointer}\"?: {kind},\n"));
+    }
+    SCHEMA.replacen(BODY, &body, 1)
+}
 
 /// Entity ids come from agents: they are built by typed constructors, never by
 /// pasting into Cedar text.
@@ -106,6 +130,23 @@ pub(crate) fn request(
         ])
         .map_err(say)?;
         context.push(("user".to_owned(), user));
+    }
+    if let Some(body) = &question.body {
+        let bytes = i64::try_from(body.bytes).map_err(say)?;
+        let mut members = vec![
+            ("sha256".to_owned(), text(body.sha256)),
+            ("bytes".to_owned(), RestrictedExpression::new_long(bytes)),
+        ];
+        for (pointer, fact) in body.facts {
+            let value = match fact {
+                Fact::Text(value) => text(value),
+                Fact::Integer(value) => RestrictedExpression::new_long(*value),
+                Fact::Flag(value) => RestrictedExpression::new_bool(*value),
+            };
+            members.push((pointer.clone(), value));
+        }
+        let body = RestrictedExpression::new_record(members).map_err(say)?;
+        context.push(("body".to_owned(), body));
     }
     let context = Context::from_pairs(context).map_err(say)?;
     let request = Request::new(principal, action, resource, context, schema).map_err(say)?;

@@ -23,6 +23,7 @@ fn ask(method: &'static str, path: &'static str) -> Question<'static> {
         path,
         query: "",
         time_s: 1_800_000_000,
+        body: None,
     }
 }
 
@@ -303,4 +304,103 @@ fn what_policies_see_has_the_schema_s_shape() {
     }
     let strange = ask("BREW", "/files/a");
     assert!(model::request(Some(&schema), "request", &strange, &approved).is_err());
+}
+
+#[test]
+fn facts_of_bodies_are_typed_and_known() {
+    let facts = BTreeMap::from([
+        ("/amount".to_owned(), FactKind::Integer),
+        ("/to/name".to_owned(), FactKind::Text),
+        ("/dry".to_owned(), FactKind::Flag),
+    ]);
+    let text = r#"
+@id("small")
+permit(principal, action == Writ::Action::"POST", resource)
+when { context has body && context.body has "/amount" && context.body["/amount"] <= 100 };
+@id("dry")
+permit(principal, action == Writ::Action::"POST", resource)
+when { context has body && context.body has "/dry" && context.body["/dry"] };
+@id("not-bob")
+forbid(principal, action, resource)
+when { context has body && context.body has "/to/name" && context.body["/to/name"] == "bob" };
+@id("not-this")
+forbid(principal, action, resource)
+when { context has body && (context.body.sha256 == "bad" || context.body.bytes > 50) };
+"#;
+    let source = |text: &str| {
+        [Source {
+            name: "body.cedar".into(),
+            text: text.into(),
+        }]
+    };
+    let policies = Policies::load_with(&source(text), &[], &facts).unwrap();
+    let none = BTreeSet::new();
+    let amount = |value| ("/amount".to_owned(), Fact::Integer(value));
+    let to = |name: &str| ("/to/name".to_owned(), Fact::Text(name.to_owned()));
+    let dry = |value| ("/dry".to_owned(), Fact::Flag(value));
+    let allow = |id: &str| Verdict::Allow(vec![id.to_owned()]);
+    let deny = |ids: &[&str]| Verdict::Deny(ids.iter().map(|&id| id.to_owned()).collect());
+    for (sha256, bytes, facts, wanted) in [
+        (
+            "a",
+            5,
+            vec![amount(100), to("eve"), dry(false)],
+            allow("small"),
+        ),
+        (
+            "a",
+            5,
+            vec![amount(101), to("eve"), dry(true)],
+            allow("dry"),
+        ),
+        ("a", 5, vec![amount(101), to("eve"), dry(false)], deny(&[])),
+        ("a", 5, vec![amount(-1), to("bob")], deny(&["not-bob"])),
+        ("bad", 5, vec![amount(1)], deny(&["not-this"])),
+        ("a", 51, vec![amount(1)], deny(&["not-this"])),
+        ("a", 0, vec![], deny(&[])),
+    ] {
+        let question = Question {
+            body: Some(Body {
+                sha256,
+                bytes,
+                facts: &facts,
+            }),
+            ..ask("POST", "/pay")
+        };
+        assert_eq!(policies.may_pass(&question, &none), wanted, "{facts:?}");
+        // What is built without the schema has the schema's shape.
+        let (schema, _) = cedar_policy::Schema::from_cedarschema_str(&schema(&BTreeMap::from([
+            ("/amount".to_owned(), FactKind::Integer),
+            ("/to/name".to_owned(), FactKind::Text),
+            ("/dry".to_owned(), FactKind::Flag),
+        ])))
+        .unwrap();
+        model::request(Some(&schema), "request", &question, &none).unwrap();
+    }
+    assert_eq!(
+        policies.may_pass(&ask("POST", "/pay"), &none),
+        deny(&[]),
+        "no body, no fact"
+    );
+
+    // Not known, of another type, or used as if it were always there.
+    for wrong in [
+        r#"context.body has "/amount" && context.body["/amount"] == "1""#,
+        r#"context.body has "/sum" && context.body["/sum"] == 1"#,
+        r#"context.body["/amount"] == 1"#,
+    ] {
+        let text = format!(
+            "@id(\"x\")\npermit(principal, action, resource)\nwhen {{ context has body && {wrong} }};"
+        );
+        let errors = Policies::load_with(&source(&text), &[], &facts).unwrap_err();
+        let unknown = errors[0].message.contains("names `/sum`");
+        assert_eq!(unknown, wrong.contains("/sum"), "{errors:?}");
+    }
+    let always =
+        "@id(\"x\")\npermit(principal, action, resource)\nwhen { context.body.bytes == 1 };";
+    assert!(Policies::load_with(&source(always), &[], &facts).is_err());
+    assert!(
+        Policies::load(&source(text), &[]).is_err(),
+        "no route has these facts"
+    );
 }

@@ -1,6 +1,10 @@
 //! Approvals as the pages and the command line see them: over the ledger, which
 //! alone moves them.
 
+mod bodies;
+
+pub use bodies::{BODIES_MAX, Bodies};
+
 use crate::state::Core;
 use crate::web::{Activity, Desk, DeskError, ProxyView};
 use futures::future::BoxFuture;
@@ -50,6 +54,10 @@ impl ApprovalDesk {
         if !may {
             return Err(DeskError::NotAllowed);
         }
+        // Nobody says yes to what nobody can see.
+        if approve && hides_its_body(&approval) && self.core.bodies.get(id).is_none() {
+            return Err(DeskError::BodyGone);
+        }
         let command = Command::DecideApproval {
             id: id.to_owned(),
             digest,
@@ -91,6 +99,11 @@ impl ApprovalDesk {
     }
 }
 
+/// Whether there is a body that has to be shown.
+fn hides_its_body(approval: &Approval) -> bool {
+    approval.body.as_ref().is_some_and(|body| body.bytes > 0)
+}
+
 /// What a person is told of a commit that was not acknowledged.
 fn not_recorded(refused: &Refused) -> DeskError {
     match refused {
@@ -108,6 +121,10 @@ impl Desk for ApprovalDesk {
         self.core.ledger.approval(id)
     }
 
+    fn body(&self, id: &str) -> Option<Arc<[u8]>> {
+        self.core.bodies.get(id)
+    }
+
     fn decide(
         &self,
         id: &str,
@@ -117,6 +134,10 @@ impl Desk for ApprovalDesk {
     ) -> BoxFuture<'_, Result<Approval, DeskError>> {
         let (id, by) = (id.to_owned(), by.to_owned());
         Box::pin(async move { self.decided(&id, digest, approve, &by).await })
+    }
+
+    fn journal_full(&self) -> bool {
+        self.core.ledger.is_full()
     }
 
     fn suspended(&self) -> Option<Suspension> {

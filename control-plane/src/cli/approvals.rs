@@ -243,6 +243,7 @@ impl Decide {
                     text("/action/location"),
                     text("/agent")
                 );
+                show_body(&shown);
                 text("/digest")
             }
         };
@@ -254,6 +255,27 @@ impl Decide {
             Some(body),
         )
         .await
+    }
+}
+
+/// The body that goes with it, all of it, as data.
+fn show_body(approval: &Value) {
+    let Some(body) = approval.get("body").filter(|body| body.is_object()) else {
+        return;
+    };
+    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default();
+    let bytes = body.get("bytes").and_then(Value::as_u64).unwrap_or(0);
+    let (kind, encoding) = (plain(text("content_type")), plain(text("content_encoding")));
+    eprintln!("    with this body: {bytes} bytes, {kind} {encoding}");
+    match body.pointer("/content/text").and_then(Value::as_str) {
+        Some(content) => content
+            .split('\n')
+            .for_each(|line| eprintln!("    | {}", plain(line))),
+        None => match body.pointer("/content/base64").and_then(Value::as_str) {
+            Some(content) => eprintln!("    | in base64: {}", plain(content)),
+            None if bytes > 0 => eprintln!("    | it can't be shown any more"),
+            None => {}
+        },
     }
 }
 
@@ -349,6 +371,11 @@ impl Status {
         if let Some(entries) = text("/suspended/entries") {
             println!(
                 "RESTORED  {entries} entries: agents are suspended until `writ ledger confirm`"
+            );
+        }
+        if value.get("journal_full").and_then(Value::as_bool) == Some(true) {
+            println!(
+                "FULL      no space is left for the journal: only what takes rights away is taken; free some"
             );
         }
         let none = Vec::new();

@@ -57,7 +57,7 @@ pub struct Call {
     /// The method
     #[arg(short = 'X', long = "request", value_name = "METHOD")]
     method: Option<String>,
-    /// The body; `@FILE` reads a file, `@-` standard input
+    /// The body; `@FILE` reads a file, `@-` standard input. Where bodies are read, the token allows this one alone
     #[arg(short, long, value_name = "BODY")]
     data: Option<String>,
     /// The body's content type
@@ -150,7 +150,7 @@ impl Call {
         let agent = self.places.agent(Duration::from_secs(90))?;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait);
         loop {
-            let granted = agent.token(&method, &self.url).await?;
+            let granted = agent.token_for(&method, &self.url, body.as_deref()).await?;
             let hint = hold_hint();
             let answer = agent
                 .spend(

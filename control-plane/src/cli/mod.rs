@@ -8,6 +8,7 @@ mod approvals;
 mod audit;
 mod call;
 mod edge;
+mod keys;
 mod ledger;
 mod local;
 mod policy;
@@ -65,6 +66,11 @@ enum Command {
     ProbeListings {
         /// Their directory
         dir: PathBuf,
+    },
+    /// The keys that sign tokens
+    Keys {
+        #[command(subcommand)]
+        command: keys::Keys,
     },
     /// Policy
     Policy {
@@ -150,6 +156,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Audit { command } => command.run().await,
         Command::Ledger { command } => command.run().await,
         Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
+        Command::Keys { command } => command.run(),
         Command::Policy { command } => command.run(),
         Command::Edge { command } => command.run(),
     }

@@ -21,7 +21,11 @@ pub enum Policy {
         config: PathBuf,
     },
     /// Print the schema that policies are checked against, in Cedar's syntax
-    Schema,
+    Schema {
+        /// A config file, whose routes' facts of bodies are then part of it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 impl Policy {
@@ -29,24 +33,36 @@ impl Policy {
     pub fn run(self) -> ExitCode {
         match self {
             Self::Check { config } => check_config(Config::read(&config)),
-            Self::Schema => {
+            Self::Schema { config: None } => {
                 println!("{}", ::policy::SCHEMA.trim());
                 ExitCode::SUCCESS
             }
+            Self::Schema {
+                config: Some(config),
+            } => match Config::read(&config) {
+                Ok(config) => {
+                    println!("{}", ::policy::schema(&config.edge.facts()).trim());
+                    ExitCode::SUCCESS
+                }
+                Err(errors) => unusable(&errors),
+            },
         }
     }
+}
+
+fn unusable(errors: &[ConfigError]) -> ExitCode {
+    let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
+    fail(&format!("the config is not usable:{lines}"))
 }
 
 /// Checks config and policy as `serve` would, and starts nothing.
 pub fn check_config(config: Result<Config, Vec<ConfigError>>) -> ExitCode {
     let config = match config {
         Ok(config) => config,
-        Err(errors) => {
-            let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
-            return fail(&format!("the config is not usable:{lines}"));
-        }
+        Err(errors) => return unusable(&errors),
     };
-    match ::policy::Policies::load(&config.policies, &config.approvers) {
+    let facts = config.edge.facts();
+    match ::policy::Policies::load_with(&config.policies, &config.approvers, &facts) {
         Ok(policies) => {
             println!(
                 "config and policy are good; policy version {}",

@@ -16,6 +16,7 @@ impl Route {
             path_prefix: self.path_prefix.clone(),
             upstream_host: host.trim_matches(['[', ']']).to_owned(),
             upstream_port: port.parse().ok()?,
+            reads_bodies: self.body.as_ref().map(|body| body.limit),
             site: self.site.clone(),
         })
     }

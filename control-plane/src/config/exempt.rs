@@ -98,6 +98,7 @@ fn unguarded_route(entry: &Table<'_>, sites: &[Site]) -> Unguarded {
             path_prefix: entry.text("path_prefix"),
             upstream: entry.host_port("upstream"),
             site: entry.optional_text("site"),
+            body: None,
             mode: Mode::Enforce,
             decision_header: false,
             decision_audience: None,

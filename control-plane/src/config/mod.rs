@@ -1,6 +1,7 @@
 //! The one config file: TOML, read by a parser that keeps positions, so that
 //! every error names file and line, and all of them come at once.
 
+mod body;
 mod check;
 mod exempt;
 mod reader;
@@ -10,8 +11,8 @@ mod types;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server, Site,
-    Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server,
+    Site, Store, Token, Workload,
 };
 
 use capability::decide::Mode;
@@ -306,11 +307,16 @@ fn edge(table: &Table<'_>) -> Edge {
                 name: entry.text("name"),
                 path_prefix: entry.text("path_prefix"),
                 upstream: entry.host_port("upstream"),
+                body: body::read(entry),
                 site: entry.optional_text("site"),
                 mode: mode(entry),
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
             };
+            if route.mode == Mode::Observe && route.body.is_some() {
+                let both = "a route that observes refuses nothing, so it can't wait for bodies that may be too long or late; enforce it";
+                entry.error("body", both.into());
+            }
             if route.decision_audience.as_deref() == Some("") {
                 entry.error("decision_audience", "this is empty".into());
             }
@@ -334,6 +340,7 @@ fn edge(table: &Table<'_>) -> Edge {
             "no [[edge.route]]: there is nothing to guard".into(),
         );
     }
+    body::check_kinds(table, &routes);
     let exempt = exempt::read(table, &routes, &sites);
     let edge = Edge {
         routes,
@@ -348,6 +355,7 @@ fn edge(table: &Table<'_>) -> Edge {
         hold_s: table.number("hold_s", 25, 0, 55),
         decision_deadline_ms: table.number("decision_deadline_ms", 2_000, 100, 10_000),
         proof_window_s: table.number("proof_window_s", 300, 1, 300),
+        body_deadline_ms: table.number("body_deadline_ms", 10_000, 100, 60_000),
     };
     table.finish();
     edge
@@ -451,11 +459,13 @@ fn limits(table: &Table<'_>) -> Limits {
         outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
         held_per_agent: size("held_per_agent", 16, 256),
         held_total: size("held_total", 1_024, 65_536),
+        proofs_per_agent: within("proofs_per_agent", 32_768, 16, 262_144),
         keys_per_evidence: size("keys_per_evidence", 16, 256),
         discovered_agents: size("discovered_agents", 1_024, 65_536),
         open_approvals: size("open_approvals", 1_024, 65_536),
         open_approvals_per_agent: size("open_approvals_per_agent", 32, 1_024),
         questions_in_flight: size("questions_in_flight", 4_096, 65_536),
+        bodies_at_once: size("bodies_at_once", 256, 4_096),
     };
     table.finish();
     limits

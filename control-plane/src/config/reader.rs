@@ -190,6 +190,17 @@ impl<'r> Table<'r> {
         self.table.get(key).is_some()
     }
 
+    /// A table whose keys are names that the file chooses.
+    pub(super) fn by_name(&self, key: &str) -> Table<'r> {
+        self.table_or_empty(key)
+    }
+
+    /// Its keys, whatever they say.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let keys = self.table.iter();
+        keys.map(|(key, _)| key.get_ref().to_string()).collect()
+    }
+
     /// Complains of the keys that nobody asked for: a misspelt limit is not a default.
     pub(super) fn finish(&self) {
         for (key, _) in self.table.iter() {

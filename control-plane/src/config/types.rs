@@ -2,6 +2,7 @@
 
 use super::exempt::Exempt;
 use capability::decide::Mode;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -172,6 +173,8 @@ pub struct Edge {
     pub decision_deadline_ms: u64,
     /// ± seconds that a proof's `iat` may be off at the edge.
     pub proof_window_s: u64,
+    /// Milliseconds that a body which is read may take to come.
+    pub body_deadline_ms: u64,
     /// The guarded routes, in matching order.
     pub routes: Vec<Route>,
     /// What passes without the filter, by name.
@@ -189,6 +192,8 @@ pub struct Route {
     pub path_prefix: String,
     /// `host:port` of the upstream.
     pub upstream: String,
+    /// How its bodies are read; none is read without it.
+    pub body: Option<BodyRead>,
     /// The site that it belongs to; none is `edge.origin`.
     pub site: Option<String>,
     /// What becomes of requests that are refused: to observe is never a default.
@@ -197,6 +202,58 @@ pub struct Route {
     pub decision_header: bool,
     /// The `aud` of that decision, when it is not the upstream's address.
     pub decision_audience: Option<String>,
+}
+
+/// How the bodies of a route are read.
+#[derive(Clone, Debug)]
+pub struct BodyRead {
+    /// The longest, in bytes.
+    pub limit: usize,
+    /// What policy is told of them: JSON pointers, each with the one kind that
+    /// its value has to have.
+    pub facts: BTreeMap<String, policy::FactKind>,
+}
+
+impl Edge {
+    /// The route of a path, with or without its query, at the origin of this
+    /// authority: the longest prefix, in whole segments, as Envoy has it.
+    #[must_use]
+    pub fn route_of(&self, authority: &str, path: &str) -> Option<&Route> {
+        let path = path.split('?').next().unwrap_or_default();
+        let is_here = |site: &Site| {
+            let parts = site.origin.split_once("://");
+            parts.is_some_and(|(_, known)| known == authority)
+        };
+        let site = self.all_sites().find(is_here)?;
+        let covers = |prefix: &str| {
+            path.strip_prefix(prefix).is_some_and(|rest| {
+                prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')
+            })
+        };
+        let matching = self.routes.iter().filter(|route| {
+            route.site.as_deref().unwrap_or_default() == site.name && covers(&route.path_prefix)
+        });
+        matching.max_by_key(|route| route.path_prefix.len())
+    }
+
+    /// How the bodies of this path are read.
+    #[must_use]
+    pub fn body_of(&self, authority: &str, path: &str) -> Option<&BodyRead> {
+        self.route_of(authority, path)?.body.as_ref()
+    }
+
+    /// The facts of all routes' bodies, each of one kind.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<String, policy::FactKind> {
+        let bodies = self.routes.iter().filter_map(|route| route.body.as_ref());
+        bodies.flat_map(|body| body.facts.clone()).collect()
+    }
+
+    /// Whether any route reads bodies.
+    #[must_use]
+    pub fn reads_bodies(&self) -> bool {
+        self.routes.iter().any(|route| route.body.is_some())
+    }
 }
 
 /// One of several origins, each a protected resource of its own (RFC 9728).
@@ -271,6 +328,8 @@ pub struct Limits {
     pub held_per_agent: usize,
     /// Held requests in all.
     pub held_total: usize,
+    /// Proofs of one agent that are remembered at the token endpoint.
+    pub proofs_per_agent: usize,
     /// DPoP keys per piece of evidence.
     pub keys_per_evidence: usize,
     /// Discovered agents that are remembered.
@@ -281,6 +340,8 @@ pub struct Limits {
     pub open_approvals_per_agent: usize,
     /// Questions in flight per proxy worker.
     pub questions_in_flight: usize,
+    /// Requests whose bodies wait at a time, per proxy worker.
+    pub bodies_at_once: usize,
     /// Sizes of what is read, at the edge and at the token endpoint.
     pub read: capability::Limits,
 }

@@ -1,13 +1,16 @@
 //! The decision itself: the control plane's own record of the token, the
 //! registry, policy with the real request, and one durable commit.
 
-use super::facts::{Facts, bounded, claim, covers, cut, digest_of, evidence, request_facts};
+use super::facts::{
+    Facts, body_digest, body_record, bounded, claim, covers, cut, digest_of, evidence,
+    request_facts,
+};
 use super::opinion::Opinion;
 use crate::state::Core;
 use capability::reason::Reason;
 use ledger::model::{
-    Approval, ApprovalState, Command, Committed, FirstUse, Hash, PolicyFacts, Refused, SpentRecord,
-    TokenRecord, TokenState,
+    Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused,
+    SpentRecord, TokenRecord, TokenState,
 };
 use policy::Demand;
 use sha2::{Digest, Sha256};
@@ -19,7 +22,11 @@ const LAPSE_TRIES: usize = 5;
 /// How often a commit that found the state changed is evaluated again.
 const EVALUATIONS_MAX: usize = 4;
 
-/// What was decided. Everything but `Refused` is durable.
+/// A body that a human is asked about is at most this long, in bytes: it is
+/// evidence beside the hold's entry, and shown whole.
+pub const HELD_BODY_MAX: u64 = 128 * 1024;
+
+/// What was decided. Everything but `Refused` and `NeedsBody` is durable.
 #[derive(Clone, Debug)]
 pub enum Ruling {
     /// It may pass; the token is spent.
@@ -30,6 +37,9 @@ pub enum Ruling {
     Refused(Reason, Option<SpentRecord>),
     /// It waits for a human; the token is held.
     Hold(Box<Approval>),
+    /// A human is to be asked, who has to see the body first: decide again with
+    /// it. Nothing was spent.
+    NeedsBody,
 }
 
 /// Decides.
@@ -70,6 +80,12 @@ impl Engine {
                     self.deny(hash, facts, policy, Reason::ApprovalPending),
                     Ruling::Deny(Reason::ApprovalPending),
                 ),
+                Opinion::Hold(..) if body_len(facts) > HELD_BODY_MAX => {
+                    return Ruling::Refused(Reason::TooLarge, None);
+                }
+                Opinion::Hold(..) if body_len(facts) > 0 && facts.body.is_none() => {
+                    return Ruling::NeedsBody;
+                }
                 Opinion::Hold(policy, demands) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
                     (
@@ -97,6 +113,10 @@ impl Engine {
         let Ok(hash) = self.token_hash(facts) else {
             return Ruling::Refused(Reason::InternalError, None);
         };
+        if self.is_revoked(facts) {
+            self.lapse(facts, "key revoked").await;
+            return Ruling::Refused(Reason::TokenRevoked, None);
+        }
         let token = match self.core.ledger.token(&hash).await {
             Ok(Some((token, TokenState::Held))) => token,
             Ok(_) => {
@@ -159,7 +179,9 @@ impl Engine {
             };
             match self.core.ledger.commit(command).await {
                 Ok(_) => return true,
-                Err(Refused::Unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(Refused::Unavailable | Refused::Full) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await
+                }
                 Err(error) => {
                     tracing::warn!(%error, attempt = facts.attempt, "a held token could not be lapsed");
                     return false;
@@ -256,6 +278,9 @@ impl Engine {
                 return Err((reason, first));
             }
         };
+        if self.is_revoked(facts) {
+            return Err((Reason::TokenRevoked, None));
+        }
         if state == TokenState::Held {
             let held = SpentRecord {
                 jti: token.jti.clone(),
@@ -268,11 +293,21 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        let sites = self.core.config.edge.all_sites();
-        if !covers(&token.action, &facts.question, sites) {
-            return Err((Reason::ActionMismatch, None));
+        let edge = &self.core.config.edge;
+        let question = &facts.question;
+        covers(&token.action, question, edge.all_sites()).map_err(|reason| (reason, None))?;
+        // The proxy has another idea of its routes: what would have been read was not.
+        let reads = edge.body_of(&question.authority, &question.path).is_some();
+        if reads && body_digest(question).is_none() {
+            return Err((Reason::InternalError, None));
         }
         Ok(token)
+    }
+
+    /// Whether the key is revoked that signed the token. The edge refuses it as well
+    /// once it has been told, and here it is refused before that.
+    fn is_revoked(&self, facts: &Facts) -> bool {
+        crate::keys::kid(&facts.token).is_some_and(|kid| self.core.keys.is_revoked(&kid))
     }
 
     /// A token that is not outstanding and whose use we do not remember: if it
@@ -312,6 +347,7 @@ impl Engine {
             user: token.user.clone(),
             chain: token.chain.clone(),
             action: token.action.clone(),
+            body: body_record(&facts.question),
             rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
             reasons: demands.iter().map(|demand| demand.reason.clone()).collect(),
             approvers,
@@ -369,13 +405,16 @@ impl Engine {
         policy: PolicyFacts,
         approval: Approval,
     ) -> Command {
+        let mut attachments = evidence(facts);
+        let body = facts.body.as_ref();
+        attachments.extend(body.map(|body| Evidence::new("body", body)));
         Command::Hold {
             token_hash,
             attempt: facts.attempt.clone(),
             request: request_facts(facts),
             policy,
             approval,
-            attachments: evidence(facts),
+            attachments,
         }
     }
 
@@ -401,10 +440,16 @@ impl Engine {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)
             }
-            Refused::Unavailable => Ruling::Refused(Reason::ControlPlaneUnavailable, None),
+            Refused::Unavailable | Refused::Full => {
+                Ruling::Refused(Reason::ControlPlaneUnavailable, None)
+            }
             Refused::Unknown => Ruling::Refused(Reason::OutcomeUnknown, None),
         }
     }
+}
+
+fn body_len(facts: &Facts) -> u64 {
+    facts.question.body.as_ref().map_or(0, |body| body.size)
 }
 
 /// A hold that joined an equal pending approval shows that one.

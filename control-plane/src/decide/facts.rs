@@ -1,10 +1,14 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
-use crate::config::Site;
+use crate::config::{BodyRead, Site};
 use crate::state::Core;
+use capability::action::Body;
+use capability::reason::Reason;
 use capability::url::{Origin, Target};
-use decision_api::Question;
-use ledger::model::{ActionRecord, Evidence, Hash, RequestFacts, TokenRecord};
+use decision_api::{Question, body_fact::Value};
+use ledger::model::{ActionRecord, BodyRecord, Evidence, Hash, RequestFacts, TokenRecord};
+use policy::{Fact, FactKind};
+use std::sync::Arc;
 
 /// A question, decoded, with what the connection says of who asks.
 pub struct Facts {
@@ -20,25 +24,75 @@ pub struct Facts {
     pub attempt: String,
     /// The proxy's SPIFFE ID, from its certificate.
     pub proxy: String,
+    /// The body, once it was wanted and came; its SHA-256 is the question's.
+    pub body: Option<Arc<[u8]>>,
 }
 
 /// Whether the action we recorded at issue is the request, by the one shared
 /// normaliser. The filter has checked it too; this is our own record. The origin
 /// is the configured one of the question's authority: an action of another never
 /// covers it.
+///
+/// # Errors
+/// The reason that it is not.
 pub(super) fn covers(
     action: &ActionRecord,
     question: &Question,
     sites: impl Iterator<Item = Site>,
-) -> bool {
+) -> Result<(), Reason> {
     let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
     let mut origins = sites.filter_map(|site| Origin::parse(&site.origin).ok());
     let asked = origins.find(|origin| origin.authority() == question.authority);
-    match (recorded, asked) {
-        (Ok(recorded), Some(origin)) => Target::request(&origin, question.path.as_bytes())
-            .is_ok_and(|target| recorded.covers(&question.method, &target)),
-        _ => false,
+    let (Ok(recorded), Some(origin)) = (recorded, asked) else {
+        return Err(Reason::ActionMismatch);
+    };
+    let target = Target::request(&origin, question.path.as_bytes());
+    if !target.is_ok_and(|target| recorded.covers(&question.method, &target)) {
+        return Err(Reason::ActionMismatch);
     }
+    // A body that was not read here is none that a digest allows.
+    let body = match body_digest(question) {
+        Some(digest) => Body::Digest(digest),
+        None => Body::Unread,
+    };
+    let fits = recorded.content_digest().is_none() || recorded.covers_body(body);
+    fits.then_some(()).ok_or(Reason::BodyMismatch)
+}
+
+/// SHA-256 of the body, where it was read.
+pub(super) fn body_digest(question: &Question) -> Option<Hash> {
+    let digest = question.body.as_ref()?.digest.as_slice();
+    digest.try_into().ok()
+}
+
+/// What the log and an approval say of the body, where it was read.
+pub(super) fn body_record(question: &Question) -> Option<BodyRecord> {
+    Some(BodyRecord {
+        sha256: body_digest(question)?,
+        bytes: question.body.as_ref()?.size,
+        content_type: question.content_type.clone(),
+        content_encoding: question.content_encoding.clone(),
+    })
+}
+
+/// The facts of the body that its route wants, each there and of its kind.
+/// `None`: one is not, so nothing that looks at it can be evaluated. A request
+/// without a body, of a method that needs none, has no facts and wants none.
+pub(super) fn body_facts(wanted: &BodyRead, question: &Question) -> Option<Vec<(String, Fact)>> {
+    let body = question.body.as_ref()?;
+    if body.size == 0 && matches!(question.method.as_str(), "GET" | "HEAD" | "OPTIONS") {
+        return Some(Vec::new());
+    }
+    let fact = |(pointer, kind): (&String, &FactKind)| {
+        let found = body.facts.iter().find(|fact| fact.pointer == *pointer)?;
+        let value = match found.value.clone()? {
+            Value::Text(text) => Fact::Text(text),
+            Value::Integer(integer) => Fact::Integer(integer),
+            Value::Flag(flag) => Fact::Flag(flag),
+        };
+        (value.kind() == *kind).then(|| (pointer.clone(), value))
+    };
+    wanted.facts.iter().map(fact).collect()
 }
 
 /// What an approval of this request would cover.
@@ -47,6 +101,7 @@ pub(super) fn digest_of(token: &TokenRecord, facts: &Facts) -> Hash {
         token,
         &facts.question.content_type,
         &facts.question.content_encoding,
+        body_digest(&facts.question).as_ref().map(Hash::as_slice),
     )
 }
 
@@ -59,6 +114,7 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
         proxy: facts.proxy.clone(),
         source: facts.question.source_address.clone(),
         question: hex::encode(facts.digest),
+        body: body_record(&facts.question),
         observed: facts.question.observed,
     }
 }
@@ -122,6 +178,7 @@ mod tests {
                 kind: "http_request".to_owned(),
                 method: "GET".to_owned(),
                 location: location.to_owned(),
+                content_digest: None,
             };
             let question = Question {
                 method: method.to_owned(),
@@ -129,7 +186,7 @@ mod tests {
                 path: path.to_owned(),
                 ..Question::default()
             };
-            covers(&action, &question, sites.iter().cloned())
+            covers(&action, &question, sites.iter().cloned()) == Ok(())
         };
         let (a, b) = ("http://a.example:8400/x?y", "https://b.example/x?y");
         assert!(asked(a, "GET", "a.example:8400", "/x?y"));
@@ -150,5 +207,40 @@ mod tests {
                 "{location}: {method} {authority}{path}"
             );
         }
+    }
+    #[test]
+    fn an_action_with_a_digest_covers_that_body_and_none_that_was_not_read() {
+        let site = Site {
+            name: String::new(),
+            origin: "http://a.example".to_owned(),
+            resource: "http://a.example".to_owned(),
+        };
+        let digest = |body: &[u8]| capability::sha256(body);
+        let asked = |bound: Option<&[u8]>, body: Option<&[u8]>| {
+            let action = ActionRecord {
+                kind: "http_request".to_owned(),
+                method: "POST".to_owned(),
+                location: "http://a.example/x".to_owned(),
+                content_digest: bound.map(|body| capability::b64::encode(&digest(body))),
+            };
+            let question = Question {
+                method: "POST".to_owned(),
+                authority: "a.example".to_owned(),
+                path: "/x".to_owned(),
+                body: body.map(|body| decision_api::ReadBody {
+                    digest: digest(body).to_vec(),
+                    ..decision_api::ReadBody::default()
+                }),
+                ..Question::default()
+            };
+            covers(&action, &question, std::iter::once(site.clone()))
+        };
+        let other = Err(Reason::BodyMismatch);
+        assert_eq!(asked(Some(b"1"), Some(b"1")), Ok(()));
+        assert_eq!(asked(Some(b"1"), Some(b"2")), other);
+        assert_eq!(asked(Some(b"1"), None), other);
+        assert_eq!(asked(Some(b""), None), other, "not even of none at all");
+        assert_eq!(asked(None, Some(b"2")), Ok(()));
+        assert_eq!(asked(None, None), Ok(()));
     }
 }

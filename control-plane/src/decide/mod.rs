@@ -1,5 +1,6 @@
 //! Per-request decisions for proxies: look up, rule, spend, hold.
 
+mod body;
 mod engine;
 mod facts;
 mod hold;
@@ -10,7 +11,7 @@ mod service;
 mod signed;
 mod verdicts;
 
-pub use engine::{Engine, Ruling};
+pub use engine::{Engine, HELD_BODY_MAX, Ruling};
 pub use facts::Facts;
 pub use service::DecisionsService;
 pub use signed::{DecisionKey, LIFETIME_S as DECISION_LIFETIME_S, TYPE as DECISION_TYPE};

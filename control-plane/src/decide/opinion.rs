@@ -2,7 +2,7 @@
 //! lift the rules which want a human.
 
 use super::engine::Engine;
-use super::facts::{Facts, digest_of};
+use super::facts::{Facts, body_digest, body_facts, digest_of};
 use crate::state::{Standing, split_location};
 use capability::reason::Reason;
 use ledger::model::{Approval, ApprovalState, PolicyFacts, TokenRecord};
@@ -14,6 +14,14 @@ pub(super) enum Opinion {
     Allow(PolicyFacts, Option<Box<Approval>>),
     Deny(PolicyFacts, Reason),
     Hold(PolicyFacts, Vec<Demand>),
+}
+
+/// What policy is told of a body; nothing where bodies are not read.
+#[derive(Default)]
+struct Told {
+    sha256: Option<String>,
+    bytes: u64,
+    facts: Vec<(String, policy::Fact)>,
 }
 
 impl Engine {
@@ -37,7 +45,15 @@ impl Engine {
         if self.core.standing(&token.agent) != Standing::Active {
             return Opinion::Deny(facts(Vec::new()), Reason::AgentInactive);
         }
-        let first = self.ask(token, &BTreeSet::new());
+        let Some(body) = self.body(request) else {
+            tracing::error!(
+                agent = token.agent,
+                path = request.question.path,
+                "a body has not the facts that its route names; the request is refused"
+            );
+            return Opinion::Deny(facts(Vec::new()), Reason::PolicyError);
+        };
+        let first = self.ask(token, &body, &BTreeSet::new());
         let demands = match first {
             Verdict::Allow(ids) => return Opinion::Allow(facts(ids), None),
             Verdict::Deny(ids) => return Opinion::Deny(facts(ids), Reason::PolicyDenied),
@@ -73,7 +89,7 @@ impl Engine {
             return Opinion::Hold(facts(ids()), demands);
         };
         let lifted: BTreeSet<String> = ids().into_iter().collect();
-        match self.ask(token, &lifted) {
+        match self.ask(token, &body, &lifted) {
             Verdict::Allow(ids) => Opinion::Allow(facts(ids), Some(Box::new(approval.clone()))),
             Verdict::Deny(ids) => Opinion::Deny(facts(ids), Reason::PolicyDenied),
             Verdict::Hold(_) => Opinion::Hold(facts(ids()), demands),
@@ -115,7 +131,29 @@ impl Engine {
             })
     }
 
-    fn ask(&self, token: &TokenRecord, approved: &BTreeSet<String>) -> Verdict {
+    /// What policy is told of the body; `None` when something of that is missing.
+    fn body(&self, request: &Facts) -> Option<Told> {
+        let question = &request.question;
+        let Some(digest) = body_digest(question) else {
+            return Some(Told::default());
+        };
+        let wanted = self
+            .core
+            .config
+            .edge
+            .body_of(&question.authority, &question.path);
+        let facts = match wanted {
+            Some(wanted) => body_facts(wanted, question)?,
+            None => Vec::new(),
+        };
+        Some(Told {
+            sha256: Some(capability::b64::encode(&digest)),
+            bytes: question.body.as_ref().map_or(0, |body| body.size),
+            facts,
+        })
+    }
+
+    fn ask(&self, token: &TokenRecord, body: &Told, approved: &BTreeSet<String>) -> Verdict {
         let (origin, path, query) = split_location(&token.action.location);
         self.core.policies.may_pass(
             &policy::Question {
@@ -130,6 +168,11 @@ impl Engine {
                 path,
                 query,
                 time_s: self.core.now() / 1000,
+                body: body.sha256.as_deref().map(|sha256| policy::Body {
+                    sha256,
+                    bytes: body.bytes,
+                    facts: &body.facts,
+                }),
             },
             approved,
         )

@@ -1,11 +1,11 @@
 //! Questions under one prefix: asking again is idempotent, and an answer goes
 //! to whichever stream the prefix's owner has open now.
 
-use decision_api::{Answer, FromControlPlane, QuestionId, from_control_plane::Message};
+use decision_api::{Answer, BodyWanted, FromControlPlane, QuestionId, from_control_plane::Message};
 use ledger::model::Hash;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,8 @@ impl Stage {
 pub struct Entry {
     digest: Hash,
     stage: watch::Sender<Stage>,
+    /// Who waits for its body, and what asks for that.
+    wanted: Mutex<Option<(BodyWanted, oneshot::Sender<Vec<u8>>)>>,
 }
 
 /// What [`Prefix::ask`] found.
@@ -150,6 +152,39 @@ impl Prefix {
         Asked::New(inner.insert(counter, digest, Stage::Evaluating))
     }
 
+    /// Asks the proxy for a question's body, and again whenever the proxy asks.
+    pub fn want_body(&self, entry: &Entry, wanted: BodyWanted) -> oneshot::Receiver<Vec<u8>> {
+        let (give, given) = oneshot::channel();
+        *entry.wanted() = Some((wanted.clone(), give));
+        self.send(Message::BodyWanted(wanted));
+        given
+    }
+
+    /// A question under way was asked again: what it waits for may have been lost.
+    pub fn want_body_again(&self, counter: u64) {
+        let wanted = self.entry(counter).and_then(|entry| {
+            let wanted = entry.wanted();
+            wanted.as_ref().map(|(wanted, _)| wanted.clone())
+        });
+        if let Some(wanted) = wanted {
+            self.send(Message::BodyWanted(wanted));
+        }
+    }
+
+    /// A body came. One that nobody waits for is dropped.
+    pub fn body_came(&self, counter: u64, content: Vec<u8>) {
+        let waiter = self.entry(counter).and_then(|entry| entry.wanted().take());
+        if let Some((_, give)) = waiter {
+            // Who gave up meanwhile has no use for it.
+            let _gone = give.send(content);
+        }
+    }
+
+    fn entry(&self, counter: u64) -> Option<Arc<Entry>> {
+        let inner = self.lock();
+        inner.entries.get(&counter).map(|known| known.entry.clone())
+    }
+
     /// Takes a question back. True: it is closed and nothing was spent for it;
     /// false: it was, or may have been, decided.
     pub fn withdraw(&self, counter: u64) -> bool {
@@ -252,6 +287,7 @@ impl Inner {
         let entry = Arc::new(Entry {
             digest,
             stage: watch::Sender::new(stage),
+            wanted: Mutex::default(),
         });
         self.entries.insert(
             counter,
@@ -281,6 +317,15 @@ impl Inner {
 }
 
 impl Entry {
+    fn wanted(&self) -> MutexGuard<'_, Option<(BodyWanted, oneshot::Sender<Vec<u8>>)>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody waits for its body any more.
+    pub fn body_given_up(&self) {
+        self.wanted().take();
+    }
+
     /// Where it stands, now and from now on.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Stage> {

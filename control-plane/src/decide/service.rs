@@ -168,6 +168,11 @@ impl Shared {
             match up.message {
                 Some(Up::Ask(ask)) => self.ask(prefix, ask).await,
                 Some(Up::Withdraw(withdraw)) => self.withdraw(prefix, withdraw.id),
+                Some(Up::Body(body)) => {
+                    if let Some(counter) = own_counter(prefix, body.id.as_ref()) {
+                        prefix.body_came(counter, body.content);
+                    }
+                }
                 Some(Up::Denials(batch)) => {
                     // A full queue stops the reading: the proxy feels it.
                     let _ = batches.send(batch).await;
@@ -216,7 +221,10 @@ impl Shared {
                 tokio::spawn(async move { shared.decide(prefix, counter, entry, ask).await });
                 return;
             }
-            Asked::UnderWay => return,
+            Asked::UnderWay => {
+                prefix.want_body_again(counter);
+                return;
+            }
             Asked::Answered(answer) => {
                 prefix.send(Down::Answer(*answer));
                 return;
@@ -270,6 +278,7 @@ impl Shared {
                     digest: Sha256::digest(&ask.question).into(),
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.peer.clone(),
+                    body: None,
                 };
                 self.engine
                     .record_refusal(&facts, Reason::OutcomeUnknown)
@@ -302,22 +311,35 @@ impl Shared {
             prefix.answer(&entry, answer(refused_verdict(Reason::InternalError, None)));
             return;
         };
-        let facts = Facts {
+        let mut facts = Facts {
             question,
             token: ask.token,
             proof: ask.proof,
             digest: Sha256::digest(&ask.question).into(),
             attempt: attempt(&prefix, counter),
             proxy: prefix.peer.clone(),
+            body: None,
         };
         if !entry.begin_commit() {
             return;
         }
         let asked = Instant::now();
-        let ruling = self.engine.decide(&facts).await;
+        let mut ruling = self.engine.decide(&facts).await;
         self.engine.core.metrics.took(asked.elapsed());
+        if matches!(ruling, Ruling::NeedsBody) {
+            ruling = match self.body(&prefix, counter, &entry, &facts).await {
+                Ok(body) => {
+                    facts.body = Some(body);
+                    self.engine.decide(&facts).await
+                }
+                Err(reason) => Ruling::Refused(reason, None),
+            };
+        }
         let verdict = match ruling {
-            Ruling::Hold(approval) => self.hold(&prefix, &entry, &facts, &answer, *approval).await,
+            Ruling::Hold(approval) => {
+                self.keep_body(&facts, &approval);
+                self.hold(&prefix, &entry, &facts, &answer, *approval).await
+            }
             Ruling::Refused(reason, first) => {
                 let reason = self.engine.record_refusal(&facts, reason).await;
                 Some(refused_verdict(reason, first))

@@ -35,8 +35,8 @@ pub(super) fn verdict(ruling: Ruling, core: &Core, facts: &Facts) -> Verdict {
         Ruling::Allow(token) => allow(&token, core, facts),
         Ruling::Deny(reason) => refused_verdict(reason, None),
         Ruling::Refused(reason, first) => refused_verdict(reason, first),
-        // The caller has dealt with holds.
-        Ruling::Hold(_) => refused_verdict(Reason::InternalError, None),
+        // The caller has dealt with these.
+        Ruling::Hold(_) | Ruling::NeedsBody => refused_verdict(Reason::InternalError, None),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use capability::reason::Reason;
 use identity::EvidenceError;
+use ledger::model::Refused;
 
 /// A refused exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum ExchangeError {
     // The client's credentials.
     /// The DPoP proof.
     Proof(Reason),
+    /// The proof's `iat` is no good, or its nonce is not: here is a nonce.
+    Nonce,
     /// The proof was used before.
     ProofReplayed,
     /// The body is over its limit.
@@ -41,6 +44,8 @@ pub enum ExchangeError {
     PolicyError,
     /// The ledger does not take it now.
     Unavailable,
+    /// The ledger has no room to grow.
+    Full,
     /// A defect of ours.
     Internal,
 }
@@ -65,6 +70,15 @@ impl From<EvidenceError> for ExchangeError {
 }
 
 impl ExchangeError {
+    /// What the client is told of a commit that was refused for the store's sake.
+    #[must_use]
+    pub fn not_recorded(refused: &Refused) -> Self {
+        match refused {
+            Refused::Full => Self::Full,
+            _ => Self::Unavailable,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -75,10 +89,11 @@ impl ExchangeError {
             Self::Target(_) => "invalid_target",
             Self::Details(_) => "invalid_authorization_details",
             Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
+            Self::Nonce => "use_dpop_nonce",
             Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
                 "access_denied"
             }
-            Self::Limit(_) | Self::Unavailable => "temporarily_unavailable",
+            Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
     }
@@ -91,12 +106,13 @@ impl ExchangeError {
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
             Self::Proof(reason) | Self::Evidence(reason, _) => *reason,
             Self::TooLarge => Reason::TooLarge,
+            Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
             Self::Limit(_) => Reason::LimitExceeded,
-            Self::Unavailable => Reason::ControlPlaneUnavailable,
+            Self::Unavailable | Self::Full => Reason::ControlPlaneUnavailable,
             Self::Internal => Reason::InternalError,
         }
     }
@@ -106,7 +122,7 @@ impl ExchangeError {
     pub fn status(&self) -> u16 {
         match self {
             Self::Limit(_) => 429,
-            Self::Unavailable => 503,
+            Self::Unavailable | Self::Full => 503,
             Self::Internal => 500,
             _ => 400,
         }
@@ -122,6 +138,7 @@ impl ExchangeError {
                 | Self::Grant
                 | Self::Scope
                 | Self::Proof(_)
+                | Self::Nonce
                 | Self::Evidence(..)
         )
     }
@@ -139,6 +156,9 @@ impl ExchangeError {
                 "a DPoP proof is needed, in the header DPoP (RFC 9449)".into()
             }
             Self::Proof(reason) => format!("the DPoP proof is refused: {}", reason.title()),
+            Self::Nonce => {
+                "repeat this with a new DPoP proof that has the nonce of the DPoP-Nonce header; the proof's iat may stay wrong".into()
+            }
             Self::ProofReplayed => {
                 "the DPoP proof was used before; make a new one for each request".into()
             }
@@ -155,6 +175,9 @@ impl ExchangeError {
             Self::Limit(what) => format!("a limit is reached: {what}"),
             Self::Unavailable => {
                 "the exchange can't be checked or recorded now, so it is refused; try again".into()
+            }
+            Self::Full => {
+                "the control plane has no space left to record it, so it is refused; its operator has to free some".into()
             }
             Self::Internal => "the server failed".into(),
         }

@@ -53,7 +53,11 @@ async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Respo
             if error.unauthenticated() {
                 exchange.count(&error);
             }
-            refusal(&error, &id)
+            let mut response = refusal(&error, &id);
+            if error == ExchangeError::Nonce {
+                offer_nonce(&exchange, &mut response);
+            }
+            response
         }
     };
     no_store(response)
@@ -115,7 +119,7 @@ fn refusal(error: &ExchangeError, request_id: &str) -> Response {
         "request_id": request_id,
     });
     let mut response = (status, axum::Json(body)).into_response();
-    if matches!(error, ExchangeError::Unavailable | ExchangeError::Limit(_)) {
+    if error.code() == "temporarily_unavailable" {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -135,6 +139,18 @@ fn ascii(text: &str) -> String {
         })
         .take(512)
         .collect()
+}
+
+/// RFC 9449, section 8; scripts of other origins may not read it otherwise.
+fn offer_nonce(exchange: &Exchange, response: &mut Response) {
+    if let Ok(nonce) = HeaderValue::try_from(exchange.nonce()) {
+        let headers = response.headers_mut();
+        headers.insert("dpop-nonce", nonce);
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("DPoP-Nonce"),
+        );
+    }
 }
 
 fn no_store(mut response: Response) -> Response {
@@ -157,11 +173,13 @@ async fn authorize() -> Response {
 }
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
-    cached(metadata::server(&exchange.core.config.server.issuer))
+    let config = &exchange.core.config;
+    cached(metadata::server(&config.server.issuer, &config.edge))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {
-    cached(json!({ "keys": [exchange.core.key.public_jwk()] }))
+    let core = &exchange.core;
+    cached(json!({ "keys": core.keys.known(core.now() / 1000) }))
 }
 
 async fn decision_jwks(State(exchange): State<Arc<Exchange>>) -> Response {
@@ -170,7 +188,7 @@ async fn decision_jwks(State(exchange): State<Arc<Exchange>>) -> Response {
 
 fn cached(body: serde_json::Value) -> Response {
     (
-        [(header::CACHE_CONTROL, "public, max-age=300")],
+        [(header::CACHE_CONTROL, "public, max-age=60")],
         axum::Json(body),
     )
         .into_response()

@@ -1,12 +1,24 @@
 //! Authorization server metadata (RFC 8414).
 
 use super::GRANT_EXCHANGE;
+use crate::config::{Edge, Route};
 use serde_json::{Value, json};
 
 /// What standard clients read before they do anything. They require
 /// `authorization_endpoint` and `response_types_supported`.
-pub fn server(issuer: &str) -> Value {
+pub fn server(issuer: &str, edge: &Edge) -> Value {
+    // Longest prefix first, as they match: true where `content_digest` is taken.
+    let mut routes: Vec<&Route> = edge.routes.iter().collect();
+    routes.sort_by_key(|route| std::cmp::Reverse(route.path_prefix.len()));
+    let digests = routes.iter().map(|route| {
+        let site = edge.site_named(route.site.as_deref());
+        let origin = site.map_or_else(String::new, |site| site.origin);
+        let location = format!("{origin}{}", route.path_prefix);
+        json!({ "location": location, "content_digest": route.body.is_some() })
+    });
+    let digests: Vec<Value> = digests.collect();
     json!({
+        "writ_content_digest_locations": digests,
         "issuer": issuer,
         "token_endpoint": format!("{issuer}/oauth2/token"),
         "authorization_endpoint": format!("{issuer}/oauth2/authorize"),

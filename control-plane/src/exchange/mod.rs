@@ -7,6 +7,7 @@ mod error;
 mod form;
 mod http;
 mod metadata;
+mod nonces;
 mod proofs;
 
 pub use error::ExchangeError;
@@ -24,6 +25,7 @@ use capability::url::Target;
 use form::Params;
 use identity::JwtEvidence;
 use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, Refused, TokenRecord};
+use nonces::Nonces;
 use policy::Verdict;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -35,9 +37,8 @@ pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_tok
 /// The grant.
 pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
-/// Proofs that are remembered, in all and per agent.
+/// Proofs that are remembered in all.
 const PROOFS_MAX: usize = 262_144;
-const PROOFS_PER_AGENT_MAX: usize = 32_768;
 
 /// Resources that a refusal names; the metadata has them all.
 const SITES_TOLD: usize = 4;
@@ -46,6 +47,7 @@ const SITES_TOLD: usize = 4;
 pub struct Exchange {
     core: Arc<Core>,
     proofs: SeenProofs,
+    nonces: Nonces,
     /// `htu` of proofs: the token endpoint as clients know it.
     endpoint: capability::url::Target,
 }
@@ -60,6 +62,12 @@ pub struct Issued {
     pub element: serde_json::Value,
 }
 
+/// A proof that was checked, and the last second in which it could be shown again.
+struct Shown {
+    proof: VerifiedProof,
+    until_s: u64,
+}
+
 /// Who asks, as the evidence says, and what this exchange is called.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
@@ -69,14 +77,20 @@ struct Caller<'a> {
 
 impl Exchange {
     /// # Errors
-    /// When the issuer's URL makes no token endpoint URL.
+    /// When the issuer's URL makes no token endpoint URL, or the key of nonces is
+    /// not usable.
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
         let url = format!("{}/oauth2/token", core.config.server.issuer);
         let endpoint = capability::url::Target::location(&url)
             .map_err(|_| format!("`{url}` is not a usable URL; check server.issuer"))?;
+        let proofs = SeenProofs::new(PROOFS_MAX, core.config.limits.proofs_per_agent);
+        let keys = core.config.server.data_dir.join("keys");
+        let (issuer, window_s) = (&core.config.server.issuer, core.config.token.proof_window_s);
+        let nonces = Nonces::open(&keys, issuer, window_s).map_err(|error| error.to_string())?;
         Ok(Self {
             core,
-            proofs: SeenProofs::new(PROOFS_MAX, PROOFS_PER_AGENT_MAX),
+            proofs,
+            nonces,
             endpoint,
         })
     }
@@ -95,7 +109,7 @@ impl Exchange {
         params.check_grant()?;
         let now_ms = self.core.now();
         let proof_text = proof;
-        let proof = self.proof(proof, now_ms)?;
+        let Shown { proof, until_s } = self.proof(proof, now_ms)?;
         let evidence = self.core.identity.verify_jwt_svid(
             params.subject_token()?,
             &self.core.config.server.issuer,
@@ -122,12 +136,7 @@ impl Exchange {
                 .await);
         }
         // Last before the mint: what was refused above has used up no proof.
-        if let Err(error) = self.proofs.take(
-            &agent,
-            &proof,
-            self.core.config.token.proof_window_s,
-            now_ms,
-        ) {
+        if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
             return Err(self
                 .refused(caller, Some(action), Some(policy), error)
                 .await);
@@ -143,25 +152,47 @@ impl Exchange {
         .await
     }
 
-    fn proof(&self, proof: &str, now_ms: u64) -> Result<VerifiedProof, ExchangeError> {
+    fn proof(&self, proof: &str, now_ms: u64) -> Result<Shown, ExchangeError> {
+        let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
+            .map_err(ExchangeError::Proof)?;
+        let from_s = self.core.proofs_from_s;
+        let window_s = self.core.config.token.proof_window_s;
+        // A good nonce tells the time better than `iat`, which may be anything then;
+        // one that is not, or not any more, is as good as none.
+        let claimed = parsed.claimed_nonce();
+        let made_ms = claimed.and_then(|nonce| self.nonces.made_ms(nonce, now_ms));
+        let made_s = made_ms.map(|made_ms| made_ms / 1000);
         let expected = Expected {
             method: "POST",
             target: &self.endpoint,
             now_ms,
-            window_s: self.core.config.token.proof_window_s,
+            window_s: made_s.map_or(window_s, |_| u64::MAX),
             ath: None,
             jkt: None,
             nonce: None,
         };
-        let proof = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
-            .and_then(|proof| proof.check(&expected, &Portable))
-            .map_err(ExchangeError::Proof)?;
+        let proof = parsed
+            .check(&expected, &Portable)
+            .map_err(|reason| match reason {
+                Reason::ProofTime => ExchangeError::Nonce,
+                reason => ExchangeError::Proof(reason),
+            })?;
         // The record of proofs seen is in memory: one made before this start
         // may have been used before it.
-        if proof.iat_s() < self.core.proofs_from_s {
-            return Err(ExchangeError::Proof(Reason::ProofTime));
+        let (since_s, lasts_s) = match made_s {
+            Some(made_s) => (made_s, self.nonces.lifetime_s()),
+            None => (proof.iat_s(), window_s),
+        };
+        if since_s < from_s {
+            return Err(ExchangeError::Nonce);
         }
-        Ok(proof)
+        let until_s = since_s.saturating_add(lasts_s);
+        Ok(Shown { proof, until_s })
+    }
+
+    /// A nonce for the next proof.
+    pub fn nonce(&self) -> String {
+        self.nonces.fresh(self.core.now())
     }
 
     fn action(
@@ -172,10 +203,13 @@ impl Exchange {
         let action = HttpAction::from_details(element)
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let site = self.site(&action)?;
-        // The edge could not serve it: no route reads bodies.
-        if action.content_digest().is_some() {
+        let content_digest = action.content_digest();
+        let (_, authority) = site.origin.split_once("://").unwrap_or_default();
+        let path = action.path_and_query();
+        let reads = self.core.config.edge.body_of(authority, &path).is_some();
+        if content_digest.is_some() && !reads {
             return Err(ExchangeError::Details(
-                "content_digest is not supported yet: leave it out".into(),
+                "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
             ));
         }
         params.check_target(&site.resource)?;
@@ -183,6 +217,7 @@ impl Exchange {
             kind: "http_request".into(),
             method: action.method().to_owned(),
             location: action.location().to_owned(),
+            content_digest: content_digest.map(|digest| capability::b64::encode(&digest)),
         })
     }
 
@@ -220,7 +255,7 @@ impl Exchange {
                     Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => {
                         Some(ExchangeError::Unregistered)
                     }
-                    Err(_) => Some(ExchangeError::Unavailable),
+                    Err(refused) => Some(ExchangeError::not_recorded(&refused)),
                 }
             }
         }
@@ -242,6 +277,8 @@ impl Exchange {
             path,
             query,
             time_s: now_ms / 1000,
+            // There is no body yet.
+            body: None,
         });
         let version = self.core.policies.version().to_owned();
         match verdict {
@@ -299,7 +336,11 @@ impl Exchange {
         let expires_s = issued_s.saturating_add(config.token.lifetime_s);
         let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
         let element = element(&action);
-        let access_token = self.core.key.mint(Mint {
+        let key = self.core.keys.active(issued_s).map_err(|error| {
+            tracing::error!(%error, "no token can be signed");
+            ExchangeError::Unavailable
+        })?;
+        let access_token = key.mint(Mint {
             issuer: config.server.issuer.clone(),
             audience: self.audience(&action)?,
             subject: agent.clone(),
@@ -371,7 +412,7 @@ impl Exchange {
                 .await),
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
-                Err(ExchangeError::Unavailable)
+                Err(ExchangeError::not_recorded(&error))
             }
         }
     }
@@ -411,7 +452,7 @@ impl Exchange {
             Ok(_) => error,
             Err(refused) => {
                 tracing::error!(%refused, "a refusal could not be recorded");
-                ExchangeError::Unavailable
+                ExchangeError::not_recorded(&refused)
             }
         }
     }

@@ -52,7 +52,7 @@ impl SeenProofs {
         }
     }
 
-    /// Uses the proof, once.
+    /// Uses the proof, once. `until_s` is the last second in which it would be taken.
     ///
     /// # Errors
     /// [`ExchangeError::ProofReplayed`]; [`ExchangeError::Limit`] when the agent's
@@ -61,15 +61,11 @@ impl SeenProofs {
         &self,
         agent: &str,
         proof: &VerifiedProof,
-        window_s: u64,
+        until_s: u64,
         now_ms: u64,
     ) -> Result<(), ExchangeError> {
-        // Its last acceptable moment, not now plus the window.
-        let until = proof
-            .iat_s()
-            .saturating_add(window_s)
-            .saturating_add(1)
-            .saturating_mul(1000);
+        // The whole of that second, not now plus the window.
+        let until = until_s.saturating_add(1).saturating_mul(1000);
         self.insert(agent, proof.id(), until, now_ms)
     }
 

@@ -36,6 +36,9 @@ pub(crate) fn of(dir: &Path, error: &OpenError) -> String {
             "make `{}` writable, or name another place in ledger.head_copy; if its contents are damaged, move it away once `writ ledger verify {dir}` is content",
             path.display()
         ),
+        OpenError::Full { .. } => format!(
+            "free the space, on the file system that holds {dir}; until then nothing is decided. {inspect}, and changes nothing"
+        ),
         OpenError::Entry { .. } | OpenError::Io { .. } | OpenError::SegmentLen(_) => inspect,
     }
 }
@@ -49,6 +52,12 @@ pub(crate) fn say_opened(dir: &Path, report: &OpenReport) {
         tracing::warn!(
             bytes = torn.bytes,
             "a write that had stopped in the middle is cut; nobody had been answered"
+        );
+    }
+    if report.full {
+        tracing::error!(
+            dir = %dir.display(),
+            "no space is left: this start wrote into the segment that is reserved; until there is room for another, only what takes rights away is taken, and everything else gets 503"
         );
     }
     tracing::info!(

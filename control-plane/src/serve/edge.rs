@@ -75,6 +75,12 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         let told = route.for_envoy();
         routes.push(told.ok_or_else(|| format!("`{}` is not host:port", route.upstream))?);
     }
+    // Two instances of the filter, one behind the other, where any route reads
+    // bodies; else one.
+    let reads = edge.reads_bodies();
+    let own = if reads { "before" } else { "pass" };
+    let keys = core.keys.known(core.now() / 1000);
+    let readers = reads.then(|| plugin_config(config, &keys, "read"));
     let mut exempt = edge
         .exempt
         .for_envoy()
@@ -88,7 +94,8 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
-        plugin_config: plugin_config(config, core.key.public_jwk()),
+        plugin_config: plugin_config(config, &keys, own),
+        bodies_config: readers,
         start: core.started_ms,
         routes,
         module: module.clone(),
@@ -97,7 +104,6 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         max_request_headers_kib: u32::try_from(config.limits.read.header_block.div_ceil(1024))
             .unwrap_or(32),
         access_log: xds::AccessLog::Stdout,
-        allow_on_headers_stop_iteration: false,
     })
 }
 
@@ -107,8 +113,9 @@ fn authority(origin: &str) -> String {
     authority.to_owned()
 }
 
-/// The filter's own configuration; docs/reference/filter-config.md.
-fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
+/// The filter's own configuration; docs/reference/filter-config.md. `bodies` is
+/// what this instance has to do with them.
+fn plugin_config(config: &Config, keys: &[serde_json::Value], bodies: &str) -> serde_json::Value {
     let edge = &config.edge;
     let routes: Vec<_> = edge
         .routes
@@ -122,6 +129,11 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
                 "name": route.name, "path_prefix": route.path_prefix,
                 "mode": mode, "decision_header": route.decision_header,
             });
+            if let (Some(body), Some(members)) = (&route.body, told.as_object_mut()) {
+                let facts: Vec<&String> = body.facts.keys().collect();
+                let body = json!({ "limit": body.limit, "facts": facts });
+                members.insert("body".to_owned(), body);
+            }
             if let (Some(told), Some(site)) = (told.as_object_mut(), &route.site) {
                 told.insert("site".to_owned(), json!(site));
             }
@@ -138,12 +150,14 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
         "issuer": config.server.issuer,
         "resource": edge.resource,
         "origin": edge.origin,
-        "keys": [jwk],
+        "keys": keys,
         "token_check": "edge",
         "crypto": if edge.portable_crypto { "portable" } else { "host" },
         "cluster": xds::CONTROL_PLANE_CLUSTER,
         "decision_deadline_ms": edge.decision_deadline_ms,
         "hold_ms": edge.hold_s.saturating_mul(1000),
+        "bodies": bodies,
+        "body_deadline_ms": edge.body_deadline_ms,
         "limits": {
             "header_block": config.limits.read.header_block,
             "token": config.limits.read.token,
@@ -152,14 +166,15 @@ fn plugin_config(config: &Config, jwk: serde_json::Value) -> serde_json::Value {
             "json_members": config.limits.read.json_members,
             "proof_window_s": edge.proof_window_s,
             "questions_in_flight": config.limits.questions_in_flight,
+            "bodies_at_once": config.limits.bodies_at_once,
         },
         "routes": routes,
         "sites": sites,
     })
 }
 
-/// Pushes the module again when its file changes; what can't be used is said
-/// and the last one stays.
+/// Pushes the module again when its file changes, and with it the keys when they
+/// do; what can't be used is said and the last one stays.
 pub fn watch_module(
     core: Arc<Core>,
     ads: Ads,
@@ -172,9 +187,18 @@ pub fn watch_module(
     tasks.spawn(async move {
         let path = core.config.edge.module.clone();
         let mut current = first;
+        let mut known = kids(&core);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
+            if let Err(error) = core.keys.reload() {
+                tracing::error!(%error, "the changed list of keys can't be used; the last one stays");
+            }
+            // They change with the time as well.
+            let now_known = kids(&core);
+            if now_known != known && push(&core, &ads, &current).await {
+                known = now_known;
+            }
             if modified(&path).is_none() || modified(&path) == current.modified {
                 continue;
             }
@@ -205,9 +229,16 @@ pub fn watch_module(
     shown
 }
 
+/// The ids of the keys that proxies have to know.
+fn kids(core: &Core) -> Vec<String> {
+    let known = core.keys.known(core.now() / 1000);
+    let kid = |key: &serde_json::Value| key.get("kid")?.as_str().map(str::to_owned);
+    known.iter().filter_map(kid).collect()
+}
+
 /// The entry comes before the push: what runs is never unknown to the log.
 async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
-    let body = json!({ "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
+    let body = json!({ "keys": kids(core), "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
     if let Err(error) = core
         .ledger
         .commit(Command::Note {
@@ -216,7 +247,7 @@ async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
         })
         .await
     {
-        tracing::error!(%error, "the new module could not be recorded, so it is not pushed");
+        tracing::error!(%error, "a new module or other keys could not be recorded, so they are not pushed");
         return false;
     }
     let settings = settings(core, &module.inner);
@@ -224,11 +255,14 @@ async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
         settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
     match updated {
         Ok(_) => {
-            tracing::info!(sha256 = module.sha256, "a new filter module is pushed");
+            tracing::info!(
+                sha256 = module.sha256,
+                "another module, or other keys, are pushed"
+            );
             true
         }
         Err(error) => {
-            tracing::error!(error, "the new module can't be pushed");
+            tracing::error!(error, "a new module or other keys can't be pushed");
             false
         }
     }

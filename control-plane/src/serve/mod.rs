@@ -15,7 +15,7 @@ use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::exchange::Exchange;
-use crate::keys::{KeyError, TokenKey};
+use crate::keys::{KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::state::{Clock, Core, system_clock};
@@ -25,6 +25,7 @@ use axum::Router;
 use axum::routing::get;
 use identity::{BuiltIn, Source, SpiffeId, TrustDomainSettings, WorkloadEntry};
 use ledger::model::Command;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -129,7 +130,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         config.ledger.store.url.clone_from(&options.store);
     }
     let policies =
-        policy::Policies::load(&config.policies, &config.approvers).map_err(ServeError::Policy)?;
+        policy::Policies::load_with(&config.policies, &config.approvers, &config.edge.facts())
+            .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
     let failed = CancellationToken::new();
@@ -142,9 +144,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
-    let keys = config.server.data_dir.join("keys");
-    let key = TokenKey::open(&keys)?;
-    let decision_key = DecisionKey::open(&keys)?;
+    let keys_dir = config.server.data_dir.join("keys");
+    let keys = KeyRing::open(&keys_dir)?;
+    let decision_key = DecisionKey::open(&keys_dir)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -165,10 +167,11 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         proofs_from_s,
         ledger,
         policies,
-        key,
+        keys,
         decision_key,
         identity: source,
         refusals: Refusals::default(),
+        bodies: crate::approval::Bodies::default(),
         metrics: Metrics::default(),
         warnings: Warnings::default(),
         clock,
@@ -249,8 +252,14 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         );
     }
     if let Some(path) = &options.ready_file {
-        ready::write(path, &core, login.as_deref(), &module_sha256)
-            .map_err(|error| ServeError::Ready(path.clone(), error))?;
+        match ready::write(path, &core, login.as_deref(), &module_sha256) {
+            Ok(()) => {}
+            // What takes rights away is worth more than this file.
+            Err(error) if core.ledger.is_full() && error.kind() == ErrorKind::StorageFull => {
+                tracing::error!(path = %path.display(), %error, "no space is left for the ready file");
+            }
+            Err(error) => return Err(ServeError::Ready(path.clone(), error)),
+        }
     }
     tracing::info!(issuer = core.config.server.issuer, grpc = %core.config.server.grpc_listen, "serving");
 
@@ -448,7 +457,14 @@ fn health(core: Arc<Core>) -> Router {
         // the process when it can't write, so an open queue says that it can.
         .route(
             "/readyz",
-            get(move || async move { format!("ready {}\n", core.ledger.head().0) }),
+            get(move || async move {
+                let full = if core.ledger.is_full() {
+                    "no space is left for the journal: only what takes rights away is taken\n"
+                } else {
+                    ""
+                };
+                format!("ready {}\n{full}", core.ledger.head().0)
+            }),
         )
 }
 

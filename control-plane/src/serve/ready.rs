@@ -28,9 +28,20 @@ pub fn write(
         "pid": std::process::id(),
         "module_sha256": *module.borrow(),
     });
+    let text = serde_json::to_string_pretty(&body)?;
+    match whole(path, &text) {
+        // An older one says nothing that is true any more, and takes the room.
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            std::fs::remove_file(path).map_err(|_| error)?;
+            whole(path, &text)
+        }
+        written => written,
+    }
+}
+
+fn whole(path: &Path, text: &str) -> std::io::Result<()> {
     let half = path.with_extension("new");
     let _ = std::fs::remove_file(&half);
-    let text = serde_json::to_string_pretty(&body)?;
     let written = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

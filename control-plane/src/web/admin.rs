@@ -149,6 +149,7 @@ async fn status(State(office): State<Office>) -> Response {
         "module_sha256": *office.settings.module_sha256.borrow(),
         "approvals": {"pending": count(ApprovalState::Pending), "approved": count(ApprovalState::Approved)},
         "suspended": suspension(&*office.desk),
+        "journal_full": office.desk.journal_full(),
         "warnings": office.desk.warnings(),
         "proxies": proxies,
     }))

@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bodies::content_json;
 use super::inbox::sorted;
 use super::logins::{Kind, LINK_MS, LoginError, Session};
 use super::models::{to_json, word};
@@ -183,7 +184,16 @@ async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMa
         return unauthenticated();
     }
     match site.desk.get(&id) {
-        Some(approval) => Json(to_json(&approval, site.desk.now_ms())).into_response(),
+        Some(approval) => {
+            let mut shown = to_json(&approval, site.desk.now_ms());
+            let content = site.desk.body(&id).map(|bytes| content_json(&bytes));
+            if let (Some(content), Some(body)) = (content, shown.get_mut("body"))
+                && let Some(body) = body.as_object_mut()
+            {
+                body.insert("content".to_owned(), content);
+            }
+            Json(shown).into_response()
+        }
         None => problem(
             StatusCode::NOT_FOUND,
             "not_found",
@@ -287,6 +297,7 @@ fn refused(error: DeskError) -> Response {
     match error {
         DeskError::NotFound => problem(StatusCode::NOT_FOUND, "not_found", &detail),
         DeskError::Stale => problem(StatusCode::CONFLICT, "stale", &detail),
+        DeskError::BodyGone => problem(StatusCode::CONFLICT, "body_gone", &detail),
         DeskError::NotPending(state) => problem(
             StatusCode::CONFLICT,
             "not_pending",

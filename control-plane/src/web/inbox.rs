@@ -94,7 +94,8 @@ async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMa
         ApprovalState::Consumed => "This was approved and used",
     };
     let shell = Shell::new(&site, Some(&session), "approvals", title);
-    let detail = Detail::new(&approval, site.desk.now_ms());
+    let body = site.desk.body(&approval.id);
+    let detail = Detail::new(&approval, body.as_deref(), site.desk.now_ms());
     html(
         StatusCode::OK,
         &ApprovalPage {
@@ -197,6 +198,11 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             StatusCode::CONFLICT,
             "What you were shown has changed",
             "Nothing was decided: the action on your page is not the one that waits. Read it again first.",
+        ),
+        DeskError::BodyGone => say(
+            StatusCode::CONFLICT,
+            "Its body can't be shown any more",
+            "Nothing was decided: nobody can say yes to what nobody can see. It is here again when the agent repeats its request.",
         ),
         DeskError::NotPending(state) => {
             let text = format!(

@@ -9,6 +9,7 @@
 mod admin;
 mod api;
 mod assets;
+mod bodies;
 mod fence;
 mod inbox;
 mod logins;
@@ -41,6 +42,8 @@ pub trait Desk: Send + Sync + 'static {
     fn list(&self) -> Vec<Approval>;
     /// One approval.
     fn get(&self, id: &str) -> Option<Approval>;
+    /// The bytes of the body that an approval covers, while they are here.
+    fn body(&self, id: &str) -> Option<Arc<[u8]>>;
     /// Commits a human's decision about exactly the action of `digest`; `by`
     /// is the session's name. Answers once the decision is durable.
     fn decide(
@@ -52,6 +55,9 @@ pub trait Desk: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Approval, DeskError>>;
     /// What agents wait for an admin to confirm, after a restore.
     fn suspended(&self) -> Option<Suspension>;
+    /// Whether no space is left for the journal, so that only what takes rights
+    /// away is taken.
+    fn journal_full(&self) -> bool;
     /// Lets agents act again, after a restore whose entry has this index; `by` is
     /// the session's name. Answers once that is durable.
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>>;
@@ -83,6 +89,9 @@ pub enum DeskError {
     /// It was decided, or ended, before.
     #[error("the approval is not pending any more")]
     NotPending(ApprovalState),
+    /// Its body is not here to be looked at, so nobody can say yes.
+    #[error("its body can't be shown here any more: it is when the agent repeats the request")]
+    BodyGone,
     /// This person may not decide it.
     #[error("this person is not one of its approvers")]
     NotAllowed,

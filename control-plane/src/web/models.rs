@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use ledger::model::{Approval, ApprovalState, Millis, User};
 use serde_json::{Value, json};
 
+use super::bodies::{BodyShown, body_json, shown};
 use super::text::{Shown, decoded, span, split_url, time_for_people, time_for_programs};
 
 /// Waiting approvals that the inbox shows.
@@ -140,6 +141,7 @@ pub(super) struct Detail {
     pub(super) path_stands_for: Option<Shown>,
     pub(super) query: Shown,
     pub(super) parameters: Vec<Parameter>,
+    pub(super) body: Option<BodyShown>,
     pub(super) kind: Shown,
     pub(super) user_issuer: Option<Shown>,
     pub(super) chain: Vec<Shown>,
@@ -160,7 +162,7 @@ pub(super) struct Rule {
 }
 
 impl Detail {
-    pub(super) fn new(approval: &Approval, now: Millis) -> Self {
+    pub(super) fn new(approval: &Approval, body: Option<&[u8]>, now: Millis) -> Self {
         let parts = split_url(&approval.action.location);
         let state = standing(approval, now);
         let texts = |list: &[String]| list.iter().map(|text| Shown::text(text)).collect();
@@ -171,6 +173,7 @@ impl Detail {
             path_stands_for: decoded(parts.path).map(|text| Shown::text(&text)),
             query: Shown::url(parts.query),
             parameters: parameters(parts.query),
+            body: approval.body.as_ref().map(|known| shown(known, body)),
             kind: Shown::text(&approval.action.kind),
             user_issuer: approval.user.as_ref().map(|user| Shown::text(&user.issuer)),
             chain: texts(&approval.chain),
@@ -187,6 +190,11 @@ impl Detail {
                 .map(|(by, at)| (Shown::text(by), time_for_people(at))),
             open: state == ApprovalState::Pending,
         }
+    }
+
+    /// Whether there is a body that can't be shown, so that nobody can say yes.
+    pub(super) fn body_is_missing(&self) -> bool {
+        self.body.as_ref().is_some_and(|body| body.lines.is_none())
     }
 }
 
@@ -239,7 +247,9 @@ pub(super) fn to_json(approval: &Approval, now: Millis) -> Value {
             "type": approval.action.kind,
             "method": approval.action.method,
             "location": approval.action.location,
+            "content_digest": approval.action.content_digest,
         },
+        "body": approval.body.as_ref().map(body_json),
         "rules": approval.rules,
         "reasons": approval.reasons,
         "approvers": approval.approvers,

@@ -2,8 +2,8 @@
 
 use super::book::{code, fenced, pages, quoted, read, rows};
 use capability::reason::Reason;
-use policy::{Approver, Policies, Source};
-use std::collections::BTreeSet;
+use policy::{Approver, FactKind, Policies, Source};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
 fn every_reason_is_on_its_page_with_its_status_and_no_other() {
@@ -96,6 +96,11 @@ fn every_policy_in_the_book_loads() {
         name: "operator".into(),
         groups: vec!["platform".into()],
     }];
+    // What the page on policy has its routes name.
+    let facts = BTreeMap::from([
+        ("/amount".to_owned(), FactKind::Integer),
+        ("/to".to_owned(), FactKind::Text),
+    ]);
     let mut seen = 0;
     for page in pages() {
         for text in fenced(&read(&page), "cedar") {
@@ -104,7 +109,7 @@ fn every_policy_in_the_book_loads() {
                 name: page.clone(),
                 text,
             };
-            Policies::load(std::slice::from_ref(&source), &approvers)
+            Policies::load_with(std::slice::from_ref(&source), &approvers, &facts)
                 .unwrap_or_else(|errors| panic!("{errors:?}\n{}", source.text));
         }
     }

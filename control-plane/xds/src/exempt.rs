@@ -273,6 +273,7 @@ mod tests {
             upstream_host: "127.0.0.1".to_owned(),
             upstream_port: port,
             site: None,
+            reads_bodies: None,
         }
     }
 

@@ -2,9 +2,9 @@
 //!
 //! A listener, its routes, their clusters, and the filter by ECDS with its
 //! module inline. What the settings can't say can't be configured: no retry,
-//! no rewrite, no mirror, no second filter, and no way round the first one but
-//! by the name of what goes round it ([`Exempt`]). [`lint`] holds any Envoy's
-//! configuration to the same rules.
+//! no rewrite, no mirror, no other filter than this one's two instances, and no
+//! way round the one before the router but by the name of what goes round it
+//! ([`Exempt`]). [`lint`] holds any Envoy's configuration to the same rules.
 
 mod access_log;
 mod ads;
@@ -30,8 +30,10 @@ pub use snapshot::{Kind, Resources, Snapshot};
 
 /// The cluster that leads to the control plane: static, in the bootstrap.
 pub const CONTROL_PLANE_CLUSTER: &str = "writ_control_plane";
-/// The name of the one filter in front of the router, and of its ECDS resource.
+/// The name of the filter in front of the router, and of its ECDS resource.
 pub const FILTER_NAME: &str = "writ.filter";
+/// The name of the instance that reads bodies, and of its ECDS resource.
+pub const BODIES_FILTER_NAME: &str = "writ.bodies";
 /// The name of the one listener.
 pub const LISTENER_NAME: &str = "writ.edge";
 /// The name of the one route table.

@@ -42,7 +42,8 @@ use prost::Name;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError, access_log, cluster,
+    BODIES_FILTER_NAME, FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError,
+    access_log, cluster,
 };
 
 /// What one connection may buffer before back-pressure, in bytes.
@@ -84,7 +85,7 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
     Ok(HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: "writ".to_owned(),
-        http_filters: vec![guard(), router()],
+        http_filters: filter_chain(settings),
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: ads(),
             route_config_name: ROUTES_NAME.to_owned(),
@@ -154,10 +155,23 @@ fn strip_headers() -> TypedExtensionConfig {
     }
 }
 
+/// The filter, which only an exemption by name turns off, right before the router; and before it,
+/// where routes read bodies, the instance that does. That one is off but on those
+/// routes; it can be off anywhere without anything passing.
+fn filter_chain(settings: &Settings) -> Vec<HttpFilter> {
+    let reader = settings.bodies_config.as_ref().map(|_| HttpFilter {
+        disabled: true,
+        ..guard(BODIES_FILTER_NAME)
+    });
+    let mut chain: Vec<HttpFilter> = reader.into_iter().collect();
+    chain.extend([guard(FILTER_NAME), router()]);
+    chain
+}
+
 /// The filter's place. There is no default: without the filter nothing is served.
-fn guard() -> HttpFilter {
+fn guard(name: &str) -> HttpFilter {
     HttpFilter {
-        name: FILTER_NAME.to_owned(),
+        name: name.to_owned(),
         config_type: Some(http_filter::ConfigType::ConfigDiscovery(
             ExtensionConfigSource {
                 config_source: ads(),
@@ -181,26 +195,39 @@ fn router() -> HttpFilter {
     }
 }
 
-/// ECDS: the filter with its module inline. `code.remote` lets requests
-/// through while it fetches.
-pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
-    let configuration = settings.plugin_config.to_string();
+/// ECDS: the filter's instances.
+pub(crate) fn filters(settings: &Settings) -> Vec<TypedExtensionConfig> {
+    let own = filter(settings, FILTER_NAME, &settings.plugin_config);
+    let reader = settings.bodies_config.as_ref();
+    let reader = reader.map(|config| filter(settings, BODIES_FILTER_NAME, config));
+    [own].into_iter().chain(reader).collect()
+}
+
+/// An instance with its module inline. `code.remote` lets requests through while
+/// it fetches. The one that reads bodies pauses at the headers and still gets the
+/// body; with that, a late decision on a large upload would get 413.
+fn filter(
+    settings: &Settings,
+    name: &str,
+    plugin_config: &serde_json::Value,
+) -> TypedExtensionConfig {
+    let configuration = plugin_config.to_string();
     // VMs with one id and one code share their fate when one crashes, and
     // their shared data: another module or configuration is another VM.
     let mut identity = Sha256::new();
     identity.update(settings.module.sha256());
     identity.update(&configuration);
     let vm_id = format!("writ-{}", hex::encode(identity.finalize()));
-    let stop_iteration = settings.allow_on_headers_stop_iteration;
+    let reads_bodies = name == BODIES_FILTER_NAME;
     let plugin = PluginConfig {
-        name: FILTER_NAME.to_owned(),
-        root_id: FILTER_NAME.to_owned(),
+        name: name.to_owned(),
+        root_id: name.to_owned(),
         configuration: Some(pack_any(StringValue {
             value: configuration,
         })),
         failure_policy: FailurePolicy::FailReload.into(),
         reload_config: Some(reload(settings.start)),
-        allow_on_headers_stop_iteration: stop_iteration.then_some(BoolValue { value: true }),
+        allow_on_headers_stop_iteration: reads_bodies.then_some(BoolValue { value: true }),
         vm: Some(plugin_config::Vm::VmConfig(VmConfig {
             vm_id,
             runtime: "envoy.wasm.runtime.v8".to_owned(),
@@ -217,7 +244,7 @@ pub(crate) fn filter(settings: &Settings) -> TypedExtensionConfig {
         ..Default::default()
     };
     TypedExtensionConfig {
-        name: FILTER_NAME.to_owned(),
+        name: name.to_owned(),
         typed_config: Some(pack_any(Wasm {
             config: Some(plugin),
         })),

@@ -2,15 +2,22 @@
 
 mod exempt;
 
-use envoy_types::pb::{
-    envoy::config::route::v3::{
-        Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route,
-        route_action::ClusterSpecifier, route_match::PathSpecifier,
+use envoy_types::{
+    pb::{
+        envoy::config::route::v3::{
+            FilterConfig, Route as EnvoyRoute, RouteAction, RouteConfiguration, RouteMatch,
+            VirtualHost, route, route_action::ClusterSpecifier, route_match::PathSpecifier,
+        },
+        google::protobuf::{Any, Duration, UInt64Value},
     },
-    google::protobuf::Duration,
+    util::pack_any,
 };
 
-use crate::{ROUTES_NAME, Route, Settings, cluster};
+use crate::{BODIES_FILTER_NAME, ROUTES_NAME, Route, Settings, cluster};
+
+/// What Envoy may buffer of a body beyond its limit, so that the filter sees one
+/// that is too long before Envoy answers by itself: as much as comes at a time.
+const BUFFER_MARGIN_BYTES: u64 = 256 * 1024;
 
 /// What Envoy adds by itself on the way in; upstreams get verified facts only.
 const ENVOYS_OWN: [&str; 4] = [
@@ -74,8 +81,23 @@ fn guarded_route(route: &Route) -> EnvoyRoute {
     } else {
         PathSpecifier::PathSeparatedPrefix(route.path_prefix.clone())
     };
+    // Off by default, it is on here, by a configuration that is there and empty.
+    // Where this is missing the other instance, which is on here in any case,
+    // refuses what has not been read.
+    let on = FilterConfig {
+        config: Some(Any::default()),
+        ..Default::default()
+    };
+    let reader = || (BODIES_FILTER_NAME.to_owned(), pack_any(on));
+    let buffered = route
+        .reads_bodies
+        .and_then(|limit| u64::try_from(limit).ok());
     EnvoyRoute {
         name: route.name.clone(),
+        typed_per_filter_config: route.reads_bodies.map(|_| reader()).into_iter().collect(),
+        request_body_buffer_limit: buffered.map(|limit| UInt64Value {
+            value: limit.saturating_add(BUFFER_MARGIN_BYTES),
+        }),
         r#match: Some(RouteMatch {
             path_specifier: Some(path),
             ..Default::default()

@@ -18,6 +18,8 @@ const MAX_MODULE_BYTES: usize = 32 * 1024 * 1024;
 const MAX_HOLD_MS: u64 = 55_000;
 /// The least time between the end of a hold and Envoy's own idle timeout.
 const IDLE_MARGIN_MS: u64 = 1_000;
+/// The longest body that is read, in bytes.
+const MAX_BODY_BYTES: u64 = 1024 * 1024;
 /// The largest header block, in KiB.
 const MAX_HEADERS_KIB: u32 = 64;
 
@@ -39,6 +41,9 @@ pub struct Settings {
     pub module: Module,
     /// The filter's configuration, passed to it as JSON text.
     pub plugin_config: serde_json::Value,
+    /// The configuration of a second instance of the filter, which stands before
+    /// the first on routes that read bodies; there when there are such routes.
+    pub bodies_config: Option<serde_json::Value>,
     /// Which start of the control plane this is, different each time. Envoy
     /// accepts unseen a filter that it has refused when it gets the same bytes
     /// again; a start that remembers no refusal must not hand it the same bytes.
@@ -52,9 +57,6 @@ pub struct Settings {
     pub max_request_headers_kib: u32,
     /// Where requests are logged.
     pub access_log: AccessLog,
-    /// Lets the filter read bodies while it pauses at the headers. Off unless
-    /// a route reads bodies: late decisions on large uploads then get 413.
-    pub allow_on_headers_stop_iteration: bool,
 }
 
 /// A little above the hold, so that a request whose filter died ends soon.
@@ -82,6 +84,8 @@ pub struct Route {
     pub upstream_host: String,
     /// The upstream's port.
     pub upstream_port: u16,
+    /// The longest body that is read, in bytes, where bodies are read; 1 MiB at most.
+    pub reads_bodies: Option<usize>,
     /// The name of the site that it belongs to; none is [`Settings::authority`].
     pub site: Option<String>,
 }
@@ -162,6 +166,9 @@ pub enum SettingsError {
     /// The module begins like one and does not go on like one.
     #[error("the filter module is damaged at byte {0}: put a whole one in place")]
     Damaged(usize),
+    /// A route reads bodies and no filter does, or the other way round.
+    #[error("routes that read bodies and a filter that does belong together")]
+    Bodies,
     /// The access log's path is not UTF-8.
     #[error("the access log's path is not UTF-8: choose another")]
     LogPath,
@@ -242,6 +249,10 @@ impl Settings {
             0,
             wide(MAX_ROUTES),
         )?;
+        let reads = self.routes.iter().any(|route| route.reads_bodies.is_some());
+        if reads != self.bodies_config.is_some() {
+            return Err(SettingsError::Bodies);
+        }
         let (mut names, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
         for route in &self.routes {
             route.check()?;
@@ -327,6 +338,8 @@ impl Route {
             is_host_byte(byte) || byte == b':'
         })?;
         port("the upstream port", self.upstream_port)?;
+        let limit = self.reads_bodies.unwrap_or(1);
+        in_range("the body limit", wide(limit), 1, MAX_BODY_BYTES)?;
         let prefix = &self.path_prefix;
         let plain = prefix
             .bytes()

@@ -15,16 +15,14 @@ use envoy_types::{
 use prost::{Message, Name};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError, cluster, listener, routes,
-};
+use crate::{LISTENER_NAME, ROUTES_NAME, Settings, SettingsError, cluster, listener, routes};
 
 /// A type of resource, in the order in which changes are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// CDS.
     Clusters,
-    /// ECDS: the filter.
+    /// ECDS: the filter's instances.
     Filter,
     /// LDS.
     Listeners,
@@ -130,12 +128,15 @@ impl Snapshot {
             LISTENER_NAME.to_owned(),
             pack_any(listener::build(settings)?),
         );
-        let filter = (FILTER_NAME.to_owned(), pack_any(listener::filter(settings)));
+        let filters = listener::filters(settings)
+            .into_iter()
+            .map(|filter| (filter.name.clone(), pack_any(filter)))
+            .collect();
         let routes = (ROUTES_NAME.to_owned(), pack_any(routes::build(settings)));
         Ok(Self {
             clusters: Resources::new(clusters),
             listeners: Resources::new(vec![listener]),
-            filter: Resources::new(vec![filter]),
+            filter: Resources::new(filters),
             routes: Resources::new(vec![routes]),
         })
     }

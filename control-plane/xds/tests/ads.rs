@@ -45,6 +45,7 @@ fn route(name: &str, prefix: &str) -> Route {
         path_prefix: prefix.to_owned(),
         upstream_host: "127.0.0.1".to_owned(),
         upstream_port: 9000,
+        reads_bodies: None,
         site: None,
     }
 }
@@ -61,12 +62,12 @@ fn settings() -> Settings {
         routes: vec![route("files", "/files"), route("all", "/")],
         module: module("one"),
         plugin_config: serde_json::json!({ "b": 1, "a": [true] }),
+        bodies_config: None,
         start: 1,
         hold_ms: 25_000,
         stream_idle_ms: default_stream_idle_ms(25_000),
         max_request_headers_kib: 32,
         access_log: AccessLog::Stdout,
-        allow_on_headers_stop_iteration: false,
     }
 }
 

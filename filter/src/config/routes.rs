@@ -1,9 +1,10 @@
 //! The further origins, and the names of routes.
 
-use super::{Faults, Members};
+use super::{BodyRule, Faults, Members};
 use capability::decide::Mode;
 use capability::gates::Site;
 use capability::url::Origin;
+use std::rc::Rc;
 
 /// Further origins.
 const SITES_MAX: usize = 64;
@@ -19,6 +20,8 @@ pub struct Route {
     path_prefix: String,
     /// The authority of the origin that it belongs to.
     authority: String,
+    /// How its bodies are read, if they are.
+    pub(super) body: Option<Rc<BodyRule>>,
 }
 
 /// A further origin, and the name by which routes call it.
@@ -80,11 +83,8 @@ pub(super) fn sites(
         if sites.iter().any(|other| other.name == name) {
             faults.add(format!("{label}name: the same as an earlier one's"));
         }
-        let origins = first.into_iter().chain(earlier().map(|it| &it.origin));
-        if origins
-            .into_iter()
-            .any(|other| other.same_authority(&origin))
-        {
+        let mut origins = first.into_iter().chain(earlier().map(|it| &it.origin));
+        if origins.any(|other| other.same_authority(&origin)) {
             faults.add(format!(
                 "{label}origin: no request could be told from an earlier one's"
             ));
@@ -143,8 +143,17 @@ pub(super) fn routes(
         };
         let label = format!("routes[{at}].");
         let route = Members::new(&label, route);
-        let known = ["name", "path_prefix", "mode", "decision_header", "site"];
+        let known = [
+            "name",
+            "path_prefix",
+            "mode",
+            "decision_header",
+            "site",
+            "body",
+        ];
         route.only(&known, faults);
+        let body = route.object("body", "body.", faults);
+        let body = body.and_then(|body| BodyRule::read(&label, &body, faults));
         let (name, prefix) = (
             route.text("name", faults),
             route.text("path_prefix", faults),
@@ -152,14 +161,17 @@ pub(super) fn routes(
         if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
             faults.add(format!("{label}path_prefix: must begin with /"));
         }
-        let site = match route.map.get("site") {
-            None => None,
-            Some(_) => Some(route.text("site", faults).unwrap_or_default()),
-        };
+        let named = route.map.get("site");
+        let site = named.map(|_| route.text("site", faults).unwrap_or_default());
         // Whoever leaves the mode out gets the one that refuses.
         let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
         let mode = route.choice("mode", &modes, faults);
         let decision_header = route.truth("decision_header", faults);
+        if mode == Some(Mode::Observe) && body.is_some() {
+            faults.add(format!(
+                "{label}body: a route that observes reads no bodies"
+            ));
+        }
         let authority = authorities.find(site);
         if authority.is_none() {
             faults.add(format!("{label}site: no site has this name"));
@@ -173,6 +185,7 @@ pub(super) fn routes(
                 decision_header,
                 path_prefix: prefix.to_owned(),
                 authority: authority.to_owned(),
+                body: body.map(Rc::new),
             });
         }
     }
@@ -207,6 +220,7 @@ mod tests {
             decision_header: false,
             path_prefix: path_prefix.to_owned(),
             authority: authority.to_owned(),
+            body: None,
         };
         let routes = [
             route("all", "/", "a.example"),

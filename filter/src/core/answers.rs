@@ -49,6 +49,7 @@ impl Core {
             Some(_) if !self.stream.is_up() => self.metrics.answers_ignored.add(1),
             Some(FromServer::Answer(answer)) => self.answered(answer),
             Some(FromServer::Withdrawn(withdrawn)) => self.withdrawn(&withdrawn),
+            Some(FromServer::BodyWanted(wanted)) => self.body_wanted(&wanted),
             Some(FromServer::DenialsTaken(taken)) => self.denials.taken(taken.sequence),
             None => {}
         }
@@ -113,7 +114,11 @@ impl Core {
                     return;
                 };
                 self.clock(&mut entry, answer.time_ms);
-                self.refuse_paused(&entry.request, &Refusal::denied(deny), By::ControlPlane);
+                let refusal = match entry.body {
+                    Some(_) => Refusal::denied(deny).of_a_body(),
+                    None => Refusal::denied(deny),
+                };
+                self.refuse_paused(&entry.request, &refusal, By::ControlPlane);
             }
             answer::Verdict::Allow(_) if !in_time => {
                 let Some(entry) = self.take(id) else { return };

@@ -1,6 +1,7 @@
 //! The two ends of a request's wait: it goes on, or it is refused.
 
 use super::{By, Core};
+use crate::config::Bodies;
 use crate::denials::Kept;
 use crate::host::{self, HostFault};
 use crate::outcomes::not_forwarded;
@@ -21,7 +22,12 @@ impl Core {
             self.outcome(not_forwarded(&id, "the request is gone"));
             return;
         }
-        if set_verified_headers(allow, request.facts.decision_header).is_err() {
+        let marked = match self.settings.bodies {
+            Bodies::Read => host::mark_passed(),
+            Bodies::Pass | Bodies::Before => Ok(()),
+        };
+        let headers = set_verified_headers(allow, request.facts.decision_header);
+        if headers.and(marked).is_err() {
             // Spent, and it cannot go on as it must: that no route observes.
             let refusal = Refusal::new(Reason::InternalError);
             let mut refused = request.facts.clone();

@@ -1,25 +1,35 @@
-//! Bodies and their ends: none of their bytes before the decision, and one
-//! decision whatever the frames are.
+//! Bodies that are read: what was approved is what is executed, and none of it
+//! before the answer. C24 is in `dpop`, for routes that read none; F39 begins with
+//! the same where they are read.
 
 use std::time::Duration;
 
+use base64ct::{Base64UrlUnpadded, Encoding as _};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::check::{holds, same};
-use super::edge::{Audit, Mark, Seen, Shot, Want, a_moment, next_good, wanted};
+use super::check::{holds, refused, same};
 use super::stages::Stages;
 use super::{How, Row};
 use crate::Error;
-use crate::client::Answer;
+use crate::client::{Answer, Verdict};
 use crate::cut::Mode;
-use crate::raw::{Field, Http2, field};
-use crate::stage::{Stage, jti, text_at};
+use crate::raw::{End, Field, field};
+use crate::stage::{Stage, eventually, jti, text_at};
 
 /// The rows, by their ids.
 pub const ROWS: &[Row] = &[
     Row {
+        id: "F32",
+        how: How::Live(|it| Box::pin(batch(it))),
+    },
+    Row {
+        id: "F39",
+        how: How::Live(|it| Box::pin(packed(it))),
+    },
+    Row {
         id: "G11",
-        how: How::Live(|it| Box::pin(paused(it))),
+        how: How::Live(|it| Box::pin(early(it))),
     },
     Row {
         id: "G12",
@@ -27,389 +37,432 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         id: "G13",
-        how: How::Live(|it| Box::pin(whole(it))),
+        how: How::Live(|it| Box::pin(large(it))),
     },
     Row {
-        id: "G16",
-        how: How::Live(|it| Box::pin(refused_bodies(it))),
+        id: "G14",
+        how: How::Live(|it| Box::pin(endless(it))),
     },
 ];
 
-pub(super) const UPLOAD: &str = "/echo/upload";
+/// The routes whose bodies are read, beside the one whose bodies pass.
+pub(super) const ROUTES: &str = r#"
+[[edge.route]]
+name = "notes"
+path_prefix = "/echo/notes"
+upstream = "{upstream}"
+body = "read"
+body_limit = 8192
+
+[[edge.route]]
+name = "big"
+path_prefix = "/echo/big"
+upstream = "{upstream}"
+body = "read"
+body_limit = 1048576
+
+[[edge.route]]
+name = "pay"
+path_prefix = "/echo/pay"
+upstream = "{upstream}"
+body = "read"
+body_facts = { "/amount" = "long", "/to" = "string" }
+
+[[edge.route]]
+name = "calls"
+path_prefix = "/echo/calls"
+upstream = "{upstream}"
+body = "read"
+body_facts = { "/method" = "string" }
+"#;
+const LIMIT: usize = 8192;
 const MIB: usize = 1024 * 1024;
-/// What one connection may buffer at Envoy before back-pressure, in bytes.
-const BUFFER: usize = 128 * 1024;
 
-/// Bytes that no compression, truncation or reordering leaves as they were.
-pub(super) fn body(size: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let bytes = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        u8::try_from(state & 0xff).unwrap_or_default()
-    });
-    bytes.take(size).collect()
+const NOTE: &str = "/echo/notes/a";
+const PAY: &str = "/echo/pay/order";
+const BIG: &str = "/echo/big/file";
+/// Where bodies pass.
+const PASS: &str = "/echo/upload";
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// `{"amount": 1, "to": "bob"}`, packed by gzip.
+const PACKED: &str =
+    "1f8b0800000000000203ab564acccd2fcd2b51b25230d451502ac907329492f293946a01527502101a000000";
+
+fn hex_digest(body: &[u8]) -> String {
+    hex::encode(Sha256::digest(body))
 }
 
-fn chunked(body: &[u8], trailers: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for chunk in body.chunks(7_777) {
-        bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
-        bytes.extend_from_slice(chunk);
-        bytes.extend(b"\r\n");
-    }
-    bytes.extend(format!("0\r\n{trailers}\r\n").into_bytes());
-    bytes
-}
-
-/// How a body is sent: by its length, in chunks, with trailers.
-fn framings(body: &[u8]) -> [(&'static str, Field, Vec<u8>); 3] {
-    let chunks = || field("transfer-encoding", "chunked");
-    [
-        (
-            "a length",
-            field("content-length", body.len().to_string()),
-            body.to_vec(),
-        ),
-        ("chunks", chunks(), chunked(body, "")),
-        (
-            "trailers",
-            chunks(),
-            chunked(body, "x-checksum: abc\r\nx-writ-agent: admin\r\n"),
-        ),
+fn headers(kind: &str, body: &[u8]) -> Vec<Field> {
+    vec![
+        field("content-type", kind),
+        field("content-length", body.len().to_string()),
     ]
 }
 
-/// The head of an upload with its credentials, and its token.
-pub(super) async fn head(stage: &Stage, more: &[Field]) -> Result<(Vec<u8>, String), Error> {
-    let token = stage.agent.token("POST", UPLOAD).await?;
-    let mut headers = stage.credentials("POST", UPLOAD, &token);
-    headers.extend_from_slice(more);
-    Ok((stage.request("POST", UPLOAD, &headers), token))
+/// A token that allows this body alone.
+async fn bound(stage: &Stage, path: &str, body: &[u8]) -> Result<String, Error> {
+    let mut details = stage.agent.details("POST", path);
+    let digest = Base64UrlUnpadded::encode_string(&Sha256::digest(body));
+    if let Some(element) = details.get_mut(0).and_then(Value::as_object_mut) {
+        element.insert("content_digest".to_owned(), json!(digest));
+    }
+    let (svid, proof) = (stage.agent.svid().await?, stage.agent.token_proof());
+    let details = details.to_string();
+    let answer = stage.agent.post_token(&svid, &details, &proof);
+    let answer = answer.await?.expect("a token for one body", 200)?;
+    Ok(text_at(&answer.json(), "/access_token"))
 }
 
-/// Sends head and body from a task of its own: with back-pressure the sender gets
-/// no further until there is an answer.
-async fn sending(
+/// Posts a body with these headers besides the credentials.
+async fn post(
     stage: &Stage,
-    head: Vec<u8>,
-    body: Vec<u8>,
-) -> Result<tokio::task::JoinHandle<Result<Option<Answer>, Error>>, Error> {
-    let mut connection = stage.connect().await?;
-    Ok(tokio::spawn(async move {
-        connection.send(&head).await?;
-        connection.exchange(&body).await
-    }))
-}
-
-async fn answered(
-    task: tokio::task::JoinHandle<Result<Option<Answer>, Error>>,
-) -> Result<Answer, Error> {
-    let answer = task
-        .await
-        .map_err(|it| Error::Unexpected(it.to_string()))??;
-    answer.ok_or_else(|| Error::Unexpected("closed without an answer".to_owned()))
-}
-
-/// One upload has arrived, whole.
-pub(super) fn arrived_whole(
-    what: &str,
-    mark: Mark,
-    stage: &Stage,
+    path: &str,
     token: &str,
+    more: &[Field],
     body: &[u8],
-) -> Result<(), Error> {
-    let record = mark.exactly(what, stage, "POST", UPLOAD)?;
-    same(
-        what,
-        record.body_sha256.clone(),
-        Some(hex::encode(Sha256::digest(body))),
-    )?;
-    same(
-        what,
-        record.header("x-writ-token-id").map(str::to_owned),
-        Some(jti(token)),
-    )?;
-    same(what, record.complete, true)
+) -> Result<Answer, Error> {
+    let mut all = stage.credentials("POST", path, token);
+    all.extend_from_slice(more);
+    let mut connection = stage.connect().await?;
+    connection.send(&stage.request("POST", path, &all)).await?;
+    let closed = || Error::Unexpected("closed without an answer".to_owned());
+    connection.exchange(body).await?.ok_or_else(closed)
 }
 
-async fn paused(stages: &mut Stages) -> Result<String, Error> {
-    let stage = stages.single().await?;
-    let upload = body(MIB);
-    for (what, header, bytes) in framings(&upload) {
-        let (head, token) = head(stage, &[header]).await?;
-        let mark = Mark::now(stage)?;
-        stage.system.cut()?.set(Mode::Stall);
-        let answer = sending(stage, head, bytes).await?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let early = mark.arrived(stage)?;
-        let decided_ms = now_ms();
-        stage.system.cut()?.set(Mode::Pass);
-        same(&format!("{what}: before the decision"), early, 0)?;
-        same(what, answered(answer).await?.status, 200)?;
-        arrived_whole(what, mark, stage, &token, &upload)?;
-        let record = mark.records(stage)?.pop().unwrap_or_default();
-        holds(
-            record.time_ms >= decided_ms,
-            format!("{what}: it arrived before the decision"),
-        )?;
+/// The last request at the upstream had exactly this body.
+fn executed(stage: &Stage, token: &str, body: &[u8]) -> Result<(), Error> {
+    let last = stage.records()?.pop();
+    let last = last.ok_or_else(|| Error::Unexpected("nothing reached the upstream".to_owned()))?;
+    same(
+        "its token",
+        last.header("x-writ-token-id"),
+        Some(jti(token).as_str()),
+    )?;
+    same("its body", last.body_sha256, Some(hex_digest(body)))
+}
+
+/// A refusal at the edge is in the log with its token and reason.
+async fn logged(stage: &Stage, token: &str, reason: &str) -> Result<(), Error> {
+    let (id, reason) = (jti(token), reason.to_owned());
+    let is_it = |entry: &Value| {
+        let text = entry.to_string();
+        entry.get("kind") == Some(&json!("edge_denial"))
+            && text.contains(&id)
+            && text.contains(&reason)
+    };
+    stage.entry("the refusal", is_it).await.map(|_| ())
+}
+
+async fn swapped(stages: &mut Stages) -> Result<String, Error> {
+    let stage = stages.bodies().await?;
+    let body = br#"{"amount": 10, "to": "bob"}"#;
+    let token = bound(stage, NOTE, body).await?;
+    let before = stage.arrived()?;
+    let others: [&[u8]; 4] = [
+        br#"{"amount": 90, "to": "bob"}"#,
+        br#"{"amount": 100, "to": "bob"}"#,
+        br#"{"amount": 10, "to": "bob"} "#,
+        b"",
+    ];
+    for other in others {
+        let answer = post(stage, NOTE, &token, &headers(JSON, other), other).await?;
+        refused(&answer, 403, "body_mismatch")?;
     }
-    // The decision that never comes.
-    for (what, header, bytes) in framings(&upload) {
-        let (head, _) = head(stage, &[header]).await?;
-        let mark = Mark::now(stage)?;
-        stage.system.cut()?.set(Mode::Stall);
-        let answer = answered(sending(stage, head, bytes).await?).await;
-        stage.system.cut()?.set(Mode::Pass);
-        wanted(
-            what,
-            &Seen::of(&answer?),
-            Want::No(503, "control_plane_unavailable"),
-        )?;
-        a_moment().await;
-        mark.nothing(what, stage)?;
-        stage.recovers().await?;
-    }
-    next_good(stage).await?;
+    same("reached the upstream", stage.arrived()?, before)?;
+    logged(stage, &token, "body_mismatch").await?;
+    // Nothing was spent by them.
+    let answer = post(stage, NOTE, &token, &headers(JSON, body), body).await?;
+    answer.expect("the body that the token is for", 200)?;
+    executed(stage, &token, body)?;
+    stage.good_request().await?;
     Ok(
-        "1 MiB in 3 framings: no byte before the decision, every byte after it, none without one"
+        "four other bodies refused at the edge, nothing spent, the right one passed once"
             .to_owned(),
     )
 }
 
-fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+/// C25, where bodies pass and then where they are read.
+pub(super) async fn relabelled(stages: &mut Stages) -> Result<String, Error> {
+    super::dpop_live::content_types(stages).await?;
+    let stage = stages.bodies().await?;
+    let approver = stage.system.approver().await?;
+    // A form to one reader and JSON to another.
+    let body = br#"{"amount": 500, "to": "bob", "x": "&amount=1&"}"#;
+    let before = stage.arrived()?;
+    let mut known = approver.inbox().await?;
+    let token = stage.agent.token("POST", PAY).await?;
+    let answer = post(stage, PAY, &token, &headers(JSON, body), body).await?;
+    refused(&answer, 403, "approval_pending")?;
+    let id = approver.next(&known, Duration::from_secs(10)).await?;
+    approver.decide(&id, Verdict::Approve).await?;
+    known.push(id);
+    // The yes was to JSON, without an encoding.
+    let json_in = |kind: &str, encoding: Option<&str>| {
+        let mut all = headers(kind, body);
+        all.extend(encoding.map(|it| field("content-encoding", it)));
+        all
+    };
+    let token = stage.agent.token("POST", PAY).await?;
+    let answer = post(stage, PAY, &token, &json_in(FORM, None), body).await?;
+    refused(&answer, 403, "policy_error")?;
+    let token = stage.agent.token("POST", PAY).await?;
+    let answer = post(stage, PAY, &token, &json_in(JSON, Some("gzip")), body).await?;
+    refused(&answer, 403, "policy_error")?;
+    let token = stage.agent.token("POST", PAY).await?;
+    let kind = "application/vnd.x+json";
+    let answer = post(stage, PAY, &token, &json_in(kind, None), body).await?;
+    refused(&answer, 403, "approval_pending")?;
+    same("reached the upstream", stage.arrived()?, before)?;
+    // As approved it passes, and headers that nobody bound do not come with it.
+    let token = stage.agent.token("POST", PAY).await?;
+    let mut all = json_in(JSON, None);
+    for name in [
+        "x-writ-user",
+        "x-http-method-override",
+        "x-forwarded-prefix",
+    ] {
+        all.push(field(name, "other-tenant"));
+    }
+    let answer = post(stage, PAY, &token, &all, body).await?;
+    answer.expect("what was approved", 200)?;
+    executed(stage, &token, body)?;
+    let last = stage.records()?.pop();
+    let leaked = last.is_some_and(|last| last.headers.iter().any(|(_, it)| it == "other-tenant"));
+    holds(!leaked, "a header that reinterprets reached the upstream")?;
+    stage.good_request().await?;
+    Ok(
+        "another type and another encoding were not what was approved; the same was, once"
+            .to_owned(),
+    )
 }
 
-/// Frames of one HTTP/2 request after its headers, and whether it is a request.
-type Frames = (&'static str, &'static [Frame], bool);
-
-#[derive(Clone, Copy)]
-enum Frame {
-    /// DATA: how many bytes, and whether it is the last.
-    Data(usize, bool),
-    /// HEADERS again, and whether it is the last.
-    Trailers(bool),
-    /// RST_STREAM.
-    Reset,
+async fn batch(stages: &mut Stages) -> Result<String, Error> {
+    let stage = stages.bodies().await?;
+    let path = "/echo/calls/rpc";
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+    let before = stage.arrived()?;
+    let many = Value::Array(vec![call.clone(); 50]).to_string();
+    let token = stage.agent.token("POST", path).await?;
+    let answer = post(
+        stage,
+        path,
+        &token,
+        &headers(JSON, many.as_bytes()),
+        many.as_bytes(),
+    )
+    .await?;
+    refused(&answer, 403, "policy_error")?;
+    same("reached the upstream", stage.arrived()?, before)?;
+    let one = call.to_string();
+    let token = stage.agent.token("POST", path).await?;
+    let answer = post(
+        stage,
+        path,
+        &token,
+        &headers(JSON, one.as_bytes()),
+        one.as_bytes(),
+    )
+    .await?;
+    answer.expect("one call", 200)?;
+    executed(stage, &token, one.as_bytes())?;
+    Ok("an array of 50 calls has no method that policy could look at, and is refused".to_owned())
 }
 
-const ENDS: [Frames; 9] = [
-    ("an empty DATA frame", &[Frame::Data(0, true)], true),
-    (
-        // More than one in a row is a flood to Envoy (CVE-2019-9518).
-        "empty ones before it",
-        &[
-            Frame::Data(0, false),
-            Frame::Data(0, false),
-            Frame::Data(0, true),
-        ],
-        false,
-    ),
-    ("trailers alone", &[Frame::Trailers(true)], true),
-    (
-        "body and trailers",
-        &[Frame::Data(100, false), Frame::Trailers(true)],
-        true,
-    ),
-    (
-        "body in pieces",
-        &[
-            Frame::Data(1, false),
-            Frame::Data(99, false),
-            Frame::Data(0, true),
-        ],
-        true,
-    ),
-    (
-        "trailers that do not end it",
-        &[Frame::Trailers(false), Frame::Data(0, true)],
-        false,
-    ),
-    (
-        "a body after its end",
-        &[Frame::Data(10, true), Frame::Data(10, true)],
-        false,
-    ),
-    (
-        "a body after trailers",
-        &[
-            Frame::Data(10, false),
-            Frame::Trailers(true),
-            Frame::Data(10, true),
-        ],
-        false,
-    ),
-    ("a reset", &[Frame::Data(10, false), Frame::Reset], false),
-];
+async fn packed(stages: &mut Stages) -> Result<String, Error> {
+    swapped(stages).await?;
+    let stage = stages.bodies().await?;
+    let plain = br#"{"amount": 1, "to": "bob"}"#;
+    let packed = hex::decode(PACKED).unwrap_or_default();
+    let gzip = |body: &[u8]| {
+        let mut all = headers(JSON, body);
+        all.push(field("content-encoding", "gzip"));
+        all
+    };
+    let before = stage.arrived()?;
+    let token = bound(stage, NOTE, plain).await?;
+    let answer = post(stage, NOTE, &token, &gzip(&packed), &packed).await?;
+    refused(&answer, 403, "body_mismatch")?;
+    let token = bound(stage, NOTE, &packed).await?;
+    let answer = post(stage, NOTE, &token, &headers(JSON, plain), plain).await?;
+    refused(&answer, 403, "body_mismatch")?;
+    let other = stage.agent.token("POST", PAY).await?;
+    let answer = post(stage, PAY, &other, &gzip(&packed), &packed).await?;
+    refused(&answer, 403, "policy_error")?;
+    same("reached the upstream", stage.arrived()?, before)?;
+    let answer = post(stage, NOTE, &token, &gzip(&packed), &packed).await?;
+    answer.expect("the bytes as they were signed for", 200)?;
+    executed(stage, &token, &packed)?;
+    Ok(
+        "the digest is over the bytes as sent; packed ones have no facts, so policy refuses"
+            .to_owned(),
+    )
+}
+
+async fn early(stages: &mut Stages) -> Result<String, Error> {
+    const STALL: Duration = Duration::from_secs(1);
+    let stage = stages.bodies().await?;
+    let body: Vec<u8> = (0..MIB)
+        .map(|at| u8::try_from(at % 251).unwrap_or(0))
+        .collect();
+    for path in [PASS, BIG] {
+        let token = stage.agent.token("POST", path).await?;
+        let before = stage.arrived()?;
+        stage.system.cut()?.set(Mode::Stall);
+        let told = headers("text/plain", &body);
+        let sent = post(stage, path, &token, &told, &body);
+        let (answer, at_upstream) = tokio::join!(sent, async {
+            tokio::time::sleep(STALL).await;
+            let at_upstream = stage.arrived();
+            if let Ok(cut) = stage.system.cut() {
+                cut.set(Mode::Pass);
+            }
+            at_upstream
+        });
+        same(
+            "reached the upstream before the answer",
+            at_upstream?,
+            before,
+        )?;
+        answer?.expect(path, 200)?;
+        same("reached the upstream", stage.arrived()?, before + 1)?;
+        executed(stage, &token, &body)?;
+    }
+    stage.good_request().await?;
+    Ok(
+        "1 MiB sent into a stalled decision: not a byte at the upstream, with and without the flag"
+            .to_owned(),
+    )
+}
 
 async fn ends(stages: &mut Stages) -> Result<String, Error> {
-    let stage = stages.single().await?;
-    let mut tried = 0;
-    for (what, frames, is_request) in ENDS {
-        for at_once in [true, false] {
-            let token = stage.agent.token("POST", UPLOAD).await?;
-            let shot = Shot::get(stage, UPLOAD).with(stage, ("POST", UPLOAD), &token);
+    let stage = stages.bodies().await?;
+    let mut decided = 0;
+    for path in [NOTE, PASS] {
+        let mut connection = stage.connect_http2(0).await?;
+        for (body, end) in [
+            (b"".as_slice(), End::Headers),
+            (b"", End::Empty),
+            (b"", End::Trailers),
+            (b"abc", End::Data),
+            (b"abc", End::Empty),
+            (b"abc", End::Trailers),
+        ] {
+            let token = stage.agent.token("POST", path).await?;
+            let credentials = stage.credentials("POST", path, &token);
+            let authority = stage.agent.authority().to_owned();
             let mut fields: Vec<(&str, &[u8])> = vec![
                 (":method", b"POST"),
                 (":scheme", b"http"),
-                (":path", &shot.target),
+                (":path", path.as_bytes()),
+                (":authority", authority.as_bytes()),
             ];
-            fields.extend(
-                shot.authority
-                    .iter()
-                    .map(|it| (":authority", it.as_slice())),
-            );
-            fields.extend(
-                shot.headers
-                    .iter()
-                    .map(|(name, value)| (name.as_str(), value.as_slice())),
-            );
-            let mark = Mark::now(stage)?;
-            let mut connection = Http2::connect(&shot.to).await?;
-            let (id, mut bytes) = connection.open(&fields);
-            if !at_once {
-                connection.send(&bytes).await?;
-                bytes.clear();
-                a_moment().await;
-            }
-            for frame in frames {
-                bytes.extend(match frame {
-                    Frame::Data(size, last) => Http2::data(id, &vec![b'x'; *size], *last),
-                    Frame::Trailers(last) => Http2::trailers(
-                        id,
-                        &[("x-checksum", b"abc"), ("x-writ-agent", b"admin")],
-                        *last,
-                    ),
-                    Frame::Reset => Http2::reset(id),
-                });
-            }
-            drop(connection.send(&bytes).await);
-            if matches!(frames.last(), Some(Frame::Reset)) {
-                a_moment().await;
-            } else {
-                let answers = connection.answers(&[id]).await?;
-                let status = answers.get(&id).map_or(0, |stream| stream.status);
-                let fits = if is_request {
-                    status == 200
-                } else {
-                    [0, 200, 400].contains(&status)
-                };
-                holds(fits, format!("{what}, at once {at_once}: {status}"))?;
-            }
-            a_moment().await;
-            let uses = stage.uses()?.get(&jti(&token)).copied().unwrap_or(0);
-            let allowed = stage.allowed()?.get(&jti(&token)).copied().unwrap_or(0);
-            holds(
-                uses <= 1 && allowed <= 1,
-                format!("{what}: {uses} uses, {allowed} decisions"),
+            let own = credentials.iter();
+            fields.extend(own.map(|(name, value)| (name.as_str(), value.as_slice())));
+            let id = connection.upload(&fields, body, end).await?;
+            let stream = connection.answers(&[id]).await?.remove(&id);
+            let status = stream.map_or(0, |stream| stream.status);
+            same(&format!("{path}, {end:?}"), status, 200)?;
+            executed(stage, &token, body)?;
+            same(
+                "decisions",
+                stage.allowed()?.get(&jti(&token)).copied(),
+                Some(1),
             )?;
-            if is_request {
-                same(what, (uses, allowed), (1, 1))?;
-                mark.exactly(what, stage, "POST", UPLOAD)?;
+            decided += 1;
+        }
+        // A body after its trailers is no HTTP/2.
+        let token = stage.agent.token("POST", path).await?;
+        let before = stage.arrived()?;
+        let mut bytes = stage.credentials("POST", path, &token);
+        bytes.push(field("transfer-encoding", "chunked"));
+        let mut raw = stage.connect().await?;
+        raw.send(&stage.request("POST", path, &bytes)).await?;
+        raw.send(b"1\r\na\r\n0\r\nx-sum: 1\r\n\r\n1\r\nb\r\n0\r\n\r\n")
+            .await?;
+        let answer = raw.answer().await?;
+        same("the first message", answer.map(|it| it.status), Some(200))?;
+        executed(stage, &token, b"a")?;
+        same("reached the upstream", stage.arrived()?, before + 1)?;
+    }
+    stage.good_request().await?;
+    Ok(format!(
+        "{decided} bodies ended in six ways: one decision each, what followed was no part of it"
+    ))
+}
+
+async fn large(stages: &mut Stages) -> Result<String, Error> {
+    let stage = stages.bodies().await?;
+    for (path, limit) in [(NOTE, LIMIT), (BIG, MIB)] {
+        for (size, fits) in [(limit - 1, true), (limit, true), (limit + 1, false)] {
+            let body = vec![b'x'; size];
+            let mut chunked = format!("{size:x}\r\n").into_bytes();
+            chunked.extend_from_slice(&body);
+            chunked.extend(b"\r\n0\r\n\r\n");
+            let told = headers("text/plain", &body);
+            let found = vec![field("transfer-encoding", "chunked")];
+            for (more, bytes) in [(told, &body), (found, &chunked)] {
+                let token = stage.agent.token("POST", path).await?;
+                let before = stage.arrived()?;
+                let answer = post(stage, path, &token, &more, bytes).await?;
+                if fits {
+                    answer.expect("what fits", 200)?;
+                    executed(stage, &token, &body)?;
+                } else {
+                    refused(&answer, 413, "too_large")?;
+                    same("reached the upstream", stage.arrived()?, before)?;
+                    // Nothing was spent, and no part of it was digested.
+                    let small = headers("text/plain", b"x");
+                    let answer = post(stage, path, &token, &small, b"x").await?;
+                    answer.expect("the same token", 200)?;
+                    executed(stage, &token, b"x")?;
+                }
             }
-            tried += 1;
         }
     }
-    next_good(stage).await?;
-    Ok(format!(
-        "{tried} endings of HTTP/2 requests: each was decided once, and those that are none ran at most once"
-    ))
+    stage.good_request().await?;
+    Ok("8 KiB and 1 MiB, told and found out: one byte more is 413 and spends nothing".to_owned())
 }
 
-/// Around the size that one connection may buffer, with a slow decision.
-async fn whole(stages: &mut Stages) -> Result<String, Error> {
-    let stage = stages.single().await?;
-    let mut tried = 0;
-    for size in [1, BUFFER - 1, BUFFER, BUFFER + 1, 8 * BUFFER + 1] {
-        let upload = body(size);
-        for (framing, header, bytes) in framings(&upload) {
-            let what = format!("{size} bytes with {framing}");
-            let (head, token) = head(stage, &[header]).await?;
-            let mark = Mark::now(stage)?;
-            stage.system.cut()?.set(Mode::Stall);
-            let answer = sending(stage, head, bytes).await?;
-            a_moment().await;
-            stage.system.cut()?.set(Mode::Pass);
-            same(&what, answered(answer).await?.status, 200)?;
-            arrived_whole(&what, mark, stage, &token, &upload)?;
-            tried += 1;
-        }
+async fn endless(stages: &mut Stages) -> Result<String, Error> {
+    const UPLOADS: usize = 8;
+    let stage = stages.bodies().await?;
+    let token = stage.agent.token("POST", NOTE).await?;
+    let before = stage.arrived()?;
+    let mut open = Vec::new();
+    for _ in 0..UPLOADS {
+        let mut all = stage.credentials("POST", NOTE, &token);
+        all.push(field("transfer-encoding", "chunked"));
+        let mut connection = stage.connect_to(0).await?;
+        connection.send(&stage.request("POST", NOTE, &all)).await?;
+        connection.send(b"3\r\nabc\r\n").await?;
+        open.push(connection);
     }
-    next_good(stage).await?;
+    for connection in &mut open {
+        connection.send(b"1\r\nd\r\n").await?;
+        let closed = || Error::Unexpected("closed without an answer".to_owned());
+        let answer = connection.answer().await?.ok_or_else(closed)?;
+        refused(&answer, 408, "limit_exceeded")?;
+    }
+    same("reached the upstream", stage.arrived()?, before)?;
+    let http = reqwest::Client::new();
+    let url = format!(
+        "{}/stats?filter=wasmcustom.writ.bodies",
+        stage.system.admin_url()
+    );
+    eventually("their places are free", async || {
+        let Ok(answer) = http.get(&url).send().await else {
+            return false;
+        };
+        let text = answer.text().await.unwrap_or_default();
+        text.lines().any(|line| line.trim_end().ends_with(": 0"))
+    })
+    .await?;
+    let answer = post(stage, NOTE, &token, &headers("text/plain", b"x"), b"x").await?;
+    answer.expect("the token that they showed", 200)?;
+    stage.good_request().await?;
     Ok(format!(
-        "{tried} bodies around the buffer's limit arrived whole after a late decision: back-pressure, and no 413"
-    ))
-}
-
-/// A refusal while a large body is on its way: nothing more happens.
-async fn refused_bodies(stages: &mut Stages) -> Result<String, Error> {
-    let stage = stages.single().await?;
-    let mut audit = Audit::begin(stage)?;
-    let upload = body(MIB);
-    let mut tried = 0;
-    for (framing, header, bytes) in framings(&upload) {
-        for credentials in [false, true] {
-            let what = format!("{framing}, credentials {credentials}");
-            let mark = Mark::now(stage)?;
-            let mut headers = vec![header.clone()];
-            let want = if credentials {
-                let token = stage.agent.token("PUT", UPLOAD).await?;
-                headers.extend(stage.credentials("POST", UPLOAD, &token));
-                audit.entry(&token, "action_mismatch");
-                Want::No(403, "action_mismatch")
-            } else {
-                audit.count("missing_credentials");
-                Want::No(401, "missing_credentials")
-            };
-            let head = stage.request("POST", UPLOAD, &headers);
-            let answer = answered(sending(stage, head, bytes.clone()).await?).await?;
-            wanted(&what, &Seen::of(&answer), want)?;
-            mark.nothing(&what, stage)?;
-            tried += 1;
-        }
-    }
-    // Over HTTP/2 more frames come after the answer.
-    let mark = Mark::now(stage)?;
-    let mut connection = Http2::connect(&stage.address()).await?;
-    let own = stage.agent.authority();
-    let fields: [(&str, &[u8]); 4] = [
-        (":method", b"POST"),
-        (":scheme", b"http"),
-        (":authority", own.as_bytes()),
-        (":path", UPLOAD.as_bytes()),
-    ];
-    let (id, opening) = connection.open(&fields);
-    connection.send(&opening).await?;
-    let mut frames = Vec::new();
-    for _ in 0..4 {
-        frames.extend(Http2::data(id, &[b'x'; 8_000], false));
-    }
-    frames.extend(Http2::trailers(id, &[("x-a", b"b")], true));
-    drop(connection.send(&frames).await);
-    let answers = connection.answers(&[id]).await?;
-    let reason = answers
-        .get(&id)
-        .map(crate::raw::Stream::reason)
-        .unwrap_or_default();
-    same("over HTTP/2", reason.as_str(), "missing_credentials")?;
-    audit.count("missing_credentials");
-    a_moment().await;
-    mark.nothing("over HTTP/2", stage)?;
-    for entry in stage.entries()? {
-        holds(
-            text_at(&entry, "/body/reason") != "internal_error",
-            format!("{entry}"),
-        )?;
-    }
-    next_good(stage).await?;
-    let logged = audit.settled(stage).await?;
-    Ok(format!(
-        "{} refusals while bodies were on their way, and nothing more; {logged}",
-        tried + 1
+        "{UPLOADS} uploads without an end got 408 in time, their places are free, nothing spent"
     ))
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::bodies::{UPLOAD, arrived_whole, body, head};
 use super::check::{holds, same};
 use super::edge::{Audit, Mark, Seen, a_moment, next_good};
 use super::stages::Stages;
+use super::unread::{UPLOAD, arrived_whole, body, head};
 use super::{How, Row};
 use crate::Error;
 use crate::cut::Mode;
@@ -15,7 +15,7 @@ use crate::stage::{Stage, jti};
 /// The rows, by their ids.
 pub const ROWS: &[Row] = &[
     Row {
-        id: "G14",
+        id: "G14-unread",
         how: How::Live(|it| Box::pin(endless(it))),
     },
     Row {

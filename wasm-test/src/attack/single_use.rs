@@ -111,12 +111,12 @@ pub const ROWS: &[Row] = &[
 ];
 
 async fn two_proxies(stages: &mut Stages) -> Result<String, Error> {
-    const TOKENS: usize = 500;
+    let tokens = stages.rounds;
     let stage = stages.single().await?;
-    let tally = race(&[(&*stage, 0), (&*stage, 1)], TOKENS).await?;
-    tally.expect(TOKENS)?;
+    let tally = race(&[(&*stage, 0), (&*stage, 1)], tokens).await?;
+    tally.expect(tokens)?;
     stage.each_once()?;
-    Ok(tally.words(TOKENS))
+    Ok(tally.words(tokens))
 }
 
 /// HTTP/2 requests in one segment, whole ones and ones whose ends come together.
@@ -342,12 +342,14 @@ async fn pool(stages: &mut Stages) -> Result<String, Error> {
 
 async fn down(stages: &mut Stages) -> Result<String, Error> {
     const AWAY: Duration = Duration::from_secs(5);
+    const LIFETIME: Duration = Duration::from_secs(100); // At least.
+    let away = AWAY.max(stages.lasts());
     let stage = stages.single().await?;
     let token = stage.agent.token("GET", REPORT).await?;
     stage.system.stop_control_plane().await;
     let before = stage.arrived()?;
-    let (start, mut asked) = (Instant::now(), 0);
-    while start.elapsed() < AWAY {
+    let (start, mut asked, mut ended) = (Instant::now(), 0, 0);
+    while start.elapsed() < away {
         for envoy in 0..2 {
             let mut connection = stage.connect_to(envoy).await?;
             connection
@@ -355,11 +357,17 @@ async fn down(stages: &mut Stages) -> Result<String, Error> {
                 .await?;
             let closed = || Error::Unexpected("closed without an answer".to_owned());
             let answer = connection.answer().await?.ok_or_else(closed)?;
-            refused(&answer, 503, "control_plane_unavailable")?;
             asked += 1;
+            let over = ended > 0 || answer.status == 401 && start.elapsed() > LIFETIME;
+            match over {
+                true => refused(&answer, 401, "token_expired")?,
+                false => refused(&answer, 503, "control_plane_unavailable")?,
+            }
+            ended += usize::from(over);
         }
+        same("reached the upstream", stage.arrived()?, before)?;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    same("reached the upstream", stage.arrived()?, before)?;
     stage.system.start_control_plane().await?;
     stage.recovers().await?;
     let id = jti(&token);
@@ -367,18 +375,19 @@ async fn down(stages: &mut Stages) -> Result<String, Error> {
         text_at(entry, "/kind") == "edge_denial" && text_at(entry, "/body/jti") == id
     };
     stage.entry("a refusal while it was down", told).await?;
-    refused(
-        &stage.present(REPORT, &token).await?,
-        401,
-        "outcome_unknown",
-    )?;
+    let reason = if ended == 0 {
+        "outcome_unknown"
+    } else {
+        "token_expired"
+    };
+    refused(&stage.present(REPORT, &token).await?, 401, reason)?;
     same(
         "uses of a token of before",
         stage.uses()?.get(&jti(&token)),
         None,
     )?;
     Ok(format!(
-        "{asked} requests in {AWAY:?} were all told 503, and none reached the upstream"
+        "{asked} requests in {away:?}: {ended} were told 401 when their token had ended, all others 503, and none reached the upstream"
     ))
 }
 

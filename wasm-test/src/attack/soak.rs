@@ -77,12 +77,15 @@ async fn clients_gone(stages: &mut Stages) -> Result<String, Error> {
     ))
 }
 
+/// How long a run at full load is when nobody says.
+const SHORTEST: Duration = Duration::from_secs(30);
+
 /// Full load for as long as is said: neither part's memory grows any more after
 /// the first third.
 async fn soak(stages: &mut Stages) -> Result<String, Error> {
     const CLIENTS: usize = 8;
     const MIB: u64 = 1024 * 1024;
-    let length = stages.soak;
+    let length = stages.lasts().max(SHORTEST);
     let stage = Stage::start(Options {
         concurrency: 2,
         ..options()

@@ -2,20 +2,36 @@
 
 use std::time::Duration;
 
+use super::forge::Forger;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
 use crate::{Error, postgres::POSTGRES};
 
+/// The policy of the stage whose routes read bodies, below the repository's root.
+const BODIES_POLICY: &str = "wasm-test/tests/e2e_edge/bodies.cedar";
+
 /// What is running.
 pub struct Stages {
     /// How many tokens are raced over replicas.
     pub tokens: usize,
-    /// How long the run at full load is.
-    pub soak: Duration,
+    /// How many tokens are raced over two Envoys.
+    pub rounds: usize,
+    /// How many minutes the soak and the outage last; 0 is a short one of each.
+    pub minutes: u64,
     single: Option<Stage>,
+    bodies: Option<Stage>,
     pair: Option<Pair>,
     varied: Option<Stage>,
+    named: Option<Named>,
+}
+
+/// A system whose names are not where it listens, and what forges for it.
+pub struct Named {
+    /// It.
+    pub stage: Stage,
+    /// What has its keys.
+    pub forger: Forger,
 }
 
 /// What all stages have in common.
@@ -31,14 +47,22 @@ pub fn options() -> Options {
 
 impl Stages {
     /// Nothing is running yet.
-    pub fn new(tokens: usize, soak: Duration) -> Stages {
+    pub fn new(tokens: usize) -> Stages {
         Stages {
             tokens,
-            soak,
+            rounds: 500,
+            minutes: 0,
             single: None,
+            bodies: None,
             pair: None,
             varied: None,
+            named: None,
         }
+    }
+
+    /// How long the soak and the outage last; none is a short one.
+    pub fn lasts(&self) -> Duration {
+        Duration::from_secs(self.minutes.saturating_mul(60))
     }
 
     /// One control plane with two Envoys, behind a line that can be cut.
@@ -55,6 +79,52 @@ impl Stages {
             self.single = Some(Stage::start(options).await?);
         }
         self.single
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
+    /// As [`Stages::single`], with routes that read bodies.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn bodies(&mut self) -> Result<&mut Stage, Error> {
+        if self.bodies.is_none() {
+            let mut options = Options {
+                envoys: 2,
+                cut: true,
+                routes: super::bodies::ROUTES.to_owned(),
+                policy: Some(crate::tools::root().join(BODIES_POLICY)),
+                ..options()
+            };
+            options
+                .extra_config
+                .push_str("[edge]\nbody_deadline_ms = 2000\ndecision_deadline_ms = 8000\n");
+            self.bodies = Some(Stage::start(options).await?);
+        }
+        self.bodies
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
+    /// One Envoy behind the names that `capability`'s own tests have: the origin
+    /// is https, as where something in front of Envoy ends TLS.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn named(&mut self) -> Result<&mut Named, Error> {
+        if self.named.is_none() {
+            let options = Options {
+                issuer: Some("https://issuer.example".to_owned()),
+                origin: Some("https://tools.example".to_owned()),
+                extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+                hold_s: 1,
+                ..Options::default()
+            };
+            let stage = Stage::start(options).await?;
+            let forger = Forger::of(&stage.system)?;
+            self.named = Some(Named { stage, forger });
+        }
+        self.named
             .as_mut()
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
@@ -103,11 +173,13 @@ impl Stages {
     pub async fn are_well(&mut self) -> Result<(), Error> {
         let pair = self.pair.as_mut();
         let of_pair = pair.map(|pair| [&mut pair.first, &mut pair.second]);
-        let alone = [self.single.as_mut(), self.varied.as_mut()];
-        let all = of_pair
-            .into_iter()
-            .flatten()
-            .chain(alone.into_iter().flatten());
+        let named = self.named.as_mut().map(|named| &mut named.stage);
+        let all = of_pair.into_iter().flatten();
+        let all = all
+            .chain(self.single.as_mut())
+            .chain(self.bodies.as_mut())
+            .chain(self.varied.as_mut())
+            .chain(named);
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
                 return Err(problem);
@@ -122,6 +194,8 @@ impl Stages {
         self.pair = None;
         self.single = None;
         self.varied = None;
+        self.bodies = None;
+        self.named = None;
     }
 
     /// Ends everything in order.
@@ -129,7 +203,13 @@ impl Stages {
         if let Some(pair) = self.pair {
             pair.stop().await;
         }
-        for stage in [self.single, self.varied].into_iter().flatten() {
+        if let Some(named) = self.named {
+            named.stage.stop().await;
+        }
+        for stage in [self.single, self.bodies, self.varied]
+            .into_iter()
+            .flatten()
+        {
             stage.stop().await;
         }
     }

@@ -128,6 +128,15 @@ impl Agent {
         Ok(svid)
     }
 
+    /// A fresh JWT-SVID for any audience.
+    ///
+    /// # Errors
+    /// When the Workload API gives none.
+    pub async fn svid_for(&self, audience: &str) -> Result<String, Error> {
+        let svid = self.workload_api.fetch_jwt_token([audience], None).await;
+        svid.map_err(|problem| Error::WorkloadApi(problem.to_string()))
+    }
+
     /// The `authorization_details` for one request.
     pub fn details(&self, method: &str, path: &str) -> Value {
         json!([{

@@ -62,6 +62,7 @@ impl Http1 {
             read,
             unread: self.unread,
             interim: self.interim,
+            head: false,
         };
         tokio::select! {
             answer = timeout(PATIENCE, reader.answer()) => answer.unwrap_or_else(|_| Err(broken("it does not come"))),
@@ -74,10 +75,19 @@ impl Http1 {
     /// # Errors
     /// When it is no HTTP/1, or takes longer than [`PATIENCE`].
     pub async fn answer(&mut self) -> Result<Option<Answer>, Error> {
+        self.answer_to(false).await
+    }
+
+    /// As [`Http1::answer`]; to HEAD there is none but the headers.
+    ///
+    /// # Errors
+    /// As [`Http1::answer`].
+    pub async fn answer_to(&mut self, head: bool) -> Result<Option<Answer>, Error> {
         let mut reader = Reader {
             read: &mut self.stream,
             unread: std::mem::take(&mut self.unread),
             interim: self.interim,
+            head,
         };
         let answer = timeout(PATIENCE, reader.answer()).await;
         (self.unread, self.interim) = (reader.unread, reader.interim);
@@ -98,6 +108,8 @@ struct Reader<R> {
     read: R,
     unread: Vec<u8>,
     interim: usize,
+    /// What was asked is HEAD: no body comes, whatever the headers say of one.
+    head: bool,
 }
 
 impl<R: tokio::io::AsyncRead + Unpin> Reader<R> {
@@ -129,7 +141,9 @@ impl<R: tokio::io::AsyncRead + Unpin> Reader<R> {
                 headers,
                 body: Vec::new(),
             };
-            answer.body = self.body(&answer).await?;
+            if !self.head {
+                answer.body = self.body(&answer).await?;
+            }
             return Ok(Some(answer));
         }
     }

@@ -21,6 +21,21 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
+/// How a request with a body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With its headers.
+    Headers,
+    /// With the last frame of the body.
+    Data,
+    /// With an empty frame after it.
+    Empty,
+    /// With trailers.
+    Trailers,
+    /// Not at all.
+    Never,
+}
+
 /// What became of one HTTP/2 stream.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
@@ -108,6 +123,36 @@ impl Http2 {
     /// A RST_STREAM frame with CANCEL.
     pub fn reset(id: u32) -> Vec<u8> {
         frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())
+    }
+
+    /// Sends a request with a body that ends in this way; its stream.
+    ///
+    /// # Errors
+    /// When the other side has closed.
+    pub async fn upload(
+        &mut self,
+        fields: &[(&str, &[u8])],
+        body: &[u8],
+        end: End,
+    ) -> Result<u32, Error> {
+        let (id, block) = self.block(fields);
+        let last = |it: End| if it == end { END_STREAM } else { 0 };
+        let mut bytes = frame(HEADERS, END_HEADERS | last(End::Headers), id, &block);
+        if !body.is_empty() {
+            bytes.extend(frame(DATA, last(End::Data), id, body));
+        }
+        match end {
+            End::Headers | End::Data | End::Never => {}
+            End::Empty => bytes.extend(frame(DATA, END_STREAM, id, &[])),
+            End::Trailers => {
+                let mut block = vec![0x10];
+                text(&mut block, b"x-sum");
+                text(&mut block, b"1");
+                bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, id, &block));
+            }
+        }
+        self.send(&bytes).await?;
+        Ok(id)
     }
 
     fn block(&mut self, fields: &[(&str, &[u8])]) -> (u32, Vec<u8>) {

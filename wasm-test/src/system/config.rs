@@ -66,6 +66,8 @@ fn base(system: &System) -> String {
     let module = quoted(&system.dir.module());
     let lifetime_s = system.options.token_lifetime_s;
     let hold_s = system.options.hold_s;
+    let address = format!("127.0.0.1:{upstream}");
+    let routes = system.options.routes.replace("{upstream}", &address);
     format!(
         r#"
 [server]
@@ -115,7 +117,9 @@ hold_s = {hold_s}
 [[edge.route]]
 name = "files"
 path_prefix = "/"
-upstream = "127.0.0.1:{upstream}"
+upstream = "{address}"
+
+{routes}
 
 [policy]
 files = ["policy.cedar"]
@@ -150,6 +154,10 @@ fn bootstrap(system: &System, index: usize) -> Result<String, Error> {
         });
         out.push_str(&line);
         out.push('\n');
+        if line == "static_resources:" && !system.options.listeners.is_empty() {
+            out.push_str("  listeners:\n");
+            out.push_str(&system.options.listeners);
+        }
     }
     for (from, to) in literals {
         if !out.contains(&to) {

@@ -125,7 +125,8 @@ impl System {
         let of = |config: &Value| {
             let filter = config.pointer("/ecds_filter")?;
             let kind = filter.pointer("/typed_config/@type")?.as_str()?;
-            kind.ends_with(".Wasm").then(|| filter.clone())
+            let ours = filter.pointer("/name")? == "writ.filter";
+            (ours && kind.ends_with(".Wasm")).then(|| filter.clone())
         };
         let configs = dump.pointer("/configs").and_then(Value::as_array);
         let mut guards = configs.into_iter().flatten().filter_map(of);

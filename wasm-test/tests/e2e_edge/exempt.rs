@@ -208,7 +208,6 @@ async fn what_is_named_passes_and_nothing_beside_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_credential_reaches_an_upstream_unguarded() {
     let open = Open::start().await;
-    let mut answer = None;
     for (method, path, by) in [
         ("GET", "/echo/open/x", By::Open),
         ("GET", "/echo/public/x", By::Guarded),
@@ -247,9 +246,7 @@ async fn no_credential_reaches_an_upstream_unguarded() {
         // It was not looked at, so it is not spent.
         let later = open.rig.present(REPORT, &token).await;
         assert_eq!(later.status, 200, "{}", later.text());
-        answer = Some(got);
     }
-    assert!(answer.is_some());
     let (answer, _) = open.send("OPTIONS", REPORT, &preflight(APP)).await;
     assert_eq!(answer.header("access-control-allow-origin"), Some(APP));
     assert_eq!(

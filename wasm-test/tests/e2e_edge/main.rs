@@ -24,6 +24,7 @@ mod once;
 mod origins;
 mod paths;
 mod raw;
+mod read_bodies;
 mod refusals;
 mod reload;
 mod restore;

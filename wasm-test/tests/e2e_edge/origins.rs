@@ -120,7 +120,7 @@ async fn what_is_for_one_origin_is_refused_at_every_other() {
         format!("{PAY}/echo"),
         LONG.to_owned(),
     ];
-    for token in 0..3 {
+    for (token, resource) in resources.iter().enumerate() {
         for proof in 0..3 {
             for at in 0..3 {
                 let what = format!("token {token}, proof {proof}, at {at}");
@@ -147,7 +147,7 @@ async fn what_is_for_one_origin_is_refused_at_every_other() {
             }
         }
         let issued = origins.agents[token].token("GET", PATH).await.unwrap();
-        assert_eq!(claims(&issued)["aud"], resources[token].as_str());
+        assert_eq!(claims(&issued)["aud"], resource.as_str());
     }
     // The upstream got the origin that was asked for, and verified facts.
     let record = origins.upstreams[0].records().unwrap().pop().unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wasm_test::client::Answer;
 use wasm_test::raw;
-pub use wasm_test::raw::Stream;
+pub use wasm_test::raw::{End, Stream};
 
 /// One connection that speaks HTTP/1.
 pub struct Http1(raw::Http1);
@@ -56,6 +56,11 @@ impl Http2 {
 
     pub async fn send(&mut self, bytes: &[u8]) {
         self.0.send(bytes).await.unwrap();
+    }
+
+    /// Sends a request with a body that ends in this way; its stream.
+    pub async fn upload(&mut self, fields: &[(&str, &[u8])], body: &[u8], end: End) -> u32 {
+        self.0.upload(fields, body, end).await.unwrap()
     }
 
     /// Reads until these streams are over, or the connection is.

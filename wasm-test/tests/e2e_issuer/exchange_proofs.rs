@@ -57,10 +57,10 @@ const CASES: &[Case] = &[
     ("padding", "proof_malformed", |b, a| {
         a.prove(format!("{}=", b.proof()))
     }),
-    ("made two minutes ago", "proof_time", |b, a| {
+    ("made two minutes ago", "proof_nonce", |b, a| {
         claims(b, a, json!({ "iat": now_s() - 120 }));
     }),
-    ("made in two minutes", "proof_time", |b, a| {
+    ("made in two minutes", "proof_nonce", |b, a| {
         claims(b, a, json!({ "iat": now_s() + 120 }));
     }),
     ("without iat", "proof_malformed", |b, a| {
@@ -200,8 +200,11 @@ async fn a_wrong_proof_is_told_and_changes_nothing() {
     for (what, reason, spoil) in CASES {
         let mut attempt = bench.attempt();
         spoil(&bench, &mut attempt);
-        let verdict = no("invalid_dpop_proof", reason);
-        refused(what, &bench.send(attempt).await, verdict);
+        let error = match *reason {
+            "proof_nonce" => "use_dpop_nonce",
+            _ => "invalid_dpop_proof",
+        };
+        refused(what, &bench.send(attempt).await, no(error, reason));
     }
     let reply = bench.token().await;
     let mut attempt = bench.attempt();
@@ -249,7 +252,7 @@ async fn what_rfc_9449_allows_is_allowed() {
         }
     }
     for answer in waiting {
-        let before_the_start = no("invalid_dpop_proof", "proof_time");
+        let before_the_start = no("use_dpop_nonce", "proof_nonce");
         refused("made before the start", &answer, before_the_start);
     }
 }
@@ -339,7 +342,7 @@ async fn a_proof_from_before_a_restart_is_refused() {
     for (what, proof) in [("a used proof", used), ("an unused proof", unused)] {
         let mut attempt = bench.attempt();
         attempt.prove(proof);
-        let stale = no("invalid_dpop_proof", "proof_time");
+        let stale = no("use_dpop_nonce", "proof_nonce");
         refused(what, &bench.send(attempt).await, stale);
     }
     // What is made after the start is good at once.

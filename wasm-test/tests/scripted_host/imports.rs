@@ -164,6 +164,10 @@ fn general(linker: &mut Linker<World>) {
             "proxy_get_buffer_bytes",
             |mut guest: Guest<'_>, kind: i32, start: i32, most: i32, data_at: i32, size_at: i32| {
                 let bytes = match kind {
+                    0 => match guest.data_mut().request() {
+                        Some(http) => http.body.clone(),
+                        None => return NOT_FOUND,
+                    },
                     5 => guest.data().received.clone(),
                     7 => guest.data().configuration.clone(),
                     _ => return NOT_FOUND,
@@ -295,6 +299,10 @@ fn requests(linker: &mut Linker<World>) {
                 let value = read_text(&guest, value_at, value_size);
                 edit(&mut guest, |http| match name.as_str() {
                     "reason" => http.reason = value,
+                    "passed" => drop(
+                        http.properties
+                            .insert("writ.passed".to_owned(), value.into_bytes()),
+                    ),
                     _ => drop(http.facts.insert(name, value)),
                 })
             },

@@ -178,7 +178,7 @@ fn a_route_that_wants_the_signed_decision_forwards_nothing_without_it() {
     let mut vm = Vm::ready_with(World::default(), &configuration);
     let signed = || {
         let answer::Verdict::Allow(allow) = allow() else {
-            unreachable!()
+            panic!("it is an allow")
         };
         answer::Verdict::Allow(decision_api::Allow {
             decision: "e30.e30.c2ln".to_owned(),

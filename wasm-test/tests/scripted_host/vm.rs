@@ -139,6 +139,21 @@ impl Vm {
 
     /// As [`Vm::request`], and perhaps the request ends with them.
     pub fn arrive(&mut self, headers: &Headers, ended: bool) -> u32 {
+        let (context, action) = self.arrive_with(headers, ended, &[]);
+        // On a route that observes, what would have been refused goes on at once.
+        let observed = self.http(context).facts.contains_key("observed");
+        let wanted = if observed { CONTINUE } else { PAUSE };
+        assert_eq!(action, wanted, "what goes on from the header callback");
+        context
+    }
+
+    /// As [`Vm::arrive`], with more properties, and what the callback said.
+    pub fn arrive_with(
+        &mut self,
+        headers: &Headers,
+        ended: bool,
+        properties: &[(&str, &[u8])],
+    ) -> (u32, i32) {
         let context = self.next_context;
         self.next_context += 1;
         let mut http = Http {
@@ -151,6 +166,9 @@ impl Vm {
         let route = self.world().route_name.clone();
         http.properties
             .insert("xds.route_name".to_owned(), route.into_bytes());
+        for (name, value) in properties {
+            http.properties.insert((*name).to_owned(), value.to_vec());
+        }
         self.world().http.insert(context, http);
         self.call::<_, ()>(
             context,
@@ -163,11 +181,19 @@ impl Vm {
             "proxy_on_request_headers",
             (context.cast_signed(), count, i32::from(ended)),
         );
-        // On a route that observes, what would have been refused goes on at once.
-        let observed = self.http(context).facts.contains_key("observed");
-        let wanted = if observed { CONTINUE } else { PAUSE };
-        assert_eq!(action, wanted, "what goes on from the header callback");
-        context
+        (context, action)
+    }
+
+    /// More of the body comes, which the host keeps, and perhaps its end.
+    pub fn more(&mut self, context: u32, bytes: &[u8], ended: bool) -> i32 {
+        let http = self.world().http.get_mut(&context).unwrap();
+        http.body.extend_from_slice(bytes);
+        let size = i32::try_from(http.body.len()).unwrap();
+        self.call(
+            context,
+            "proxy_on_request_body",
+            (context.cast_signed(), size, i32::from(ended)),
+        )
     }
 
     /// The request went on though it would have been refused for this reason, with

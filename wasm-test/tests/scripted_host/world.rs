@@ -42,6 +42,8 @@ pub struct Http {
     pub resumed: usize,
     pub reply: Option<Reply>,
     pub reason: String,
+    /// What of its body has come and waits in the host.
+    pub body: Vec<u8>,
     /// What was left for the access log besides the reason.
     pub facts: BTreeMap<String, String>,
     pub properties: BTreeMap<String, Vec<u8>>,

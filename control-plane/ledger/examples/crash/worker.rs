@@ -102,6 +102,7 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
             kind: "http_request".into(),
             method: "GET".into(),
             location: "http://127.0.0.1:8400/files/report.txt".into(),
+            content_digest: None,
         },
         txn: name.to_owned(),
         expires_ms: now() + 30_000,

@@ -11,6 +11,7 @@ use std::{
 use audit::group::Header;
 use ledger::{Ledger, model::*};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::{Failure, Plan, cpu, latencies, now, open_ledger};
 
@@ -42,6 +43,7 @@ fn issue(n: usize) -> Command {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "http://127.0.0.1:8400/files/report.txt".into(),
+                content_digest: None,
             },
             txn: format!("txn_{n:022}"),
             expires_ms: now() + LIFETIME_MS,
@@ -65,6 +67,7 @@ fn allow(n: usize, beside: usize) -> Command {
             proxy: "spiffe://writ.example/proxy/envoy".into(),
             source: "127.0.0.1:40000".into(),
             question: "7".repeat(64),
+            body: None,
             observed: false,
         },
         policy: policy(),
@@ -189,7 +192,9 @@ fn describe(row: &mut Value, written: &Written) {
     }
 }
 
-/// Starts `count` tasks, each when it is due, and times them from then.
+/// Starts `count` tasks, each when it is due, and times them from then. A task is
+/// gone when it is done, as a request's would be: kept until the end, they would
+/// cost more than what is measured.
 pub async fn arrivals<F, E>(
     rate: u64,
     count: usize,
@@ -200,7 +205,7 @@ where
     F: Future<Output = Result<(), E>> + Send + 'static,
     E: Into<Failure> + Send + 'static,
 {
-    let mut tasks = Vec::with_capacity(count);
+    let (done, mut results) = mpsc::unbounded_channel();
     let due = |n: usize| {
         let nanos = u64::try_from(n)
             .unwrap_or(u64::MAX)
@@ -213,16 +218,22 @@ where
     while n < count {
         tick.tick().await;
         while n < count && due(n) <= Instant::now() {
-            let (work, due) = (one(n), due(n));
-            tasks.push(tokio::spawn(
-                async move { work.await.map(|()| due.elapsed()) },
-            ));
+            let (work, due, done) = (one(n), due(n), done.clone());
+            tokio::spawn(async move {
+                let waited = work.await.map(|()| due.elapsed());
+                // Nobody listens any more once one has failed.
+                let _ = done.send(waited);
+            });
             n += 1;
         }
     }
     let mut waits = Vec::with_capacity(count);
-    for task in tasks {
-        waits.push(task.await?.map_err(Into::into)?);
+    drop(done);
+    while let Some(waited) = results.recv().await {
+        waits.push(waited.map_err(Into::into)?);
+    }
+    if waits.len() < count {
+        return Err("a task was lost".into());
     }
     Ok(waits)
 }

@@ -168,7 +168,7 @@ impl State {
                 why,
             } => {
                 let token = self.outstanding(&token_hash)?;
-                if token.held_by.as_deref() != Some(attempt.as_str()) {
+                if token.held_by() != Some(attempt.as_str()) {
                     return Err(Refused::HeldElsewhere);
                 }
                 let token = Subject::from(&*token.record);
@@ -236,7 +236,7 @@ impl State {
 
     fn outstanding(&self, hash: &Hash) -> Result<&Outstanding, Refused> {
         self.token(hash)
-            .ok_or_else(|| Refused::NotOutstanding(self.spent(hash).cloned()))
+            .ok_or_else(|| Refused::NotOutstanding(self.spent(hash)))
     }
 
     fn check_issue(
@@ -249,7 +249,7 @@ impl State {
         if token.expires_ms <= now {
             return Err(Refused::TokenExpired);
         }
-        if self.token(&token.token_hash).is_some() || self.spent(&token.token_hash).is_some() {
+        if self.is_known(&token.token_hash) {
             return Err(Refused::AttemptKnown);
         }
         let most = limits.outstanding_per_agent;
@@ -286,7 +286,7 @@ impl State {
     /// A held one was checked when it was held, and may have ended since.
     fn spendable(&self, hash: &Hash, attempt: &str, now: Millis) -> Result<Subject, Refused> {
         let token = self.outstanding(hash)?;
-        match token.held_by.as_deref() {
+        match token.held_by() {
             Some(holder) if holder == attempt || planted!(HeldByOther) => {}
             Some(_) => return Err(Refused::HeldElsewhere),
             None => self.fresh(token, attempt, now)?,
@@ -312,7 +312,7 @@ impl State {
         limits: &Limits,
     ) -> Result<Subject, Refused> {
         let token = self.outstanding(hash)?;
-        match token.held_by.as_deref() {
+        match token.held_by() {
             Some(holder) if holder == attempt => return Err(Refused::AttemptKnown),
             Some(_) => return Err(Refused::HeldElsewhere),
             None => self.fresh(token, attempt, now)?,

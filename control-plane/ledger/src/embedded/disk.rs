@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
+    io::Errno,
+};
 
 /// How often a lock that another process has is asked for.
 const LOCK_TRIES: u32 = 10;
@@ -68,6 +71,9 @@ pub(crate) trait Disk: Send + Sync {
     /// Renames, replacing what has the other name; not durable before the
     /// directory is synced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Changes two names for each other, at once. Where the file system can't, it
+    /// renames: then there is no file `from` afterwards.
+    fn exchange(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a name; not durable before the directory is synced.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Starts `work` beside what else goes on.
@@ -101,6 +107,14 @@ pub(crate) trait DiskFile: Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
     /// Which file this is, whatever its name became.
     fn identity(&self) -> io::Result<Identity>;
+}
+
+/// Whether there was no room, or none that this user may have.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// The file system's own.
@@ -183,10 +197,10 @@ impl Disk for RealDisk {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(error),
                 },
-                Err(rustix::io::Errno::WOULDBLOCK) if tried < LOCK_TRIES => {
+                Err(Errno::WOULDBLOCK) if tried < LOCK_TRIES => {
                     std::thread::sleep(Duration::from_millis(LOCK_PAUSE_MS));
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -228,6 +242,14 @@ impl Disk for RealDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.at(from), self.at(to))
+    }
+
+    fn exchange(&self, from: &str, to: &str) -> io::Result<()> {
+        let (one, other) = (self.at(from), self.at(to));
+        match renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(one, other),
+            done => Ok(done?),
+        }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -101,9 +101,15 @@ impl KeptHead {
         bytes.push(b'\n');
         let disk = RealDisk::new(parent);
         let temporary = format!("{name}.tmp");
-        let mut file = disk.create(&temporary)?;
-        file.write(&bytes)?;
-        file.sync_all()?;
+        let written = disk.create(&temporary).and_then(|mut file| {
+            file.write(&bytes)?;
+            file.sync_all()
+        });
+        if let Err(error) = written {
+            // Best effort: a full disk should get its space back.
+            let _ = disk.remove(&temporary);
+            return Err(error);
+        }
         disk.rename(&temporary, name)?;
         disk.sync_dir()
     }

@@ -1,12 +1,9 @@
-//! The journal's files: segments written in place, and the spare one.
+//! The journal's segment that is written, in place.
 //!
 //! Nothing here decides; it writes a group and makes it durable, or says that
 //! it could not, after which the process must not go on.
 
-use std::{
-    io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::{io, sync::Arc};
 
 use audit::{
     group::{self, Header},
@@ -16,6 +13,7 @@ use audit::{
 use crate::embedded::{
     disk::{Disk, Handle, Lock},
     snapshot::{Lengths, Position},
+    spare::Spare,
 };
 
 /// Bytes at a segment's end that no command's group takes. What recovery has to
@@ -66,12 +64,7 @@ impl Journal {
     pub(crate) fn open(at: At) -> io::Result<Self> {
         let file = at.disk.open(&segment::file_name(at.number))?;
         let dir_file = at.disk.open_dir()?;
-        let spare = Arc::new(Spare {
-            disk: Arc::clone(&at.disk),
-            len: at.next_len,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let spare = Arc::new(Spare::new(Arc::clone(&at.disk), at.next_len));
         spare.prepare();
         Ok(Self {
             disk: at.disk,
@@ -120,13 +113,18 @@ impl Journal {
 
     /// Bytes that a group may take in the next segment.
     pub(crate) fn segment_len(&self) -> usize {
-        self.spare.len.saturating_sub(RECOVERY_ROOM)
+        self.spare.len().saturating_sub(RECOVERY_ROOM)
     }
 
     /// Whether no next segment could be made, so that what room is left is for
     /// what takes rights away.
     pub(crate) fn is_short(&self) -> bool {
-        matches!(*self.spare.lock(), SpareState::Missing)
+        self.spare.is_missing()
+    }
+
+    /// The next segment, for those who want to know whether there is one.
+    pub(crate) fn spare(&self) -> Arc<Spare> {
+        Arc::clone(&self.spare)
     }
 
     /// Waits for the next segment to be made once `more` bytes would reach into the
@@ -134,7 +132,7 @@ impl Journal {
     /// there is a next one must be known before others may have it.
     pub(crate) fn keep_reserve(&self, more: usize) {
         if self.room().saturating_sub(more) < self.len / RESERVED_PART {
-            drop(self.spare.settle());
+            self.spare.wait();
         }
     }
 
@@ -161,7 +159,7 @@ impl Journal {
             self.group = 0;
         }
         self.offset = 0;
-        self.len = self.spare.len;
+        self.len = self.spare.len();
         let len = u64::try_from(self.len).unwrap_or(u64::MAX);
         self.lengths.push(next, len);
         self.spare.prepare_in_background();
@@ -215,142 +213,4 @@ pub(crate) fn header(log: [u8; 16], segment: u64, group: u64, first: u64) -> Hea
         total_len: 0,
         head: [0; 32],
     }
-}
-
-#[derive(Default)]
-enum SpareState {
-    /// There is none: taken, or it could not be made.
-    #[default]
-    Missing,
-    Making,
-    Ready(Handle),
-}
-
-/// The segment that is reserved, so that there is room when the disk is full.
-struct Spare {
-    disk: Arc<dyn Disk>,
-    len: usize,
-    state: Mutex<SpareState>,
-    changed: Condvar,
-}
-
-impl Spare {
-    fn lock(&self) -> MutexGuard<'_, SpareState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, state: SpareState) {
-        *self.lock() = state;
-        self.changed.notify_all();
-    }
-
-    /// Makes it now; says whether there is one.
-    fn prepare(&self) -> bool {
-        match self.make() {
-            Ok(file) => {
-                self.set(SpareState::Ready(file));
-                true
-            }
-            Err(error) => {
-                tracing::error!(dir = %self.disk.path().display(), %error, "no other journal segment can be made: free some space, or descriptors");
-                self.set(SpareState::Missing);
-                false
-            }
-        }
-    }
-
-    fn prepare_in_background(self: &Arc<Self>) {
-        self.set(SpareState::Making);
-        let spare = Arc::clone(self);
-        let work = Box::new(move || {
-            spare.prepare();
-        });
-        if self.disk.background("journal-spare", work).is_err() {
-            self.set(SpareState::Missing);
-        }
-    }
-
-    /// Waits while one is being made.
-    fn settle(&self) -> MutexGuard<'_, SpareState> {
-        self.disk.settle();
-        let making = |state: &mut SpareState| matches!(state, SpareState::Making);
-        self.changed
-            .wait_while(self.lock(), making)
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits while one is being made, and makes one now if that failed; `None`
-    /// when that fails as well.
-    fn take(&self) -> Option<Handle> {
-        let mut state = self.settle();
-        if matches!(*state, SpareState::Missing) {
-            drop(state);
-            self.prepare();
-            state = self.lock();
-        }
-        match std::mem::take(&mut *state) {
-            SpareState::Ready(file) => Some(file),
-            SpareState::Missing | SpareState::Making => None,
-        }
-    }
-
-    fn make(&self) -> io::Result<Handle> {
-        if let Ok(found) = self.disk.size(segment::SPARE)
-            && usize::try_from(found).is_ok_and(|len| len == self.len)
-            && let Some(file) = zeroed(&*self.disk, segment::SPARE)?
-        {
-            // Whoever made it may not have come to making its name durable.
-            self.disk.sync_dir()?;
-            return Ok(file);
-        }
-        create_segment(&*self.disk, segment::SPARE, &[], self.len)
-    }
-}
-
-/// The file, opened for writing from its start, if it holds zeros only.
-fn zeroed(disk: &dyn Disk, name: &str) -> io::Result<Option<Handle>> {
-    let mut file = disk.open_both(name)?;
-    let bytes = file.read_to_end()?;
-    file.rewind()?;
-    Ok((planted!(SpareNotZeroed) || bytes.iter().all(|b| *b == 0)).then_some(file))
-}
-
-/// Writes a whole segment to a new file and puts it in place: `start`, then
-/// zeros. The zeros are written, not reserved, so that a later fdatasync has no
-/// extents to convert and cannot run out of space. Returns it open for writing.
-///
-/// # Errors
-/// Any I/O error; the new name is then not in place, or not durably so.
-pub(crate) fn create_segment(
-    disk: &dyn Disk,
-    name: &str,
-    start: &[u8],
-    len: usize,
-) -> io::Result<Handle> {
-    let temporary = format!("{name}.tmp");
-    let written = write_new(disk, &temporary, start, len);
-    if written.is_err() {
-        // Best effort: a full disk should get its space back.
-        let _ = disk.remove(&temporary);
-    }
-    let file = written?;
-    disk.rename(&temporary, name)?;
-    disk.sync_dir()?;
-    Ok(file)
-}
-
-fn write_new(disk: &dyn Disk, name: &str, start: &[u8], len: usize) -> io::Result<Handle> {
-    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let mut file = disk.create(name)?;
-    file.write(start)?;
-    let mut left = len.saturating_sub(start.len());
-    while let Some(zeros) = ZEROS
-        .get(..left.min(ZEROS.len()))
-        .filter(|zeros| !zeros.is_empty())
-    {
-        file.write(zeros)?;
-        left = left.saturating_sub(zeros.len());
-    }
-    file.sync_all()?;
-    Ok(file)
 }

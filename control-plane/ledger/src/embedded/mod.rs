@@ -16,6 +16,7 @@ mod replay;
 pub(crate) mod snapshot;
 pub(crate) mod snapshots;
 mod sources;
+pub(crate) mod spare;
 pub(crate) mod state;
 mod tally;
 pub mod tools;
@@ -39,7 +40,8 @@ use crate::{
         queue::Queue,
         recovery::{OpenError, OpenReport},
         snapshots::Snapshots,
-        state::{Stamp, State},
+        spare::Spare,
+        state::{Made, Stamp, State},
         writer::Writer,
     },
     event::Entry,
@@ -79,14 +81,14 @@ impl Shared {
     }
 
     /// Applies a durable group.
-    pub(crate) fn publish(&self, applied: &[(Stamp, Entry)]) {
+    pub(crate) fn publish(&self, applied: &mut [(Stamp, Entry, Made)]) {
         let mut state = self
             .published
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let before = state.holds_changed;
-        for (stamp, entry) in applied {
-            state.apply(*stamp, entry);
+        for (stamp, entry, made) in applied {
+            state.apply_with(*stamp, entry, made);
         }
         let (entries, changed) = (state.entries, state.holds_changed != before);
         drop(state);
@@ -104,6 +106,7 @@ struct Inner {
     clock: Clock,
     queue_wait: Duration,
     dir: PathBuf,
+    spare: Arc<Spare>,
     ended: watch::Receiver<bool>,
 }
 
@@ -146,6 +149,7 @@ impl Embedded {
             recovered.report.entries,
             Arc::new(move || woken.wake()),
         );
+        let spare = recovered.journal.spare();
         let writer = Writer {
             snapshots,
             shared: Arc::clone(&shared),
@@ -187,6 +191,7 @@ impl Embedded {
             clock: options.clock,
             queue_wait: options.queue_wait,
             dir: options.dir,
+            spare,
             ended,
         };
         Ok((
@@ -225,7 +230,7 @@ impl Embedded {
 
     /// What became of a token's one use, until the token's end.
     pub(crate) fn spent(&self, hash: &Hash) -> Option<SpentRecord> {
-        self.inner.shared.read().spent(hash).cloned()
+        self.inner.shared.read().spent(hash)
     }
 
     /// An approval, open or recently ended.
@@ -294,6 +299,11 @@ impl Embedded {
     /// The current epoch; each start has its own.
     pub(crate) fn epoch(&self) -> u64 {
         self.inner.shared.read().epoch
+    }
+
+    /// Whether no further segment can be made: then only what takes rights away is taken.
+    pub(crate) fn is_full(&self) -> bool {
+        self.inner.spare.is_missing()
     }
 
     /// The journal's directory.

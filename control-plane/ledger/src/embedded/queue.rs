@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -92,18 +92,27 @@ impl Queue {
         Ok(receiver)
     }
 
-    /// Waits for work and takes at most `most` of it: none when it was woken only.
-    /// `None` once closed and empty.
-    pub(crate) fn take(&self, most: usize) -> Option<Vec<Job>> {
+    /// Waits for work and takes at most `most` of it: none when it was woken only, or
+    /// none came within `patience`. `None` once closed and empty.
+    pub(crate) fn take(&self, most: usize, patience: Option<Duration>) -> Option<Vec<Job>> {
         let mut inner = self.lock();
         while inner.jobs.is_empty() && !std::mem::take(&mut inner.woken) {
             if inner.stopping {
                 return None;
             }
-            inner = self
-                .filled
-                .wait(inner)
-                .unwrap_or_else(PoisonError::into_inner);
+            let Some(patience) = patience else {
+                inner = self
+                    .filled
+                    .wait(inner)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let waited = self.filled.wait_timeout(inner, patience);
+            let (after, over) = waited.unwrap_or_else(PoisonError::into_inner);
+            inner = after;
+            if over.timed_out() {
+                break;
+            }
         }
         let count = inner.jobs.len().min(most);
         let mut taken = Vec::with_capacity(count);
@@ -190,8 +199,6 @@ pub(crate) fn cost(command: &Command) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -238,7 +245,7 @@ mod tests {
             Refused::Unavailable,
             "it is bounded for all"
         );
-        assert_eq!(queue.take(100).unwrap().len(), 32);
+        assert_eq!(queue.take(100, None).unwrap().len(), 32);
         assert!(queue.push(plain(31), until).is_ok());
     }
 }

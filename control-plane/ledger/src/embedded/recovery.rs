@@ -19,12 +19,13 @@ use audit::{
 use crate::{
     Clock, Options, Random,
     embedded::{
-        disk::{Disk, Lock},
+        disk::{Disk, Lock, is_full},
         heads::KeptHead,
-        journal::{At, Journal, create_segment, header},
+        journal::{At, Journal, header},
         replay::{Replay, Tail},
         snapshot,
         sources::{Found, Read, compare, kept_heads, none_is_ahead, read, superseded},
+        spare::put_segment,
         state::{Stamp, State},
     },
     event::{Entry, EntryError, Event, Restored},
@@ -123,6 +124,20 @@ pub enum OpenError {
         #[source]
         error: io::Error,
     },
+    /// There is no room for what a start writes, and nothing that is reserved.
+    #[error(
+        "no space is left in {dir}: a start writes a segment of {bytes} bytes, and none of that length is reserved there; \
+         nothing is lost: free as much and start again ({error})"
+    )]
+    Full {
+        /// The journal's directory.
+        dir: PathBuf,
+        /// What has to be free.
+        bytes: usize,
+        /// What the file system said.
+        #[source]
+        error: io::Error,
+    },
     /// The file system refused.
     #[error("cannot {what}: {error}")]
     Io {
@@ -168,6 +183,8 @@ pub struct OpenReport {
     pub epoch: u64,
     /// What was cut.
     pub torn: Option<TornTail>,
+    /// Whether there was no room for it, and it wrote into what is reserved.
+    pub full: bool,
 }
 
 pub(crate) struct Recovered {
@@ -222,7 +239,7 @@ pub(crate) fn open(
         head,
         instead_of: heads.iter().map(|(_, kept)| superseded(kept)).collect(),
     });
-    let journal = begin(options, disk, &mut replay, lock, restored)?;
+    let (journal, full) = begin(options, disk, &mut replay, lock, restored)?;
     if options.restored {
         // A snapshot of what is given up would keep the next start from happening.
         // Not before the entry is there: until then it is what shows the loss.
@@ -234,7 +251,7 @@ pub(crate) fn open(
     }
     let state = &replay.state;
     let log = hex::encode(replay.log);
-    keep_head(options, &log, state)?;
+    keep_head(options, &log, state, &heads)?;
     let proven = replay.proven.iter().map(|written| written.entries);
     let snapshots = from
         .into_iter()
@@ -252,12 +269,13 @@ pub(crate) fn open(
         suspended: state.suspended.clone(),
         epoch: state.epoch,
         torn: replay.torn.clone(),
+        full,
     };
     Ok(Recovered {
         journal,
         working: replay.state.clone(),
         snapshots,
-        published: replay.state,
+        published: replay.state.shown(),
         log,
         report,
     })
@@ -275,8 +293,14 @@ fn clear(disk: &dyn Disk, found: &Found) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Keeps the head elsewhere, before anybody is answered.
-fn keep_head(options: &Options, log: &str, state: &State) -> Result<(), OpenError> {
+/// Keeps the head elsewhere, before anybody is answered. Where there is no room for
+/// that, the one that is kept there stays: it is older, and no less true.
+fn keep_head(
+    options: &Options,
+    log: &str,
+    state: &State,
+    heads: &[(PathBuf, KeptHead)],
+) -> Result<(), OpenError> {
     let kept = KeptHead::new(
         log.to_owned(),
         state.entries,
@@ -285,22 +309,35 @@ fn keep_head(options: &Options, log: &str, state: &State) -> Result<(), OpenErro
         state.time_ms,
     );
     for path in &options.head_copies {
-        kept.write(path).map_err(|error| OpenError::HeadCopy {
-            path: path.clone(),
-            error,
-        })?;
+        match kept.write(path) {
+            Ok(()) => {}
+            Err(error) if is_full(&error) && is_kept(heads, path, log) => {
+                tracing::error!(path = %path.display(), %error, "no space is left to keep the journal's head: the one from before stays, and it is tried each second");
+            }
+            Err(error) => {
+                let path = path.clone();
+                return Err(OpenError::HeadCopy { path, error });
+            }
+        }
     }
     Ok(())
 }
 
+fn is_kept(heads: &[(PathBuf, KeptHead)], path: &Path, log: &str) -> bool {
+    heads
+        .iter()
+        .any(|(other, kept)| other == path && kept.log == log)
+}
+
 /// Writes the last segment anew with the epoch's first group behind what was whole.
+/// Says whether that took what is reserved.
 fn begin(
     options: &Options,
     disk: &Arc<dyn Disk>,
     replay: &mut Replay<'_>,
     lock: Lock,
     restored: Option<Restored>,
-) -> Result<Journal, OpenError> {
+) -> Result<(Journal, bool), OpenError> {
     let dir = disk.path();
     let (group, first) = epoch_group(replay, &options.clock, restored)?;
     let seal = |number, group_number, builder: Builder| {
@@ -309,11 +346,18 @@ fn begin(
             .map(|(_, bytes)| bytes)
             .map_err(|error| io_error("lay out a group in", dir, io::Error::other(error)))
     };
-    let write = |number, start: &[u8], len| {
+    let mut full = false;
+    let mut write = |number, start: &[u8], len| {
         let name = segment::file_name(number);
-        create_segment(&**disk, &name, start, len)
-            .map(drop)
-            .map_err(|error| io_error("write", &dir.join(&name), error))
+        match put_segment(&**disk, &name, start, len) {
+            Ok(reserved) => full |= reserved,
+            Err(error) if is_full(&error) => {
+                let (dir, bytes) = (dir.to_owned(), len);
+                return Err(OpenError::Full { dir, bytes, error });
+            }
+            Err(error) => return Err(io_error("write", &dir.join(&name), error)),
+        }
+        Ok(())
     };
     let Tail {
         mut number,
@@ -345,7 +389,9 @@ fn begin(
         group: group_number.saturating_add(1),
         lock,
     };
-    Journal::open(at).map_err(|error| io_error("open the journal in", dir, error))
+    let journal = Journal::open(at);
+    let journal = journal.map_err(|error| io_error("open the journal in", dir, error))?;
+    Ok((journal, full))
 }
 
 /// The lines that say what was cut, and that a new epoch began. They are applied

@@ -8,23 +8,26 @@ mod approvals;
 mod by_hash;
 pub(crate) mod keep;
 pub(crate) mod partial;
+mod tokens;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
 };
 
 use crate::{
     embedded::{
-        state::by_hash::{Attempts, ByAttempt, ByHash},
+        state::{
+            by_hash::{Attempts, ByHash, ManyByAttempt, ManyByHash},
+            tokens::Known,
+        },
         tally::Tally,
     },
-    event::{Entry, Event, EvidenceUse},
-    model::{
-        Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
-        Suspension, TokenRecord, TokenState,
-    },
+    event::{Entry, Event},
+    model::{Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, Suspension},
 };
+pub(crate) use by_hash::ByAgent;
+pub(crate) use tokens::{Made, Outstanding};
 
 /// How long an ended token is remembered past its end, so that it is refused
 /// as expired rather than as unknown, in milliseconds.
@@ -34,37 +37,6 @@ const LINGER_MS: Millis = 5_000;
 const EVIDENCE_LINGER_MS: Millis = 60_000;
 /// Approvals that ended (denied, expired, consumed) and are still shown.
 const ENDED_APPROVALS: usize = 1024;
-
-/// A token that can still be spent.
-#[derive(Clone)]
-#[cfg_attr(test, derive(Debug, PartialEq))]
-pub(crate) struct Outstanding {
-    // Shared by the state that is written from and the one that is read.
-    pub(crate) record: Arc<TokenRecord>,
-    /// The attempt that holds it.
-    pub(crate) held_by: Option<String>,
-    /// Since when.
-    held_since_ms: Millis,
-    /// The request id of that attempt.
-    request_id: String,
-}
-
-impl Outstanding {
-    pub(crate) fn state(&self) -> TokenState {
-        if self.held_by.is_some() {
-            TokenState::Held
-        } else {
-            TokenState::Issued
-        }
-    }
-}
-
-#[derive(Clone)]
-#[cfg_attr(test, derive(Debug, PartialEq))]
-struct Spent {
-    record: SpentRecord,
-    attempt: Arc<str>,
-}
 
 #[derive(Clone)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
@@ -92,6 +64,9 @@ pub(crate) struct Stamp {
 
 /// Everything that decisions depend on. Tokens, spent records, attempts and
 /// evidence live for one epoch; approvals and discovered agents survive.
+///
+/// One that is [`State::shown`] has only what readers ask for, and none of what
+/// commands are checked against besides.
 #[derive(Clone, Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
 pub(crate) struct State {
@@ -101,12 +76,13 @@ pub(crate) struct State {
     pub(crate) head: Hash,
     pub(crate) time_ms: Millis,
     pub(crate) epoch: u64,
-    tokens: ByHash<Outstanding>,
-    agents: HashMap<String, Counts>,
+    is_shown: bool,
+    /// Outstanding and spent ones.
+    tokens: ManyByHash<Known>,
+    agents: ByAgent<Counts>,
     /// Held tokens, those held longest first.
     held: BTreeSet<(Millis, Hash)>,
-    spent: ByHash<Spent>,
-    attempts: ByAttempt<Hash>,
+    attempts: ManyByAttempt<Hash>,
     /// Allowed attempts of which no outcome came, and the newest allowed ones in
     /// their order, with outcome or without.
     awaited: Attempts,
@@ -129,12 +105,39 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn token(&self, hash: &Hash) -> Option<&Outstanding> {
-        self.tokens.get(hash)
+    /// What readers are shown: as the state is, but only the part that they ask for.
+    pub(crate) fn shown(self) -> Self {
+        Self {
+            is_shown: true,
+            agents: ByAgent::default(),
+            held: BTreeSet::new(),
+            attempts: ManyByAttempt::default(),
+            awaited: Attempts::default(),
+            allowed: VecDeque::new(),
+            evidence: ByHash::default(),
+            evidence_ends: BTreeSet::new(),
+            evidence_agents: Tally::default(),
+            ..self
+        }
     }
 
-    pub(crate) fn spent(&self, hash: &Hash) -> Option<&SpentRecord> {
-        self.spent.get(hash).map(|spent| &spent.record)
+    pub(crate) fn token(&self, hash: &Hash) -> Option<&Outstanding> {
+        match self.tokens.get(hash)? {
+            Known::Outstanding(token) => Some(token),
+            Known::Spent(_) => None,
+        }
+    }
+
+    pub(crate) fn spent(&self, hash: &Hash) -> Option<SpentRecord> {
+        match self.tokens.get(hash)? {
+            Known::Spent(spent) => Some(spent.record()),
+            Known::Outstanding(_) => None,
+        }
+    }
+
+    /// Whether there is such a token, or was and its end is not over.
+    pub(crate) fn is_known(&self, hash: &Hash) -> bool {
+        self.tokens.get(hash).is_some()
     }
 
     pub(crate) fn attempt(&self, attempt: &str) -> Option<&Hash> {
@@ -210,17 +213,23 @@ impl State {
 
     /// Applies one entry. Total: what may not happen has been refused before.
     pub(crate) fn apply(&mut self, stamp: Stamp, entry: &Entry) {
+        self.apply_with(stamp, entry, &mut Made::default());
+    }
+
+    /// The same for one of two states that apply the same entries: what the first
+    /// one made of this entry is shared by the second, instead of made again.
+    pub(crate) fn apply_with(&mut self, stamp: Stamp, entry: &Entry, made: &mut Made) {
         self.entries = stamp.index.saturating_add(1);
         self.head = stamp.leaf;
         self.time_ms = stamp.time_ms;
         self.epoch = stamp.epoch;
         if let Entry::Event(event) = entry {
-            self.apply_event(stamp.index, stamp.time_ms, event);
+            self.apply_event(stamp.index, stamp.time_ms, event, made);
         }
         self.sweep();
     }
 
-    fn apply_event(&mut self, index: u64, now: Millis, event: &Event) {
+    fn apply_event(&mut self, index: u64, now: Millis, event: &Event, made: &mut Made) {
         match event {
             Event::Epoch { .. } if planted!(EpochKeepsTokens) => {}
             Event::Epoch { .. } => self.forget_tokens(),
@@ -240,14 +249,9 @@ impl State {
                 approval,
                 ..
             } => {
-                let attempt: Arc<str> = attempt.as_str().into();
-                self.spend(
-                    &token.hash,
-                    &attempt,
-                    Some(&request.request_id),
-                    FirstUse::Unknown,
-                );
-                self.await_outcome(attempt);
+                let id = Some(request.request_id.as_str());
+                self.spend(&token.hash, attempt, id, FirstUse::Unknown, made);
+                self.await_outcome(made.attempt(attempt));
                 if let Some(used) = approval {
                     self.end_approval(&used.id, ApprovalState::Consumed);
                 }
@@ -258,12 +262,8 @@ impl State {
                 request,
                 ..
             } => {
-                self.spend(
-                    &token.hash,
-                    &attempt.as_str().into(),
-                    Some(&request.request_id),
-                    FirstUse::Refused,
-                );
+                let id = Some(request.request_id.as_str());
+                self.spend(&token.hash, attempt, id, FirstUse::Refused, made);
             }
             Event::Hold {
                 token,
@@ -278,12 +278,7 @@ impl State {
                 }
             }
             Event::Lapse { token, attempt, .. } => {
-                self.spend(
-                    &token.hash,
-                    &attempt.as_str().into(),
-                    None,
-                    FirstUse::Lapsed,
-                );
+                self.spend(&token.hash, attempt, None, FirstUse::Lapsed, made);
             }
             Event::LapsesOverdue { tokens } => self.lapse_overdue(tokens),
             Event::Approval {
@@ -304,15 +299,12 @@ impl State {
                 not_forwarded,
                 ..
             } => {
-                self.awaited.remove(attempt.as_str());
-                let hash = self.attempts.get(attempt.as_str()).copied();
-                if let Some(spent) = hash.and_then(|hash| self.spent.get_mut(&hash)) {
-                    spent.record.outcome = match (*status, *not_forwarded) {
-                        (0, false) => FirstUse::Unknown,
-                        (0, true) => FirstUse::NotForwarded,
-                        (status, _) => FirstUse::Forwarded(status),
-                    };
-                }
+                let outcome = match (*status, *not_forwarded) {
+                    (0, false) => FirstUse::Unknown,
+                    (0, true) => FirstUse::NotForwarded,
+                    (status, _) => FirstUse::Forwarded(status),
+                };
+                self.outcome(attempt, outcome, made);
             }
         }
     }
@@ -323,7 +315,6 @@ impl State {
         self.tokens.clear();
         self.agents.clear();
         self.held.clear();
-        self.spent.clear();
         self.attempts.clear();
         self.awaited.clear();
         self.allowed.clear();
@@ -333,123 +324,6 @@ impl State {
         self.evidence_agents = Tally::default();
     }
 
-    fn issue(&mut self, token: &Arc<TokenRecord>, evidence: &EvidenceUse) {
-        self.ends.insert((token.expires_ms, token.token_hash));
-        self.agents
-            .entry(token.agent.clone())
-            .or_default()
-            .outstanding += 1;
-        let outstanding = Outstanding {
-            record: Arc::clone(token),
-            held_by: None,
-            held_since_ms: 0,
-            request_id: String::new(),
-        };
-        self.tokens.insert(token.token_hash, outstanding);
-
-        let until_ms = evidence
-            .expires_ms
-            .max(self.time_ms)
-            .saturating_add(EVIDENCE_LINGER_MS);
-        let keys = self.evidence.entry(evidence.id).or_insert_with(|| {
-            self.evidence_agents.add(&token.agent);
-            EvidenceKeys {
-                agent: token.agent.clone(),
-                keys: HashSet::new(),
-                until_ms,
-            }
-        });
-        self.evidence_ends.remove(&(keys.until_ms, evidence.id));
-        keys.until_ms = keys.until_ms.max(until_ms);
-        keys.keys.insert(token.jkt.clone());
-        self.evidence_ends.insert((keys.until_ms, evidence.id));
-    }
-
-    fn hold(&mut self, hash: &Hash, attempt: &str, request_id: &str) {
-        let Some(token) = self.tokens.get_mut(hash) else {
-            return;
-        };
-        token.held_by = Some(attempt.to_owned());
-        token.held_since_ms = self.time_ms;
-        token.request_id = request_id.to_owned();
-        self.held.insert((self.time_ms, *hash));
-        self.holds_changed += 1;
-        self.agents
-            .entry(token.record.agent.clone())
-            .or_default()
-            .held += 1;
-        self.attempts.insert(attempt.into(), *hash);
-    }
-
-    /// Removes the token and keeps the record of its one use.
-    fn spend(
-        &mut self,
-        hash: &Hash,
-        attempt: &Arc<str>,
-        request_id: Option<&str>,
-        outcome: FirstUse,
-    ) {
-        let kept = planted!(SpendKeepsToken).then(|| self.tokens.get(hash).cloned());
-        let Some(gone) = kept.unwrap_or_else(|| self.remove_token(hash)) else {
-            return;
-        };
-        let until = gone.record.expires_ms.max(self.time_ms);
-        if until != gone.record.expires_ms {
-            self.ends.remove(&(gone.record.expires_ms, *hash));
-            self.ends.insert((until, *hash));
-        }
-        self.attempts.insert(Arc::clone(attempt), *hash);
-        let record = SpentRecord {
-            jti: gone.record.jti.clone(),
-            expires_ms: until,
-            request_id: request_id.map_or(gone.request_id, str::to_owned),
-            outcome,
-        };
-        self.spent.insert(
-            *hash,
-            Spent {
-                record,
-                attempt: Arc::clone(attempt),
-            },
-        );
-    }
-
-    fn lapse_overdue(&mut self, tokens: &[HexHash]) {
-        for HexHash(hash) in tokens {
-            let holder = self.tokens.get(hash).and_then(|t| t.held_by.clone());
-            if let Some(attempt) = holder {
-                self.spend(hash, &attempt.into(), None, FirstUse::Lapsed);
-            }
-        }
-    }
-
-    fn await_outcome(&mut self, attempt: Arc<str>) {
-        self.awaited.insert(Arc::clone(&attempt));
-        self.allowed.push_back(attempt);
-        if self.allowed.len() > OUTCOMES_AWAITED
-            && let Some(oldest) = self.allowed.pop_front()
-        {
-            self.awaited.remove(&oldest);
-        }
-    }
-
-    fn remove_token(&mut self, hash: &Hash) -> Option<Outstanding> {
-        let gone = self.tokens.remove(hash)?;
-        let held = gone.held_by.is_some();
-        if held {
-            self.held.remove(&(gone.held_since_ms, *hash));
-            self.holds_changed += 1;
-        }
-        if let Some(counts) = self.agents.get_mut(&gone.record.agent) {
-            counts.outstanding -= 1;
-            counts.held -= usize::from(held);
-            if counts.outstanding == 0 {
-                self.agents.remove(&gone.record.agent);
-            }
-        }
-        Some(gone)
-    }
-
     /// Forgets what is past its end. A held token stays: its end was checked on entry.
     fn sweep(&mut self) {
         while let Some(&(end, hash)) = self.ends.first() {
@@ -457,16 +331,7 @@ impl State {
                 break;
             }
             self.ends.pop_first();
-            if self
-                .tokens
-                .get(&hash)
-                .is_some_and(|token| token.held_by.is_none())
-            {
-                self.remove_token(&hash);
-            }
-            if let Some(spent) = self.spent.remove(&hash) {
-                self.attempts.remove(&spent.attempt);
-            }
+            self.forget(&hash);
         }
         while let Some(&(end, id)) = self.evidence_ends.first() {
             if end > self.time_ms {

@@ -1,11 +1,11 @@
 //! Counting by agent.
 
-use std::collections::HashMap;
+use crate::embedded::state::ByAgent;
 
 /// How many of something each agent has; those without are not in it.
 #[derive(Clone, Default)]
 #[cfg_attr(test, derive(Debug, PartialEq))]
-pub(crate) struct Tally(HashMap<String, usize>);
+pub(crate) struct Tally(ByAgent<usize>);
 
 impl Tally {
     pub(crate) fn of(&self, agent: &str) -> usize {
@@ -17,7 +17,11 @@ impl Tally {
     }
 
     pub(crate) fn add(&mut self, agent: &str) {
-        *self.0.entry(agent.to_owned()).or_default() += 1;
+        if let Some(count) = self.0.get_mut(agent) {
+            *count += 1;
+        } else {
+            self.0.insert(agent.to_owned(), 1);
+        }
     }
 
     pub(crate) fn remove(&mut self, agent: &str) {

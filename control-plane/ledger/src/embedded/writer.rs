@@ -19,7 +19,7 @@ use crate::{
         queue::{Job, Queue},
         snapshot::{Snapshot, Written},
         snapshots::Snapshots,
-        state::{Stamp, State},
+        state::{Made, Stamp, State},
     },
     event::{Entry, Event},
     lines::{self, Encoded, Place},
@@ -54,7 +54,7 @@ pub(crate) struct Writer {
 pub(crate) struct Group {
     builder: Builder,
     first: u64,
-    applied: Vec<(Stamp, Entry)>,
+    applied: Vec<(Stamp, Entry, Made)>,
     // Refusals wait as well: what they are based on is not durable before the group is.
     answers: Told,
 }
@@ -66,7 +66,12 @@ pub(crate) struct Failed(pub(crate) String);
 /// Drives a writer until the queue is closed and empty, or the journal fails.
 pub(crate) fn run(mut writer: Writer, queue: &Queue, fatal: &Fatal) {
     let ran = catch_unwind(AssertUnwindSafe(|| {
-        while let Some(jobs) = queue.take(BATCH) {
+        loop {
+            // A full disk is tried again also when nobody asks for anything.
+            let patience = writer.journal.is_short().then_some(SPARE_RETRY);
+            let Some(jobs) = queue.take(BATCH, patience) else {
+                break;
+            };
             writer.step(jobs, Instant::now())?;
         }
         writer.last_snapshot()
@@ -86,7 +91,7 @@ impl Writer {
     /// # Errors
     /// When the journal failed: the writer must not be used again.
     pub(crate) fn step(&mut self, jobs: Vec<Job>, at: Instant) -> Result<(), Failed> {
-        if self.journal.is_short() && at.duration_since(self.spare_tried) > SPARE_RETRY {
+        if self.journal.is_short() && at.duration_since(self.spare_tried) >= SPARE_RETRY {
             self.spare_tried = at;
             self.journal.retry_spare();
         }
@@ -104,7 +109,7 @@ impl Writer {
                 self.journal.keep_reserve(more);
             }
             if self.journal.is_short() && !goes_on {
-                group.answers.push((job.answer, Err(Refused::Unavailable)));
+                group.answers.push((job.answer, Err(Refused::Full)));
                 continue;
             }
             if at > job.until && !is_essential(&job.command) {
@@ -132,7 +137,7 @@ impl Writer {
                     if self.make_room(&mut group, encoded.len())? {
                         self.add(&mut group, draft, &place, &encoded, Some(job.answer));
                     } else {
-                        group.answers.push((job.answer, Err(Refused::Unavailable)));
+                        group.answers.push((job.answer, Err(Refused::Full)));
                     }
                 }
             }
@@ -200,7 +205,8 @@ impl Writer {
             epoch: place.epoch,
             leaf,
         };
-        self.state.apply(stamp, &draft.entry);
+        let mut made = Made::default();
+        self.state.apply_with(stamp, &draft.entry, &mut made);
         let approval = draft
             .approval
             .and_then(|id| self.state.approval(&id).cloned())
@@ -210,7 +216,7 @@ impl Writer {
             time_ms: place.time_ms,
             approval,
         };
-        group.applied.push((stamp, draft.entry));
+        group.applied.push((stamp, draft.entry, made));
         if let Some(answer) = answer {
             group.answers.push((answer, Ok(committed)));
         }
@@ -282,14 +288,14 @@ impl Writer {
             self.answers.tell(&mut group.answers);
         }
         if planted!(PublishBeforeSync) {
-            self.shared.publish(&group.applied);
+            self.shared.publish(&mut group.applied);
             group.applied.clear();
         }
         if group.builder.count() > 0 {
             self.journal
                 .append(&mut group.builder, group.first)
                 .map_err(|e| Failed(format!("cannot write the journal: {e}")))?;
-            self.shared.publish(&group.applied);
+            self.shared.publish(&mut group.applied);
             group.applied.clear();
         }
         self.answers.tell(&mut group.answers);

@@ -33,6 +33,7 @@ fn action() -> ActionRecord {
         kind: "http_request".into(),
         method: "GET".into(),
         location: format!("https://files.example/?{TEXT}"),
+        content_digest: None,
     }
 }
 
@@ -68,6 +69,7 @@ fn approval(user: Option<User>, decided: bool) -> Approval {
         expires_ms: audit::canonical::LARGEST_INTEGER,
         decided_by: decided.then(|| "o".into()),
         decided_ms: decided.then_some(7),
+        body: None,
     }
 }
 

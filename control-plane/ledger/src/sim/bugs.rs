@@ -111,6 +111,10 @@ bugs! {
     FullTakesAll: Essential,
     /// Nothing is taken on a full disk.
     FullRefusesAll: Essential,
+    /// A start on a full disk leaves what is reserved alone.
+    ReserveNotUsed: Start,
+    /// A start on a full disk takes everything again.
+    FullStartTakesAll: Essential,
     // What may happen.
     /// A new epoch keeps what was outstanding.
     EpochKeepsTokens: Spend | State | Token,

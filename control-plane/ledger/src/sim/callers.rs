@@ -140,6 +140,7 @@ impl Callers {
             kind: "http_request".into(),
             method: "GET".into(),
             location: format!("http://sim.example/{}", "p".repeat(len)),
+            content_digest: None,
         }
     }
 
@@ -324,6 +325,7 @@ impl Callers {
             expires_ms: now + self.rng.one(&[10, 3_000, 900_000, 900_000]),
             decided_by: None,
             decided_ms: None,
+            body: None,
         };
         Command::Hold {
             token_hash,

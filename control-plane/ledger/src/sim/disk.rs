@@ -212,6 +212,26 @@ impl Disk for SimDisk {
         trouble.map_or(Ok(()), Trouble::result)
     }
 
+    fn exchange(&self, from: &str, to: &str) -> io::Result<()> {
+        if !self.machine().exchanges {
+            return self.rename(from, to);
+        }
+        let mut machine = self.machine();
+        let what = format!("{from} and {to} exchanged");
+        let trouble = machine.enter(self.process, Call::Rename, &what)?;
+        let (one, other) = (machine.find(from)?, machine.find(to)?);
+        let happens = match trouble {
+            None => true,
+            Some(Trouble::Killed) => machine.rng.percent(50),
+            Some(Trouble::Fails(_)) => false,
+        };
+        if happens {
+            let names = [(from.to_owned(), other), (to.to_owned(), one)];
+            machine.change(NameChange::Exchange(names));
+        }
+        trouble.map_or(Ok(()), Trouble::result)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.enter(Call::Remove, name)?;
         let mut machine = self.machine();

@@ -192,8 +192,9 @@ impl Durable {
         }
         // How often something changed is no state, and a start may count anew.
         self.state.holds_changed = shown.holds_changed;
-        if *shown != self.state {
-            let what = difference(&format!("{shown:#?}"), &format!("{:#?}", self.state));
+        let expected = self.state.clone().shown();
+        if *shown != expected {
+            let what = difference(&format!("{shown:#?}"), &format!("{expected:#?}"));
             return broken(
                 Invariant::State,
                 format!("what is shown is not what the durable entries say: {what}"),

@@ -78,6 +78,8 @@ pub(super) enum NameChange {
     Link(String, usize),
     Rename(String, String, usize),
     Unlink(String),
+    /// Two names for the files that they stand for then.
+    Exchange([(String, usize); 2]),
 }
 
 impl NameChange {
@@ -93,6 +95,7 @@ impl NameChange {
             Self::Unlink(name) => {
                 names.remove(name);
             }
+            Self::Exchange(both) => names.extend(both.iter().cloned()),
         }
     }
 }
@@ -166,6 +169,8 @@ pub(crate) struct Machine {
     pub(crate) failing: usize,
     /// Bytes that fit.
     pub(crate) capacity: usize,
+    /// Whether names can be exchanged.
+    pub(crate) exchanges: bool,
     /// How many calls failed, or killed.
     pub(crate) faults: u64,
     /// Every call, while it is wanted.
@@ -190,9 +195,16 @@ impl Machine {
             before_calls: None,
             failing: 0,
             capacity: usize::MAX,
+            exchanges: true,
             faults: 0,
             log: None,
         }
+    }
+
+    /// Whether nothing is going to fail, but for want of room.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let none = self.fail_at.is_none() && self.kill_at.is_none() && self.sweep.is_none();
+        none && self.failing == 0
     }
 
     /// Begins a call. `Ok(Some(fault))`: it is to fail, after doing a part of its work.
@@ -543,7 +555,7 @@ impl Machine {
             NameChange::Rename(_, to, _) if to == audit::segment::SPARE => {
                 Some(Bug::SpareDirNotSynced)
             }
-            NameChange::Rename(..) => Some(Bug::RecoveryDirNotSynced),
+            NameChange::Rename(..) | NameChange::Exchange(_) => Some(Bug::RecoveryDirNotSynced),
             _ => None,
         })
     }

@@ -143,7 +143,7 @@ impl Process {
         if count == 0 {
             return (Vec::new(), None);
         }
-        let jobs = self.queue.take(count).unwrap_or_default();
+        let jobs = self.queue.take(count, None).unwrap_or_default();
         let failed = self.writer.step(jobs, at).err().map(|failed| failed.0);
         let taken = self.waiting.drain(..count).map(|mut waiting| {
             let answer = waiting.answer.try_recv().ok();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     Options,
-    embedded::{disk::Disk, recovery::OpenError, snapshot::SnapshotEvery},
+    embedded::{disk::Disk, recovery::OpenError, snapshot::SnapshotEvery, spare::RESERVE},
     model::{Command, Limits, Refused},
     sim::{
         Broken, Invariant,
@@ -48,6 +48,7 @@ pub(crate) struct Counts {
     pub(crate) torn: u64,
     pub(crate) damages: u64,
     pub(crate) short: u64,
+    pub(crate) full_starts: u64,
 }
 
 impl Counts {
@@ -64,6 +65,7 @@ impl Counts {
             (&mut self.torn, other.torn),
             (&mut self.damages, other.damages),
             (&mut self.short, other.short),
+            (&mut self.full_starts, other.full_starts),
         ];
         for (sum, more) in all {
             *sum += more;
@@ -85,6 +87,7 @@ impl Counts {
             self.segments > seeds && self.faults > seeds && self.short * 10 > seeds,
             "{self:?}"
         );
+        assert!(self.full_starts * 20 > seeds, "{self:?}");
     }
 }
 
@@ -118,7 +121,9 @@ impl World {
             },
             ..Options::new("/journal", clock)
         };
-        let machine = Arc::new(Mutex::new(Machine::new(rng.fork())));
+        let mut machine = Machine::new(rng.fork());
+        machine.exchanges = rng.percent(85);
+        let machine = Arc::new(Mutex::new(machine));
         Self {
             callers: Callers::new(rng.fork()),
             durable: Durable::new(options.limits.clone(), options.segment_len),
@@ -324,7 +329,7 @@ impl World {
         let Some(process) = &self.process else {
             return Ok(());
         };
-        if *refused != Refused::Unavailable {
+        if *refused != Refused::Full {
             return Ok(());
         }
         let journal = &process.writer.journal;
@@ -481,6 +486,12 @@ impl World {
                 self.power_loss();
                 Ok(())
             }
+            35..39 => {
+                self.say(|| "others fill the disk".into());
+                let mut machine = self.machine();
+                machine.capacity = machine.used();
+                Ok(())
+            }
             22..30 => {
                 self.clocks.pass(2_000);
                 self.machine().capacity = usize::MAX;
@@ -504,6 +515,8 @@ impl World {
         self.counts.starts += 1;
         let expected = self.durable.expect(&lock(&self.machine));
         let faults = self.machine().faults;
+        let (reserved, quiet) = (self.reserved(), self.machine().is_quiet());
+        let no_room = self.room() < self.options.segment_len;
         let at = self.clocks.base + self.clocks.passed;
         let started = Process::start(&self.machine, self.number, &self.options, &mut self.rng, at);
         let blamed = self.machine().faults > faults;
@@ -515,17 +528,59 @@ impl World {
                 self.process = Some(process);
                 self.durable
                     .recovered(&lock(&self.machine), &expected, &report)?;
+                if report.full {
+                    self.counts.full_starts += 1;
+                    self.judge_full_start(no_room && reserved < 2)?;
+                }
                 if killed {
                     return self.dies();
                 }
                 self.judge_running()
             }
-            Err(OpenError::Io { .. }) if blamed => {
+            Err(error @ OpenError::Full { .. }) if quiet && reserved > 0 => {
+                let what = format!("a segment is reserved, and: {error}");
+                Err(Broken(Invariant::Start, what))
+            }
+            Err(OpenError::Io { .. } | OpenError::Full { .. }) if blamed => {
                 self.say(|| "not started: the disk failed".into());
                 self.dies()
             }
             Err(error) => Err(Broken(Invariant::Start, error.to_string())),
         }
+    }
+
+    /// How many segments are reserved, by either name.
+    fn reserved(&self) -> usize {
+        let machine = self.machine();
+        let names = [audit::segment::SPARE, RESERVE];
+        let found = names.iter().filter_map(|name| machine.visible(name));
+        found
+            .filter(|bytes| bytes.len() == self.options.segment_len)
+            .count()
+    }
+
+    /// Bytes that fit once what starts left half written is gone.
+    fn room(&self) -> usize {
+        let machine = self.machine();
+        let left = |name: &&str| name.ends_with(".tmp") && *name != RESERVE;
+        let left = machine.visible_names().filter(left);
+        let left: usize = left
+            .filter_map(|name| machine.visible(name).map(<[u8]>::len))
+            .sum();
+        machine.capacity.saturating_sub(machine.used() - left)
+    }
+
+    /// Who starts on a full disk, in what is reserved, takes nothing but what takes
+    /// rights away.
+    fn judge_full_start(&self, full: bool) -> Result<(), Broken> {
+        // Else the room of what it replaced is free.
+        let exchanges = self.machine().exchanges;
+        let journal = self.process.as_ref().map(|process| &process.writer.journal);
+        if full && exchanges && journal.is_some_and(|journal| !journal.is_short()) {
+            let what = "it started on a full disk, and takes everything";
+            return Err(Broken(Invariant::Essential, what.into()));
+        }
+        Ok(())
     }
 
     /// Everything works again: the ledger starts, twice, and is whole.

@@ -47,6 +47,7 @@ pub fn action() -> ActionRecord {
         kind: "http_request".into(),
         method: "GET".into(),
         location: "http://127.0.0.1:8400/files/report.txt".into(),
+        content_digest: None,
     }
 }
 
@@ -94,6 +95,7 @@ pub fn request() -> RequestFacts {
         proxy: "spiffe://writ.example/proxy".into(),
         source: "127.0.0.1:50000".into(),
         question: "00".repeat(32),
+        body: None,
         observed: false,
     }
 }
@@ -144,6 +146,7 @@ pub fn approval(id: &str, digest: Hash) -> Approval {
         expires_ms: START + 900_000,
         decided_by: None,
         decided_ms: None,
+        body: None,
     }
 }
 

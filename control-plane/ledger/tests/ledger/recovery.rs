@@ -423,10 +423,10 @@ async fn on_a_full_disk_only_what_takes_rights_away_goes_on() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!((refused, segments()), (Refused::Unavailable, 2));
+    assert_eq!((refused, segments()), (Refused::Full, 2));
     assert_eq!(
         ledger.commit(allow("b", "2", None)).await,
-        Err(Refused::Unavailable)
+        Err(Refused::Full)
     );
     assert!(ledger.token(&hash("b")).await.unwrap().is_some());
     for kind in NOTE_KINDS {
@@ -444,7 +444,7 @@ async fn on_a_full_disk_only_what_takes_rights_away_goes_on() {
     }
     assert_eq!(
         ledger.commit(note("config", n)).await,
-        Err(Refused::Unavailable),
+        Err(Refused::Full),
         "full to the end, and still alive"
     );
     assert!(verify(dir.path(), Some(ledger.head())).whole);

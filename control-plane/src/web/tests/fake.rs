@@ -17,6 +17,8 @@ pub(super) struct FakeDesk {
     pub(super) activity: Vec<Activity>,
     pub(super) proxies: Vec<ProxyView>,
     pub(super) suspended: Mutex<Option<Suspension>>,
+    /// The body of any approval that has one.
+    pub(super) body: Mutex<Option<std::sync::Arc<[u8]>>>,
     changes: watch::Sender<u64>,
 }
 
@@ -33,6 +35,7 @@ impl FakeDesk {
             activity: Vec::new(),
             proxies: Vec::new(),
             suspended: Mutex::default(),
+            body: Mutex::default(),
             changes: watch::Sender::new(0),
         }
     }
@@ -101,6 +104,14 @@ impl Desk for FakeDesk {
         async move { result }.boxed()
     }
 
+    fn body(&self, _id: &str) -> Option<std::sync::Arc<[u8]>> {
+        lock(&self.body).clone()
+    }
+
+    fn journal_full(&self) -> bool {
+        false
+    }
+
     fn suspended(&self) -> Option<Suspension> {
         lock(&self.suspended).clone()
     }
@@ -155,6 +166,7 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
             kind: "http_request".to_owned(),
             method: "DELETE".to_owned(),
             location: location.to_owned(),
+            content_digest: None,
         },
         rules: vec!["delete-needs-a-person".to_owned()],
         reasons: vec!["Deleting a report can't be undone.".to_owned()],
@@ -166,5 +178,6 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
         expires_ms: now + 15 * 60 * 1000,
         decided_by: None,
         decided_ms: None,
+        body: None,
     }
 }

@@ -60,10 +60,8 @@ impl<'a> Judge<'a> {
             (MANAGER, manager) => self.manager(listener, &manager),
             (kind, _) if ONLY_LOOK.contains(&kind) => {}
             (TCP_PROXY, proxy) => {
-                let mut clusters = proxy.list("weighted_clusters");
-                if let Some(weighted) = proxy.get("weighted_clusters") {
-                    clusters = weighted.list("clusters");
-                }
+                let weighted = proxy.get("weighted_clusters");
+                let clusters = weighted.map(|at| at.list("clusters")).unwrap_or_default();
                 let mut names: Vec<&str> = clusters.iter().map(|at| at.text("name")).collect();
                 names.push(proxy.text("cluster"));
                 for name in names.into_iter().filter(|name| !name.is_empty()) {

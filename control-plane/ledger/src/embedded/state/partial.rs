@@ -3,7 +3,10 @@
 
 use std::collections::HashSet;
 
-use super::{Counts, EvidenceKeys, LINGER_MS, Outstanding, Spent, State};
+use super::{
+    Counts, EvidenceKeys, LINGER_MS, Outstanding, State,
+    tokens::{Holding, Known, Spent},
+};
 use crate::model::{
     Approval, ApprovalState, Hash, Millis, SpentRecord, Suspension, TokenRecord, TokenState,
 };
@@ -142,9 +145,7 @@ impl State {
         }
         let mut token = Outstanding {
             record: row.record.into(),
-            held_by: None,
-            held_since_ms: 0,
-            request_id: String::new(),
+            hold: None,
         };
         self.ends.insert((token.record.expires_ms, hash));
         if let Some(held) = row.held {
@@ -154,11 +155,13 @@ impl State {
                 counts.held += 1;
                 counts.outstanding = counts.outstanding.max(counts.held);
             }
-            token.held_by = Some(held.attempt);
-            token.held_since_ms = held.since_ms;
-            token.request_id = held.request_id;
+            token.hold = Some(Box::new(Holding {
+                attempt: held.attempt,
+                since_ms: held.since_ms,
+                request_id: held.request_id,
+            }));
         }
-        self.tokens.insert(hash, token);
+        self.tokens.insert::<Hash>(hash, Known::Outstanding(token));
     }
 
     fn put_use(&mut self, row: UseRow) {
@@ -172,12 +175,13 @@ impl State {
                 self.ends.insert((record.expires_ms, row.hash));
                 let attempt: std::sync::Arc<str> = row.attempt.into();
                 self.attempts
-                    .insert(std::sync::Arc::clone(&attempt), row.hash);
-                self.spent.insert(row.hash, Spent { record, attempt });
+                    .insert::<str>(std::sync::Arc::clone(&attempt), row.hash);
+                let spent = Spent::new(record, attempt);
+                self.tokens.insert::<Hash>(row.hash, Known::Spent(spent));
             }
             Some(_) => {}
             None => {
-                self.attempts.insert(row.attempt.into(), row.hash);
+                self.attempts.insert::<str>(row.attempt.into(), row.hash);
             }
         }
     }
@@ -196,25 +200,24 @@ impl State {
 
     /// The token's row as it is now; `None` when it is not outstanding any more.
     pub(crate) fn token_row(&self, hash: &Hash) -> Option<TokenRow> {
-        self.tokens.get(hash).map(|token| TokenRow {
+        self.token(hash).map(|token| TokenRow {
             record: (*token.record).clone(),
-            held: token.held_by.as_ref().map(|attempt| Held {
-                attempt: attempt.clone(),
-                since_ms: token.held_since_ms,
-                request_id: token.request_id.clone(),
+            held: token.hold.as_ref().map(|hold| Held {
+                attempt: hold.attempt.clone(),
+                since_ms: hold.since_ms,
+                request_id: hold.request_id.clone(),
             }),
         })
     }
 
     /// The token's one use as it is now.
     pub(crate) fn use_row(&self, hash: &Hash) -> Option<UseRow> {
-        let (attempt, spent) = match (self.spent.get(hash), self.tokens.get(hash)) {
-            (Some(spent), _) => (
-                spent.attempt.as_ref().to_owned(),
-                Some(spent.record.clone()),
-            ),
-            (None, Some(token)) => (token.held_by.clone()?, None),
-            (None, None) => return None,
+        let (attempt, spent) = match self.tokens.get(hash)? {
+            Known::Spent(spent) => {
+                let attempt = spent.spending.attempt.as_ref().to_owned();
+                (attempt, Some(spent.record()))
+            }
+            Known::Outstanding(token) => (token.held_by()?.to_owned(), None),
         };
         Some(UseRow {
             hash: *hash,
