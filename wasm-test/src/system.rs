@@ -9,6 +9,7 @@ mod dir;
 mod envoys;
 mod ready;
 mod replica;
+mod variants;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use dir::StateDir;
 use envoys::Envoys;
 pub use ready::{Demo, Pids, Ready, ServeReady};
 pub use replica::Beside;
+pub use variants::Variant;
 pub use wait::until;
 
 /// The SPIFFE ID that any process of this uid attests as.
@@ -76,6 +78,15 @@ pub struct Options {
     pub client_certificates: bool,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
     pub cut: bool,
+    /// Whether its Envoys have a [`Variant`] of each kind as well.
+    pub variants: bool,
+    /// Whether its Envoys have a listener whose guard is what
+    /// [`System::write_guard`] has written; that has to be done before one starts.
+    pub guard_from_file: bool,
+    /// Whether its Envoys have a listener whose route turns the guard off.
+    pub unguarded: bool,
+    /// The filter's module; `None` is the one that the environment names.
+    pub module: Option<PathBuf>,
     /// Whether the upstream keeps a log.
     pub upstream_log: bool,
     /// Whether the state directory stays when the system has stopped.
@@ -101,6 +112,10 @@ impl Default for Options {
             beside: None,
             client_certificates: false,
             cut: false,
+            variants: false,
+            guard_from_file: false,
+            unguarded: false,
+            module: None,
             upstream_log: true,
             keep: false,
         }
@@ -117,8 +132,13 @@ pub struct System {
     upstream: Option<Upstream>,
     serve: ServeReady,
     ports: Ports,
+<<<<<<< HEAD
     // The token endpoint for client certificates, when it is served.
     mtls_port: u16,
+||||||| 4faf5ab
+=======
+    variants: Vec<Variant>,
+>>>>>>> rows-fg
     options: Options,
     tools: Tools,
     dir: StateDir,
@@ -149,7 +169,12 @@ impl System {
             upstream: None,
             serve: ServeReady::default(),
             ports,
+<<<<<<< HEAD
             mtls_port,
+||||||| 4faf5ab
+=======
+            variants: Vec::new(),
+>>>>>>> rows-fg
             options,
             tools: tools.clone(),
             dir,
@@ -159,6 +184,15 @@ impl System {
         }
         if system.options.cut {
             system.cut = Some(Cut::start(0, Target::Port(ports.grpc))?);
+        }
+        if system.options.variants {
+            system.variants = variants::all()?;
+        }
+        if system.options.guard_from_file {
+            system.variants.push(variants::one(true, false)?);
+        }
+        if system.options.unguarded {
+            system.variants.push(variants::one(false, true)?);
         }
         config::write(&system)?;
         if system.options.beside.is_none() {
@@ -455,6 +489,11 @@ impl System {
         self.cut
             .as_ref()
             .ok_or_else(|| Error::Setup("nothing stands before the control plane".to_owned()))
+    }
+
+    /// The listeners beside its own, when [`Options::variants`] was set.
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
     }
 
     /// The log file of a part: `control-plane` or `envoy`.
