@@ -108,10 +108,7 @@ const GROUPS: &[&[Row]] = &[
     bypass::ROWS,
     store::ROWS,
     stress::ROWS,
-<<<<<<< HEAD
     certificates::ROWS,
-||||||| 4faf5ab
-=======
     paths::ROWS,
     targets::ROWS,
     headers::ROWS,
@@ -125,7 +122,6 @@ const GROUPS: &[&[Row]] = &[
     unguarded::ROWS,
     life::ROWS,
     soak::ROWS,
->>>>>>> rows-fg
 ];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all

@@ -23,12 +23,8 @@ pub struct Stages {
     single: Option<Stage>,
     bodies: Option<Stage>,
     pair: Option<Pair>,
-<<<<<<< HEAD
     guarded: Option<Guarded>,
-||||||| 4faf5ab
-=======
     varied: Option<Stage>,
->>>>>>> rows-fg
     named: Option<Named>,
 }
 
@@ -61,12 +57,8 @@ impl Stages {
             single: None,
             bodies: None,
             pair: None,
-<<<<<<< HEAD
             guarded: None,
-||||||| 4faf5ab
-=======
             varied: None,
->>>>>>> rows-fg
             named: None,
         }
     }
