@@ -32,7 +32,7 @@ impl System {
 
     /// Threads that run the filter, each instance of it: the main one does as
     /// well, though it serves nobody.
-    fn filter_threads(&self) -> u64 {
+    pub(super) fn filter_threads(&self) -> u64 {
         // Where bodies are read, a second instance does that.
         let reads = self.options.routes.contains(r#"body = "read""#);
         let instances = if reads { 2 } else { 1 };
