@@ -264,6 +264,11 @@ pub fn check<V: Verifier>(
     verifier: &V,
 ) -> Result<Checked, Refusal> {
     let limits = &config.limits;
+    // Early data may be a replay, and whoever took it in says so (RFC 8470, section
+    // 5.1); a value other than 1 and a second one mean the same.
+    if !matches!(only(request.headers, "early-data"), Count::None) {
+        return Err(Reason::TooEarly.into());
+    }
     // From the whole header map: one `authorization`, one `dpop`.
     let credentials = credentials(request.headers)?;
     // Sizes.

@@ -61,6 +61,7 @@ const SCOPE: Option<&str> = Some("insufficient_scope");
 // A wrong key is `invalid_token`, as in the example of RFC 9449, section 7.1:
 // the proof is good, but the token is bound to another key.
 reasons! {
+    TooEarly "too_early" 425 None, "The request came in early data, which can be replayed: send it again after the handshake.";
     MissingCredentials "missing_credentials" 401 None, "A DPoP-bound capability token is required.";
     MalformedCredentials "malformed_credentials" 401 TOKEN, "Send exactly one Authorization header with the DPoP scheme and one token, and exactly one DPoP header.";
     TooLarge "too_large" 431 None, "The headers, the token, the proof or the body are too large.";
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn words_are_read_back_and_nothing_else_is() {
-        assert_eq!(Reason::ALL.len(), 39);
+        assert_eq!(Reason::ALL.len(), 40);
         for reason in Reason::ALL {
             assert_eq!(Reason::parse(reason.as_str()), Some(*reason));
         }
@@ -143,6 +144,7 @@ mod tests {
         for reason in Reason::ALL {
             let word = reason.as_str();
             let expected = match word {
+                "too_early" => 425,
                 "too_large" => 431,
                 "limit_exceeded" => 429,
                 "control_plane_unavailable" | "internal_error" => 503,

@@ -29,6 +29,15 @@ const REINTERPRETING: [&[u8]; 19] = [
     b"x-rewrite-uri",
     b"forwarded",
 ];
+/// Headers of an answer by which a client takes its credentials for wrong, or
+/// sends others.
+const CHALLENGING: [&[u8]; 5] = [
+    b"www-authenticate",
+    b"proxy-authenticate",
+    b"dpop-nonce",
+    b"dpop",
+    b"authorization",
+];
 /// A content type or encoding is at most this long; bytes.
 const CONTENT_MAX: usize = 256;
 
@@ -53,10 +62,46 @@ pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
     Ok(headers)
 }
 
+/// Takes off an upstream's answer what only this side of the proxy says: who the
+/// agent is, what the proxy should do, and which credentials are wanted. The
+/// upstream never saw any, and a client would believe it. Only for the response
+/// in force.
+///
+/// # Errors
+/// The host gave no headers, or did not remove one.
+pub fn strip_response() -> Result<(), HostFault> {
+    let headers = host::response_headers()?;
+    let mut stripped: Vec<&[u8]> = Vec::new();
+    for (name, _) in &headers {
+        let ours = OURS.iter().any(|prefix| name.starts_with(prefix));
+        let spoofs = ours || CHALLENGING.contains(&name.as_slice());
+        if spoofs && !stripped.contains(&name.as_slice()) {
+            host::remove_response_header(&String::from_utf8_lossy(name))?;
+            stripped.push(name);
+        }
+    }
+    Ok(())
+}
+
 fn is_untrusted(name: &[u8]) -> bool {
     // Most names end here.
-    matches!(name.first(), Some(b'x' | b'f'))
-        && (OURS.iter().any(|prefix| name.starts_with(prefix)) || REINTERPRETING.contains(&name))
+    if !matches!(name.first(), Some(b'x' | b'f')) {
+        return false;
+    }
+    if name.contains(&b'_') {
+        // To some servers an underscore is the same letter. Writ's own listener
+        // refuses such a request; others may let it through.
+        let spelt: Vec<u8> = name
+            .iter()
+            .map(|b| if *b == b'_' { b'-' } else { *b })
+            .collect();
+        return is_kept_for_us(&spelt);
+    }
+    is_kept_for_us(name)
+}
+
+fn is_kept_for_us(name: &[u8]) -> bool {
+    OURS.iter().any(|prefix| name.starts_with(prefix)) || REINTERPRETING.contains(&name)
 }
 
 /// What a body is, as the digest of an action has it.

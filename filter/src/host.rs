@@ -84,6 +84,21 @@ pub fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostFault> {
         .map_err(|_status| HostFault)
 }
 
+/// All headers of the answer that is on its way to the client.
+pub fn response_headers() -> Result<Vec<Header>, HostFault> {
+    let map =
+        hostcalls::get_map_bytes(MapType::HttpResponseHeaders).map_err(|_status| HostFault)?;
+    Ok(map
+        .into_iter()
+        .map(|(name, value)| (name.into_bytes(), value))
+        .collect())
+}
+
+/// Removes every header of this name from that answer.
+pub fn remove_response_header(name: &str) -> Result<(), HostFault> {
+    hostcalls::remove_map_value(MapType::HttpResponseHeaders, name).map_err(|_status| HostFault)
+}
+
 /// Lets the paused request go on.
 pub fn resume_request() -> Result<(), HostFault> {
     hostcalls::resume_http_request().map_err(|_status| HostFault)

@@ -3,10 +3,12 @@
 //! until then is what was digested: a callback that let go of a part of it would
 //! forward an undecided request.
 
+use crate::arrival;
 use crate::core::{Arrival, Core};
 use crate::host;
 use crate::questions::Passage;
 use crate::refusal::Refusal;
+use crate::traps;
 use capability::reason::Reason;
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
@@ -98,6 +100,7 @@ impl Request {
 
 impl Context for Request {
     fn on_done(&mut self) -> bool {
+        traps::at("done");
         self.end();
         true
     }
@@ -112,6 +115,7 @@ impl HttpContext for Request {
                 let arrival = core.arrive(self.id, end_of_stream);
                 drop(core);
                 self.arrived(arrival);
+                traps::at("headers");
             }
             None => {
                 // Only a host that serves requests before it configured us gets here.
@@ -124,16 +128,19 @@ impl HttpContext for Request {
     }
 
     fn on_http_request_body(&mut self, size: usize, end_of_stream: bool) -> Action {
+        traps::at("body");
         self.read(Some(size), end_of_stream);
         self.may_go_on()
     }
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
+        traps::at("trailers");
         self.read(None, true);
         self.may_go_on()
     }
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        traps::at("response");
         let allowed = self
             .passage
             .as_ref()
@@ -144,11 +151,15 @@ impl HttpContext for Request {
         {
             let status = host::number_property(&["response", "code"]).unwrap_or_default();
             self.upstream_status = u32::try_from(status).unwrap_or_default();
+            if arrival::strip_response().is_err() {
+                host::warn("writ: the host did not take headers off an upstream's answer");
+            }
         }
         Action::Continue
     }
 
     fn on_log(&mut self) {
+        traps::at("log");
         self.end();
     }
 }

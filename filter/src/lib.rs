@@ -21,6 +21,7 @@ mod questions;
 mod refusal;
 mod root;
 mod stream;
+mod traps;
 mod verify;
 
 /// What the host calls first.

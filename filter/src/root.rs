@@ -6,6 +6,7 @@ use crate::core::Core;
 use crate::host::{self, Queue};
 use crate::http::Request;
 use crate::metrics::Metrics;
+use crate::traps;
 use crate::verify::{self, Crypto};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
@@ -42,6 +43,7 @@ impl Root {
             )]);
         }
         let bytes = host::plugin_configuration(size).unwrap_or_default();
+        traps::in_configuration(&bytes);
         let settings = Settings::parse(&bytes)?;
         verify::self_check(settings.crypto).map_err(|failed| vec![failed.explain().to_owned()])?;
         let refused = |what: &str| vec![format!("the host refused {what}")];
@@ -87,10 +89,12 @@ impl Root {
 
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
+        traps::at("answer");
         self.with_core(|core| core.received(stream, size));
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, _status: u32) {
+        traps::at("close");
         self.with_core(|core| core.closed(stream));
     }
 
@@ -114,6 +118,7 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
+        traps::at("tick");
         let passed_ms = u64::from(self.period_ms);
         self.with_core(|core| core.tick(passed_ms));
         self.pace();

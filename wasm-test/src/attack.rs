@@ -9,25 +9,40 @@ mod bypass;
 mod cases;
 mod certificates;
 mod check;
+mod claims;
 mod dpop;
 mod dpop_live;
 mod dpop_replay;
 mod ed25519;
+mod edge;
+mod endless;
 mod exhaustion;
 mod forge;
+mod framing;
+mod guard;
+mod headers;
 mod jwk;
 mod jws;
 mod jws_forms;
 mod jws_live;
 mod keys;
+mod life;
 mod nonces;
+mod paths;
 mod races;
 mod single_use;
+mod soak;
 mod stages;
 mod store;
 mod stress;
+mod table;
+mod targets;
 mod told;
+mod traps;
+mod unguarded;
+mod unread;
 mod vectors;
+mod written;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -62,10 +77,13 @@ pub struct Settings {
 /// What a row does: the text says what was seen.
 type Work<'a> = Pin<Box<dyn Future<Output = Result<String, Error>> + 'a>>;
 
+/// What tries a row on a running system.
+type Live = for<'a> fn(&'a mut Stages) -> Work<'a>;
+
 /// How a row is tried.
 enum How {
     /// On a running system.
-    Live(for<'a> fn(&'a mut Stages) -> Work<'a>),
+    Live(Live),
     /// By the requests that the files of requests have for it, and these.
     Cases(cases::More),
     /// By these tests, each `FILE::FUNCTION` of the repository.
@@ -91,6 +109,19 @@ const GROUPS: &[&[Row]] = &[
     store::ROWS,
     stress::ROWS,
     certificates::ROWS,
+    paths::ROWS,
+    targets::ROWS,
+    headers::ROWS,
+    claims::ROWS,
+    framing::ROWS,
+    guard::ROWS,
+    written::ROWS,
+    unread::ROWS,
+    endless::ROWS,
+    traps::ROWS,
+    unguarded::ROWS,
+    life::ROWS,
+    soak::ROWS,
 ];
 
 /// Runs the rows and says what came of each. A signal ends it, and with it all

@@ -1,6 +1,6 @@
 //! Measurements on running systems.
 
-mod answers;
+pub(crate) mod answers;
 pub(crate) mod cpu;
 pub mod edge;
 mod load;

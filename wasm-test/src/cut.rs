@@ -6,8 +6,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub enum Mode {
     Delay(Duration),
     /// So many bytes a second and connection, either way.
     Throttle(u32),
+    /// A bit of each piece from the server is turned over.
+    Forge,
     /// New connections are closed at once.
     Refuse,
     /// PostgreSQL's COMMIT is not passed on, and the connection is cut.
@@ -67,7 +69,7 @@ pub struct Cut {
 
 #[derive(Debug)]
 struct Shared {
-    target: Target,
+    target: Mutex<Target>,
     mode: watch::Sender<Mode>,
     severed: watch::Sender<u64>,
     commits: AtomicU64,
@@ -90,7 +92,7 @@ impl Cut {
             .map_err(|source| failed("listen", source))?
             .port();
         let shared = Arc::new(Shared {
-            target,
+            target: Mutex::new(target),
             mode: watch::Sender::new(Mode::Pass),
             severed: watch::Sender::new(0),
             commits: AtomicU64::new(0),
@@ -118,6 +120,15 @@ impl Cut {
     /// From now on this becomes of what passes, on all connections.
     pub fn set(&self, mode: Mode) {
         self.shared.mode.send_replace(mode);
+    }
+
+    /// From now on new connections lead to somebody else.
+    pub fn redirect(&self, target: Target) {
+        *self
+            .shared
+            .target
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = target;
     }
 
     /// Ends all connections that there are now.
@@ -180,9 +191,14 @@ impl Shared {
         let mut severed = self.severed.subscribe();
         let (from_client, to_client) = client.into_split();
         let relayed = async {
-            match &self.target {
+            let target = self
+                .target
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            match target {
                 Target::Port(port) => {
-                    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await;
+                    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
                     let Ok(server) = server else { return };
                     drop(server.set_nodelay(true));
                     let (from_server, to_server) = server.into_split();
@@ -260,6 +276,11 @@ impl Shared {
                 return;
             }
             self.passes(size, true).await;
+            if *self.mode.borrow() == Mode::Forge
+                && let Some(byte) = buffer.get_mut(size / 2)
+            {
+                *byte ^= 1;
+            }
             let bytes = buffer.get(..size).unwrap_or_default();
             if to.write_all(bytes).await.is_err() {
                 return;
@@ -285,7 +306,11 @@ impl Shared {
                     let seconds = f64::from(size) / f64::from(rate.max(1));
                     return tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
                 }
-                Mode::Pass | Mode::Refuse | Mode::CommitLost | Mode::CommitAnswerLost => return,
+                Mode::Pass
+                | Mode::Forge
+                | Mode::Refuse
+                | Mode::CommitLost
+                | Mode::CommitAnswerLost => return,
             }
         }
     }

@@ -24,7 +24,12 @@ pub fn field(name: &str, value: impl Into<Vec<u8>>) -> Field {
 
 /// The bytes of an HTTP/1 request with these headers and no others.
 pub fn message(method: &str, path: &str, headers: &[Field]) -> Vec<u8> {
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\n").into_bytes();
+    message_of(method.as_bytes(), path.as_bytes(), headers)
+}
+
+/// As [`message`], with a method and a target that may be any bytes.
+pub fn message_of(method: &[u8], target: &[u8], headers: &[Field]) -> Vec<u8> {
+    let mut bytes = [method, b" ", target, b" HTTP/1.1\r\n"].concat();
     for (name, value) in headers {
         bytes.extend_from_slice(name.as_bytes());
         bytes.extend_from_slice(b": ");

@@ -9,6 +9,8 @@ mod dir;
 mod envoys;
 mod ready;
 mod replica;
+mod settled;
+mod variants;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use dir::StateDir;
 use envoys::Envoys;
 pub use ready::{Demo, Pids, Ready, ServeReady};
 pub use replica::Beside;
+pub use variants::Variant;
 pub use wait::until;
 
 /// The SPIFFE ID that any process of this uid attests as.
@@ -76,6 +79,15 @@ pub struct Options {
     pub client_certificates: bool,
     /// Whether its Envoys reach the control plane through a [`System::cut`].
     pub cut: bool,
+    /// Whether its Envoys have a [`Variant`] of each kind as well.
+    pub variants: bool,
+    /// Whether its Envoys have a listener whose guard is what
+    /// [`System::write_guard`] has written; that has to be done before one starts.
+    pub guard_from_file: bool,
+    /// Whether its Envoys have a listener whose route turns the guard off.
+    pub unguarded: bool,
+    /// The filter's module; `None` is the one that the environment names.
+    pub module: Option<PathBuf>,
     /// Whether the upstream keeps a log.
     pub upstream_log: bool,
     /// Whether the state directory stays when the system has stopped.
@@ -101,6 +113,10 @@ impl Default for Options {
             beside: None,
             client_certificates: false,
             cut: false,
+            variants: false,
+            guard_from_file: false,
+            unguarded: false,
+            module: None,
             upstream_log: true,
             keep: false,
         }
@@ -119,6 +135,7 @@ pub struct System {
     ports: Ports,
     // The token endpoint for client certificates, when it is served.
     mtls_port: u16,
+    variants: Vec<Variant>,
     options: Options,
     tools: Tools,
     dir: StateDir,
@@ -150,6 +167,7 @@ impl System {
             serve: ServeReady::default(),
             ports,
             mtls_port,
+            variants: Vec::new(),
             options,
             tools: tools.clone(),
             dir,
@@ -159,6 +177,15 @@ impl System {
         }
         if system.options.cut {
             system.cut = Some(Cut::start(0, Target::Port(ports.grpc))?);
+        }
+        if system.options.variants {
+            system.variants = variants::all()?;
+        }
+        if system.options.guard_from_file {
+            system.variants.push(variants::one(true, false)?);
+        }
+        if system.options.unguarded {
+            system.variants.push(variants::one(false, true)?);
         }
         config::write(&system)?;
         if system.options.beside.is_none() {
@@ -246,42 +273,6 @@ impl System {
     pub async fn restart_control_plane(&mut self) -> Result<(), Error> {
         self.stop_control_plane().await;
         self.start_control_plane().await
-    }
-
-    /// Waits until Envoy and the control plane have found each other again:
-    /// a request with a made-up token is refused as such and not for want of
-    /// the control plane.
-    ///
-    /// # Errors
-    /// When that takes longer than [`START_DEADLINE`].
-    pub async fn settled(&self) -> Result<(), Error> {
-        // One request asks one worker; the others must be there as well.
-        let http = reqwest::Client::new();
-        for admin in self.admin_urls() {
-            wait::until("every worker has a stream to the control plane", || async {
-                let open = wait::streams_are_open(&http, &admin, self.filter_threads()).await;
-                open.is_ok()
-            })
-            .await?;
-        }
-        let agent = self.agent().await?;
-        wait::until("Envoy asks the control plane again", || async {
-            match agent.call("GET", crate::upstream::REPORT).await {
-                Ok(answer) => answer.status == 200,
-                Err(_) => false,
-            }
-        })
-        .await
-    }
-
-    /// Threads that run the filter, each instance of it: the main one does as
-    /// well, though it serves nobody.
-    fn filter_threads(&self) -> u64 {
-        // Where bodies are read, a second instance does that.
-        let reads = self.options.routes.contains(r#"body = "read""#);
-        let instances = if reads { 2 } else { 1 };
-        let threads = u64::from(self.options.concurrency).saturating_add(1);
-        threads.saturating_mul(instances)
     }
 
     /// The processes that have ended without being stopped, each with an
@@ -455,6 +446,11 @@ impl System {
         self.cut
             .as_ref()
             .ok_or_else(|| Error::Setup("nothing stands before the control plane".to_owned()))
+    }
+
+    /// The listeners beside its own, when [`Options::variants`] was set.
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
     }
 
     /// The log file of a part: `control-plane` or `envoy`.

@@ -5,18 +5,23 @@
 //! not block the server.
 
 mod files;
+mod readings;
 mod record;
+mod tee;
 
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -25,8 +30,10 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::Error;
 pub use files::{KEYS, PAYROLL, REPORT};
+pub use readings::Reading;
 pub use record::Record;
 use record::{Log, Pending};
+use tee::Tee;
 
 /// Longest wait that a client can ask for with `?ms=`, in milliseconds.
 pub const SLOW_MAX_MS: u64 = 60_000;
@@ -94,7 +101,20 @@ impl Upstream {
     /// # Errors
     /// When the log can't be read back.
     pub fn records(&self) -> Result<Vec<Record>, Error> {
-        self.log.records()
+        self.log.records_since(0)
+    }
+
+    /// A place in its log, for [`Upstream::records_since`].
+    pub fn mark(&self) -> u64 {
+        self.log.size()
+    }
+
+    /// The requests that were over after that [`Upstream::mark`].
+    ///
+    /// # Errors
+    /// As [`Upstream::records`].
+    pub fn records_since(&self, mark: u64) -> Result<Vec<Record>, Error> {
+        self.log.records_since(mark)
     }
 }
 
@@ -144,13 +164,25 @@ async fn accept(listener: tokio::net::TcpListener, log: Arc<Log>) {
         tokio::spawn(async move {
             let hang_up = Arc::new(Notify::new());
             let heard = Arc::clone(&hang_up);
-            let service =
-                service_fn(move |request| answer(request, Arc::clone(&log), Arc::clone(&heard)));
+            let (stream, seen) = Tee::new(stream);
+            let (shared, lines) = (Arc::clone(&log), seen.clone());
+            let service = service_fn(move |request| {
+                answer(
+                    request,
+                    Arc::clone(&shared),
+                    Arc::clone(&heard),
+                    lines.clone(),
+                )
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 // A connection that breaks off is the client's business; the log has what came.
-                _ = connection => {}
+                ended = connection => {
+                    if ended.is_err_and(|problem| problem.is_parse()) {
+                        record::garbage(&log, &seen.line());
+                    }
+                }
                 () = hang_up.notified() => {}
             }
         });
@@ -166,9 +198,10 @@ async fn answer(
     request: Request<Incoming>,
     log: Arc<Log>,
     hang_up: Arc<Notify>,
-) -> Result<Response<Full<Bytes>>, Reset> {
+    seen: tee::Seen,
+) -> Result<Response<Body>, Reset> {
     let (parts, mut body) = request.into_parts();
-    let mut pending = Pending::arrived(&log, &parts);
+    let mut pending = Pending::arrived(&log, &parts, &seen.line());
     let mut digest = Sha256::new();
     loop {
         match body.frame().await {
@@ -179,10 +212,12 @@ async fn answer(
                 }
             }
             // Dropping `pending` logs the request as one that broke off.
-            Some(Err(_)) => return Ok(files::broken()),
+            Some(Err(_)) => return Ok(files::broken().map(Body::Left)),
             None => break,
         }
     }
+    // What comes after the body is the next request's.
+    seen.clear();
     let demand = files::Demand::parse(parts.uri.query().unwrap_or(""));
     if demand.ms > 0 {
         tokio::time::sleep(Duration::from_millis(demand.ms.min(SLOW_MAX_MS))).await;
@@ -197,7 +232,46 @@ async fn answer(
             hang_up.notify_one();
         });
     }
-    Ok(files::respond(&parts, &demand, record.as_ref()))
+    let answer = files::respond(&parts, &demand, record.as_ref());
+    Ok(match demand.drip {
+        None => answer.map(Body::Left),
+        Some(pieces) => answer.map(|_| Body::Right(Drip::of(pieces))),
+    })
+}
+
+/// A whole answer, or one in pieces.
+type Body = Either<Full<Bytes>, Drip>;
+
+/// Ten pieces a second.
+struct Drip {
+    left: u32,
+    clock: tokio::time::Interval,
+}
+
+impl Drip {
+    fn of(pieces: u32) -> Drip {
+        Drip {
+            left: pieces,
+            clock: tokio::time::interval(Duration::from_millis(100)),
+        }
+    }
+}
+
+impl hyper::body::Body for Drip {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Poll::Ready(None);
+        };
+        std::task::ready!(self.clock.poll_tick(context));
+        self.left = left;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data: .\n\n")))))
+    }
 }
 
 #[cfg(test)]

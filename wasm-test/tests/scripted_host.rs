@@ -63,3 +63,24 @@ fn the_module_imports_proxy_wasm_functions_only() {
         assert!(name.starts_with("proxy_"), "{name}");
     }
 }
+
+/// A host gives it no more memory than it says, whatever makes it grow.
+#[test]
+fn the_module_says_how_much_memory_it_may_have() {
+    let mut exports = vm::module().exports();
+    let memory = exports.find_map(|export| export.ty().memory().copied());
+    let pages = memory.and_then(|memory| memory.maximum());
+    assert_eq!(
+        pages.map(|pages| pages * 64 * 1024),
+        Some(256 * 1024 * 1024)
+    );
+}
+
+/// O05: faults on demand are in no module that is shipped.
+#[test]
+fn the_module_has_no_traps() {
+    let path = std::env::var_os("WRIT_FILTER_WASM").unwrap();
+    let module = std::fs::read(path).unwrap();
+    let mut windows = module.windows(8);
+    assert!(!windows.any(|window| window == b"trap-now"));
+}

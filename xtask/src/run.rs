@@ -121,10 +121,13 @@ pub fn attack(
     };
     let postgres = setup::postgres::find(progress)?;
     let built = build::everything(progress, envoy)?;
+    progress.say("building the filter with faults on demand");
+    let traps = setup::wasm::build_traps(&setup::wasm::find(progress)?)?;
     let mut command = Command::new(&built.system);
     command
         .args(arguments)
         .envs(built.environment())
+        .env("WRIT_TRAPS_WASM", traps)
         .env("WRIT_POSTGRES", postgres);
     let problem = command.exec();
     Err(Error::file("start", &built.system)(problem))

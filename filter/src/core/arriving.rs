@@ -7,6 +7,7 @@ use crate::config::Bodies;
 use crate::host::{self, Header, HostFault};
 use crate::questions::{Caller, Facts, Passage, Waiting};
 use crate::refusal::Refusal;
+use crate::traps;
 use capability::action::Body;
 use capability::decide::Mode;
 use capability::gates::{self, Checked, RequestView, TokenCheck};
@@ -35,7 +36,10 @@ impl Core {
             return Arrival::Passed;
         }
         let headers = match arrival::trusted_headers() {
-            Ok(headers) => headers,
+            Ok(headers) => {
+                traps::arm(&headers);
+                headers
+            }
             Err(HostFault) => {
                 // What can't be read is of no route: nothing observes it.
                 let refusal = Refusal::new(Reason::InternalError);

@@ -24,6 +24,7 @@ pub struct Stages {
     bodies: Option<Stage>,
     pair: Option<Pair>,
     guarded: Option<Guarded>,
+    varied: Option<Stage>,
     named: Option<Named>,
 }
 
@@ -57,6 +58,7 @@ impl Stages {
             bodies: None,
             pair: None,
             guarded: None,
+            varied: None,
             named: None,
         }
     }
@@ -163,6 +165,23 @@ impl Stages {
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
 
+    /// One Envoy that listens with each setting of its paths as well.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn varied(&mut self) -> Result<&mut Stage, Error> {
+        if self.varied.is_none() {
+            let options = Options {
+                variants: true,
+                ..options()
+            };
+            self.varied = Some(Stage::start(options).await?);
+        }
+        self.varied
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
     /// The next good requests pass on whatever is running, and nothing has ended.
     ///
     /// # Errors
@@ -175,6 +194,7 @@ impl Stages {
         let all = all
             .chain(self.single.as_mut())
             .chain(self.bodies.as_mut())
+            .chain(self.varied.as_mut())
             .chain(named);
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
@@ -195,6 +215,7 @@ impl Stages {
     pub fn abandon(&mut self) {
         self.pair = None;
         self.single = None;
+        self.varied = None;
         self.bodies = None;
         self.named = None;
         self.guarded = None;
@@ -208,7 +229,10 @@ impl Stages {
         if let Some(named) = self.named {
             named.stage.stop().await;
         }
-        for stage in [self.single, self.bodies].into_iter().flatten() {
+        for stage in [self.single, self.bodies, self.varied]
+            .into_iter()
+            .flatten()
+        {
             stage.stop().await;
         }
         if let Some(guarded) = self.guarded {

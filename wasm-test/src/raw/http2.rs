@@ -99,6 +99,32 @@ impl Http2 {
         (id, headers, frame(DATA, END_STREAM, id, &[]))
     }
 
+    /// The frame of a request that goes on, on the next stream.
+    pub fn open(&mut self, fields: &[(&str, &[u8])]) -> (u32, Vec<u8>) {
+        let (id, block) = self.block(fields);
+        (id, frame(HEADERS, END_HEADERS, id, &block))
+    }
+
+    /// A DATA frame of a stream.
+    pub fn data(id: u32, payload: &[u8], last: bool) -> Vec<u8> {
+        frame(DATA, if last { END_STREAM } else { 0 }, id, payload)
+    }
+
+    /// A second HEADERS frame of a stream: its trailers, which end it or not.
+    pub fn trailers(id: u32, fields: &[(&str, &[u8])], last: bool) -> Vec<u8> {
+        let flags = if last {
+            END_STREAM | END_HEADERS
+        } else {
+            END_HEADERS
+        };
+        frame(HEADERS, flags, id, &literals(fields))
+    }
+
+    /// A RST_STREAM frame with CANCEL.
+    pub fn reset(id: u32) -> Vec<u8> {
+        frame(RST_STREAM, 0, id, &8_u32.to_be_bytes())
+    }
+
     /// Sends a request with a body that ends in this way; its stream.
     ///
     /// # Errors
@@ -132,14 +158,7 @@ impl Http2 {
     fn block(&mut self, fields: &[(&str, &[u8])]) -> (u32, Vec<u8>) {
         let id = self.next;
         self.next = self.next.saturating_add(2);
-        let mut block = Vec::new();
-        for (name, value) in fields {
-            // Literal, never indexed, no Huffman code (RFC 7541, section 6.2.3).
-            block.push(0x10);
-            text(&mut block, name.as_bytes());
-            text(&mut block, value);
-        }
-        (id, block)
+        (id, literals(fields))
     }
 
     /// Sends these bytes and no others.
@@ -178,7 +197,9 @@ impl Http2 {
             };
             match kind {
                 HEADERS if stream.status == 0 => {
-                    stream.status = status_of(&payload).ok_or_else(|| broken("a status"))?;
+                    let status = status_of(&payload).ok_or_else(|| broken("a status"))?;
+                    // An interim answer is none yet.
+                    stream.status = if status < 200 { 0 } else { status };
                 }
                 DATA => stream.body.extend(payload),
                 RST_STREAM => {
@@ -203,6 +224,17 @@ impl Http2 {
         self.stream.read_exact(&mut payload).await.ok()?;
         Some((kind, flags, u32::from_be_bytes(id) & 0x7fff_ffff, payload))
     }
+}
+
+/// Literal, never indexed, no Huffman code (RFC 7541, section 6.2.3).
+fn literals(fields: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0x10);
+        text(&mut block, name.as_bytes());
+        text(&mut block, value);
+    }
+    block
 }
 
 fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {

@@ -22,7 +22,14 @@ pub fn write(system: &System) -> Result<(), Error> {
     let policy = system.options.policy.as_ref().unwrap_or(&starter);
     copy(policy, &system.dir.policy())?;
     // A copy, so that a test can replace its system's module and no other's.
-    copy(&system.tools.filter_wasm, &system.dir.module())?;
+    let module = system.options.module.as_ref();
+    copy(
+        module.unwrap_or(&system.tools.filter_wasm),
+        &system.dir.module(),
+    )?;
+    if system.options.guard_from_file {
+        system.write_guard("0", &super::variants::refusing())?;
+    }
     put(&system.dir.config(), &control_plane(system)?)?;
     for index in 0..system.envoys.count() {
         let text = bootstrap(system, index)?;
@@ -49,7 +56,10 @@ client_certificates = "required"
     let shared = system.options.beside.as_ref().map(|beside| beside.upstream);
     let upstream = shared.unwrap_or(system.ports.upstream);
     let extra = system.options.extra_config.as_str();
-    let extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    let mut extra = extra.replace("{upstream}", &format!("127.0.0.1:{upstream}"));
+    if let Some(variant) = system.variants.last() {
+        extra = extra.replace("{variant}", &variant.address());
+    }
     merge(&mut config, parse(&extra)?);
     toml::to_string(&config).map_err(|problem| Error::Setup(problem.to_string()))
 }
@@ -170,7 +180,7 @@ fn bootstrap(system: &System, index: usize) -> Result<String, Error> {
             )));
         }
     }
-    Ok(out)
+    Ok(super::variants::in_bootstrap(&out, system))
 }
 
 fn parse(text: &str) -> Result<Table, Error> {

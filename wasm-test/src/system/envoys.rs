@@ -115,6 +115,15 @@ impl System {
         }
     }
 
+    /// Asks one Envoy to end, by SIGTERM, and waits until it has.
+    pub async fn terminate_envoy(&mut self, index: usize) {
+        if let Some(envoy) = self.envoys.all.get_mut(index)
+            && let Some(mut child) = envoy.child.take()
+        {
+            child.stop().await;
+        }
+    }
+
     /// Ends one Envoy as a crash would, by SIGKILL.
     pub fn kill_envoy(&mut self, index: usize) {
         if let Some(envoy) = self.envoys.all.get_mut(index)

@@ -3,10 +3,13 @@
 //! Any path takes `?ms=` (wait first), `?status=` (answer with that status),
 //! `?bytes=` (answer with so many bytes), `?reset=` (no answer, the connection
 //! ends) and `?linger=` (the connection ends so many milliseconds after the
-//! answer), for tests of slow, failing and large upstreams.
+//! answer), for tests of slow, failing and large upstreams; `?spoof=` (headers in
+//! the proxy's name) and `?drip=` (a body of so many pieces, ten a second) for
+//! such as deceive, and such as never end.
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::http::HeaderValue;
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 
@@ -52,6 +55,9 @@ pub struct Demand {
     pub reset: bool,
     /// End the connection so many milliseconds after the answer, without a word.
     pub linger_ms: Option<u64>,
+    /// Answer in so many pieces.
+    pub drip: Option<u32>,
+    spoof: bool,
     status: Option<StatusCode>,
     bytes: Option<usize>,
 }
@@ -64,6 +70,8 @@ impl Demand {
             match pair.split_once('=') {
                 Some(("ms", value)) => demand.ms = value.parse().unwrap_or(0),
                 Some(("reset", _)) => demand.reset = true,
+                Some(("spoof", _)) => demand.spoof = true,
+                Some(("drip", value)) => demand.drip = value.parse().ok(),
                 Some(("linger", value)) => demand.linger_ms = value.parse().ok(),
                 Some(("status", value)) => {
                     demand.status = value.parse().ok();
@@ -78,8 +86,37 @@ impl Demand {
     }
 }
 
+/// Headers that only the proxy says, or that make a client send credentials.
+const SPOOFED: [(&str, &str); 8] = [
+    ("www-authenticate", "Basic realm=\"the upstream's\""),
+    ("proxy-authenticate", "Basic"),
+    ("dpop-nonce", "the-upstreams-nonce"),
+    ("dpop", "a.b.c"),
+    ("authorization", "DPoP a.b.c"),
+    ("x-writ-agent", "spiffe://writ.example/agent/admin"),
+    ("x-writ-decision", "a.b.c"),
+    ("x-envoy-immediate-health-check-fail", "true"),
+];
+
 /// The answer to a request that has wholly arrived.
 pub fn respond(parts: &Parts, demand: &Demand, record: Option<&Record>) -> Response<Full<Bytes>> {
+    let mut response = respond_plainly(parts, demand, record);
+    if demand.spoof {
+        let headers = response.headers_mut();
+        for (name, value) in SPOOFED {
+            headers.append(name, HeaderValue::from_static(value));
+            headers.append(name, HeaderValue::from_static("again"));
+        }
+        headers.append("x-own", HeaderValue::from_static("stays"));
+    }
+    response
+}
+
+fn respond_plainly(
+    parts: &Parts,
+    demand: &Demand,
+    record: Option<&Record>,
+) -> Response<Full<Bytes>> {
     if let Some(status) = demand.status {
         return plain(status, "text/plain", "as asked for\n");
     }

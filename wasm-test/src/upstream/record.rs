@@ -2,7 +2,7 @@
 //! however it ends.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// A request that reached the upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// When its headers arrived, in milliseconds since 1970.
     pub time_ms: u64,
+    /// Its first line, as it came: escaped as [`u8::escape_ascii`] does.
+    #[serde(default)]
+    pub line: String,
     /// Its method.
     pub method: String,
     /// Its path with the query, as it came.
@@ -80,15 +83,28 @@ impl Log {
         self.path.as_ref()
     }
 
-    /// Reads all lines back.
+    /// How long it is now, in bytes.
+    pub fn size(&self) -> u64 {
+        let path = self.path.as_ref();
+        path.and_then(|path| std::fs::metadata(path).ok())
+            .map_or(0, |meta| meta.len())
+    }
+
+    /// Reads all lines back from a size that it had.
     ///
     /// # Errors
     /// When the file can't be read or a line isn't a record.
-    pub fn records(&self) -> Result<Vec<Record>, Error> {
+    pub fn records_since(&self, size: u64) -> Result<Vec<Record>, Error> {
         let Some(path) = &self.path else {
             return Ok(Vec::new());
         };
-        let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|mut file| {
+                file.seek(SeekFrom::Start(size))?;
+                file.read_to_string(&mut text)
+            })
+            .map_err(Error::file("read", path))?;
         text.lines()
             .map(|line| {
                 serde_json::from_str(line).map_err(|problem| {
@@ -120,10 +136,11 @@ pub struct Pending {
 
 impl Pending {
     /// Counts the request and starts its record, when there is a log.
-    pub fn arrived(log: &Arc<Log>, parts: &Parts) -> Pending {
+    pub fn arrived(log: &Arc<Log>, parts: &Parts, line: &[u8]) -> Pending {
         log.arrived.fetch_add(1, Ordering::SeqCst);
         let record = log.path.is_some().then(|| Record {
             time_ms: now_ms(),
+            line: line.escape_ascii().to_string(),
             method: parts.method.to_string(),
             path: parts
                 .uri
@@ -171,6 +188,16 @@ impl Drop for Pending {
             self.log.append(&record);
         }
     }
+}
+
+/// Logs bytes that are no request to this server; to others they might be one.
+pub fn garbage(log: &Log, line: &[u8]) {
+    log.arrived.fetch_add(1, Ordering::SeqCst);
+    log.append(&Record {
+        time_ms: now_ms(),
+        line: line.escape_ascii().to_string(),
+        ..Record::default()
+    });
 }
 
 fn now_ms() -> u64 {

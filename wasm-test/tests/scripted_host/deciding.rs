@@ -102,6 +102,31 @@ fn the_outcome_of_an_allowed_request_is_reported_once() {
 }
 
 #[test]
+fn an_upstreams_answer_says_nothing_in_the_proxys_name() {
+    let mut vm = Vm::ready();
+    let context = vm.request(&Headers::good("/files/a", "jti-1"));
+    let ask = vm.asked();
+    vm.answer(&ask, allow());
+    let spoofed = [
+        "www-authenticate",
+        "proxy-authenticate",
+        "dpop-nonce",
+        "dpop",
+        "authorization",
+        "x-writ-agent",
+        "x-envoy-immediate-health-check-fail",
+    ];
+    let own = ["content-type", "set-cookie", "set-cookie", "x-own"];
+    let all = spoofed.iter().chain(&spoofed).chain(&own);
+    let all = all.map(|name| ((*name).to_owned(), b"x".to_vec()));
+    vm.world().http.get_mut(&context).unwrap().response = all.collect();
+    vm.respond(context, 401);
+    let left = &vm.world().http[&context].response;
+    let left: Vec<&str> = left.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(left, own);
+}
+
+#[test]
 fn a_user_is_named_when_the_agent_acts_for_one() {
     let mut vm = Vm::ready();
     let context = vm.request(&Headers::good("/files/a", "jti-1"));

@@ -217,9 +217,12 @@ fn requests(linker: &mut Linker<World>) {
             "env",
             "proxy_get_header_map_pairs",
             |mut guest: Guest<'_>, kind: i32, data_at: i32, size_at: i32| {
-                assert_eq!(kind, 0, "only request headers are read");
-                let Some(headers) = guest.data_mut().request().map(|http| http.headers.clone())
-                else {
+                let of = |http: &mut super::world::Http| match kind {
+                    0 => http.headers.clone(),
+                    2 => http.response.clone(),
+                    _ => panic!("headers of kind {kind} are read"),
+                };
+                let Some(headers) = guest.data_mut().request().map(of) else {
                     return BAD_ARGUMENT;
                 };
                 give(&mut guest, &map_bytes(&headers), data_at, size_at)
@@ -229,10 +232,14 @@ fn requests(linker: &mut Linker<World>) {
         .func_wrap(
             "env",
             "proxy_remove_header_map_value",
-            |mut guest: Guest<'_>, _kind: i32, at: i32, size: i32| {
+            |mut guest: Guest<'_>, kind: i32, at: i32, size: i32| {
                 let name = read_text(&guest, at, size);
                 edit(&mut guest, |http| {
-                    http.headers.retain(|(known, _)| *known != name)
+                    let headers = match kind {
+                        2 => &mut http.response,
+                        _ => &mut http.headers,
+                    };
+                    headers.retain(|(known, _)| *known != name);
                 })
             },
         )

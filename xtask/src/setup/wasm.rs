@@ -99,19 +99,36 @@ pub fn build_floor(toolchain: &Toolchain) -> Result<PathBuf, Error> {
     Ok(modules().join("examples/floor.wasm"))
 }
 
+/// Builds the filter with faults on demand, and returns its path.
+///
+/// # Errors
+/// When the build fails.
+pub fn build_traps(toolchain: &Toolchain) -> Result<PathBuf, Error> {
+    build_in("traps", toolchain, &["--features", "traps"])?;
+    Ok(modules_of("traps").join("filter.wasm"))
+}
+
 fn modules() -> PathBuf {
+    modules_of("release")
+}
+
+fn modules_of(profile: &str) -> PathBuf {
     let target_dir = crate::build::target_dir().join("wasm");
-    target_dir.join(TARGET).join("release")
+    target_dir.join(TARGET).join(profile)
 }
 
 fn build_with(toolchain: &Toolchain, more: &[&str]) -> Result<(), Error> {
+    build_in("release", toolchain, more)
+}
+
+fn build_in(profile: &str, toolchain: &Toolchain, more: &[&str]) -> Result<(), Error> {
     let target_dir = crate::build::target_dir().join("wasm");
     let mut command = match toolchain {
         Toolchain::Own => cargo(),
         Toolchain::Debian => debian_cargo(),
     };
     command
-        .args(["build", "--release", "--package", "filter"])
+        .args(["build", "--profile", profile, "--package", "filter"])
         .args(["--target", TARGET])
         .args(more)
         .arg("--target-dir")
