@@ -197,6 +197,9 @@ const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
+/// The names of RFC 5280, section 4.2.1.6, each in the one form that DER has for it.
+const GENERAL_NAMES: [u8; 9] = [0xa0, 0x81, 0x82, 0xa3, 0xa4, 0xa5, URI, 0x87, 0x88];
+
 /// The first byte of a key usage: the bits for `digitalSignature`, `keyCertSign`
 /// and `cRLSign` (RFC 5280, section 4.2.1.3).
 const DIGITAL_SIGNATURE: u8 = 0x80;
@@ -244,6 +247,10 @@ fn uris(mut names: Der<'_>) -> Result<Vec<String>, NotCertificate> {
     let mut uris = Vec::new();
     while !names.0.is_empty() {
         let (tag, name) = names.next()?;
+        // A name that another reader might take for one more URI is none at all.
+        if !GENERAL_NAMES.contains(&tag) {
+            return Err(NotCertificate);
+        }
         if tag == URI {
             let name = std::str::from_utf8(name).map_err(|_| NotCertificate)?;
             if !name.is_ascii() {

@@ -46,7 +46,7 @@ async fn the_journal_goes_on_without_a_new_descriptor() {
 
     assert!(opened.is_err(), "the limit holds");
     let segments = || audit::reader::segments(dir.path()).unwrap().len();
-    assert_eq!((refused, segments()), (Refused::Unavailable, 2));
+    assert_eq!((refused, segments()), (Refused::Full, 2));
     still.unwrap();
     // Descriptors come back.
     std::thread::sleep(Duration::from_millis(1_100));
