@@ -183,8 +183,8 @@ async fn an_svid_serves_until_it_ends_under_a_limited_number_of_keys() {
         issued("one of sixteen keys", &bench.send(attempt(key)).await);
     }
     let limit = Verdict {
-        status: 429,
-        error: "temporarily_unavailable",
+        status: 400,
+        error: "invalid_request",
         reason: "limit_exceeded",
     };
     refused("a 17th key", &bench.send(attempt(&keys[16])).await, limit);
