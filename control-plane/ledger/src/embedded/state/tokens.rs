@@ -203,16 +203,14 @@ impl State {
         let spending = Arc::clone(spending);
         let attempt = Arc::clone(&spending.attempt);
         let spent = Known::Spent(Spent { spending, outcome });
-        let gone = if planted!(SpendKeepsToken) {
-            known.clone()
-        } else {
-            std::mem::replace(known, spent)
-        };
+        let gone = (!planted!(SpendKeepsToken)).then(|| std::mem::replace(known, spent));
         if until_ms != ends_ms {
             self.ends.remove(&(ends_ms, *hash));
             self.ends.insert((until_ms, *hash));
         }
-        self.ceased(hash, &gone);
+        if let Some(gone) = gone {
+            self.ceased(hash, &gone);
+        }
         if !self.is_shown {
             self.attempts.insert::<str>(attempt, *hash);
         }
