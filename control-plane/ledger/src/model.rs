@@ -420,7 +420,6 @@ pub const NOTE_KINDS: &[&str] = &[
     "login",
     "proxy",
     "question_refused",
-    "rollout",
     "shutdown",
 ];
 
