@@ -276,7 +276,8 @@ fn reload(start: u64) -> ReloadConfig {
 
 fn ads() -> Option<ConfigSource> {
     Some(ConfigSource {
-        // Zero waits for ever: the listener opens with its filter or not at all.
+        // Zero waits for ever: no listener opens before its filter has come. One that
+        // comes and that Envoy refuses opens it, and Envoy answers 500 in its place.
         initial_fetch_timeout: milliseconds(0),
         resource_api_version: ApiVersion::V3.into(),
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),

@@ -1,12 +1,11 @@
 //! A system whose proxy demands client certificates, as those see it who have
 //! its authority's key and its issuer's.
 
-use base64ct::{Base64, Base64UrlUnpadded, Encoding as _};
-use p256::ecdsa::signature::Signer as _;
-use p256::pkcs8::DecodePrivateKey as _;
+use base64ct::{Base64UrlUnpadded, Encoding as _};
 use serde_json::{Value, json};
 
 use super::super::check::{holds, refused, same};
+use super::super::forge::Forger;
 use crate::Error;
 use crate::certificates::{Authority, Certified};
 use crate::client::{Agent, Answer};
@@ -226,17 +225,9 @@ impl Guarded {
             claims.insert("jti".to_owned(), json!(format!("forged {}", jti(&token))));
         }
         change(&mut claims);
-        let claims = Base64UrlUnpadded::encode_string(claims.to_string().as_bytes());
-        let input = format!("{header}.{claims}");
-        let path = stage.system.data_dir().join("keys/token-es256.pem");
-        let pem = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-        let base64: String = pem.lines().filter(|line| !line.contains('-')).collect();
-        let der = Base64::decode_vec(&base64).map_err(|_| bad())?;
-        let key = p256::SecretKey::from_pkcs8_der(&der).map_err(|_| bad())?;
-        let key = p256::ecdsa::SigningKey::from(key);
-        let signature: p256::ecdsa::Signature = key.sign(input.as_bytes());
-        let signature = Base64UrlUnpadded::encode_string(&signature.to_bytes());
-        Ok(format!("{input}.{signature}"))
+        let header = Base64UrlUnpadded::decode_vec(header).map_err(|_| bad())?;
+        let issuer = Forger::active(&stage.system)?.issuer;
+        Ok(issuer.seal(&header, claims.to_string().as_bytes()))
     }
 }
 
