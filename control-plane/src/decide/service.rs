@@ -18,7 +18,7 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -279,6 +279,7 @@ impl Shared {
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.peer.clone(),
                     body: None,
+                    signed: OnceLock::new(),
                 };
                 self.engine
                     .record_refusal(&facts, Reason::OutcomeUnknown)
@@ -319,6 +320,7 @@ impl Shared {
             attempt: attempt(&prefix, counter),
             proxy: prefix.peer.clone(),
             body: None,
+            signed: OnceLock::new(),
         };
         if !entry.begin_commit() {
             return;
