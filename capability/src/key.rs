@@ -192,17 +192,20 @@ impl PublicKey {
     pub fn thumbprint(&self) -> String {
         // The required members only, in lexical order; their values need no escapes.
         let text = match &self.0 {
-            Point::P256 { x, y } => format!(
-                r#"{{"crv":"P-256","kty":"EC","x":"{}","y":"{}"}}"#,
-                b64::encode(x),
-                b64::encode(y)
-            ),
-            Point::Ed25519(x) => {
-                format!(
-                    r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#,
-                    b64::encode(x)
-                )
-            }
+            Point::P256 { x, y } => [
+                r#"{"crv":"P-256","kty":"EC","x":""#,
+                &b64::encode(x),
+                r#"","y":""#,
+                &b64::encode(y),
+                r#""}"#,
+            ]
+            .concat(),
+            Point::Ed25519(x) => [
+                r#"{"crv":"Ed25519","kty":"OKP","x":""#,
+                &b64::encode(x),
+                r#""}"#,
+            ]
+            .concat(),
         };
         b64::encode(&sha256(text.as_bytes()))
     }
@@ -268,13 +271,21 @@ impl PublicKey {
 pub fn ecdsa_der(signature: &[u8]) -> Option<Vec<u8>> {
     let signature: &[u8; 64] = signature.try_into().ok()?;
     let (r, s) = signature.split_at(32);
-    let body = [der_integer(r)?, der_integer(s)?].concat();
-    let length = u8::try_from(body.len()).ok()?;
-    Some([&[0x30, length][..], &body].concat())
+    let mut der = Vec::with_capacity(ECDSA_DER_MAX);
+    der.extend_from_slice(&[0x30, 0]);
+    push_der_integer(&mut der, r)?;
+    push_der_integer(&mut der, s)?;
+    let length = u8::try_from(der.len().checked_sub(2)?).ok()?;
+    *der.get_mut(1)? = length;
+    Some(der)
 }
 
+/// Two integers of at most 33 bytes, each with tag and length, and those of the
+/// sequence.
+const ECDSA_DER_MAX: usize = 72;
+
 /// A DER INTEGER of an unsigned big-endian number of up to 32 bytes.
-fn der_integer(number: &[u8]) -> Option<Vec<u8>> {
+fn push_der_integer(der: &mut Vec<u8>, number: &[u8]) -> Option<()> {
     let zeros = number.iter().take_while(|b| **b == 0).count();
     let digits = number.get(zeros..)?;
     // A leading zero keeps the number positive, and stands for zero itself.
@@ -283,7 +294,10 @@ fn der_integer(number: &[u8]) -> Option<Vec<u8>> {
         _ => &[0],
     };
     let length = u8::try_from(lead.len().checked_add(digits.len())?).ok()?;
-    Some([&[0x02, length][..], lead, digits].concat())
+    der.extend_from_slice(&[0x02, length]);
+    der.extend_from_slice(lead);
+    der.extend_from_slice(digits);
+    Some(())
 }
 
 fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Result<&'a str, KeyError> {

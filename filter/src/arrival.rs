@@ -64,13 +64,17 @@ pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
 
 /// Takes off an upstream's answer what only this side of the proxy says: who the
 /// agent is, what the proxy should do, and which credentials are wanted. The
-/// upstream never saw any, and a client would believe it. Only for the response
-/// in force.
+/// upstream never saw any, and a client would believe it. Returns the answer's
+/// status; 0 when it has none. Only for the response in force.
 ///
 /// # Errors
 /// The host gave no headers, or did not remove one.
-pub fn strip_response() -> Result<(), HostFault> {
+pub fn strip_response() -> Result<u32, HostFault> {
     let headers = host::response_headers()?;
+    let status = headers.iter().find(|(name, _)| name == b":status");
+    let status = status
+        .and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok())
+        .unwrap_or_default();
     let mut stripped: Vec<&[u8]> = Vec::new();
     for (name, _) in &headers {
         let ours = OURS.iter().any(|prefix| name.starts_with(prefix));
@@ -80,7 +84,7 @@ pub fn strip_response() -> Result<(), HostFault> {
             stripped.push(name);
         }
     }
-    Ok(())
+    Ok(status)
 }
 
 fn is_untrusted(name: &[u8]) -> bool {

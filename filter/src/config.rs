@@ -16,7 +16,6 @@ use capability::{Limits, json};
 pub use routes::Route;
 use routes::{Authorities, routes, sites};
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// A configuration is at most this long; bytes.
@@ -260,8 +259,7 @@ fn keys(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<(String, Publi
     if list.is_empty() {
         faults.add("keys: must name at least one key, or no token can be checked".to_owned());
     }
-    let mut seen = BTreeSet::new();
-    let mut keys = Vec::new();
+    let mut keys: Vec<(String, PublicKey)> = Vec::new();
     for (at, jwk) in list.iter().enumerate() {
         let kid = jwk
             .get("kid")
@@ -272,7 +270,7 @@ fn keys(members: &Members<'_>, faults: &mut Faults) -> Option<Vec<(String, Publi
                 "keys[{at}].kid: must be a string of 1 to {NAME_MAX} bytes"
             )),
             (Some(_), Err(error)) => faults.add(format!("keys[{at}]: {error}")),
-            (Some(kid), Ok(_)) if !seen.insert(kid) => {
+            (Some(kid), Ok(_)) if keys.iter().any(|(known, _)| known == kid) => {
                 faults.add(format!("keys[{at}].kid: the same as an earlier key's"));
             }
             (Some(kid), Ok(key)) => keys.push((kid.to_owned(), key)),
@@ -290,7 +288,15 @@ impl Faults {
         self.0.push(line);
     }
 
+    /// What a member has to be.
+    #[cold]
+    #[inline(never)]
+    fn must_be(&mut self, label: &str, name: &str, what: &str) {
+        self.add([label, name, ": must be ", what].concat());
+    }
+
     /// True for an absolute http or https URL.
+    #[inline(never)]
     fn url(&mut self, name: &str, text: &str) -> bool {
         match Target::location(text) {
             Ok(_) => true,
@@ -302,7 +308,8 @@ impl Faults {
     }
 }
 
-/// An object's members, and its name in front of theirs.
+/// An object's members, and its name in front of theirs. Configurations are read
+/// seldom, and a copy of its code for each member would be a part of every VM.
 struct Members<'a> {
     label: &'a str,
     map: &'a Map<String, Value>,
@@ -314,6 +321,7 @@ impl<'a> Members<'a> {
     }
 
     /// A misspelt member must not pass for a default.
+    #[inline(never)]
     fn only(&self, known: &[&str], faults: &mut Faults) {
         for name in self
             .map
@@ -328,6 +336,7 @@ impl<'a> Members<'a> {
         }
     }
 
+    #[inline(never)]
     fn text(&self, name: &str, faults: &mut Faults) -> Option<&'a str> {
         let text = self
             .map
@@ -335,15 +344,14 @@ impl<'a> Members<'a> {
             .and_then(Value::as_str)
             .filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
         if text.is_none() {
-            faults.add(format!(
-                "{}{name}: must be a string of 1 to {NAME_MAX} bytes",
-                self.label
-            ));
+            let what = format!("a string of 1 to {NAME_MAX} bytes");
+            faults.must_be(self.label, name, &what);
         }
         text
     }
 
     /// A number from `least` to `most`; without a default it must be there.
+    #[inline(never)]
     fn number(
         &self,
         name: &str,
@@ -358,15 +366,14 @@ impl<'a> Members<'a> {
                 .filter(|number| (least..=most).contains(number)),
         };
         if number.is_none() {
-            faults.add(format!(
-                "{}{name}: must be a whole number from {least} to {most}",
-                self.label
-            ));
+            let what = format!("a whole number from {least} to {most}");
+            faults.must_be(self.label, name, &what);
         }
         number
     }
 
     /// A limit: from 1 to its ceiling.
+    #[inline(never)]
     fn size(
         &self,
         name: &str,
@@ -381,40 +388,43 @@ impl<'a> Members<'a> {
 
     /// One of these words; the first when the member is absent.
     fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)], faults: &mut Faults) -> Option<T> {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let chosen = self.word(name, &words, faults)?;
+        choices.get(chosen).map(|(_, choice)| *choice)
+    }
+
+    /// Which of these words it is.
+    #[inline(never)]
+    fn word(&self, name: &str, words: &[&str], faults: &mut Faults) -> Option<usize> {
         let Some(value) = self.map.get(name) else {
-            return choices.first().map(|(_, choice)| *choice);
+            return Some(0);
         };
-        let chosen = choices
-            .iter()
-            .find(|(word, _)| value.as_str() == Some(word))
-            .map(|(_, choice)| *choice);
+        let chosen = words.iter().position(|word| value.as_str() == Some(word));
         if chosen.is_none() {
-            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-            faults.add(format!(
-                "{}{name}: must be one of: {}",
-                self.label,
-                words.join(", ")
-            ));
+            let what = format!("one of: {}", words.join(", "));
+            faults.must_be(self.label, name, &what);
         }
         chosen
     }
 
     /// True or false; false when the member is absent.
+    #[inline(never)]
     fn truth(&self, name: &str, faults: &mut Faults) -> Option<bool> {
         let truth = self.map.get(name).map_or(Some(false), Value::as_bool);
         if truth.is_none() {
-            faults.add(format!("{}{name}: must be true or false", self.label));
+            faults.must_be(self.label, name, "true or false");
         }
         truth
     }
 
+    #[inline(never)]
     fn list(&self, name: &str, required: bool, faults: &mut Faults) -> Option<&'a [Value]> {
         match self.map.get(name) {
             None if !required => Some(&[]),
             value => {
                 let list = value.and_then(Value::as_array);
                 if list.is_none() {
-                    faults.add(format!("{}{name}: must be a list", self.label));
+                    faults.must_be(self.label, name, "a list");
                 }
                 list.map(Vec::as_slice)
             }
@@ -422,10 +432,11 @@ impl<'a> Members<'a> {
     }
 
     /// An object that may be absent.
+    #[inline(never)]
     fn object(&self, name: &str, label: &'a str, faults: &mut Faults) -> Option<Members<'a>> {
         let map = self.map.get(name)?.as_object();
         if map.is_none() {
-            faults.add(format!("{}{name}: must be an object", self.label));
+            faults.must_be(self.label, name, "an object");
         }
         map.map(|map| Members { label, map })
     }

@@ -4,7 +4,7 @@
 
 use capability::reason::Reason;
 use decision_api::{Denial, DenialBatch, DenialCount};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Entries in one batch.
 const BATCH_ENTRIES: usize = 64;
@@ -19,7 +19,8 @@ const REPEAT_AFTER_MS: u64 = 10_000;
 pub struct Denials {
     capacity: usize,
     entries: VecDeque<Denial>,
-    counts: BTreeMap<(&'static str, bool), u64>,
+    /// In order; there are at most two for each reason.
+    counts: Vec<((&'static str, bool), u64)>,
     dropped: u64,
     sequence: u64,
     unacknowledged: Option<DenialBatch>,
@@ -42,7 +43,7 @@ impl Denials {
         Self {
             capacity,
             entries: VecDeque::new(),
-            counts: BTreeMap::new(),
+            counts: Vec::new(),
             dropped: 0,
             sequence: 0,
             unacknowledged: None,
@@ -68,8 +69,19 @@ impl Denials {
 
     /// A refusal of somebody unknown; `observed` when the request went on.
     pub fn count(&mut self, reason: Reason, observed: bool) {
-        let count = self.counts.entry((reason.as_str(), observed)).or_insert(0);
-        *count = count.saturating_add(1);
+        self.count_more(reason, observed, 1);
+    }
+
+    fn count_more(&mut self, reason: Reason, observed: bool, more: u64) {
+        let key = (reason.as_str(), observed);
+        match self.counts.binary_search_by_key(&key, |(known, _)| *known) {
+            Ok(at) => {
+                if let Some((_, count)) = self.counts.get_mut(at) {
+                    *count = count.saturating_add(more);
+                }
+            }
+            Err(at) => self.counts.insert(at, (key, more)),
+        }
     }
 
     /// Whether a whole batch of another context finds room.
@@ -90,11 +102,7 @@ impl Denials {
         self.dropped = self.dropped.saturating_add(batch.dropped);
         for count in batch.counts {
             let known = Reason::parse(&count.reason).unwrap_or(Reason::InternalError);
-            let total = self
-                .counts
-                .entry((known.as_str(), count.observed))
-                .or_insert(0);
-            *total = total.saturating_add(count.count);
+            self.count_more(known, count.observed, count.count);
         }
         over
     }

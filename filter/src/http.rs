@@ -5,7 +5,7 @@
 
 use crate::arrival;
 use crate::core::{Arrival, Core};
-use crate::host;
+use crate::host::{self, HostFault};
 use crate::questions::Passage;
 use crate::refusal::Refusal;
 use crate::traps;
@@ -149,10 +149,11 @@ impl HttpContext for Request {
         if allowed
             && host::text_property(&["response", "code_details"]).as_deref() == Some(FROM_UPSTREAM)
         {
-            let status = host::number_property(&["response", "code"]).unwrap_or_default();
-            self.upstream_status = u32::try_from(status).unwrap_or_default();
-            if arrival::strip_response().is_err() {
-                host::warn("writ: the host did not take headers off an upstream's answer");
+            match arrival::strip_response() {
+                Ok(status) => self.upstream_status = status,
+                Err(HostFault) => {
+                    host::warn("writ: the host did not take headers off an upstream's answer");
+                }
             }
         }
         Action::Continue

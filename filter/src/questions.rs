@@ -7,7 +7,7 @@ use capability::gates::Checked;
 use decision_api::{Ask, Denial, FromFilter, Question, QuestionId, from_filter};
 use prost::Message;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 /// The way to the upstream for one request. Closed until a leave opens it.
@@ -226,7 +226,7 @@ pub struct Waiting {
 
 /// A question that nobody waits for any more, and whose last answer has not come.
 struct Gone {
-    prefix: Vec<u8>,
+    id: QuestionId,
     until_ms: u64,
     why: &'static str,
 }
@@ -236,7 +236,8 @@ pub struct Questions {
     capacity: usize,
     counter: u64,
     entries: BTreeMap<u64, Entry>,
-    gone: BTreeMap<u64, Gone>,
+    /// In the order in which their clients left.
+    gone: VecDeque<Gone>,
 }
 
 impl Questions {
@@ -246,7 +247,7 @@ impl Questions {
             capacity,
             counter: 0,
             entries: BTreeMap::new(),
-            gone: BTreeMap::new(),
+            gone: VecDeque::new(),
         }
     }
 
@@ -352,34 +353,28 @@ impl Questions {
     /// why. Of too many the oldest is forgotten.
     pub fn leave(&mut self, id: &QuestionId, until_ms: u64, why: &'static str) {
         if self.gone.len() >= self.capacity {
-            self.gone.pop_first();
+            self.gone.pop_front();
         }
-        let gone = Gone {
-            prefix: id.prefix.clone(),
+        self.gone.push_back(Gone {
+            id: id.clone(),
             until_ms,
             why,
-        };
-        self.gone.insert(id.counter, gone);
+        });
     }
 
     /// Forgets a question that nobody waits for; why that was, when it was one.
     pub fn forget(&mut self, id: &QuestionId) -> Option<&'static str> {
-        let gone = self.gone.get(&id.counter)?;
-        let why = (gone.prefix == id.prefix).then_some(gone.why)?;
-        self.gone.remove(&id.counter);
-        Some(why)
+        let at = self.gone.iter().position(|gone| gone.id == *id)?;
+        self.gone.remove(at).map(|gone| gone.why)
     }
 
     /// Those that nobody waits for and whose last answer has not come.
     pub fn gone(&self) -> impl Iterator<Item = QuestionId> {
-        self.gone.iter().map(|(counter, gone)| QuestionId {
-            prefix: gone.prefix.clone(),
-            counter: *counter,
-        })
+        self.gone.iter().map(|gone| gone.id.clone())
     }
 
     /// Forgets those of them that nothing has come for.
     pub fn sweep(&mut self, now_ms: u64) {
-        self.gone.retain(|_, gone| now_ms < gone.until_ms);
+        self.gone.retain(|gone| now_ms < gone.until_ms);
     }
 }

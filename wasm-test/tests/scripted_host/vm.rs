@@ -232,8 +232,8 @@ impl Vm {
     /// The upstream answers, and the request ends.
     pub fn respond(&mut self, context: u32, status: i64) {
         let http = self.world().http.get_mut(&context).unwrap();
-        http.properties
-            .insert("response.code".to_owned(), status.to_le_bytes().to_vec());
+        let status = (":status".to_owned(), status.to_string().into_bytes());
+        http.response.push(status);
         http.properties
             .insert("response.code_details".to_owned(), b"via_upstream".to_vec());
         http.properties
