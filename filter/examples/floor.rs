@@ -1,7 +1,8 @@
 //! The least that a filter of this kind can cost, for `cargo xtask bench edge`:
 //! two signature checks by the host and one answer on a gRPC stream for each
-//! request, and nothing else. It reads no header and judges nothing, so it must
-//! never stand in front of anything; the product does not contain it.
+//! request, and nothing else; or, when it is told to be empty, not even that. It
+//! reads no header and judges nothing, so it must never stand in front of anything;
+//! the product does not contain it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -22,7 +23,9 @@ const GOOD: &[u8] = &[8, 1];
 #[derive(Default)]
 struct Shared {
     root: u32,
+    empty: bool,
     upstream: String,
+    question_bytes: usize,
     checks: Vec<Vec<u8>>,
     next: Cell<usize>,
     stream: Cell<Option<u32>>,
@@ -51,8 +54,17 @@ impl Root {
     /// over and over is easier for a processor than real ones are.
     fn configure(&mut self, bytes: &[u8]) -> Option<()> {
         let settings: Value = serde_json::from_slice(bytes).ok()?;
+        if settings.get("empty").is_some() {
+            self.shared = Rc::new(Shared {
+                empty: true,
+                ..Shared::default()
+            });
+            return Some(());
+        }
         self.shared = Rc::new(Shared {
             root: self.id,
+            empty: false,
+            question_bytes: usize::try_from(settings.get("question_bytes")?.as_u64()?).ok()?,
             upstream: settings.get("upstream")?.as_str()?.to_owned(),
             checks: settings
                 .get("checks")?
@@ -68,10 +80,11 @@ impl Root {
 }
 
 impl Context for Root {
-    /// An answer is the context's id, as it was asked.
+    /// An answer begins with the context's id, as the question did.
     fn on_grpc_stream_message(&mut self, _stream: u32, size: usize) {
         let answer = hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size);
-        let id = answer.ok().flatten().and_then(|id| id.try_into().ok());
+        let id = answer.ok().flatten();
+        let id = id.and_then(|answer| answer.first_chunk().copied());
         if let Some(id) = id.map(u32::from_le_bytes)
             && hostcalls::set_effective_context(id).is_ok()
         {
@@ -91,6 +104,9 @@ impl RootContext for Root {
             .ok()
             .flatten()
             .and_then(|bytes| self.configure(&bytes));
+        if self.shared.empty {
+            return true;
+        }
         good.is_some() && hostcalls::set_tick_period(Duration::from_millis(50)).is_ok()
     }
 
@@ -131,7 +147,9 @@ impl Request {
         }
         let stream = self.shared.stream.get()?;
         hostcalls::set_effective_context(self.shared.root).ok()?;
-        hostcalls::send_grpc_stream_message(stream, Some(&self.id.to_le_bytes()), false).ok()
+        let mut question = self.id.to_le_bytes().to_vec();
+        question.resize(self.shared.question_bytes.max(question.len()), b'q');
+        hostcalls::send_grpc_stream_message(stream, Some(&question), false).ok()
     }
 }
 
@@ -139,6 +157,9 @@ impl Context for Request {}
 
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        if self.shared.empty {
+            return Action::Continue;
+        }
         if self.ask().is_none() && hostcalls::set_effective_context(self.id).is_ok() {
             let _ended = hostcalls::send_http_response(503, Vec::new(), None);
         }

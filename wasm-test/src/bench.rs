@@ -3,6 +3,7 @@
 pub(crate) mod answers;
 pub(crate) mod cpu;
 pub mod edge;
+mod footprint;
 mod load;
 mod report;
 mod rivals;

@@ -48,6 +48,9 @@ enum Command {
         /// Write the figures to this file, as JSON.
         #[arg(long)]
         json: Option<PathBuf>,
+        /// Rounds, each with every row.
+        #[arg(long, default_value_t = 11)]
+        rounds: usize,
     },
 }
 
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
                 })
                 .await
             }
-            Command::BenchEdge { json } => bench::edge::run(json.as_deref()).await,
+            Command::BenchEdge { json, rounds } => bench::edge::run(json.as_deref(), rounds).await,
         }
     });
     match outcome {

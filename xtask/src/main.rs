@@ -109,6 +109,9 @@ enum Bench {
         /// Write the figures to this file as well.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Rounds, each with everything once.
+        #[arg(long, value_name = "N", default_value_t = 11)]
+        rounds: usize,
     },
     /// Durable spends per second and their cost, beside what the disk alone can do.
     Ledger {
@@ -145,9 +148,10 @@ fn dispatch(command: Command) -> Result<(), Error> {
         }
         Command::Demo => run::system(&progress, &["demo".into()]),
         Command::Bench {
-            what: Bench::Edge { json },
+            what: Bench::Edge { json, rounds },
         } => {
-            let mut arguments = vec!["bench-edge".into()];
+            let mut arguments: Vec<OsString> = vec!["bench-edge".into()];
+            arguments.extend(["--rounds".into(), rounds.to_string().into()]);
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }

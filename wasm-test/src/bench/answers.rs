@@ -1,4 +1,4 @@
-//! The servers that other Envoys ask: one that echoes a stream (for the floor),
+//! The servers that other Envoys ask: one that answers on a stream (for the floor),
 //! and an `ext_authz` that always says yes (for the peer), in plaintext and over
 //! the same mutual TLS as Writ's own stream.
 
@@ -28,6 +28,12 @@ use crate::Error;
 
 /// The floor's method, as its filter calls it.
 const ECHO: &str = "/floor/Echo";
+/// A question begins with an id of so many bytes, and so does its answer.
+const ID_BYTES: usize = 4;
+/// What an answer of Writ's control plane has, about: two digests and three names.
+const ANSWER_BYTES: usize = 220;
+/// Whether compressed, and the length, before each gRPC message.
+const FRAME_HEAD: usize = 5;
 /// A gRPC message: `CheckResponse { status: {}, ok_response: {} }`, which says yes.
 const YES: &[u8] = &[0, 0, 0, 0, 4, 0x0a, 0, 0x1a, 0];
 
@@ -100,8 +106,11 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, hyper::Error>>, Infallible> {
     let body = if request.uri().path() == ECHO {
-        // The same bytes are the same gRPC messages.
-        request.into_body().boxed()
+        let mut asked = Vec::new();
+        request
+            .into_body()
+            .map_frame(move |frame| frame.map_data(|data| answered(&mut asked, &data)))
+            .boxed()
     } else {
         let _question = request.into_body().collect().await;
         let mut good = HeaderMap::new();
@@ -115,6 +124,25 @@ async fn answer(
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(CONTENT_TYPE, grpc);
     Ok(response)
+}
+
+/// The answers to all questions that are whole by now.
+fn answered(asked: &mut Vec<u8>, more: &Bytes) -> Bytes {
+    asked.extend_from_slice(more);
+    let mut out = Vec::new();
+    while let Some(([_, length @ ..], rest)) = asked.split_first_chunk::<FRAME_HEAD>() {
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        let (Some(id), Some(rest)) = (rest.get(..ID_BYTES), rest.get(length..)) else {
+            break;
+        };
+        let size = u32::try_from(ANSWER_BYTES).unwrap_or_default();
+        out.push(0);
+        out.extend(size.to_be_bytes());
+        out.extend(id);
+        out.resize(out.len().saturating_add(ANSWER_BYTES - ID_BYTES), b'a');
+        *asked = rest.to_vec();
+    }
+    Bytes::from(out)
 }
 
 /// TLS 1.3 with client certificates of the trust domain, as the control plane has it.
@@ -150,4 +178,26 @@ async fn tls(workload_api: &Path) -> Result<ServerConfig, Error> {
         .map_err(|e| failed(&e))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_whole_question_has_its_answer() {
+        let question = |id: u8| [&[0, 0, 0, 0, 6, id, 0, 0, 0][..], b"qq"].concat();
+        let both = [question(1), question(2)].concat();
+        let mut asked = Vec::new();
+        for at in 0..=both.len() {
+            let (first, second) = both.split_at(at);
+            let first = answered(&mut asked, &Bytes::copy_from_slice(first));
+            let second = answered(&mut asked, &Bytes::copy_from_slice(second));
+            let out = [first, second].concat();
+            assert_eq!(out.len(), 2 * (FRAME_HEAD + ANSWER_BYTES), "cut at {at}");
+            assert_eq!(out[1..6], [0, 0, 0, 220, 1]);
+            assert_eq!(out[FRAME_HEAD + ANSWER_BYTES + 5], 2);
+            assert!(asked.is_empty());
+        }
+    }
 }

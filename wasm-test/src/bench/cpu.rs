@@ -1,4 +1,4 @@
-//! Processes' CPU time, and which CPU they run on. Linux only.
+//! Processes' CPU time and memory, and which CPU they run on. Linux only.
 
 use crate::Error;
 
@@ -30,6 +30,24 @@ pub fn time_us(pid: u32) -> Result<f64, Error> {
 fn run_us(schedstat: &str) -> Option<f64> {
     let field = schedstat.split_whitespace().next()?;
     field.parse::<f64>().ok().map(|ns| ns / 1_000.0)
+}
+
+/// Memory that a process has resident and shares with no file, in kB. The kernel's
+/// counters lag, so it reads the mappings themselves.
+#[cfg(target_os = "linux")]
+pub fn memory_kb(pid: u32) -> Result<f64, Error> {
+    let path = std::path::PathBuf::from(format!("/proc/{pid}/smaps_rollup"));
+    let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    anonymous_kb(&text)
+        .ok_or_else(|| Error::Unexpected(format!("{} has another form", path.display())))
+}
+
+#[cfg(any(target_os = "linux", test))]
+fn anonymous_kb(rollup: &str) -> Option<f64> {
+    let line = rollup
+        .lines()
+        .find_map(|it| it.strip_prefix("Anonymous:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 /// The time that all CPUs together have been busy, in microseconds, steps of 10 ms.
@@ -110,6 +128,12 @@ pub fn time_us(_pid: u32) -> Result<f64, Error> {
 
 /// Elsewhere there is no /proc to read.
 #[cfg(not(target_os = "linux"))]
+pub fn memory_kb(_pid: u32) -> Result<f64, Error> {
+    Err(Error::Setup("bench needs Linux: it reads /proc".to_owned()))
+}
+
+/// Elsewhere there is no /proc to read.
+#[cfg(not(target_os = "linux"))]
 pub fn machine_us() -> Result<f64, Error> {
     Err(Error::Setup("bench needs Linux: it reads /proc".to_owned()))
 }
@@ -135,6 +159,9 @@ mod tests {
         let stat = "cpu  1 2 3 400 500 6 7 8 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
         assert!(same(busy_ticks(stat), 27.0));
         assert_eq!(busy_ticks("cpu 1 2"), None);
+        let rollup = "00400000-7ffe [rollup]\nRss:   884 kB\nAnonymous:       80 kB\n";
+        assert!(same(anonymous_kb(rollup), 80.0));
+        assert_eq!(anonymous_kb("Rss: 1 kB"), None);
     }
 
     #[cfg(target_os = "linux")]
@@ -142,5 +169,6 @@ mod tests {
     fn this_process_has_used_some() {
         assert!(time_us(std::process::id()).unwrap() > 0.0);
         assert!(machine_us().unwrap() > 0.0);
+        assert!(memory_kb(std::process::id()).unwrap() > 0.0);
     }
 }

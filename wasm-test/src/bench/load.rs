@@ -1,7 +1,7 @@
 //! A small load generator: prepared HTTP/1.1 requests over keep-alive
-//! connections, as fast as they are answered or at a rate.
+//! connections, as fast as they are answered.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,28 +23,18 @@ pub struct Volley {
     pub example: String,
     /// From the first byte sent to the last answer.
     pub elapsed: Duration,
+    /// From each request's first byte to the end of its answer.
+    pub latencies: Vec<Duration>,
 }
 
-/// How requests follow each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// On each connection the next one when the one before is answered.
-    Saturate,
-    /// So many a second over all connections, whenever they are answered; one
-    /// whose connection still waits goes late.
-    PerSecond(u32),
-}
-
-impl Pace {
-    /// When the request of this number is due.
-    fn due(self, number: usize) -> Duration {
-        match self {
-            Pace::Saturate => Duration::ZERO,
-            Pace::PerSecond(rate) => {
-                let number = u32::try_from(number).unwrap_or(u32::MAX);
-                Duration::from_secs_f64(f64::from(number) / f64::from(rate.max(1)))
-            }
-        }
+impl Volley {
+    /// The latency that so many of a thousand requests stayed within, in milliseconds.
+    pub fn within_ms(&self, of_a_thousand: usize) -> f64 {
+        let mut sorted = self.latencies.clone();
+        sorted.sort();
+        let last = sorted.len().saturating_sub(1);
+        let at = last.saturating_mul(of_a_thousand) / 1_000;
+        sorted.get(at).map_or(f64::NAN, Duration::as_secs_f64) * 1_000.0
     }
 }
 
@@ -54,30 +44,15 @@ pub async fn fire(
     port: u16,
     requests: &Arc<Vec<Vec<u8>>>,
     connections: usize,
-    pace: Pace,
 ) -> Result<Volley, Error> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut streams = Vec::new();
-    for _ in 0..connections {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(Error::http(&address.to_string()))?;
-        stream
-            .set_nodelay(true)
-            .map_err(Error::http(&address.to_string()))?;
-        streams.push(stream);
-    }
+    let streams = connect(port, connections).await?;
     let start = Instant::now();
     let mut tasks = Vec::new();
     for (first, stream) in streams.into_iter().enumerate() {
         let requests = Arc::clone(requests);
         tasks.push(tokio::spawn(async move {
-            let mine = requests.iter().enumerate();
-            let mine = mine.skip(first).step_by(connections);
-            let mine = mine.map(|(number, request)| (start + pace.due(number), request));
-            one_connection(stream, mine)
-                .await
-                .map_err(Error::http(&address.to_string()))
+            let mine = requests.iter().skip(first).step_by(connections);
+            one_connection(stream, mine).await.map_err(failed(port))
         }));
     }
     let mut volley = Volley::default();
@@ -86,6 +61,7 @@ pub async fn fire(
             .await
             .map_err(|problem| Error::Unexpected(problem.to_string()))??;
         volley.ok += part.ok;
+        volley.latencies.extend(part.latencies);
         volley.refused += part.refused;
         if part.refused > 0 {
             volley.example = part.example;
@@ -95,18 +71,52 @@ pub async fn fire(
     Ok(volley)
 }
 
+/// So many connections that nothing has been sent on.
+pub async fn connect(port: u16, connections: usize) -> Result<Vec<TcpStream>, Error> {
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        let stream = stream.map_err(failed(port))?;
+        stream.set_nodelay(true).map_err(failed(port))?;
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+/// Sends one request on each connection; its status, where the answer is waited for.
+pub async fn each(
+    port: u16,
+    streams: &mut [TcpStream],
+    requests: &[Vec<u8>],
+    wait: bool,
+) -> Result<Vec<u16>, Error> {
+    let mut statuses = Vec::new();
+    for (stream, request) in streams.iter_mut().zip(requests) {
+        stream.write_all(request).await.map_err(failed(port))?;
+        if wait {
+            let status = answer(stream, &mut Vec::new()).await;
+            statuses.push(status.map_err(failed(port))?);
+        }
+    }
+    Ok(statuses)
+}
+
+fn failed(port: u16) -> impl FnOnce(std::io::Error) -> Error {
+    move |problem| Error::http(&format!("127.0.0.1:{port}"))(problem)
+}
+
 async fn one_connection<'a>(
     mut stream: TcpStream,
-    requests: impl Iterator<Item = (Instant, &'a Vec<u8>)>,
+    requests: impl Iterator<Item = &'a Vec<u8>>,
 ) -> Result<Volley, std::io::Error> {
     let mut volley = Volley::default();
     let mut buffer = Vec::with_capacity(4096);
-    for (due, request) in requests {
-        if due > Instant::now() {
-            tokio::time::sleep_until(due.into()).await;
-        }
+    for request in requests {
+        let start = Instant::now();
         stream.write_all(request).await?;
-        if answer(&mut stream, &mut buffer).await? == 200 {
+        let status = answer(&mut stream, &mut buffer).await?;
+        volley.latencies.push(start.elapsed());
+        if status == 200 {
             volley.ok += 1;
         } else {
             volley.refused += 1;
@@ -163,14 +173,25 @@ mod tests {
         let mut requests = vec![request(crate::upstream::REPORT); 20];
         requests.push(request("/nowhere"));
         let (port, requests) = (upstream.address().port(), Arc::new(requests));
-        let volley = fire(port, &requests, 4, Pace::Saturate).await.unwrap();
+        let volley = fire(port, &requests, 4).await.unwrap();
         assert_eq!((volley.ok, volley.refused), (20, 1));
         assert_eq!(upstream.arrived(), 21);
+        assert_eq!(volley.latencies.len(), 21);
+        assert!(volley.within_ms(500) <= volley.within_ms(990));
 
-        let volley = fire(port, &requests, 4, Pace::PerSecond(200))
-            .await
-            .unwrap();
-        assert_eq!((volley.ok, volley.refused), (20, 1));
-        assert!(volley.elapsed >= Duration::from_millis(100));
+        let mut streams = connect(port, 3).await.unwrap();
+        let statuses = each(port, &mut streams, &requests, true).await.unwrap();
+        assert_eq!(statuses, [200; 3]);
+    }
+
+    #[test]
+    fn a_share_of_the_latencies_is_within() {
+        let volley = Volley {
+            latencies: (0..=100).rev().map(Duration::from_millis).collect(),
+            ..Volley::default()
+        };
+        assert!((volley.within_ms(500) - 50.0).abs() < 1e-9);
+        assert!((volley.within_ms(990) - 99.0).abs() < 1e-9);
+        assert!(Volley::default().within_ms(500).is_nan());
     }
 }

@@ -1,74 +1,74 @@
-//! What the rounds come to: medians, differences within rounds, and their spread.
+//! What the rounds come to: medians, ratios within rounds, and their spread.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::edge::{CONNECTIONS, PACED_REQUESTS, RATE, REQUESTS};
+use super::edge::{CONNECTIONS, REQUESTS};
+use super::footprint::Footprint;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variant {
+pub enum Row {
     /// An Envoy with nothing in front of its upstream.
     Bare,
     /// The same with the access log that Writ's listener writes.
     Logged,
-    /// Two signature checks and a stream answer in plaintext: the yardstick.
-    Floor,
-    /// The same with the stream over mutual TLS, as Writ's is.
-    FloorTls,
-    /// `jwt_authn` and `ext_authz`.
+    /// A wasm filter that lets everything pass.
+    Empty,
+    /// The host's two signature checks and the stream alone, called from wasm.
+    Calls,
+    /// `jwt_authn`.
+    Jwt,
+    /// `jwt_authn` and `ext_authz`: the yardstick.
     Peer,
-    /// Writ.
-    Writ,
+    /// The same over mutual TLS, as Writ's stream is.
+    PeerTls,
+    /// Writ, with both signatures checked in the filter.
+    Edge,
+    /// Writ, with `edge.token_check = "record"`.
+    Record,
 }
 
 /// All of them.
-pub const VARIANTS: [Variant; 6] = [
-    Variant::Bare,
-    Variant::Logged,
-    Variant::Floor,
-    Variant::FloorTls,
-    Variant::Peer,
-    Variant::Writ,
+pub const ROWS: [Row; 9] = [
+    Row::Bare,
+    Row::Logged,
+    Row::Empty,
+    Row::Calls,
+    Row::Jwt,
+    Row::Peer,
+    Row::PeerTls,
+    Row::Edge,
+    Row::Record,
 ];
 
-/// What Writ may add, in what the floor adds in the same round.
-const BUDGET: f64 = 1.5;
 /// A worker that is busy less than this is woken more often than it need be,
 /// which counts as its cost.
 const SATURATED: f64 = 0.9;
 
-/// How requests came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// As fast as they were answered.
-    Saturated,
-    /// All variants at one rate.
-    Paced,
-}
-
-/// One variant in one mode of one round.
+/// One row of one round.
 #[derive(Clone, Copy, Debug)]
 pub struct Figure {
     /// CPU of the Envoy process for each request, in microseconds.
     pub cpu_us: f64,
     /// Requests per second.
-    pub per_s: f64,
+    pub rps: f64,
+    /// What half of the requests took at most, in milliseconds.
+    pub p50_ms: f64,
+    /// What all but a hundredth of them took at most, in milliseconds.
+    pub p99_ms: f64,
     /// CPU of the Envoy process in parts of one CPU.
     pub envoy_busy: f64,
     /// CPU of the control plane for each request, in microseconds.
     pub control_plane_us: f64,
-    /// Control plane, upstream and load generator together.
+    /// Control planes, upstream and load generator together.
     pub rest_busy: f64,
     /// Everything else on the machine, which should be nothing.
     pub strangers_busy: f64,
 }
 
-/// One round.
+/// One round: each row once.
 #[derive(Clone, Debug, Default)]
-pub struct Round {
-    /// Each variant in each mode, once.
-    pub figures: Vec<(Mode, Variant, Figure)>,
-}
+pub struct Round(pub Vec<(Row, Figure)>);
 
 /// All rounds.
 pub struct Report {
@@ -76,6 +76,8 @@ pub struct Report {
     pub rounds: Vec<Round>,
     /// Whether Envoy had a CPU of its own.
     pub separated: bool,
+    /// What is no rate.
+    pub footprint: Footprint,
 }
 
 /// Middle, least and most of one figure over all rounds.
@@ -86,64 +88,83 @@ struct Spread {
     most: f64,
 }
 
-impl Variant {
-    fn key(self) -> &'static str {
+/// A figure that has a goal, taken within each round.
+struct Ratio {
+    name: &'static str,
+    title: &'static str,
+    /// At most this; none: it is told and not judged.
+    goal: Option<f64>,
+    of: fn(&Round) -> Option<f64>,
+}
+
+const RATIOS: [Ratio; 5] = [
+    Ratio {
+        name: "cpu_edge",
+        title: "Writ's CPU in that of `jwt_authn` and `ext_authz`",
+        goal: Some(1.1),
+        of: |round| Some(round.of(Row::Edge)?.cpu_us / round.of(Row::Peer)?.cpu_us),
+    },
+    Ratio {
+        name: "cpu_record",
+        title: "the same with `token_check = \"record\"`",
+        goal: Some(0.85),
+        of: |round| Some(round.of(Row::Record)?.cpu_us / round.of(Row::Peer)?.cpu_us),
+    },
+    Ratio {
+        name: "filter_us",
+        title: "the filter's CPU outside signature checks and stream, µs",
+        goal: Some(25.0),
+        of: |round| Some(round.of(Row::Edge)?.cpu_us - round.of(Row::Calls)?.cpu_us),
+    },
+    Ratio {
+        name: "decision_us",
+        title: "the control plane's CPU per decision, µs",
+        goal: Some(60.0),
+        of: |round| Some(round.of(Row::Edge)?.control_plane_us),
+    },
+    Ratio {
+        name: "rps",
+        title: "Writ's requests per second in those of `jwt_authn` and `ext_authz`",
+        goal: None,
+        of: |round| Some(round.of(Row::Edge)?.rps / round.of(Row::Peer)?.rps),
+    },
+];
+
+impl Row {
+    /// Its name in JSON.
+    fn name(self) -> &'static str {
         match self {
-            Variant::Bare => "bare",
-            Variant::Logged => "bare_logged",
-            Variant::Floor => "floor",
-            Variant::FloorTls => "floor_mtls",
-            Variant::Peer => "peer",
-            Variant::Writ => "writ",
+            Row::Bare => "bare",
+            Row::Logged => "bare_logged",
+            Row::Empty => "empty_wasm",
+            Row::Calls => "calls_alone",
+            Row::Jwt => "jwt_authn",
+            Row::Peer => "jwt_authn_ext_authz",
+            Row::PeerTls => "jwt_authn_ext_authz_mtls",
+            Row::Edge => "writ_edge",
+            Row::Record => "writ_record",
         }
     }
 
     fn title(self) -> &'static str {
         match self {
-            Variant::Bare => "bare Envoy",
-            Variant::Logged => "bare, with Writ's access log",
-            Variant::Floor => "floor: two checks, a stream answer",
-            Variant::FloorTls => "floor, its stream over mTLS",
-            Variant::Peer => "peer: `jwt_authn`, `ext_authz` over mTLS",
-            Variant::Writ => "Writ",
-        }
-    }
-}
-
-impl Mode {
-    fn key(self) -> &'static str {
-        match self {
-            Mode::Saturated => "saturated",
-            Mode::Paced => "paced",
-        }
-    }
-
-    fn title(self) -> String {
-        match self {
-            Mode::Saturated => {
-                format!("{REQUESTS} requests a round, as fast as they are answered")
-            }
-            Mode::Paced => format!("{PACED_REQUESTS} requests a round, all at {RATE}/s"),
+            Row::Bare => "bare Envoy",
+            Row::Logged => "bare, with Writ's access log",
+            Row::Empty => "empty wasm filter",
+            Row::Calls => "two checks and the stream alone",
+            Row::Jwt => "`jwt_authn`",
+            Row::Peer => "`jwt_authn`, `ext_authz`",
+            Row::PeerTls => "the same, over mTLS",
+            Row::Edge => "Writ",
+            Row::Record => "Writ, `token_check = \"record\"`",
         }
     }
 }
 
 impl Round {
-    fn of(&self, mode: Mode, variant: Variant) -> Option<&Figure> {
-        let found = self.figures.iter();
-        let mut found = found.filter(|(m, v, _)| (*m, *v) == (mode, variant));
-        found.next().map(|(_, _, figure)| figure)
-    }
-
-    /// What a variant costs above the bare one of the same round.
-    fn added(&self, mode: Mode, variant: Variant) -> Option<f64> {
-        let bare = self.of(mode, Variant::Bare)?.cpu_us;
-        Some(self.of(mode, variant)?.cpu_us - bare)
-    }
-
-    /// Writ's added cost in what the floor adds.
-    fn ratio(&self, mode: Mode) -> Option<f64> {
-        Some(self.added(mode, Variant::Writ)? / self.added(mode, Variant::Floor)?)
+    fn of(&self, row: Row) -> Option<&Figure> {
+        let mut found = self.0.iter().filter(|(known, _)| *known == row);
+        found.next().map(|(_, figure)| figure)
     }
 }
 
@@ -152,169 +173,131 @@ impl Report {
         Spread::of(self.rounds.iter().filter_map(pick).collect())
     }
 
-    fn median(&self, mode: Mode, variant: Variant, pick: fn(&Figure) -> f64) -> f64 {
-        self.over(|round| round.of(mode, variant).map(pick)).median
+    fn row(&self, row: Row, pick: fn(&Figure) -> f64) -> Spread {
+        self.over(|round| round.of(row).map(pick))
     }
 
-    /// As [`Round::ratio`], of each variant's cheapest round: other programs on
-    /// the machine can only add to a cost.
-    fn quietest(&self, mode: Mode) -> f64 {
-        let least = |variant| {
-            let cost = |round: &Round| round.of(mode, variant).map(|f| f.cpu_us);
-            self.over(cost).least
-        };
-        let bare = least(Variant::Bare);
-        (least(Variant::Writ) - bare) / (least(Variant::Floor) - bare)
-    }
-
-    /// Two tables with their verdicts.
+    /// Tables with their verdicts.
     pub fn markdown(&self) -> String {
         let own = if self.separated {
             "on a CPU of its own"
         } else {
             "sharing its CPU"
         };
-        let rounds = self.rounds.len();
         let mut out = format!(
-            "\nOne Envoy worker {own}, {CONNECTIONS} connections, medians of {rounds} rounds; \
-             differences are taken within rounds, with the least and the most.\n"
+            "\nOne Envoy worker {own}, {CONNECTIONS} connections, {REQUESTS} requests a round, \
+             medians of {} rounds with the least and the most.\n\n\
+             | | Envoy's CPU per request | requests/s | p50 | p99 | Envoy busy | all others busy | strangers |\n\
+             |---|---|---|---|---|---|---|---|\n",
+            self.rounds.len()
         );
-        for mode in [Mode::Saturated, Mode::Paced] {
-            out.push_str(&self.table(mode));
-        }
-        out
-    }
-
-    fn table(&self, mode: Mode) -> String {
-        let mut out = format!(
-            "\n{}:\n\n| | Envoy's CPU per request | in the quietest round | above bare | requests/s | Envoy busy | all others busy | strangers |\n|---|---|---|---|---|---|---|---|\n",
-            mode.title()
-        );
-        for variant in VARIANTS {
-            let of = |pick| self.median(mode, variant, pick);
-            let added = match variant {
-                Variant::Bare => String::new(),
-                _ => self.over(|round| round.added(mode, variant)).text(" µs"),
-            };
+        for row in ROWS {
+            let of = |pick| self.row(row, pick).median;
             out.push_str(&format!(
-                "| {} | {:.1} µs | {:.1} µs | {added} | {:.0} | {:.0} % | {:.0} % | {:.0} % |\n",
-                variant.title(),
-                of(|f| f.cpu_us),
-                self.over(|round| round.of(mode, variant).map(|f| f.cpu_us))
-                    .least,
-                of(|f| f.per_s),
+                "| {} | {} | {:.0} | {:.1} ms | {:.1} ms | {:.0} % | {:.0} % | {:.0} % |\n",
+                row.title(),
+                self.row(row, |f| f.cpu_us).text(1, " µs"),
+                of(|f| f.rps),
+                of(|f| f.p50_ms),
+                of(|f| f.p99_ms),
                 of(|f| f.envoy_busy) * 100.0,
                 of(|f| f.rest_busy) * 100.0,
                 of(|f| f.strangers_busy) * 100.0,
             ));
         }
-        let ratio = self.over(|round| round.ratio(mode));
-        let verdict = if ratio.median <= BUDGET {
-            "within"
-        } else {
-            "over"
-        };
-        out.push_str(&format!(
-            "\nWrit adds {} times what the floor adds: {verdict} the budget of {BUDGET}, which is {:.0} µs here. \
-             Of the quietest rounds it is {:.2} times. \
-             The control plane takes {:.0} µs of its own CPU per request.\n",
-            ratio.text(""),
-            self.over(|round| round.added(mode, Variant::Floor)).median * BUDGET,
-            self.quietest(mode),
-            self.median(mode, Variant::Writ, |f| f.control_plane_us),
-        ));
-        if mode == Mode::Saturated {
-            out.push_str(&self.idlers());
+        out.push_str("\n| within rounds | | goal | |\n|---|---|---|---|\n");
+        for ratio in RATIOS {
+            let spread = self.over(ratio.of);
+            let (goal, verdict) = match ratio.goal {
+                Some(goal) if spread.median <= goal => (goal.to_string(), "met"),
+                Some(goal) => (goal.to_string(), "missed"),
+                None => (String::new(), ""),
+            };
+            let text = spread.text(2, "");
+            out.push_str(&format!(
+                "| {} | {text} | {goal} | {verdict} |\n",
+                ratio.title
+            ));
         }
+        out.push_str(&self.idlers());
+        out.push_str(&self.footprint.markdown());
         out
     }
 
     /// Which workers had time left, so that their cost is not comparable.
     fn idlers(&self) -> String {
-        let idle: Vec<&str> = VARIANTS
+        let idle: Vec<&str> = ROWS
             .into_iter()
-            .filter(|v| self.median(Mode::Saturated, *v, |f| f.envoy_busy) < SATURATED)
-            .map(Variant::title)
+            .filter(|row| self.row(*row, |f| f.envoy_busy).median < SATURATED)
+            .map(Row::title)
             .collect();
         if idle.is_empty() {
             return String::new();
         }
         format!(
-            "Not saturated, so dearer than they need be, and better compared at one rate: {}.\n",
+            "\nNot saturated, so dearer than they need be: {}.\n",
             idle.join("; ")
         )
     }
 
     /// Everything, for machines.
     pub fn json(&self) -> Value {
-        let mut modes = Map::new();
-        for mode in [Mode::Saturated, Mode::Paced] {
-            let mut variants = Map::new();
-            for variant in VARIANTS {
-                let of = |pick| self.median(mode, variant, pick);
-                let mut row = json!({
-                    "cpu_us_per_request": of(|f| f.cpu_us),
-                    "quietest_us_per_request": self
-                        .over(|round| round.of(mode, variant).map(|f| f.cpu_us))
-                        .least,
-                    "requests_per_s": of(|f| f.per_s),
-                    "envoy_busy": of(|f| f.envoy_busy),
-                    "rest_busy": of(|f| f.rest_busy),
-                    "strangers_busy": of(|f| f.strangers_busy),
-                });
-                if variant != Variant::Bare {
-                    let added = self.over(|round| round.added(mode, variant));
-                    set(&mut row, "added_us", added.json());
-                }
-                if variant == Variant::Writ {
-                    let own = of(|f| f.control_plane_us);
-                    set(&mut row, "control_plane_us_per_request", json!(own));
-                }
-                variants.insert(variant.key().to_owned(), row);
+        let rows: Vec<Value> = ROWS
+            .into_iter()
+            .map(|row| {
+                let mut out = figures(|pick| self.row(row, pick).median);
+                let spread = self.row(row, |f| f.cpu_us);
+                set(&mut out, "name", json!(row.name()));
+                set(&mut out, "cpu_us_spread", spread.json());
+                out
+            })
+            .collect();
+        let mut ratios = json!({});
+        let mut spreads = json!({});
+        let mut met = json!({});
+        for ratio in RATIOS {
+            let spread = self.over(ratio.of);
+            set(&mut ratios, ratio.name, json!(spread.median));
+            set(&mut spreads, ratio.name, spread.json());
+            if let Some(goal) = ratio.goal {
+                let verdict = json!({"goal": goal, "met": spread.median <= goal});
+                set(&mut met, ratio.name, verdict);
             }
-            let ratio = self.over(|round| round.ratio(mode));
-            let floor = self.over(|round| round.added(mode, Variant::Floor));
-            modes.insert(
-                mode.key().to_owned(),
-                json!({
-                    "variants": variants,
-                    "writ_in_floors": ratio.json(),
-                    "writ_in_floors_quietest": self.quietest(mode),
-                    "budget_in_floors": BUDGET,
-                    "budget_us": floor.median * BUDGET,
-                    "within_budget": ratio.median <= BUDGET,
-                }),
-            );
         }
         json!({
+            "rounds": self.rounds.len(),
+            "rows": rows,
+            "ratios": ratios,
+            "ratios_spread": spreads,
+            "goals": met,
             "connections": CONNECTIONS,
             "requests_per_round": REQUESTS,
-            "paced_requests_per_round": PACED_REQUESTS,
-            "paced_requests_per_s": RATE,
             "own_cpu": self.separated,
-            "modes": modes,
-            "rounds": self.rounds.iter().map(round_json).collect::<Vec<_>>(),
+            "footprint": self.footprint.json(),
+            "each_round": self.rounds.iter().map(round_json).collect::<Vec<_>>(),
         })
     }
 }
 
+fn figures(of: impl Fn(fn(&Figure) -> f64) -> f64) -> Value {
+    json!({
+        "rps": of(|f| f.rps),
+        "cpu_us_per_request": of(|f| f.cpu_us),
+        "p50_ms": of(|f| f.p50_ms),
+        "p99_ms": of(|f| f.p99_ms),
+        "control_plane_us_per_request": of(|f| f.control_plane_us),
+        "envoy_busy": of(|f| f.envoy_busy),
+        "rest_busy": of(|f| f.rest_busy),
+        "strangers_busy": of(|f| f.strangers_busy),
+    })
+}
+
 fn round_json(round: &Round) -> Value {
-    let mut modes = Map::new();
-    for mode in [Mode::Saturated, Mode::Paced] {
-        let mut out = json!({});
-        for (_, variant, figure) in round.figures.iter().filter(|(m, _, _)| *m == mode) {
-            let figure = json!({
-                "cpu_us_per_request": figure.cpu_us,
-                "requests_per_s": figure.per_s,
-                "envoy_busy": figure.envoy_busy,
-                "rest_busy": figure.rest_busy,
-                "strangers_busy": figure.strangers_busy,
-            });
-            set(&mut out, variant.key(), figure);
-        }
-        modes.insert(mode.key().to_owned(), out);
+    let mut out = json!({});
+    for (row, figure) in &round.0 {
+        set(&mut out, row.name(), figures(|pick| pick(figure)));
     }
-    Value::Object(modes)
+    out
 }
 
 /// Sets a member of an object.
@@ -335,8 +318,7 @@ impl Spread {
         }
     }
 
-    fn text(self, unit: &str) -> String {
-        let digits = if unit.is_empty() { 2 } else { 0 };
+    fn text(self, digits: usize, unit: &str) -> String {
         let Spread {
             median,
             least,
@@ -353,60 +335,74 @@ impl Spread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::footprint::{Footprint, Sync};
 
     fn figure(cpu_us: f64) -> Figure {
         Figure {
             cpu_us,
-            per_s: 1_000.0,
+            rps: 1_000_000.0 / cpu_us,
+            p50_ms: 1.0,
+            p99_ms: 2.0,
             envoy_busy: 1.0,
-            control_plane_us: 10.0,
+            control_plane_us: 50.0,
             rest_busy: 0.5,
             strangers_busy: 0.0,
         }
     }
 
-    fn report(writ: [f64; 3]) -> Report {
-        let round = |writ| {
-            let costs = [40.0, 45.0, 140.0, 150.0, 160.0, writ];
-            let modes = [Mode::Saturated, Mode::Paced].into_iter();
-            let figures = modes.flat_map(|mode| {
-                let each = VARIANTS.into_iter().zip(costs);
-                each.map(move |(variant, cost)| (mode, variant, figure(cost)))
-            });
-            Round {
-                figures: figures.collect(),
-            }
+    fn report(edge: [f64; 3]) -> Report {
+        let round = |edge| {
+            let costs = [40.0, 45.0, 50.0, 150.0, 90.0, 160.0, 170.0, edge, 136.0];
+            let each = ROWS.into_iter().zip(costs);
+            Round(each.map(|(row, cost)| (row, figure(cost))).collect())
         };
+        let directory = tempfile::tempdir().unwrap();
         Report {
-            rounds: writ.into_iter().map(round).collect(),
+            rounds: edge.into_iter().map(round).collect(),
             separated: true,
+            footprint: Footprint {
+                sync: Sync::of(directory.path()).unwrap(),
+                module_bytes: 600_000,
+                worker_kb: 1.0,
+                vm_kb: 2.0,
+                first_vm_kb: 3.0,
+                held_kb: 4.0,
+                held_control_plane_kb: 5.0,
+                start_ms: 6.0,
+                start_cpu_ms: 7.0,
+            },
         }
     }
 
     #[test]
-    fn the_budget_is_in_floors_of_the_same_round() {
-        let report = report([180.0, 190.0, 400.0]);
-        let json = report.json();
-        let saturated = &json["modes"]["saturated"];
-        assert_eq!(saturated["writ_in_floors"]["median"], json!(1.5));
-        assert_eq!(saturated["writ_in_floors"]["most"], json!(3.6));
-        assert_eq!(saturated["writ_in_floors_quietest"], json!(1.4));
-        assert_eq!(saturated["budget_us"], json!(150.0));
-        assert_eq!(saturated["within_budget"], json!(true));
+    fn ratios_are_within_rounds_and_their_medians_are_told() {
+        let json = report([160.0, 168.0, 400.0]).json();
+        assert_eq!(json["rounds"], 3);
+        assert_eq!(json["ratios"]["cpu_edge"], json!(1.05));
+        assert_eq!(json["ratios_spread"]["cpu_edge"]["most"], json!(2.5));
+        assert_eq!(json["ratios"]["cpu_record"], json!(0.85));
+        assert_eq!(json["ratios"]["filter_us"], json!(18.0));
+        assert_eq!(json["ratios"]["decision_us"], json!(50.0));
+        assert_eq!(json["goals"]["cpu_edge"]["met"], json!(true));
+        assert_eq!(json["footprint"]["module_bytes"], 600_000);
+        let rows = json["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), ROWS.len());
+        let edge = rows.iter().find(|row| row["name"] == "writ_edge").unwrap();
+        assert_eq!(edge["cpu_us_per_request"], json!(168.0));
         assert_eq!(
-            saturated["variants"]["writ"]["added_us"]["median"],
-            json!(150.0)
+            (&edge["p50_ms"], &edge["p99_ms"]),
+            (&json!(1.0), &json!(2.0))
         );
-        assert!(report.markdown().contains("1.50 (1.40 to 3.60) times"));
     }
 
     #[test]
-    fn over_the_budget_says_so() {
-        let report = report([191.0, 195.0, 400.0]);
-        assert_eq!(
-            report.json()["modes"]["paced"]["within_budget"],
-            json!(false)
-        );
-        assert!(report.markdown().contains("over the budget"));
+    fn a_goal_that_is_missed_says_so() {
+        let report = report([177.0, 178.0, 180.0]);
+        let json = report.json();
+        assert_eq!(json["goals"]["cpu_edge"]["met"], json!(false));
+        assert_eq!(json["goals"]["filter_us"]["met"], json!(false));
+        let text = report.markdown();
+        assert_eq!(text.matches("| missed |").count(), 2, "{text}");
+        assert_eq!(text.matches("| met |").count(), 2, "{text}");
     }
 }

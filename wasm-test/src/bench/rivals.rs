@@ -1,6 +1,6 @@
 //! The Envoys that Writ's is measured beside: the same listener, normalisation
-//! and upstream, with nothing in front of it, with the least that such a filter
-//! can cost, and with what people use instead.
+//! and upstream, with nothing in front of it, with the calls alone that such a
+//! filter needs, and with what people use instead. All take the same requests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,15 +13,14 @@ use p256::ecdsa::{Signature, SigningKey};
 use serde_json::{Value, json};
 
 use super::answers::Answers;
-use super::load::{self, Pace};
+use super::load;
 use crate::Error;
 use crate::child::Child;
-use crate::client::{DpopKey, now_s};
 use crate::ports;
 use crate::system::System;
-use crate::upstream::REPORT;
 
 const DEADLINE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(2);
 /// Bytes that the floor's two checks are over: what of a token is signed has
 /// 700, of a proof 400.
 const CHECKED_BYTES: usize = 512;
@@ -32,7 +31,9 @@ const SPKI: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
-const PEER_ISSUER: &str = "https://issuer.example";
+/// What of a question is neither token nor proof, with the outcome of an earlier
+/// request that rides on it: 290 bytes when counted.
+const QUESTION_REST: usize = 290;
 
 /// What stands in front of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,87 +42,110 @@ pub enum Kind {
     Bare,
     /// Nothing, and the access log that Writ's listener writes.
     Logged,
-    /// Two signature checks and a stream answer; mutual TLS to the answerer or none.
-    Floor { mutual: bool },
-    /// `jwt_authn` with one ES256 key and `ext_authz` over mutual TLS.
-    Peer,
+    /// A wasm filter that lets everything pass.
+    Empty,
+    /// A wasm filter with two signature checks by the host and a stream answer over
+    /// mutual TLS, of the sizes that Writ's have, and Writ's access log.
+    Calls,
+    /// `jwt_authn` with one ES256 key.
+    Jwt,
+    /// That and `ext_authz`; mutual TLS to who answers it, or none.
+    Peer { mutual: bool },
+    /// Writ's filter with nobody to ask, so that it lets nothing pass.
+    Alone,
 }
 
-/// A running Envoy with one worker, and what it is sent.
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Bare => "bare",
+            Kind::Logged => "logged",
+            Kind::Empty => "empty",
+            Kind::Calls => "calls",
+            Kind::Jwt => "jwt",
+            Kind::Peer { mutual: false } => "peer",
+            Kind::Peer { mutual: true } => "peer-tls",
+            Kind::Alone => "alone",
+        }
+    }
+}
+
+/// A running Envoy.
 pub struct Rival {
     /// The process.
     pub child: Child,
     /// Where it listens on 127.0.0.1.
     pub port: u16,
-    /// A request of its own for every one; none: it takes the round's.
-    pub request: Option<Vec<u8>>,
+    /// From its start to its first answer.
+    pub started_in: Duration,
 }
 
 /// What rivals are made of.
 pub struct Parts<'a> {
-    /// The system whose upstream and Workload API they use.
+    /// The system whose upstream, keys and Workload API they use.
     pub system: &'a System,
+    /// That system's keys, as it publishes them.
+    pub jwks: Value,
     /// Who answers them.
     pub answers: &'a Answers,
     /// The floor's module.
     pub floor_wasm: &'a Path,
+    /// A request that each lets through.
+    pub request: Vec<u8>,
 }
 
 impl Rival {
-    /// Starts one and waits until it lets a request through.
-    pub async fn start(kind: Kind, parts: &Parts<'_>) -> Result<Rival, Error> {
-        let name = match kind {
-            Kind::Bare => "bare",
-            Kind::Logged => "logged",
-            Kind::Floor { mutual: false } => "floor",
-            Kind::Floor { mutual: true } => "floor-tls",
-            Kind::Peer => "peer",
-        };
+    /// Starts one with so many workers and waits until it answers, which has to be
+    /// by letting a request through.
+    pub async fn start(kind: Kind, workers: u32, parts: &Parts<'_>) -> Result<Rival, Error> {
         let port = ports::one()?;
-        let (filters, request) = match kind {
-            Kind::Bare | Kind::Logged => (Vec::new(), None),
-            Kind::Floor { .. } => (vec![floor(parts.floor_wasm)?], None),
-            Kind::Peer => {
-                let key = DpopKey::generate()?;
-                (peer(&key), Some(peer_request(&key, port)))
-            }
-        };
-        let config = bootstrap(kind, parts, port, filters)?;
+        let config = bootstrap(kind, parts, port, filters(kind, parts)?)?;
         let dir = parts.system.state_dir();
+        let name = format!("{}-{workers}", kind.name());
         let file = dir.join(format!("{name}.json"));
         std::fs::write(&file, config.to_string()).map_err(Error::file("write", &file))?;
         let mut command = Command::new(&parts.system.tools().envoy);
         command
             .arg("-c")
             .arg(&file)
-            .args(["--concurrency", "1", "--disable-hot-restart"]);
+            .arg("--concurrency")
+            .arg(workers.to_string())
+            .arg("--disable-hot-restart");
         let log = dir.join(format!("{name}.log"));
+        let start = Instant::now();
         let child = Child::spawn("an Envoy to compare with", &mut command, &log)?;
         let mut rival = Rival {
             child,
             port,
-            request,
+            started_in: Duration::ZERO,
         };
-        rival.ready().await?;
+        let request = Arc::new(vec![parts.request.clone()]);
+        while !rival.answers(kind, &request).await? {
+            if start.elapsed() > DEADLINE {
+                return Err(rival.child.error("lets nothing through"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        rival.started_in = start.elapsed();
         Ok(rival)
     }
 
-    async fn ready(&mut self) -> Result<(), Error> {
-        let plain = format!("GET {REPORT} HTTP/1.1\r\nhost: a\r\n\r\n").into_bytes();
-        let request = Arc::new(vec![self.request.clone().unwrap_or(plain)]);
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            self.child.still_running()?;
-            let volley = load::fire(self.port, &request, 1, Pace::Saturate).await;
-            if volley.is_ok_and(|volley| volley.ok == 1) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(self.child.error("lets nothing through"));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    async fn answers(&mut self, kind: Kind, request: &Arc<Vec<Vec<u8>>>) -> Result<bool, Error> {
+        self.child.still_running()?;
+        let volley = load::fire(self.port, request, 1).await;
+        Ok(volley.is_ok_and(|volley| volley.ok == 1 || kind == Kind::Alone && volley.refused == 1))
     }
+}
+
+fn filters(kind: Kind, parts: &Parts<'_>) -> Result<Vec<Value>, Error> {
+    Ok(match kind {
+        Kind::Bare | Kind::Logged => Vec::new(),
+        Kind::Empty => vec![wasm("floor", parts.floor_wasm, &json!({"empty": true}))],
+        Kind::Calls => vec![wasm("floor", parts.floor_wasm, &calls(parts)?)],
+        Kind::Jwt => vec![jwt(parts)],
+        Kind::Peer { .. } => vec![jwt(parts), authz()],
+        Kind::Alone => vec![wasm("writ", &parts.system.module_file(), &alone(parts))],
+    })
 }
 
 /// JSON is YAML, and needs no care with quotes.
@@ -146,20 +170,23 @@ fn bootstrap(
                 "name": "all",
                 "domains": ["*"],
                 "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}],
+                "request_headers_to_remove": removed(kind),
             }],
         },
     });
-    if kind == Kind::Logged {
+    if matches!(kind, Kind::Logged | Kind::Calls | Kind::Alone) {
         set(&mut manager, "access_log", json!([access_log()]));
     }
     let upstream = parts.system.upstream()?.address().port();
     let mut clusters = vec![cluster("upstream", upstream, json!({}))];
     match kind {
-        Kind::Bare | Kind::Logged => {}
-        Kind::Floor { mutual: false } => {
+        Kind::Bare | Kind::Logged | Kind::Empty | Kind::Jwt => {}
+        // A port that nobody listens on.
+        Kind::Alone => clusters.push(cluster("nobody", 1, http2())),
+        Kind::Peer { mutual: false } => {
             clusters.push(cluster("answers", parts.answers.plain, http2()));
         }
-        Kind::Floor { mutual: true } | Kind::Peer => {
+        Kind::Calls | Kind::Peer { mutual: true } => {
             let mut more = http2();
             set(&mut more, "transport_socket", mutual_tls());
             clusters.push(cluster("answers", parts.answers.mutual, more));
@@ -185,6 +212,14 @@ fn bootstrap(
     }))
 }
 
+/// Writ's filter takes the credentials off. Where only calls are counted, Envoy does.
+fn removed(kind: Kind) -> Value {
+    match kind {
+        Kind::Calls => json!(["authorization", "dpop"]),
+        _ => json!([]),
+    }
+}
+
 /// As the control plane configures it.
 fn access_log() -> Value {
     let fields = json!({
@@ -196,6 +231,10 @@ fn access_log() -> Value {
         "protocol": "%PROTOCOL%",
         "status": "%RESPONSE_CODE%",
         "reason": "%FILTER_STATE(wasm.writ.reason:PLAIN)%",
+        "observed": "%FILTER_STATE(wasm.writ.observed:PLAIN)%",
+        "token_id": "%FILTER_STATE(wasm.writ.token_id:PLAIN)%",
+        "question": "%FILTER_STATE(wasm.writ.question:PLAIN)%",
+        "decision_us": "%FILTER_STATE(wasm.writ.decision_us:PLAIN)%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "flags": "%RESPONSE_FLAGS%",
         "route": "%ROUTE_NAME%",
@@ -295,8 +334,8 @@ fn mutual_tls() -> Value {
     })
 }
 
-fn floor(module: &Path) -> Result<Value, Error> {
-    let module: PathBuf = module.to_owned();
+/// What the floor is told: good signatures, and how long its questions are.
+fn calls(parts: &Parts<'_>) -> Result<Value, Error> {
     // GrpcService { envoy_grpc: EnvoyGrpc { cluster_name: "answers" } }
     let upstream = "\n\u{9}\n\u{7}answers";
     let keys = [signing_key()?, signing_key()?];
@@ -306,21 +345,45 @@ fn floor(module: &Path) -> Result<Value, Error> {
         .take(SIGNATURES)
         .map(|key| Base64UrlUnpadded::encode_string(&check(key)))
         .collect();
-    let configuration = json!({"upstream": upstream, "checks": checks}).to_string();
+    let text = String::from_utf8_lossy(&parts.request);
+    let credentials = text.lines().filter_map(|line| line.split_once(": "));
+    let credentials = credentials.filter(|(name, _)| ["authorization", "dpop"].contains(name));
+    let question: usize = credentials.map(|(_, value)| value.len()).sum();
+    Ok(json!({
+        "upstream": upstream,
+        "checks": checks,
+        "question_bytes": question.saturating_add(QUESTION_REST),
+    }))
+}
+
+fn wasm(name: &str, module: &Path, configuration: &Value) -> Value {
+    let module: PathBuf = module.to_owned();
     let wasm = json!({"config": {
-        "name": "floor",
-        "root_id": "floor",
+        "name": name,
+        "root_id": name,
         "failure_policy": "FAIL_CLOSED",
         "configuration": {
             "@type": "type.googleapis.com/google.protobuf.StringValue",
-            "value": configuration,
+            "value": configuration.to_string(),
         },
         "vm_config": {
             "runtime": "envoy.wasm.runtime.v8",
             "code": {"local": {"filename": module}},
         },
     }});
-    Ok(json!({"name": "floor", "typed_config": typed("filters.http.wasm.v3.Wasm", wasm)}))
+    json!({"name": name, "typed_config": typed("filters.http.wasm.v3.Wasm", wasm)})
+}
+
+/// As the control plane writes it, but for a cluster that nobody answers in.
+fn alone(parts: &Parts<'_>) -> Value {
+    json!({
+        "version": 1,
+        "issuer": parts.system.issuer(),
+        "resource": parts.system.origin(),
+        "origin": parts.system.origin(),
+        "keys": parts.jwks.get("keys"),
+        "cluster": "nobody",
+    })
 }
 
 fn signing_key() -> Result<SigningKey, Error> {
@@ -352,55 +415,32 @@ fn check(key: &SigningKey) -> Vec<u8> {
     out
 }
 
-fn peer(key: &DpopKey) -> Vec<Value> {
-    let mut jwk = key.jwk().clone();
-    set(&mut jwk, "kid", json!("bench"));
-    set(&mut jwk, "alg", json!("ES256"));
-    let jwks = json!({"keys": [jwk]}).to_string();
+/// Takes the very tokens that Writ's filter takes, with the keys that sign them.
+fn jwt(parts: &Parts<'_>) -> Value {
     let jwt = json!({
         "providers": {"bench": {
-            "issuer": PEER_ISSUER,
-            "audiences": ["https://resource.example"],
-            "local_jwks": {"inline_string": jwks},
+            "issuer": parts.system.issuer(),
+            "audiences": [parts.system.origin()],
+            "from_headers": [{"name": "authorization", "value_prefix": "DPoP "}],
+            "local_jwks": {"inline_string": parts.jwks.to_string()},
         }},
         "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "bench"}}],
     });
+    json!({
+        "name": "envoy.filters.http.jwt_authn",
+        "typed_config": typed("filters.http.jwt_authn.v3.JwtAuthentication", jwt),
+    })
+}
+
+fn authz() -> Value {
     let authz = json!({
         "transport_api_version": "V3",
         "grpc_service": {"envoy_grpc": {"cluster_name": "answers"}, "timeout": "2s"},
     });
-    vec![
-        json!({
-            "name": "envoy.filters.http.jwt_authn",
-            "typed_config": typed("filters.http.jwt_authn.v3.JwtAuthentication", jwt),
-        }),
-        json!({
-            "name": "envoy.filters.http.ext_authz",
-            "typed_config": typed("filters.http.ext_authz.v3.ExtAuthz", authz),
-        }),
-    ]
-}
-
-/// A request with a bearer token about as long as a capability.
-fn peer_request(key: &DpopKey, port: u16) -> Vec<u8> {
-    let header = json!({"alg": "ES256", "kid": "bench", "typ": "JWT"});
-    let now_s = now_s();
-    let claims = json!({
-        "iss": PEER_ISSUER,
-        "aud": "https://resource.example",
-        "sub": "spiffe://writ.example/agent/demo",
-        "client_id": "spiffe://writ.example/agent/demo",
-        "iat": now_s,
-        "exp": now_s.saturating_add(3_600),
-        "jti": "cap_0123456789abcdef0123456789abcdef",
-        "txn": "txn_0123456789abcdef0123456789abcdef",
-        "scope": "GET:http://127.0.0.1/files/report.txt",
-    });
-    let token = key.sign(&header, &claims);
-    format!(
-        "GET {REPORT} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {token}\r\n\r\n"
-    )
-    .into_bytes()
+    json!({
+        "name": "envoy.filters.http.ext_authz",
+        "typed_config": typed("filters.http.ext_authz.v3.ExtAuthz", authz),
+    })
 }
 
 #[cfg(test)]
