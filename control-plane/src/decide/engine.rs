@@ -326,10 +326,10 @@ impl Engine {
         if !own::is_signed(&self.core, facts) {
             return Reason::TokenUnknown;
         }
+        let began_ms = self.core.ledger.epoch_since().unwrap_or_default();
+        let began_ms = began_ms.max(self.core.started_ms);
         match claim(&facts.token, "iat").and_then(|iat| iat.as_u64()) {
-            Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => {
-                Reason::TokenUnknown
-            }
+            Some(issued_s) if issued_s.saturating_mul(1000) > began_ms => Reason::TokenUnknown,
             _ => Reason::OutcomeUnknown,
         }
     }

@@ -193,6 +193,11 @@ impl Prefix {
             if inner.highest.is_some_and(|highest| counter <= highest) {
                 return false;
             }
+            // Who takes back without end what never came is not remembered for it:
+            // this one may be decided yet.
+            if inner.entries.len() >= REMEMBERED_MAX {
+                return false;
+            }
             // It has not arrived, and when it does it stays closed.
             inner.insert(counter, [0; 32], Stage::Withdrawn);
             return true;
@@ -383,6 +388,18 @@ mod tests {
         prefix.answer(&entry, Answer::default());
         assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
         assert!(matches!(prefix.ask(1, [2; 32], 4), Asked::Conflict));
+    }
+
+    #[test]
+    fn taking_back_what_never_came_has_an_end_and_is_not_confirmed_past_it() {
+        let prefix = prefix();
+        let most = u64::try_from(REMEMBERED_MAX).unwrap();
+        for counter in 0..most {
+            assert!(prefix.withdraw(counter), "{counter}");
+        }
+        assert!(!prefix.withdraw(most));
+        assert_eq!(prefix.lock().entries.len(), REMEMBERED_MAX);
+        assert!(prefix.withdraw(0), "what is known stays so");
     }
 
     #[test]
