@@ -1,6 +1,7 @@
 //! Questions under one prefix: asking again is idempotent, and an answer goes
 //! to whichever stream the prefix's owner has open now.
 
+use crate::fleet::Seat;
 use decision_api::{Answer, BodyWanted, FromControlPlane, QuestionId, from_control_plane::Message};
 use ledger::model::Hash;
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct Prefix {
     pub bytes: [u8; 16],
     /// The proxy's SPIFFE ID: the prefix is good for its certificate only.
     pub peer: String,
+    /// Where its filter sits: a VM context and its module never change.
+    pub seat: Seat,
     /// The last denial batch that is durable; held while one is being written.
     pub denials: tokio::sync::Mutex<u64>,
     inner: Mutex<Inner>,
@@ -80,6 +83,7 @@ struct Inner {
     highest: Option<u64>,
     stream: Option<(CancellationToken, mpsc::Sender<FromControlPlane>)>,
     idle_since: Option<Instant>,
+    away: bool,
 }
 
 struct Remembered {
@@ -90,10 +94,11 @@ struct Remembered {
 impl Prefix {
     /// A new prefix of `peer`'s.
     #[must_use]
-    pub fn new(bytes: [u8; 16], peer: String) -> Self {
+    pub fn new(bytes: [u8; 16], seat: Seat) -> Self {
         Self {
             bytes,
-            peer,
+            peer: seat.peer.clone(),
+            seat,
             denials: tokio::sync::Mutex::new(0),
             inner: Mutex::default(),
         }
@@ -109,17 +114,28 @@ impl Prefix {
     pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
         let replaced = CancellationToken::new();
         let mut inner = self.lock();
+        inner.away = false;
         if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
             before.cancel();
         }
         replaced
     }
 
-    /// The stream ended, unless another has taken its place.
-    pub fn detach(&self, replaced: &CancellationToken) {
-        if !replaced.is_cancelled() {
-            self.lock().stream = None;
+    /// The stream ended; false when another has taken its place.
+    pub fn detach(&self, replaced: &CancellationToken) -> bool {
+        let mut inner = self.lock();
+        let last = !replaced.is_cancelled();
+        if last {
+            inner.stream = None;
+            inner.away = true;
         }
+        last
+    }
+
+    /// Whether its stream ended and it has not had another since.
+    #[must_use]
+    pub fn away(&self) -> bool {
+        self.lock().away
     }
 
     /// Whether somebody would hear an answer.
@@ -364,7 +380,11 @@ mod tests {
     use super::*;
 
     fn prefix() -> Prefix {
-        Prefix::new([7; 16], "spiffe://writ.example/proxy".into())
+        let seat = Seat {
+            peer: "spiffe://writ.example/proxy".into(),
+            ..Seat::default()
+        };
+        Prefix::new([7; 16], seat)
     }
 
     fn new(prefix: &Prefix, counter: u64) -> Arc<Entry> {

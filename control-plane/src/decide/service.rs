@@ -1,11 +1,12 @@
 //! `writ.decision.v1` over gRPC: one stream per proxy worker.
 
 use super::engine::{Engine, Ruling};
-use super::facts::Facts;
+use super::facts::{Facts, cut};
 use super::questions::{Asked, Entry, Prefix};
 use super::reports;
 use super::verdicts::{answer_with, refused_verdict, verdict};
 use super::wire::decisions_server::{Decisions, DecisionsServer};
+use crate::fleet::Seat;
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
@@ -130,9 +131,15 @@ impl Shared {
             );
             return Err(Status::failed_precondition("protocol version"));
         }
-        let prefix = self.prefix(&peer, &hello.resume_prefix)?;
-        let metrics = &self.engine.core.metrics;
-        metrics.connected(&peer, &hello.module_version);
+        let core = &self.engine.core;
+        let seat = Seat {
+            peer: peer.clone(),
+            node: xds::bounded(&hello.node),
+            module: cut(&hello.module_version).to_owned(),
+        };
+        core.metrics.connected(&peer, &seat.module);
+        let prefix = self.prefix(seat, &hello.resume_prefix)?;
+        core.fleet.opened(&prefix.seat, prefix.away());
         let replaced = prefix.attach(down);
         tracing::info!(
             peer,
@@ -149,7 +156,9 @@ impl Shared {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
         };
-        prefix.detach(&replaced);
+        if prefix.detach(&replaced) {
+            core.fleet.lost(&prefix.seat);
+        }
         result
     }
 
@@ -187,18 +196,18 @@ impl Shared {
 
     /// The prefix that this VM context has, or a new one. It is good for one
     /// certificate's identity: another's is not found.
-    fn prefix(&self, peer: &str, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
+    fn prefix(&self, seat: Seat, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
         let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
         let known = <[u8; 16]>::try_from(resume)
             .ok()
             .and_then(|bytes| prefixes.get(&bytes).cloned());
-        if let Some(known) = known.filter(|known| known.peer == peer) {
+        if let Some(known) = known.filter(|known| known.seat == seat) {
             return Ok(known);
         }
         if prefixes.len() >= PREFIXES_MAX {
             return Err(Status::resource_exhausted("too many filters are connected"));
         }
-        let prefix = Arc::new(Prefix::new(rand::random(), peer.to_owned()));
+        let prefix = Arc::new(Prefix::new(rand::random(), seat));
         prefixes.insert(prefix.bytes, prefix.clone());
         Ok(prefix)
     }
@@ -347,6 +356,9 @@ impl Shared {
             ruling => Some(verdict(ruling, &self.engine.core, &facts)),
         };
         if let Some(verdict) = verdict {
+            let allowed = u64::from(matches!(verdict, Verdict::Allow(_)));
+            let fleet = &self.engine.core.fleet;
+            fleet.decided(&prefix.seat, allowed, 1_u64.saturating_sub(allowed));
             prefix.answer(&entry, answer(verdict));
         }
     }
@@ -396,6 +408,10 @@ impl Shared {
                     continue;
                 }
                 *durable = batch.sequence;
+                let counted = batch.counts.iter().map(|count| count.count);
+                let entries = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
+                let refused = counted.fold(entries, u64::saturating_add);
+                self.engine.core.fleet.decided(&prefix.seat, 0, refused);
             }
             drop(durable);
             prefix.send(Down::DenialsTaken(DenialsTaken {

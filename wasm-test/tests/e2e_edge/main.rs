@@ -30,5 +30,6 @@ mod refusals;
 mod reload;
 mod restore;
 mod rig;
+mod rollout;
 mod signed;
 mod watching;
