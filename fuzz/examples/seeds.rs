@@ -90,6 +90,30 @@ fn actions() -> Vec<Vec<u8>> {
     ]
 }
 
+fn bodies() -> Vec<Vec<u8>> {
+    let order = r#"{"amount": 7, "to": "é", "rush": true, "a/b": [{"~": "x"}], "half": 0.5}"#;
+    let twice = r#"{"amount": 7, "amount": 8}"#;
+    let (json, patch) = (
+        "application/json",
+        "application/merge-patch+json; charset=\"UTF-8\"",
+    );
+    [
+        [json, "", "/amount /to /rush /a~1b/0/~0 /half", order],
+        [patch, "identity", "/a~1b/0 /a~1b/00 /-", order],
+        [json, "gzip", "/amount", twice],
+        [
+            "application/json; charset=latin1",
+            "",
+            "amount /a~2b",
+            order,
+        ],
+        ["text/plain", "", "/amount", "{"],
+    ]
+    .into_iter()
+    .map(|parts| parts.join("\n").into_bytes())
+    .collect()
+}
+
 fn jwks() -> Vec<Vec<u8>> {
     let mut more = Signing::p256("agent").public().to_jwk();
     for (name, value) in [("use", "sig"), ("alg", "ES256"), ("kid", "x")] {
@@ -292,6 +316,7 @@ fn main() {
         ("proof", proofs),
         ("gates", blocks),
         ("x509", certificates()),
+        ("body", bodies()),
     ];
     // The differential target takes the others' inputs, by their probe's place.
     let of_all = corpora.iter().flat_map(|(name, inputs)| {

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use audit::group::Group;
 use base64ct::{Base64UrlUnpadded, Encoding};
 use capability::action::HttpAction;
+use capability::body;
 use capability::jws::UnverifiedJws;
 use capability::key::PublicKey;
 use capability::proof::UnverifiedProof;
@@ -287,6 +288,47 @@ pub fn x509(input: &[u8]) {
         assert_eq!(Leaf::from_pem(pem.as_bytes()).ok(), Some(leaf));
     }
     std::hint::black_box(Leaf::from_pem(input).is_ok());
+}
+
+/// What is read of a body is what another reader finds there, and small. The input
+/// is that of the probe: `content-type`, `content-encoding`, pointers, body.
+pub fn body(input: &[u8]) {
+    let mut parts = input.splitn(4, |byte| *byte == b'\n');
+    let mut part = || parts.next().unwrap_or_default();
+    let (media, coding, pointers, body) = (part(), part(), part(), part());
+    let (media, coding) = (
+        String::from_utf8_lossy(media),
+        String::from_utf8_lossy(coding),
+    );
+    if body::is_json(&media, &coding) {
+        let media = media.to_ascii_lowercase();
+        assert!(media.trim_start().starts_with("application/") && media.contains("json"));
+        assert!(coding.is_empty() || coding.eq_ignore_ascii_case("identity"));
+    }
+    let pointers = String::from_utf8_lossy(pointers);
+    let usable = pointers
+        .split(' ')
+        .filter(|pointer| body::is_pointer(pointer));
+    let usable: Vec<String> = usable.map(str::to_owned).collect();
+    let facts = body::facts(body, &usable);
+    let mut asked = usable.iter();
+    for (pointer, fact) in &facts {
+        assert!(asked.any(|known| known == pointer), "in their order");
+        let other: Option<Value> = serde_json::from_slice(body).ok();
+        let other = other.as_ref().and_then(|value| value.pointer(pointer));
+        let same = match fact {
+            body::Scalar::Text(text) => {
+                assert!(text.len() <= body::TEXT_MAX);
+                other == Some(&Value::from(text.as_str()))
+            }
+            body::Scalar::Integer(number) => {
+                assert!(number.unsigned_abs() <= capability::json::MAX_INTEGER);
+                other == Some(&Value::from(*number))
+            }
+            body::Scalar::Flag(flag) => other == Some(&Value::from(*flag)),
+        };
+        assert!(same, "another value at {pointer}");
+    }
 }
 
 /// A line of the log has one form; a group that is whole is what it says.

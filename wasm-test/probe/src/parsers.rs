@@ -1,6 +1,7 @@
 //! Probes of the parsers: raw bytes, as an attacker sends them.
 
 use capability::action::HttpAction;
+use capability::body;
 use capability::key::PublicKey;
 use capability::proof::UnverifiedProof;
 use capability::spiffe::SpiffeId;
@@ -75,6 +76,26 @@ pub fn x509(input: &[u8]) -> String {
         "der {}\npem {}",
         line(Leaf::from_der(input)),
         line(Leaf::from_pem(input))
+    )
+}
+
+/// A line with a `content-type`, one with a `content-encoding`, one with pointers,
+/// each followed by a space, then a body: is it JSON, which of the pointers can be
+/// one, and what they find.
+pub fn body(input: &[u8]) -> String {
+    let mut parts = input.splitn(4, |byte| *byte == b'\n');
+    let mut part = || parts.next().unwrap_or_default();
+    let (media, coding, pointers, body) = (part(), part(), part(), part());
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let pointers = text(pointers);
+    let usable = pointers
+        .split(' ')
+        .filter(|pointer| body::is_pointer(pointer));
+    let pointers: Vec<String> = usable.map(str::to_owned).collect();
+    format!(
+        "{} {pointers:?} {:?}",
+        body::is_json(&text(media), &text(coding)),
+        body::facts(body, &pointers)
     )
 }
 

@@ -154,8 +154,15 @@ async fn modules(_: &mut Stages) -> Result<String, Error> {
         }
         stands(&stage, what, &at).await?;
     }
-    // The last one is what a fresh Envoy gets.
+    // An Envoy that has refused it and starts again gets what it had taken before.
     stage.system.kill_envoy(0);
+    stage.system.spawn_envoy(0)?;
+    stage.recovers().await?;
+    stands(&stage, "an Envoy that starts again", &at).await?;
+    // One that nobody knows gets the module that is there.
+    stage.system.kill_envoy(0);
+    stage.system.stop_control_plane().await;
+    stage.system.start_control_plane().await?;
     stage.system.spawn_envoy(0)?;
     passes_nothing(&stage, "a fresh Envoy with a module that is no good", &at).await?;
     deploy(&stage, &relabelled(&good, b'a'))?;
