@@ -3,11 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Proxies that are told apart; further ones are not counted.
 const PROXIES_MAX: usize = 4_096;
 /// Modules that are told apart for one proxy: the newest.
 const MODULES_MAX: usize = 4;
+
+/// A proxy that has just come is told anew what it should run, which ends the contexts
+/// that it had; so long nobody takes that for a crash.
+const SETTLES: Duration = Duration::from_secs(10);
 
 /// One VM context's place: its proxy by certificate, the node's own label, and the
 /// module as the filter names it.
@@ -21,6 +26,29 @@ pub struct Seat {
     pub module: String,
 }
 
+/// Requests, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Allowed.
+    pub allowed: u64,
+    /// Refused, though the caller's signatures were good.
+    pub refused: u64,
+    /// Refused to somebody unknown: anybody can make these.
+    pub strangers: u64,
+}
+
+impl Requests {
+    /// These and others.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            allowed: self.allowed.saturating_add(other.allowed),
+            refused: self.refused.saturating_add(other.refused),
+            strangers: self.strangers.saturating_add(other.strangers),
+        }
+    }
+}
+
 /// What was seen of a module at one proxy, or at several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -31,10 +59,10 @@ pub struct Tally {
     pub lost: u64,
     /// Times that the proxy itself came anew.
     pub came: u64,
-    /// Requests that were allowed.
-    pub allowed: u64,
-    /// Requests that were refused, by the filter or here.
-    pub refused: u64,
+    /// Requests since the last turn.
+    recent: Requests,
+    /// Requests between the last turn and the one before.
+    older: Requests,
 }
 
 impl Tally {
@@ -45,24 +73,28 @@ impl Tally {
             opened: self.opened.saturating_add(other.opened),
             lost: self.lost.saturating_add(other.lost),
             came: self.came.saturating_add(other.came),
-            allowed: self.allowed.saturating_add(other.allowed),
-            refused: self.refused.saturating_add(other.refused),
+            recent: self.recent.and(other.recent),
+            older: self.older.and(other.older),
         }
     }
 
-    /// How many of a hundred requests were refused.
+    /// The requests that are not forgotten yet.
     #[must_use]
-    pub fn refused_percent(self) -> u64 {
-        let all = self.allowed.saturating_add(self.refused).max(1);
-        self.refused.saturating_mul(100) / all
+    pub fn requests(self) -> Requests {
+        self.recent.and(self.older)
     }
 }
 
-type Modules = Vec<(String, Tally)>;
+/// One proxy.
+#[derive(Default)]
+struct Proxy {
+    came: Option<Instant>,
+    modules: Vec<(String, Tally)>,
+}
 
 /// All proxies' filters, by identity and node.
 #[derive(Default)]
-pub struct Fleet(Mutex<BTreeMap<(String, String), Modules>>);
+pub struct Fleet(Mutex<BTreeMap<(String, String), Proxy>>);
 
 impl Fleet {
     /// A stream was opened. `back`: by a context that had lost the one before.
@@ -75,67 +107,94 @@ impl Fleet {
 
     /// A stream ended, and no other took its place so far.
     pub fn lost(&self, seat: &Seat) {
-        self.change(seat, |tally| tally.lost = tally.lost.saturating_add(1));
+        self.with(&seat.peer, &seat.node, |proxy| {
+            if proxy.came.is_none_or(|came| came.elapsed() >= SETTLES) {
+                let tally = proxy.tally(&seat.module);
+                tally.lost = tally.lost.saturating_add(1);
+            }
+        });
     }
 
     /// A proxy came, or came again: the streams of the one before went with it.
     pub fn came(&self, peer: &str, node: &str) {
-        let mut all = self.lock();
-        let here = all.get_mut(&(peer.to_owned(), node.to_owned()));
-        for (_, tally) in here.into_iter().flatten() {
-            tally.lost = 0;
-            tally.came = tally.came.saturating_add(1);
-        }
+        self.with(peer, node, |proxy| {
+            proxy.came = Some(Instant::now());
+            for (_, tally) in &mut proxy.modules {
+                tally.lost = 0;
+                tally.came = tally.came.saturating_add(1);
+            }
+        });
     }
 
     /// Requests were decided, or refused.
-    pub fn decided(&self, seat: &Seat, allowed: u64, refused: u64) {
-        self.change(seat, |tally| {
-            tally.allowed = tally.allowed.saturating_add(allowed);
-            tally.refused = tally.refused.saturating_add(refused);
-        });
+    pub fn decided(&self, seat: &Seat, requests: Requests) {
+        self.change(seat, |tally| tally.recent = tally.recent.and(requests));
     }
 
-    /// Forgets modules that this says yes to, for they begin anew, and all proxies
-    /// that are not there (`is_there`, by identity and node).
-    pub fn forget(&self, of: impl Fn(&str) -> bool, is_there: impl Fn(&str, &str) -> bool) {
+    /// A time is over: requests of before the last turn are forgotten.
+    pub fn turn(&self) {
         let mut all = self.lock();
-        all.retain(|(peer, node), modules| {
-            modules.retain(|(module, _)| !of(module));
-            is_there(peer, node)
-        });
+        let proxies = all.values_mut();
+        for (_, tally) in proxies.flat_map(|proxy| &mut proxy.modules) {
+            tally.older = std::mem::take(&mut tally.recent);
+        }
+    }
+
+    /// A trial of modules that this says yes to begins: what was seen of them before
+    /// is forgotten, and so are all proxies that are not there (`is_there`, by identity
+    /// and node). A stream that is open stays known.
+    pub fn begin(&self, of: impl Fn(&str) -> bool, is_there: impl Fn(&str, &str) -> bool) {
+        let mut all = self.lock();
+        all.retain(|(peer, node), _| is_there(peer, node));
+        for (module, tally) in all.values_mut().flat_map(|proxy| &mut proxy.modules) {
+            if of(module) {
+                *tally = Tally {
+                    opened: tally.opened,
+                    ..Tally::default()
+                };
+            }
+        }
     }
 
     /// What was seen at a proxy under modules that this says yes to.
     pub fn tally(&self, peer: &str, node: &str, of: impl Fn(&str) -> bool) -> Tally {
         let all = self.lock();
-        let modules = all.get(&(peer.to_owned(), node.to_owned()));
-        let wanted = modules.into_iter().flatten().filter(|it| of(&it.0));
+        let proxy = all.get(&(peer.to_owned(), node.to_owned()));
+        let modules = proxy.into_iter().flat_map(|proxy| &proxy.modules);
+        let wanted = modules.filter(|it| of(&it.0));
         wanted.fold(Tally::default(), |sum, (_, tally)| sum.and(*tally))
     }
 
     fn change(&self, seat: &Seat, change: impl FnOnce(&mut Tally)) {
-        let mut all = self.lock();
-        let key = (seat.peer.clone(), seat.node.clone());
-        if all.len() >= PROXIES_MAX && !all.contains_key(&key) {
-            return;
-        }
-        let modules = all.entry(key).or_default();
-        let known = modules.iter_mut().find(|it| it.0 == seat.module);
-        if let Some((_, tally)) = known {
-            change(tally);
-            return;
-        }
-        if modules.len() >= MODULES_MAX {
-            modules.remove(0);
-        }
-        let mut tally = Tally::default();
-        change(&mut tally);
-        modules.push((seat.module.clone(), tally));
+        self.with(&seat.peer, &seat.node, |proxy| {
+            change(proxy.tally(&seat.module));
+        });
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Modules>> {
+    fn with(&self, peer: &str, node: &str, change: impl FnOnce(&mut Proxy)) {
+        let mut all = self.lock();
+        let key = (peer.to_owned(), node.to_owned());
+        if all.len() < PROXIES_MAX || all.contains_key(&key) {
+            change(all.entry(key).or_default());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String), Proxy>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proxy {
+    fn tally(&mut self, module: &str) -> &mut Tally {
+        let known = self.modules.iter().position(|it| it.0 == module);
+        let (name, tally) = match known {
+            Some(at) => self.modules.remove(at),
+            None => (module.to_owned(), Tally::default()),
+        };
+        if self.modules.len() >= MODULES_MAX {
+            self.modules.remove(0);
+        }
+        &mut self.modules.push_mut((name, tally)).1
     }
 }
 
@@ -155,21 +214,30 @@ mod tests {
     fn modules_and_nodes_are_told_apart_and_few_are_kept() {
         let fleet = Fleet::default();
         fleet.opened(&seat("a", "1"), false);
-        fleet.decided(&seat("a", "1"), 3, 1);
+        let some = Requests {
+            allowed: 3,
+            refused: 1,
+            strangers: 7,
+        };
+        fleet.decided(&seat("a", "1"), some);
         fleet.lost(&seat("b", "1"));
         let tally = fleet.tally("p", "a", |module| module == "1");
-        assert_eq!(
-            (tally.opened, tally.lost, tally.refused_percent()),
-            (1, 0, 25)
-        );
+        assert_eq!((tally.opened, tally.lost, tally.requests()), (1, 0, some));
+        fleet.turn();
+        let requests = |fleet: &Fleet| fleet.tally("p", "a", |_| true).requests();
+        assert_eq!(requests(&fleet), some, "the last turn's are kept");
+        fleet.turn();
+        assert_eq!(requests(&fleet), Requests::default());
         assert_eq!(fleet.tally("q", "a", |_| true), Tally::default());
         for module in 2..10 {
             fleet.opened(&seat("a", &module.to_string()), false);
         }
         assert_eq!(fleet.tally("p", "a", |module| module == "1").opened, 0);
         assert_eq!(fleet.tally("p", "a", |module| module == "9").opened, 1);
-        fleet.forget(|module| module == "9", |_, node| node == "a");
-        assert_eq!(fleet.tally("p", "a", |module| module == "9").opened, 0);
+        fleet.decided(&seat("a", "9"), some);
+        fleet.begin(|module| module == "9", |_, node| node == "a");
+        let nine = fleet.tally("p", "a", |module| module == "9");
+        assert_eq!((nine.opened, nine.requests()), (1, Requests::default()));
         assert_eq!(fleet.tally("p", "a", |module| module == "8").opened, 1);
         assert_eq!(fleet.tally("p", "b", |_| true), Tally::default());
     }
@@ -188,6 +256,8 @@ mod tests {
         assert_eq!(lost(&fleet), 1, "another came in its place");
         fleet.came("p", "a");
         assert_eq!(lost(&fleet), 0, "its proxy began anew");
+        fleet.lost(&seat("a", "1"));
+        assert_eq!(lost(&fleet), 0, "it is told anew what to run");
         assert_eq!(fleet.tally("p", "a", |_| true).came, 1);
     }
 }

@@ -87,7 +87,7 @@ impl Stream {
             protocol: PROTOCOL,
             resume_prefix: self.prefix.clone(),
             module_version: format!("{}{module}", env!("CARGO_PKG_VERSION")),
-            node: host::text_property(&["node", "id"]).unwrap_or_default(),
+            node: host::text_property(&["xds", "node", "id"]).unwrap_or_default(),
         };
         if host::send(
             stream,

@@ -80,13 +80,6 @@ impl Config {
                 );
             }
         }
-        let canary = format!("spiffe://{}/canary", self.identity.trust_domain);
-        if self.canary.every_s > 0 && self.agents.iter().any(|it| it.spiffe_id == canary) {
-            reader.error_at(
-                "canary.every_s",
-                format!("`{canary}` is the canary's own name, and an [[agent]] has it"),
-            );
-        }
         let identity = &self.identity;
         if !server.admin_socket.as_os_str().is_empty()
             && server.admin_socket == identity.workload_api

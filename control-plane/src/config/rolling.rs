@@ -51,7 +51,7 @@ const GROUPS_MAX: usize = 16;
 const NAME_MAX: usize = 64;
 /// A step that is watched at all is watched for so many seconds: filters report
 /// refusals every 5 s.
-const WATCH_MIN_S: u64 = 5;
+const WATCH_MIN_S: u64 = 10;
 
 pub(super) fn rollout(table: &Table<'_>) -> Rollout {
     let rollout = Rollout {

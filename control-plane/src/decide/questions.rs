@@ -67,9 +67,7 @@ pub enum Asked {
 pub struct Prefix {
     /// The 16 bytes.
     pub bytes: [u8; 16],
-    /// The proxy's SPIFFE ID: the prefix is good for its certificate only.
-    pub peer: String,
-    /// Where its filter sits: a VM context and its module never change.
+    /// Where its filter sits: the prefix is good for that certificate and module only.
     pub seat: Seat,
     /// The last denial batch that is durable; held while one is being written.
     pub denials: tokio::sync::Mutex<u64>,
@@ -92,12 +90,11 @@ struct Remembered {
 }
 
 impl Prefix {
-    /// A new prefix of `peer`'s.
+    /// A new prefix.
     #[must_use]
     pub fn new(bytes: [u8; 16], seat: Seat) -> Self {
         Self {
             bytes,
-            peer: seat.peer.clone(),
             seat,
             denials: tokio::sync::Mutex::new(0),
             inner: Mutex::default(),
@@ -249,7 +246,7 @@ impl Prefix {
                 .is_err()
         {
             tracing::warn!(
-                peer = self.peer,
+                peer = self.seat.peer,
                 "a message to a proxy was dropped: its stream is full or gone"
             );
         }

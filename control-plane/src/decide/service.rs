@@ -6,7 +6,8 @@ use super::questions::{Asked, Entry, Prefix};
 use super::reports;
 use super::verdicts::{answer_with, refused_verdict, verdict};
 use super::wire::decisions_server::{Decisions, DecisionsServer};
-use crate::fleet::Seat;
+use crate::canary;
+use crate::fleet::{Requests, Seat};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
@@ -144,7 +145,8 @@ impl Shared {
         tracing::info!(
             peer,
             prefix = hex::encode(prefix.bytes),
-            module = hello.module_version,
+            node = prefix.seat.node,
+            module = prefix.seat.module,
             "a filter connected"
         );
         prefix.send(Down::Welcome(Welcome {
@@ -239,7 +241,7 @@ impl Shared {
                 return;
             }
             Asked::Conflict => {
-                let body = serde_json::json!({ "proxy": prefix.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
+                let body = serde_json::json!({ "proxy": prefix.seat.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
                 let note = Command::Note {
                     kind: "question_refused",
                     body,
@@ -286,7 +288,7 @@ impl Shared {
                     proof: ask.proof,
                     digest: Sha256::digest(&ask.question).into(),
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
-                    proxy: prefix.peer.clone(),
+                    proxy: prefix.seat.peer.clone(),
                     body: None,
                 };
                 self.engine
@@ -326,7 +328,7 @@ impl Shared {
             proof: ask.proof,
             digest: Sha256::digest(&ask.question).into(),
             attempt: attempt(&prefix, counter),
-            proxy: prefix.peer.clone(),
+            proxy: prefix.seat.peer.clone(),
             body: None,
         };
         if !entry.begin_commit() {
@@ -356,9 +358,21 @@ impl Shared {
             ruling => Some(verdict(ruling, &self.engine.core, &facts)),
         };
         if let Some(verdict) = verdict {
-            let allowed = u64::from(matches!(verdict, Verdict::Allow(_)));
-            let fleet = &self.engine.core.fleet;
-            fleet.decided(&prefix.seat, allowed, 1_u64.saturating_sub(allowed));
+            self.engine.core.fleet.decided(
+                &prefix.seat,
+                match verdict {
+                    Verdict::Allow(_) => Requests {
+                        allowed: 1,
+                        ..Requests::default()
+                    },
+                    // What the canary provokes says nothing of a module.
+                    _ if facts.question.path.ends_with(canary::PATH) => Requests::default(),
+                    _ => Requests {
+                        refused: 1,
+                        ..Requests::default()
+                    },
+                },
+            );
             prefix.answer(&entry, answer(verdict));
         }
     }
@@ -404,14 +418,19 @@ impl Shared {
             if batch.sequence > *durable {
                 let missing = batch.sequence - *durable - 1;
                 let name = format!("{}-{}", hex::encode(prefix.bytes), batch.sequence);
-                if !reports::take(&self.engine.core, &prefix.peer, &name, &batch, missing).await {
+                if !reports::take(&self.engine.core, &prefix.seat.peer, &name, &batch, missing)
+                    .await
+                {
                     continue;
                 }
                 *durable = batch.sequence;
-                let counted = batch.counts.iter().map(|count| count.count);
-                let entries = u64::try_from(batch.entries.len()).unwrap_or(u64::MAX);
-                let refused = counted.fold(entries, u64::saturating_add);
-                self.engine.core.fleet.decided(&prefix.seat, 0, refused);
+                let counts = batch.counts.iter().map(|count| count.count);
+                let requests = Requests {
+                    allowed: 0,
+                    refused: u64::try_from(batch.entries.len()).unwrap_or(u64::MAX),
+                    strangers: counts.fold(0, u64::saturating_add),
+                };
+                self.engine.core.fleet.decided(&prefix.seat, requests);
             }
             drop(durable);
             prefix.send(Down::DenialsTaken(DenialsTaken {

@@ -269,19 +269,20 @@ impl Registry {
         let proxies = self.lock();
         proxies
             .iter()
-            .map(|((peer, node_id), proxy)| ProxyStatus {
-                peer: peer.clone(),
-                node_id: node_id.clone(),
-                group: snapshots
-                    .group_of(peer, &proxy.labels)
-                    .map(ToOwned::to_owned),
-                envoy_version: proxy.envoy_version.clone(),
-                connected: proxy.streams > 0,
-                types: proxy
-                    .types
-                    .iter()
-                    .map(|(kind, record)| record.status(*kind))
-                    .collect(),
+            .map(|((peer, node_id), proxy)| {
+                let group = snapshots.group_of(peer, &proxy.labels);
+                let wanted = snapshots.of(peer, &proxy.labels);
+                let types = proxy.types.iter();
+                let types = types
+                    .map(|(kind, record)| record.status(*kind, wanted.resources(*kind).version()));
+                ProxyStatus {
+                    peer: peer.clone(),
+                    node_id: node_id.clone(),
+                    group: group.map(ToOwned::to_owned),
+                    envoy_version: proxy.envoy_version.clone(),
+                    connected: proxy.streams > 0,
+                    types: types.collect(),
+                }
             })
             .collect()
     }
@@ -307,13 +308,14 @@ impl TypeRecord {
         *times <= MAX_TOLD
     }
 
-    fn status(&self, kind: Kind) -> TypeStatus {
+    fn status(&self, kind: Kind, wanted: &str) -> TypeStatus {
         let version = |resources: &Arc<Resources>| resources.version().to_owned();
         TypeStatus {
             kind,
             sent: self.sent.as_ref().map(version),
             acked: self.acked.as_ref().map(version),
-            nack: self.nack.clone(),
+            // The refusal of an older version may come late.
+            nack: self.nack.clone().filter(|nack| nack.version == wanted),
             nacks: self.nacks,
         }
     }

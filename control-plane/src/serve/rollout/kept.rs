@@ -51,10 +51,12 @@ pub(super) fn write(config: &Config, module: &Module) {
         .and_then(|()| std::fs::File::open(&config.server.data_dir)?.sync_all());
     if let Err(error) = written {
         tracing::warn!(%error, path = %path.display(), "the module that is good could not be kept for the next start");
+        // The one before is not what a start should begin with any more.
+        remove(config);
     }
 }
 
-/// Keeps none: nothing is watched, so nobody knows what is good.
+/// Keeps none.
 pub(super) fn remove(config: &Config) {
     let path = file(config);
     if let Err(error) = std::fs::remove_file(&path)

@@ -8,6 +8,7 @@ use super::ServeError;
 use super::edge::{self, Module, Pinned, called, modified};
 use crate::config::Config;
 use crate::state::Core;
+use judge::Sight;
 use ledger::model::Command;
 use serde_json::json;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ struct Trial {
     step: Step,
     /// When its step began, or its first proxy was seen.
     since: Instant,
+    /// Whether a proxy that should run it was seen.
+    seen: bool,
     /// Since when contexts of it are missing.
     lost_since: Option<Instant>,
     /// Contexts that ended since we pushed again.
@@ -53,6 +56,7 @@ impl Trial {
             module,
             step,
             since: Instant::now(),
+            seen: false,
             lost_since: None,
             lost_by_us: 0,
             pushed_again: None,
@@ -87,7 +91,15 @@ pub fn begin_with(config: &Config, module: &Module) -> Module {
         kept::remove(config);
         return module.clone();
     }
-    kept::read(config).unwrap_or_else(|| module.clone())
+    let begin = kept::read(config).unwrap_or_else(|| module.clone());
+    if begin.sha256 != module.sha256 {
+        tracing::warn!(
+            sha256 = begin.sha256,
+            waits = module.sha256,
+            "the start is with the module that was good last; edge.module has another, which is tried"
+        );
+    }
+    begin
 }
 
 /// Writes down what the pinned groups run.
@@ -190,6 +202,7 @@ impl Rollout {
         }
         tasks.spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_secs(1));
+            let mut turned = Instant::now();
             loop {
                 tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
                 // What is not in the journal is not pushed, whatever comes with it.
@@ -197,6 +210,11 @@ impl Rollout {
                     continue;
                 }
                 self.look().await;
+                // What a trial is compared with is of about as long a time.
+                if self.trial.is_none() && turned.elapsed() >= self.window() {
+                    self.core.fleet.turn();
+                    turned = Instant::now();
+                }
                 file.look(&self.core.config).await;
                 if let Some(module) = file.waits.take()
                     && !self.take(&module).await
@@ -258,7 +276,7 @@ impl Rollout {
             connected.any(|it| it.peer.as_str() == peer && it.node_id == node)
         };
         let fleet = &self.core.fleet;
-        fleet.forget(|name| trial.is_named(name), is_there);
+        fleet.begin(|name| trial.is_named(name), is_there);
         let step = if self.core.config.edge.rollout.first.is_empty() {
             Step::All
         } else {
@@ -288,8 +306,12 @@ impl Rollout {
         true
     }
 
+    fn window(&self) -> Duration {
+        Duration::from_secs(self.core.config.edge.rollout.watch_s)
+    }
+
     fn watched(&self) -> bool {
-        self.core.config.edge.rollout.watch_s > 0
+        !self.window().is_zero()
     }
 
     /// What proxies of no group get.
@@ -336,19 +358,18 @@ impl Rollout {
         let Some(mut trial) = self.trial.take() else {
             return;
         };
-        let window = Duration::from_secs(self.core.config.edge.rollout.watch_s);
+        let window = self.window();
         let proxies = self.proxies(trial.step);
-        if proxies.is_empty() {
-            // Until somebody runs it, nothing has been tried.
-            trial.since = Instant::now();
-        }
-        if let Some(fault) = judge::fault(&mut trial, &proxies, &self.core.fleet, window) {
-            self.back(&trial, &fault).await;
-            return;
-        }
-        if trial.since.elapsed() < window {
-            self.trial = Some(trial);
-            return;
+        match judge::look(&mut trial, &proxies, &self.core.fleet, window) {
+            Sight::Well => {}
+            Sight::Wait => {
+                self.trial = Some(trial);
+                return;
+            }
+            Sight::Fault(fault) => {
+                self.back(&trial, &fault).await;
+                return;
+            }
         }
         let went_on = match trial.step {
             Step::First => self.step(&trial.module, Step::All).await,
