@@ -34,6 +34,7 @@ mod single_use;
 mod soak;
 mod stages;
 mod store;
+mod storm;
 mod stress;
 mod table;
 mod targets;
@@ -59,6 +60,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// And so much more for each token of a long race.
 const PER_TOKEN: Duration = Duration::from_millis(50);
 
+/// How much longer a row may take for each proxy that comes back.
+const PER_PROXY: Duration = Duration::from_secs(10);
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -72,6 +76,9 @@ pub struct Settings {
     pub rounds: usize,
     /// How many minutes the soak and the outage last; 0 is a short one of each.
     pub minutes: u64,
+    /// How many proxies come back at once (H32); with more than two, real Envoys beside
+    /// the two.
+    pub proxies: usize,
 }
 
 /// What a row does: the text says what was seen.
@@ -161,6 +168,7 @@ async fn all(settings: &Settings) -> Result<(), Error> {
     let mut stages = Stages::new(settings.tokens);
     stages.rounds = settings.rounds;
     stages.minutes = settings.minutes;
+    stages.proxies = settings.proxies;
     let mut told = Vec::new();
     for row in rows {
         let start = Instant::now();
@@ -183,6 +191,8 @@ async fn attempt(row: &Row, stages: &mut Stages) -> (&'static str, String) {
         How::Live(_) | How::Cases(_) => {
             let tokens = u32::try_from(stages.tokens.max(stages.rounds)).unwrap_or(u32::MAX);
             let limit = LONGEST + PER_TOKEN.saturating_mul(tokens) + stages.lasts();
+            let limit =
+                limit + PER_PROXY.saturating_mul(u32::try_from(stages.proxies).unwrap_or(u32::MAX));
             let tried = async {
                 let seen = match row.how {
                     How::Live(work) => work(stages).await?,

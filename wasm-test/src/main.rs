@@ -42,6 +42,9 @@ enum Command {
         /// How many minutes the soak and the outage last.
         #[arg(long, default_value_t = 0)]
         minutes: u64,
+        /// How many proxies come back at once (H32).
+        #[arg(long, default_value_t = 2)]
+        proxies: usize,
     },
     /// Measure Envoy's CPU per request with and without Writ.
     BenchEdge {
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
                 tokens,
                 rounds,
                 minutes,
+                proxies,
             } => {
                 attack::run(&attack::Settings {
                     only,
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
                     tokens,
                     rounds,
                     minutes,
+                    proxies,
                 })
                 .await
             }

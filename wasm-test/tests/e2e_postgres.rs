@@ -133,3 +133,80 @@ async fn one_replica_dies_and_the_other_goes_on_with_what_it_had_issued() {
     .unwrap();
     pair.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_equal_request_at_the_other_replica_waits_for_the_same_yes() {
+    let Some(pair) = pair("equal requests over replicas", 20).await else {
+        return;
+    };
+    // Nothing tells the second of what the first commits: it has to wait for its poll.
+    let (first, second) = (&pair.first, &pair.second);
+    let approver: Approver = second.system.approver().await.unwrap();
+    let before = first.arrived().unwrap();
+    let mut known = Vec::new();
+    for round in 0..5 {
+        let ask = async |side: &Stage| {
+            let token = first.agent.token("GET", RESTRICTED).await.unwrap();
+            let bytes = first.signed("GET", RESTRICTED, &token);
+            side.exchange(&bytes).await.unwrap()
+        };
+        let decide = async {
+            let id = approver.next(&known, Duration::from_secs(20)).await;
+            let id = id.unwrap();
+            // Both wait by now, for this one.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let said = approver.decide(&id, Verdict::Deny).await.unwrap();
+            assert!(said.status < 400, "{}", said.text());
+            id
+        };
+        let (one, two, id) = tokio::join!(ask(first), ask(second), decide);
+        for (which, answer) in [("the first", one), ("the second", two)] {
+            let got = (answer.status, answer.reason());
+            let denied = (403, "approval_denied".to_owned());
+            assert_eq!(got, denied, "{which}, {round}: {}", answer.text());
+        }
+        known.push(id);
+    }
+    assert_eq!(first.arrived().unwrap(), before);
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_epoch_that_no_restart_began_a_used_token_is_of_unknown_outcome() {
+    let Some(pair) = pair("an epoch over replicas", 3).await else {
+        return;
+    };
+    let first = &pair.first;
+    let token = first.agent.token("GET", REPORT).await.unwrap();
+    let present = async |side: &Stage| {
+        let bytes = first.signed("GET", REPORT, &token);
+        side.exchange(&bytes).await.unwrap()
+    };
+    assert_eq!(present(first).await.status, 200);
+    expect(&present(first).await, 401, "token_spent");
+    // As after a takeover: another timeline, and every connection gone.
+    pair.postgres
+        .sql(
+            "UPDATE meta SET timeline = 'FFFFFFFE'; \
+             SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'",
+        )
+        .unwrap();
+    eventually("a replica is back", async || {
+        let reason = present(first).await.reason();
+        !matches!(reason.as_str(), "control_plane_unavailable" | "token_spent")
+    })
+    .await
+    .unwrap();
+    let before = first.arrived().unwrap();
+    for side in [first, &pair.second] {
+        eventually("it says that nobody knows", async || {
+            present(side).await.reason() == "outcome_unknown"
+        })
+        .await
+        .unwrap();
+    }
+    assert_eq!(first.arrived().unwrap(), before);
+    assert_eq!(first.uses().unwrap().get(&jti(&token)), Some(&1));
+    pair.stop().await;
+}

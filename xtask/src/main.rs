@@ -80,6 +80,9 @@ enum Command {
         /// How many minutes the soak (H31) and the outage (H14) last; 0 is a short one.
         #[arg(long, value_name = "N", default_value_t = 0)]
         minutes: u64,
+        /// How many Envoys come back at once (H32), each of about 60 MiB.
+        #[arg(long, value_name = "N", default_value_t = 2)]
+        proxies: usize,
     },
     /// Give every parser what libFuzzer can think of.
     Fuzz {
@@ -174,11 +177,13 @@ fn dispatch(command: Command) -> Result<(), Error> {
             tokens,
             rounds,
             minutes,
+            proxies,
         } => {
             let mut arguments: Vec<OsString> = vec!["attack".into()];
             arguments.extend(["--tokens".into(), tokens.to_string().into()]);
             arguments.extend(["--rounds".into(), rounds.to_string().into()]);
             arguments.extend(["--minutes".into(), minutes.to_string().into()]);
+            arguments.extend(["--proxies".into(), proxies.to_string().into()]);
             if let Some(path) = json.map(absolute).transpose()? {
                 arguments.extend(["--json".into(), path.into_os_string()]);
             }

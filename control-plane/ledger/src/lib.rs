@@ -326,6 +326,17 @@ impl Ledger {
         }
     }
 
+    /// When the current epoch was first seen to have begun, in milliseconds of ledger
+    /// time: what is older and unknown may have been used and forgotten. `None` where
+    /// it began with this process, as it does in files.
+    #[must_use]
+    pub fn epoch_since(&self) -> Option<Millis> {
+        match &*self.store {
+            Store::Embedded(_) => None,
+            Store::Postgres(store) => Some(store.stands_since()),
+        }
+    }
+
     /// Whether there is no room for the journal to grow: then only what takes rights
     /// away is taken, and everything else refused with [`Refused::Full`], until there
     /// is. A database says so by itself, when it is asked to commit.

@@ -14,38 +14,68 @@ pub const BODIES_MAX: u64 = 64 * 1024 * 1024;
 /// The bodies, by their approvals' ids.
 #[derive(Debug, Default)]
 pub struct Bodies {
-    kept: Mutex<BTreeMap<String, Arc<[u8]>>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    kept: BTreeMap<String, Arc<[u8]>>,
+    /// Bytes of those that are on their way.
+    coming: u64,
+}
+
+impl Inner {
+    fn fits(&self, size: u64) -> bool {
+        let sizes = self.kept.values().map(|body| bytes(body));
+        let all = sizes.fold(self.coming, u64::saturating_add);
+        all.saturating_add(size) <= BODIES_MAX
+    }
+}
+
+/// Room for a body that is on its way, until this is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, it keeps no room"]
+pub struct Room<'a> {
+    bodies: &'a Bodies,
+    size: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.bodies.lock();
+        inner.coming = inner.coming.saturating_sub(self.size);
+    }
 }
 
 impl Bodies {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<[u8]>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more of this size may be kept. Those whose approvals are not
+    /// Room for one more of this size, or none. Those whose approvals are not
     /// `open` make room; no other does.
-    #[must_use]
-    pub fn have_room(&self, size: u64, open: &dyn Fn(&str) -> bool) -> bool {
-        let fits = |kept: &BTreeMap<String, Arc<[u8]>>| {
-            let sizes = kept.values().map(|body| bytes(body));
-            sizes.fold(size, u64::saturating_add) <= BODIES_MAX
-        };
-        let mut kept = self.lock();
-        if !fits(&kept) {
-            kept.retain(|id, _| open(id));
+    pub fn reserve(&self, size: u64, open: &dyn Fn(&str) -> bool) -> Option<Room<'_>> {
+        let mut inner = self.lock();
+        if !inner.fits(size) {
+            inner.kept.retain(|id, _| open(id));
         }
-        fits(&kept)
+        if !inner.fits(size) {
+            return None;
+        }
+        inner.coming = inner.coming.saturating_add(size);
+        drop(inner);
+        Some(Room { bodies: self, size })
     }
 
-    /// Keeps one.
+    /// Keeps one that there is room for.
     pub fn keep(&self, approval: &str, body: Arc<[u8]>) {
-        self.lock().insert(approval.to_owned(), body);
+        self.lock().kept.insert(approval.to_owned(), body);
     }
 
     /// The body of an approval.
     #[must_use]
     pub fn get(&self, approval: &str) -> Option<Arc<[u8]>> {
-        self.lock().get(approval).cloned()
+        self.lock().kept.get(approval).cloned()
     }
 }
 
@@ -62,12 +92,24 @@ mod tests {
         let bodies = Bodies::default();
         let half: Arc<[u8]> = vec![0; 32 * 1024 * 1024].into();
         for id in ["open", "ended"] {
-            assert!(bodies.have_room(bytes(&half), &|_| true));
+            let room = bodies.reserve(bytes(&half), &|_| true);
+            assert!(room.is_some());
             bodies.keep(id, half.clone());
         }
-        assert!(!bodies.have_room(1, &|_| true));
+        assert!(bodies.reserve(1, &|_| true).is_none());
         assert!(bodies.get("ended").is_some());
-        assert!(bodies.have_room(1, &|id| id == "open"));
+        assert!(bodies.reserve(1, &|id| id == "open").is_some());
         assert!(bodies.get("open").is_some() && bodies.get("ended").is_none());
+    }
+
+    #[test]
+    fn those_that_are_on_their_way_count() {
+        let bodies = Bodies::default();
+        let rooms: Vec<_> = (0..5)
+            .map(|_| bodies.reserve(BODIES_MAX / 4, &|_| true))
+            .collect();
+        assert_eq!(rooms.iter().flatten().count(), 4);
+        drop(rooms);
+        assert!(bodies.reserve(BODIES_MAX, &|_| true).is_some());
     }
 }

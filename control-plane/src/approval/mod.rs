@@ -3,7 +3,7 @@
 
 mod bodies;
 
-pub use bodies::{BODIES_MAX, Bodies};
+pub use bodies::{BODIES_MAX, Bodies, Room};
 
 use crate::state::Core;
 use crate::web::{Activity, Desk, DeskError, ProxyView};

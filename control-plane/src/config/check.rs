@@ -1,7 +1,8 @@
 //! What can be judged only from several keys, or by looking at this machine.
 
-use super::reader::Reader;
+use super::reader::{Reader, Table};
 use super::types::{Config, Route};
+use capability::gates::TokenCheck;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -37,6 +38,19 @@ pub(super) fn route_key(error: &xds::SettingsError) -> &'static str {
         xds::SettingsError::Prefix(_) => "path_prefix",
         xds::SettingsError::Text { what, .. } if what.contains("name") => "name",
         _ => "upstream",
+    }
+}
+
+/// `edge.token_check`.
+pub(super) fn token_check(edge: &Table<'_>) -> TokenCheck {
+    match edge.text_or("token_check", "edge").as_str() {
+        "edge" => TokenCheck::Edge,
+        "record" => TokenCheck::Record,
+        other => {
+            let text = format!("`{other}` is neither \"edge\" nor \"record\"");
+            edge.error("token_check", text);
+            TokenCheck::Edge
+        }
     }
 }
 

@@ -374,6 +374,7 @@ fn edge(table: &Table<'_>) -> Edge {
         resource,
         sites,
         module: table.path("module"),
+        token_check: check::token_check(table),
         portable_crypto: table.flag("portable_crypto", false),
         hold_s: table.number("hold_s", 25, 0, 55),
         decision_deadline_ms: table.number("decision_deadline_ms", 2_000, 100, 10_000),

@@ -83,6 +83,11 @@ fn each_problem_is_named_with_its_line() {
             "is neither \"none\" nor \"required\"",
         ),
         (
+            "module = ",
+            "token_check = \"none\"\nmodule = ",
+            "`none` is neither \"edge\" nor \"record\"",
+        ),
+        (
             "[edge]",
             "[edge]\nclient_certificates = \"required\"",
             "TLS ends at the listener: `http://127.0.0.1:8400` has to be https",

@@ -2,6 +2,7 @@
 
 use super::exempt::Exempt;
 use capability::decide::Mode;
+use capability::gates::TokenCheck;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -172,6 +173,8 @@ pub struct Edge {
     pub sites: Vec<Site>,
     /// The filter's module.
     pub module: PathBuf,
+    /// Who checks a token's signature: the filter, or our own record alone.
+    pub token_check: TokenCheck,
     /// p256 in wasm instead of the host's BoringSSL, by name only.
     pub portable_crypto: bool,
     /// Seconds that a request may be held in the proxy.

@@ -5,6 +5,7 @@
 use super::facts::{Facts, body_digest};
 use super::questions::{Entry, Prefix};
 use super::service::Shared;
+use crate::approval::Room;
 use capability::reason::Reason;
 use decision_api::BodyWanted;
 use ledger::model::{Approval, Hash};
@@ -17,7 +18,7 @@ use std::time::Duration;
 const BODY_WITHIN: Duration = Duration::from_millis(1_500);
 
 impl Shared {
-    /// Gets the body from the proxy that has it.
+    /// Gets the body from the proxy that has it, with room for it.
     ///
     /// # Errors
     /// `limit_exceeded` when there is no room for it, and `internal_error` when it
@@ -28,14 +29,14 @@ impl Shared {
         counter: u64,
         entry: &Entry,
         facts: &Facts,
-    ) -> Result<Arc<[u8]>, Reason> {
+    ) -> Result<(Arc<[u8]>, Room<'_>), Reason> {
         let core = &self.engine.core;
         let size = facts.question.body.as_ref().map_or(0, |body| body.size);
         let open = |id: &str| core.ledger.approval(id).is_some_and(|it| it.is_open());
-        if !core.bodies.have_room(size, &open) {
+        let Some(room) = core.bodies.reserve(size, &open) else {
             tracing::warn!("as many bodies as may wait for a human do: a request is refused");
             return Err(Reason::LimitExceeded);
-        }
+        };
         let given = prefix.want_body(
             entry,
             BodyWanted {
@@ -58,7 +59,7 @@ impl Shared {
             );
             return Err(Reason::InternalError);
         }
-        Ok(body.into())
+        Ok((body.into(), room))
     }
 
     /// Keeps the body for those who decide about the approval, which may be an

@@ -6,6 +6,7 @@ use super::facts::{
     evidence, request_facts,
 };
 use super::opinion::Opinion;
+use super::own;
 use crate::state::Core;
 use capability::reason::Reason;
 use ledger::model::{
@@ -199,10 +200,16 @@ impl Engine {
             return reason;
         }
         // Of a token that is not the question's nothing is believed, not even for the log.
-        let agent = self
-            .token_hash(facts)
-            .ok()
-            .and_then(|_| claim(&facts.token, "client_id"))
+        let its_own = self.token_hash(facts).is_ok();
+        // One that is nobody's is counted, as an edge that checks signatures counts it:
+        // else who has no token at all could fill the log in an agent's name.
+        if its_own && !own::may_name_its_agent(&self.core, facts, reason).await {
+            self.core.refusals.count(reason);
+            return reason;
+        }
+        let agent = its_own
+            .then(|| claim(&facts.token, "client_id"))
+            .flatten()
             .and_then(|claim| claim.as_str().map(str::to_owned))
             .unwrap_or_default();
         if !self
@@ -273,7 +280,7 @@ impl Engine {
                 let reason = if first.is_some() {
                     Reason::TokenSpent
                 } else {
-                    self.absent(&facts.token)
+                    self.absent(facts)
                 };
                 return Err((reason, first));
             }
@@ -314,11 +321,15 @@ impl Engine {
 
     /// A token that is not outstanding and whose use we do not remember: if it
     /// is from before this epoch its outcome is unknown, else we never issued it.
-    fn absent(&self, token: &str) -> Reason {
-        match claim(token, "iat").and_then(|iat| iat.as_u64()) {
-            Some(issued_s) if issued_s.saturating_mul(1000) > self.core.started_ms => {
-                Reason::TokenUnknown
-            }
+    /// Nor did we when the signature is not ours, whatever it says of its time.
+    fn absent(&self, facts: &Facts) -> Reason {
+        if !own::is_signed(&self.core, facts) {
+            return Reason::TokenUnknown;
+        }
+        let began_ms = self.core.ledger.epoch_since().unwrap_or_default();
+        let began_ms = began_ms.max(self.core.started_ms);
+        match claim(&facts.token, "iat").and_then(|iat| iat.as_u64()) {
+            Some(issued_s) if issued_s.saturating_mul(1000) > began_ms => Reason::TokenUnknown,
             _ => Reason::OutcomeUnknown,
         }
     }

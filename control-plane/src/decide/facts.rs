@@ -8,7 +8,7 @@ use capability::url::{Origin, Target};
 use decision_api::{Question, body_fact::Value};
 use ledger::model::{ActionRecord, BodyRecord, Evidence, Hash, RequestFacts, TokenRecord};
 use policy::{Fact, FactKind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A question, decoded, with what the connection says of who asks.
 pub struct Facts {
@@ -26,6 +26,8 @@ pub struct Facts {
     pub proxy: String,
     /// The body, once it was wanted and came; its SHA-256 is the question's.
     pub body: Option<Arc<[u8]>>,
+    /// Whether we have signed the token, once that was looked at.
+    pub signed: OnceLock<bool>,
 }
 
 /// Whether the action we recorded at issue is the request, by the one shared
@@ -145,8 +147,8 @@ pub(super) fn request_facts(facts: &Facts) -> RequestFacts {
     }
 }
 
-/// A claim of a token that the filter has verified and we have not: for the log
-/// and for what to say, never for a decision.
+/// A claim of a token, or of a proof, whose signature is not looked at here: of
+/// what is ours by [`super::own`], for the log and for what to say.
 pub(super) fn claim(token: &str, name: &str) -> Option<serde_json::Value> {
     let claims = token.split('.').nth(1).and_then(capability::b64::decode)?;
     let claims = capability::json::parse(&claims, &capability::Limits::CEILING).ok()?;

@@ -50,9 +50,14 @@ impl Shared {
 
         let deadline = Instant::now() + wait;
         let mut stream_lost: Option<Instant> = None;
+        let mut shown = false;
         loop {
             let state = core.ledger.approval(&approval.id);
+            shown |= state.is_some();
             match state.as_ref().map(|found| found.state) {
+                // Another replica opened it, and what is shown here is behind the
+                // commit that joined it.
+                None if !shown => {}
                 Some(ApprovalState::Approved) => {
                     let approved = state.unwrap_or_else(|| approval.clone());
                     return self.release(prefix, entry, facts, &approved).await;

@@ -5,6 +5,7 @@ mod engine;
 mod facts;
 mod hold;
 mod opinion;
+mod own;
 mod questions;
 mod reports;
 mod service;

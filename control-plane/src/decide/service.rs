@@ -20,7 +20,7 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -31,12 +31,14 @@ use tonic::{Request, Response, Status, Streaming};
 const DOWN_QUEUE: usize = 8_192;
 /// Prefixes that are remembered, over all proxies.
 const PREFIXES_MAX: usize = 4_096;
+/// Prefixes of one proxy's identity: it leaves some to the others.
+const PREFIXES_OF_ONE: usize = 3_072;
 /// A stream whose Hello takes longer is ended.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Denial batches of one stream that wait to be written.
 const DENIAL_BATCHES: usize = 64;
-/// Outcomes that are being written, over all proxies.
-const OUTCOMES_IN_FLIGHT: usize = 4_096;
+/// Outcomes and refusals of strange questions that are being written, over all proxies.
+const WRITES_IN_FLIGHT: usize = 4_096;
 /// A gRPC message of a filter's, in bytes.
 const MESSAGE_MAX: usize = 256 * 1024;
 
@@ -49,19 +51,19 @@ pub struct DecisionsService {
 pub(super) struct Shared {
     pub(super) engine: Engine,
     prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
-    outcome_room: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
 }
 
 impl DecisionsService {
     /// Serves decisions that rest on `core`.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Self {
-        let outcome_room = Arc::new(Semaphore::new(OUTCOMES_IN_FLIGHT));
+        let writes = Arc::new(Semaphore::new(WRITES_IN_FLIGHT));
         Self {
             shared: Arc::new(Shared {
                 engine: Engine { core },
                 prefixes: Mutex::default(),
-                outcome_room,
+                writes,
             }),
         }
     }
@@ -206,7 +208,9 @@ impl Shared {
         if let Some(known) = known.filter(|known| known.seat == seat) {
             return Ok(known);
         }
-        if prefixes.len() >= PREFIXES_MAX {
+        let ours = |known: &&Arc<Prefix>| known.seat.peer == seat.peer;
+        let own = prefixes.values().filter(ours).count();
+        if prefixes.len() >= PREFIXES_MAX || own >= PREFIXES_OF_ONE {
             return Err(Status::resource_exhausted("too many filters are connected"));
         }
         let prefix = Arc::new(Prefix::new(rand::random(), seat));
@@ -217,8 +221,14 @@ impl Shared {
     async fn ask(self: &Arc<Self>, prefix: &Arc<Prefix>, ask: Ask) {
         let Some(counter) = own_counter(prefix, ask.id.as_ref()) else {
             // A prefix from before a restart: what became of it can't be known.
+            let Ok(room) = self.writes.clone().acquire_owned().await else {
+                return;
+            };
             let (shared, prefix) = (self.clone(), prefix.clone());
-            tokio::spawn(async move { shared.refuse_foreign(&prefix, ask).await });
+            tokio::spawn(async move {
+                shared.refuse_foreign(&prefix, ask).await;
+                drop(room);
+            });
             return;
         };
         let digest = Sha256::digest(&ask.question).into();
@@ -290,6 +300,7 @@ impl Shared {
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.seat.peer.clone(),
                     body: None,
+                    signed: OnceLock::new(),
                 };
                 self.engine
                     .record_refusal(&facts, Reason::OutcomeUnknown)
@@ -330,6 +341,7 @@ impl Shared {
             attempt: attempt(&prefix, counter),
             proxy: prefix.seat.peer.clone(),
             body: None,
+            signed: OnceLock::new(),
         };
         if !entry.begin_commit() {
             return;
@@ -337,9 +349,12 @@ impl Shared {
         let asked = Instant::now();
         let mut ruling = self.engine.decide(&facts).await;
         self.engine.core.metrics.took(asked.elapsed());
+        // Until the body is kept, or not.
+        let mut _room = None;
         if matches!(ruling, Ruling::NeedsBody) {
             ruling = match self.body(&prefix, counter, &entry, &facts).await {
-                Ok(body) => {
+                Ok((body, room)) => {
+                    _room = Some(room);
                     facts.body = Some(body);
                     self.engine.decide(&facts).await
                 }
@@ -395,7 +410,7 @@ impl Shared {
             let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else {
                 continue;
             };
-            let Ok(room) = self.outcome_room.clone().acquire_owned().await else {
+            let Ok(room) = self.writes.clone().acquire_owned().await else {
                 return;
             };
             let (core, attempt) = (self.engine.core.clone(), attempt(prefix, counter));

@@ -369,7 +369,14 @@ impl Exchange {
             policy: policy.clone(),
             attachments: vec![Evidence::new("proof", proof_text.as_bytes())],
         });
-        match committed.await {
+        let committed = committed.await;
+        if committed
+            .as_ref()
+            .is_err_and(|error| *error != Refused::Unknown)
+        {
+            self.proofs.give_back(proof);
+        }
+        match committed {
             // Durable: only now does the token leave.
             Ok(_) => Ok(Issued {
                 access_token,

@@ -24,6 +24,20 @@ const SEAL: usize = 16;
 /// What is sealed besides, so that the key's seals mean nothing elsewhere.
 const PURPOSE: &[u8] = b"writ nonce for the token endpoint 1\0";
 
+/// What a nonce says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is not ours.
+    Nothing,
+    /// It is ours, and good.
+    Made {
+        /// When it was made, in milliseconds.
+        made_ms: u64,
+    },
+    /// It was good, or will be.
+    Stale,
+}
+
 /// Makes nonces, and knows its own.
 pub struct Nonces {
     key: hmac::Key,
@@ -66,17 +80,24 @@ impl Nonces {
         Base64UrlUnpadded::encode_string(&[open.as_slice(), &seal].concat())
     }
 
-    /// When it was made, in ms: none when it is not ours, or is not good any more.
+    /// What a nonce says.
     #[must_use]
-    pub fn made_ms(&self, nonce: &str, now_ms: u64) -> Option<u64> {
+    pub fn read(&self, nonce: &str, now_ms: u64) -> Told {
+        match self.made_ms(nonce) {
+            None => Told::Nothing,
+            // One from another replica may be a little ahead.
+            Some(made_ms) if made_ms.abs_diff(now_ms) <= self.lifetime_ms => Told::Made { made_ms },
+            Some(_) => Told::Stale,
+        }
+    }
+
+    fn made_ms(&self, nonce: &str) -> Option<u64> {
         let bytes = Base64UrlUnpadded::decode_vec(nonce).ok()?;
         let (open, seal) = bytes.split_at_checked(TIME + RANDOM)?;
         if !capability::same_bytes(&self.seal(open), seal) {
             return None;
         }
-        let made_ms = u64::from_be_bytes(open.get(..TIME)?.try_into().ok()?);
-        // One from another replica may be a little ahead.
-        (made_ms.abs_diff(now_ms) <= self.lifetime_ms).then_some(made_ms)
+        Some(u64::from_be_bytes(open.get(..TIME)?.try_into().ok()?))
     }
 
     /// How long a nonce is good, in seconds.
@@ -101,6 +122,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     const NOW: u64 = 1_800_000_000_000;
+    const MADE: Told = Told::Made { made_ms: NOW };
 
     fn nonces(key: u8, issuer: &str) -> Nonces {
         Nonces::new(&[key; KEY], issuer, 60)
@@ -117,7 +139,8 @@ mod tests {
             (NOW - 60_000, true),
             (NOW - 60_001, false),
         ] {
-            assert_eq!(nonces.made_ms(&nonce, now), good.then_some(NOW), "{now}");
+            let told = if good { MADE } else { Told::Stale };
+            assert_eq!(nonces.read(&nonce, now), told, "{now}");
         }
     }
 
@@ -125,22 +148,25 @@ mod tests {
     fn another_key_issuer_or_bit_makes_it_nobodys() {
         let ours = nonces(1, "https://a.example");
         let nonce = ours.fresh(NOW);
+        assert_eq!(nonces(1, "https://a.example").read(&nonce, NOW), MADE);
         assert_eq!(
-            nonces(1, "https://a.example").made_ms(&nonce, NOW),
-            Some(NOW)
+            nonces(2, "https://a.example").read(&nonce, NOW),
+            Told::Nothing
         );
-        assert_eq!(nonces(2, "https://a.example").made_ms(&nonce, NOW), None);
-        assert_eq!(nonces(1, "https://b.example").made_ms(&nonce, NOW), None);
+        assert_eq!(
+            nonces(1, "https://b.example").read(&nonce, NOW),
+            Told::Nothing
+        );
         let bytes = Base64UrlUnpadded::decode_vec(&nonce).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut other = bytes.clone();
             other[bit / 8] ^= 1 << (bit % 8);
             let other = Base64UrlUnpadded::encode_string(&other);
-            assert_eq!(ours.made_ms(&other, NOW), None, "{bit}");
+            assert_eq!(ours.read(&other, NOW), Told::Nothing, "{bit}");
         }
         let padded = format!("{nonce}=");
         for text in ["", "n", "AAAA", nonce.get(1..).unwrap(), padded.as_str()] {
-            assert_eq!(ours.made_ms(text, NOW), None, "{text}");
+            assert_eq!(ours.read(text, NOW), Told::Nothing, "{text}");
         }
     }
 
@@ -161,12 +187,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || Nonces::open(dir.path(), "https://a.example", 60);
         let nonce = open().unwrap().fresh(NOW);
-        assert_eq!(open().unwrap().made_ms(&nonce, NOW), Some(NOW));
+        assert_eq!(open().unwrap().read(&nonce, NOW), MADE);
         let file = dir.path().join(FILE);
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(open().unwrap().made_ms(&nonce, NOW), None, "another key");
+        assert_eq!(
+            open().unwrap().read(&nonce, NOW),
+            Told::Nothing,
+            "another key"
+        );
         std::fs::write(&file, "00").unwrap();
         assert!(matches!(open(), Err(KeyError::Damaged(_))));
     }

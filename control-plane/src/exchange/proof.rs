@@ -1,6 +1,7 @@
 //! The DPoP proof of an exchange (RFC 9449, section 5), and the nonce that heals
 //! a wrong clock (section 8).
 
+use super::nonces::Told;
 use super::{Exchange, ExchangeError};
 use capability::Portable;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
@@ -28,11 +29,16 @@ impl Exchange {
             .map_err(ExchangeError::Proof)?;
         let from_s = self.core.proofs_from_s;
         let window_s = self.core.config.token.proof_window_s;
-        // A good nonce tells the time better than `iat`, which may be anything then;
-        // one that is not, or not any more, is as good as none.
+        // A good nonce tells the time better than `iat`, which may be anything then.
+        // One that was good once must not be judged by `iat` afterwards: the proof
+        // may have been used, and is remembered for as long as its nonce was good.
         let claimed = parsed.claimed_nonce();
-        let made_ms = claimed.and_then(|nonce| self.nonces.made_ms(nonce, now_ms));
-        let made_s = made_ms.map(|made_ms| made_ms / 1000);
+        let told = claimed.map_or(Told::Nothing, |nonce| self.nonces.read(nonce, now_ms));
+        let made_s = match told {
+            Told::Made { made_ms } => Some(made_ms / 1000),
+            Told::Nothing => None,
+            Told::Stale => return Err(ExchangeError::Nonce),
+        };
         let expected = Expected {
             method: "POST",
             target: at_mtls.unwrap_or(&self.endpoint),

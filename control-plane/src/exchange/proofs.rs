@@ -16,7 +16,8 @@ pub struct SeenProofs {
 
 #[derive(Default)]
 struct Seen {
-    ids: BTreeMap<[u8; 32], ()>,
+    /// With the time at which each ends.
+    ids: BTreeMap<[u8; 32], u64>,
     by_time: BTreeMap<(u64, [u8; 32]), String>,
     per_agent: BTreeMap<String, usize>,
 }
@@ -31,11 +32,15 @@ impl Seen {
             }
             let agent = first.remove();
             self.ids.remove(&id);
-            if let Some(count) = self.per_agent.get_mut(&agent) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.per_agent.remove(&agent);
-                }
+            self.one_less(&agent);
+        }
+    }
+
+    fn one_less(&mut self, agent: &str) {
+        if let Some(count) = self.per_agent.get_mut(agent) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.per_agent.remove(agent);
             }
         }
     }
@@ -69,6 +74,21 @@ impl SeenProofs {
         self.insert(agent, proof.id(), until, now_ms)
     }
 
+    /// Takes it as not used: the ledger refused, and wrote nothing. Else a client
+    /// that is told to come again could not.
+    pub fn give_back(&self, proof: &VerifiedProof) {
+        self.remove(&proof.id());
+    }
+
+    fn remove(&self, id: &[u8; 32]) {
+        if let Ok(mut seen) = self.seen.lock()
+            && let Some(until) = seen.ids.remove(id)
+            && let Some(agent) = seen.by_time.remove(&(until, *id))
+        {
+            seen.one_less(&agent);
+        }
+    }
+
     fn insert(
         &self,
         agent: &str,
@@ -93,7 +113,7 @@ impl SeenProofs {
         if seen.ids.len() >= self.most {
             return Err(ExchangeError::Unavailable);
         }
-        seen.ids.insert(id, ());
+        seen.ids.insert(id, until);
         seen.by_time.insert((until, id), agent.to_owned());
         let count = seen.per_agent.entry(agent.to_owned()).or_default();
         *count = count.saturating_add(1);
@@ -143,5 +163,11 @@ mod tests {
             Ok(()),
             "its share is free again"
         );
+        seen.remove(&[3; 32]);
+        assert_eq!(seen.insert("a", [3; 32], 300, 101), Ok(()), "given back");
+        seen.remove(&[9; 32]);
+        assert_eq!(seen.insert("d", [5; 32], 300, 101), Ok(()));
+        assert_eq!(seen.insert("d", [6; 32], 300, 101), Ok(()));
+        assert!(seen.insert("e", [7; 32], 300, 101).is_err(), "full again");
     }
 }

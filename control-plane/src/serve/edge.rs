@@ -5,6 +5,7 @@ use crate::config::{Config, Edge, Group};
 use crate::decide::DecisionsService;
 use crate::state::Core;
 use capability::decide::Mode;
+use capability::gates::TokenCheck;
 use identity::SpiffeId;
 use ledger::model::Command;
 use serde_json::json;
@@ -209,7 +210,12 @@ fn plugin_config(
         "resource": edge.resource,
         "origin": edge.origin,
         "keys": keys,
-        "token_check": "edge",
+        "token_check": match (edge.token_check, bodies) {
+            // A body takes one of few places while it comes: for agents alone, so
+            // that the signature is checked before any of it is read.
+            (TokenCheck::Edge, _) | (TokenCheck::Record, "read") => "edge",
+            (TokenCheck::Record, _) => "record",
+        },
         "crypto": if edge.portable_crypto { "portable" } else { "host" },
         "client_certificates": if edge.client_certificates { "required" } else { "none" },
         "cluster": xds::CONTROL_PLANE_CLUSTER,

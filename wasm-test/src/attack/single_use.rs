@@ -10,7 +10,7 @@ use crate::Error;
 use crate::client::Answer;
 use crate::cut::Mode;
 use crate::raw::field;
-use crate::stage::{Stage, eventually, jti, text_at};
+use crate::stage::{Stage, jti, text_at};
 use crate::upstream::REPORT;
 
 /// The rows, by their ids.
@@ -106,7 +106,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         id: "H32",
-        how: How::Live(|it| Box::pin(storm(it))),
+        how: How::Live(|it| Box::pin(super::storm::storm(it))),
     },
 ];
 
@@ -460,41 +460,5 @@ async fn journal_gone(stages: &mut Stages) -> Result<String, Error> {
     stage.each_once()?;
     Ok(format!(
         "{refusals} starts without the journal were refused; with it, it starts"
-    ))
-}
-
-/// All proxies come at once, again and again.
-async fn storm(stages: &mut Stages) -> Result<String, Error> {
-    const ROUNDS: usize = 3;
-    let stage = stages.single().await?;
-    let mut told = 0;
-    for round in 0..ROUNDS {
-        let token = stage.agent.token("GET", REPORT).await?;
-        let before = stage.arrived()?;
-        stage.system.kill_control_plane();
-        if round > 0 {
-            stage.system.kill_envoy(0);
-            stage.system.kill_envoy(1);
-            stage.system.spawn_envoy(0)?;
-            stage.system.spawn_envoy(1)?;
-        }
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(1) {
-            // A fresh Envoy has no listener yet, one that stayed says 503.
-            if let Ok(answer) = stage.present(REPORT, &token).await {
-                one_of(&answer, &[503])?;
-                told += 1;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        same("reached the upstream", stage.arrived()?, before)?;
-        holds(round > 0 || told > 0, "no proxy was asked meanwhile")?;
-        stage.system.start_control_plane().await?;
-        eventually("the proxies are back", async || stage.passes().await).await?;
-        stage.recovers().await?;
-    }
-    stage.each_once()?;
-    Ok(format!(
-        "{ROUNDS} times all of two proxies' workers came back at once; {told} requests meanwhile were told 503"
     ))
 }

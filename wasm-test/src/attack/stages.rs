@@ -20,6 +20,8 @@ pub struct Stages {
     pub rounds: usize,
     /// How many minutes the soak and the outage last; 0 is a short one of each.
     pub minutes: u64,
+    /// How many proxies come back at once.
+    pub proxies: usize,
     single: Option<Stage>,
     bodies: Option<Stage>,
     pair: Option<Pair>,
@@ -54,6 +56,7 @@ impl Stages {
             tokens,
             rounds: 500,
             minutes: 0,
+            proxies: 2,
             single: None,
             bodies: None,
             pair: None,

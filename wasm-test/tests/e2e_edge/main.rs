@@ -26,6 +26,7 @@ mod origins;
 mod paths;
 mod raw;
 mod read_bodies;
+mod record;
 mod refusals;
 mod reload;
 mod restore;

@@ -1,10 +1,13 @@
 //! Nonces at the token endpoint (RFC 9449, section 8): a clock that is wrong is told
 //! the time, and gets its token.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use wasm_test::client::{Answer, now_s};
 
 use crate::judging::{Bench, issued, no, refused};
+use crate::plane::Prepared;
 
 async fn show(bench: &Bench, claims: &Value) -> Answer {
     let mut attempt = bench.attempt();
@@ -66,4 +69,27 @@ async fn a_nonce_is_no_way_to_use_a_proof_twice_and_outlives_no_restart() {
     attempt.prove(proof);
     offered("after the restart", &bench.send(attempt).await);
     bench.token().await;
+}
+
+#[tokio::test]
+async fn a_proof_is_no_good_by_its_time_once_its_nonce_has_ended() {
+    let over = "[token]\nproof_window_s = 4";
+    let bench = Bench::over(Prepared::new().with(over).start().await);
+    bench.token().await;
+    let asked = show(&bench, &json!({ "iat": 0 })).await;
+    let began = tokio::time::Instant::now();
+    let nonce = offered("another time", &asked);
+    // A client whose clock is right shows the last nonce that it got all the same.
+    tokio::time::sleep_until(began + Duration::from_secs(3)).await;
+    let proof = bench.proof_with(&json!({ "nonce": nonce, "iat": now_s() + 3 }));
+    let again = async || {
+        let mut attempt = bench.attempt();
+        attempt.prove(proof.clone());
+        bench.send(attempt).await
+    };
+    issued("while the nonce is good", &again().await);
+    // What was used is remembered for as long as the nonce was good. `iat` alone
+    // would still do.
+    tokio::time::sleep_until(began + Duration::from_millis(6_500)).await;
+    offered("once it has ended", &again().await);
 }

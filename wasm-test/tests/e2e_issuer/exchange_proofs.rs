@@ -1,12 +1,14 @@
 //! DPoP proofs at the token endpoint (RFC 9449, section 4.3).
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wasm_test::client::{DpopKey, now_s};
 
 use crate::evidence::encode;
 use crate::judging::{Attempt, Bench, Verdict, issued, no, refused};
+use crate::plane::Prepared;
 
 type Case = (&'static str, &'static str, fn(&Bench, &mut Attempt));
 
@@ -368,4 +370,36 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn what_the_ledger_refused_uses_up_no_proof() {
+    let over = "[limits]\noutstanding_per_agent = 1\n[token]\nlifetime_s = 4";
+    let bench = Bench::over(Prepared::new().with(over).start().await);
+    bench.token().await;
+    let proof = bench.proof();
+    let show = async || {
+        let mut attempt = bench.attempt();
+        attempt.prove(proof.clone());
+        bench.send(attempt).await
+    };
+    let limit = Verdict {
+        status: 429,
+        error: "temporarily_unavailable",
+        reason: "limit_exceeded",
+    };
+    let first = show().await;
+    refused("at the limit", &first, limit);
+    assert_eq!(first.header("retry-after"), Some("1"));
+    // As it is told to, until the first token has ended.
+    let until = Instant::now() + Duration::from_secs(20);
+    let last = loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let answer = show().await;
+        if answer.status != 429 || Instant::now() > until {
+            break answer;
+        }
+    };
+    issued("the same proof, once there is room", &last);
+    refused("and then no more", &show().await, REPLAYED);
 }

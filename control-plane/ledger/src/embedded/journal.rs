@@ -131,6 +131,9 @@ impl Journal {
     /// last part of this one. That part is for what takes rights away: whether
     /// there is a next one must be known before others may have it.
     pub(crate) fn keep_reserve(&self, more: usize) {
+        if planted!(ReserveNotAwaited) {
+            return;
+        }
         if self.room().saturating_sub(more) < self.len / RESERVED_PART {
             self.spare.wait();
         }

@@ -159,6 +159,8 @@ impl Inner {
         let epoch = outside::timeout(self.deadline * 2, ensured)
             .await
             .unwrap_or(Err(PostgresError::Slow(self.deadline * 2)))?;
+        let now = self.now();
+        self.write().stand(epoch.number, now);
         if let Some(Begun { why, restored }) = epoch.begun {
             tracing::warn!(
                 epoch = epoch.number,
@@ -405,6 +407,10 @@ impl Postgres {
 
     pub(crate) fn epoch(&self) -> u64 {
         self.inner().read().epoch
+    }
+
+    pub(crate) fn stands_since(&self) -> Millis {
+        self.inner().read().stands_since()
     }
 
     pub(crate) fn listing(&self, before: Option<u64>, limit: usize) -> Vec<ListedEntry> {

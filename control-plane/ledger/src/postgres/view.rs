@@ -38,6 +38,8 @@ pub(crate) struct View {
     /// The latest ledger time that is known here.
     pub(crate) time_ms: Millis,
     pub(crate) epoch: u64,
+    /// The epoch that connections stand on, and when one first did.
+    stands: (u64, Millis),
     listed: VecDeque<ListedEntry>,
 }
 
@@ -121,6 +123,7 @@ impl View {
         if news.anew {
             *self = Self {
                 time_ms: self.time_ms,
+                stands: self.stands,
                 ..Self::default()
             };
         }
@@ -180,6 +183,18 @@ impl View {
             entries: self.head.entries,
             epoch: self.epoch,
         }
+    }
+
+    /// A connection stands on this epoch, and is used from now on.
+    pub(crate) fn stand(&mut self, epoch: u64, now: Millis) {
+        if self.stands.0 != epoch {
+            self.stands = (epoch, now);
+        }
+    }
+
+    /// When this replica first stood on the epoch that it stands on: it had begun then.
+    pub(crate) fn stands_since(&self) -> Millis {
+        self.stands.1
     }
 
     pub(crate) fn remembered(&self) -> Remembered {

@@ -111,6 +111,8 @@ bugs! {
     FullTakesAll: Essential,
     /// Nothing is taken on a full disk.
     FullRefusesAll: Essential,
+    /// The last part of a segment is taken before it is known that there is a next one.
+    ReserveNotAwaited: Essential,
     /// A start on a full disk leaves what is reserved alone.
     ReserveNotUsed: Start,
     /// A start on a full disk takes everything again.

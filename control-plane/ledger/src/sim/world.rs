@@ -282,7 +282,7 @@ impl World {
         failed: bool,
         (was_short, excused, stays): (bool, bool, bool),
     ) -> Result<(), Broken> {
-        let mut committed = 0;
+        let (mut committed, mut gives) = (0, false);
         let journal = self.process.as_ref().map(|process| &process.writer.journal);
         let full =
             was_short && !failed && journal.is_some_and(|journal| journal.is_short()) && stays;
@@ -290,6 +290,7 @@ impl World {
             match answer {
                 Some(Ok(done)) => {
                     committed += 1;
+                    gives |= !super::callers::is_essential(command);
                     if full && !super::callers::is_essential(command) {
                         let what = format!("{command:?} is taken on a full disk");
                         return Err(Broken(Invariant::Essential, what));
@@ -309,11 +310,29 @@ impl World {
             }
         }
         self.counts.committed += committed;
+        if gives && stays && !failed {
+            self.judge_last_part()?;
+        }
         let new = self.durable.commands_since(before);
         if (failed && new < committed) || (!failed && new != committed) {
             let what =
                 format!("{new} entries are new and {committed} commands were answered with yes");
             return Err(Broken(Invariant::Refusal, what));
+        }
+        Ok(())
+    }
+
+    /// The last part of a segment is for what takes rights away, for as long as it
+    /// is not known that there is a next one.
+    fn judge_last_part(&self) -> Result<(), Broken> {
+        let journal = self.process.as_ref().map(|process| &process.writer.journal);
+        let Some(journal) = journal.filter(|journal| journal.spare().is_making()) else {
+            return Ok(());
+        };
+        let room = journal.room();
+        if room < self.options.segment_len / 8 {
+            let what = format!("{room} bytes are left, and nobody knows of a next segment");
+            return Err(Broken(Invariant::Essential, what));
         }
         Ok(())
     }
