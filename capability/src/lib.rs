@@ -15,6 +15,7 @@ pub mod b64;
 pub mod body;
 pub mod decide;
 pub mod gates;
+pub mod headers;
 pub mod jcs;
 pub mod json;
 pub mod jws;

@@ -2,33 +2,9 @@
 //! anything is read, and what an action is digested from has one reading.
 
 use crate::host::{self, Header, HostFault};
+use capability::headers::{CREDENTIALS, OURS, REINTERPRETING};
 use capability::reason::Reason;
 
-/// Headers that only this side of the proxy sets.
-const OURS: [&[u8]; 2] = [b"x-writ-", b"x-envoy-"];
-/// Headers by which some servers take a request for another one than its
-/// method, path and authority say, which is what was signed and approved.
-const REINTERPRETING: [&[u8]; 19] = [
-    b"x-http-method-override",
-    b"x-http-method",
-    b"x-method-override",
-    b"x-original-url",
-    b"x-rewrite-url",
-    b"x-original-host",
-    b"x-forwarded-host",
-    b"x-forwarded-method",
-    b"x-forwarded-path",
-    b"x-forwarded-prefix",
-    b"x-forwarded-uri",
-    b"x-host",
-    b"x-http-host-override",
-    b"x-method",
-    b"x-original-method",
-    b"x-original-path",
-    b"x-original-uri",
-    b"x-rewrite-uri",
-    b"forwarded",
-];
 /// Headers of an answer by which a client takes its credentials for wrong, or
 /// sends others.
 const CHALLENGING: [&[u8]; 5] = [
@@ -62,6 +38,25 @@ pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
     Ok(headers)
 }
 
+/// Takes off the request's trailers what no header of it may say, credentials among
+/// it: an upstream may read the ones as the others (RFC 9110, section 6.5.1). Only
+/// for the request in force.
+///
+/// # Errors
+/// The host gave no trailers, or did not remove one.
+pub fn strip_trailers() -> Result<(), HostFault> {
+    let trailers = host::request_trailers()?;
+    let mut stripped: Vec<&[u8]> = Vec::new();
+    for (name, _) in &trailers {
+        let credential = CREDENTIALS.iter().any(|it| it.as_bytes() == name);
+        if (credential || is_untrusted(name)) && !stripped.contains(&name.as_slice()) {
+            host::remove_request_trailer(&String::from_utf8_lossy(name))?;
+            stripped.push(name);
+        }
+    }
+    Ok(())
+}
+
 /// Takes off an upstream's answer what only this side of the proxy says: who the
 /// agent is, what the proxy should do, and which credentials are wanted. The
 /// upstream never saw any, and a client would believe it. Only for the response
@@ -73,8 +68,7 @@ pub fn strip_response() -> Result<(), HostFault> {
     let headers = host::response_headers()?;
     let mut stripped: Vec<&[u8]> = Vec::new();
     for (name, _) in &headers {
-        let ours = OURS.iter().any(|prefix| name.starts_with(prefix));
-        let spoofs = ours || CHALLENGING.contains(&name.as_slice());
+        let spoofs = is_ours(name) || CHALLENGING.contains(&name.as_slice());
         if spoofs && !stripped.contains(&name.as_slice()) {
             host::remove_response_header(&String::from_utf8_lossy(name))?;
             stripped.push(name);
@@ -101,7 +95,12 @@ fn is_untrusted(name: &[u8]) -> bool {
 }
 
 fn is_kept_for_us(name: &[u8]) -> bool {
-    OURS.iter().any(|prefix| name.starts_with(prefix)) || REINTERPRETING.contains(&name)
+    is_ours(name) || REINTERPRETING.iter().any(|it| it.as_bytes() == name)
+}
+
+fn is_ours(name: &[u8]) -> bool {
+    OURS.iter()
+        .any(|prefix| name.starts_with(prefix.as_bytes()))
 }
 
 /// What a body is, as the digest of an action has it.

@@ -84,6 +84,21 @@ pub fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostFault> {
         .map_err(|_status| HostFault)
 }
 
+/// All trailers of the request, in the host's order.
+pub fn request_trailers() -> Result<Vec<Header>, HostFault> {
+    let map =
+        hostcalls::get_map_bytes(MapType::HttpRequestTrailers).map_err(|_status| HostFault)?;
+    Ok(map
+        .into_iter()
+        .map(|(name, value)| (name.into_bytes(), value))
+        .collect())
+}
+
+/// Removes every trailer of this name.
+pub fn remove_request_trailer(name: &str) -> Result<(), HostFault> {
+    hostcalls::remove_map_value(MapType::HttpRequestTrailers, name).map_err(|_status| HostFault)
+}
+
 /// All headers of the answer that is on its way to the client.
 pub fn response_headers() -> Result<Vec<Header>, HostFault> {
     let map =

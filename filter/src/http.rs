@@ -73,6 +73,16 @@ impl Request {
         }
     }
 
+    /// Ends a request that can't go on as it must, whoever has allowed it.
+    fn stop(&mut self) -> Action {
+        if Refusal::new(Reason::InternalError).reply("").is_err() {
+            host::warn("writ: the host did not take a refusal; the request stays paused");
+        }
+        self.end();
+        self.passed = false;
+        Action::Pause
+    }
+
     /// The request is over: reports what became of it, or takes its question
     /// back. Hosts log before or after they are done; the first of both counts.
     fn end(&mut self) {
@@ -119,9 +129,7 @@ impl HttpContext for Request {
             }
             None => {
                 // Only a host that serves requests before it configured us gets here.
-                if Refusal::new(Reason::InternalError).reply("").is_err() {
-                    host::warn("writ: the host did not take a refusal; the request stays paused");
-                }
+                return self.stop();
             }
         }
         self.may_go_on()
@@ -135,6 +143,9 @@ impl HttpContext for Request {
 
     fn on_http_request_trailers(&mut self, _trailers: usize) -> Action {
         traps::at("trailers");
+        if arrival::strip_trailers().is_err() {
+            return self.stop();
+        }
         self.read(None, true);
         self.may_go_on()
     }

@@ -86,6 +86,9 @@ pub struct Options {
     pub guard_from_file: bool,
     /// Whether its Envoys have a listener whose route turns the guard off.
     pub unguarded: bool,
+    /// Whether its Envoys have a listener of somebody else's, with the guard from
+    /// the control plane.
+    pub own_listener: bool,
     /// The filter's module; `None` is the one that the environment names.
     pub module: Option<PathBuf>,
     /// Whether the upstream keeps a log.
@@ -116,6 +119,7 @@ impl Default for Options {
             variants: false,
             guard_from_file: false,
             unguarded: false,
+            own_listener: false,
             module: None,
             upstream_log: true,
             keep: false,
@@ -186,6 +190,9 @@ impl System {
         }
         if system.options.unguarded {
             system.variants.push(variants::one(false, true)?);
+        }
+        if system.options.own_listener {
+            system.variants.push(variants::one(false, false)?);
         }
         config::write(&system)?;
         if system.options.beside.is_none() {

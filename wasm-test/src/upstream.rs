@@ -210,6 +210,9 @@ async fn answer(
                     digest.update(data);
                     pending.more(data.len());
                 }
+                if let Some(trailers) = frame.trailers_ref() {
+                    pending.trailers(trailers);
+                }
             }
             // Dropping `pending` logs the request as one that broke off.
             Some(Err(_)) => return Ok(files::broken().map(Body::Left)),

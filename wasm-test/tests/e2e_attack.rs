@@ -20,7 +20,7 @@ async fn the_quick_rows_of_each_kind() {
         tokens: 0,
         rounds: 0,
         minutes: 0,
-        proxies: 2,
+        proxies: 0,
     };
     run(&settings).await.unwrap();
 }

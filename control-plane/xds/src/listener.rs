@@ -1,5 +1,6 @@
 //! LDS: one listener with the filter by ECDS and the router; and the filter itself.
 
+use capability::headers::OURS;
 use envoy_types::{
     pb::{
         envoy::{
@@ -57,9 +58,6 @@ const HEADERS_TIMEOUT_MS: u64 = 10_000;
 const CONNECTION_IDLE_MS: u64 = 300_000;
 /// What a request may take to arrive, besides the hold.
 const REQUEST_MARGIN_MS: u64 = 60_000;
-/// Headers that the proxy and the filter set; what a client sends of them is
-/// gone before anything looks at it.
-const STRIPPED_PREFIXES: [&str; 2] = ["x-envoy-", "x-writ-"];
 
 pub(crate) fn build(settings: &Settings) -> Result<Listener, SettingsError> {
     let manager = connection_manager(settings)?;
@@ -145,7 +143,8 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
 }
 
 fn strip_headers() -> TypedExtensionConfig {
-    let mutations = STRIPPED_PREFIXES
+    // What a client sends of them is gone before anything looks at it.
+    let mutations = OURS
         .iter()
         .map(|prefix| HeaderMutation {
             action: Some(Action::RemoveOnMatch(RemoveOnMatch {

@@ -8,6 +8,7 @@ use crate::outcomes::not_forwarded;
 use crate::questions::{Facts, Passage, Paused};
 use crate::refusal::Refusal;
 use capability::decide::{self, Leave, Mode, Observed, Permit};
+use capability::headers::CREDENTIALS;
 use capability::reason::Reason;
 use decision_api::Allow;
 use std::rc::Rc;
@@ -139,7 +140,7 @@ fn leave_facts(facts: &Facts, token_id: Option<&str>) {
 
 /// Takes the credentials off. Only for the request in force.
 fn strip_credentials() -> Result<(), HostFault> {
-    for credential in ["authorization", "dpop"] {
+    for credential in CREDENTIALS {
         host::remove_request_header(credential)?;
     }
     Ok(())

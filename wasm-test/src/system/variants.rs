@@ -78,8 +78,8 @@ pub fn all() -> Result<Vec<Variant>, Error> {
     Ok(variants)
 }
 
-/// One with Writ's own settings, and a guard that a test writes or that its route
-/// turns off.
+/// One with Writ's own settings; its guard may be what a test writes, and its route
+/// may turn it off.
 ///
 /// # Errors
 /// When no port is left.
@@ -163,6 +163,11 @@ pub fn in_bootstrap(text: &str, system: &System) -> String {
     }}}});
     let cluster = json!({
         "name": CLUSTER, "type": "STATIC", "connect_timeout": "2s",
+        // HTTP/2 would pass them on as well.
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http_protocol_options": {"enable_trailers": true}},
+        }},
         "load_assignment": {"cluster_name": CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     });
     text.replace(

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hyper::HeaderMap;
 use hyper::http::request::Parts;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct Record {
     /// Its headers in their order, names in lower case; bytes that are not
     /// UTF-8 are replaced.
     pub headers: Vec<(String, String)>,
+    /// Its trailers, likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trailers: Vec<(String, String)>,
     /// How many bytes of body arrived.
     pub body_bytes: u64,
     /// SHA-256 of the body, in hex; absent when it broke off.
@@ -146,14 +150,8 @@ impl Pending {
                 .uri
                 .path_and_query()
                 .map_or_else(|| parts.uri.path().to_owned(), ToString::to_string),
-            headers: parts
-                .headers
-                .iter()
-                .map(|(name, value)| {
-                    let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-                    (name.as_str().to_owned(), value)
-                })
-                .collect(),
+            headers: fields(&parts.headers),
+            trailers: Vec::new(),
             body_bytes: 0,
             body_sha256: None,
             complete: false,
@@ -161,6 +159,13 @@ impl Pending {
         Pending {
             log: Arc::clone(log),
             record,
+        }
+    }
+
+    /// Notes trailers.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if let Some(record) = &mut self.record {
+            record.trailers.extend(fields(trailers));
         }
     }
 
@@ -188,6 +193,13 @@ impl Drop for Pending {
             self.log.append(&record);
         }
     }
+}
+
+fn fields(map: &HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    map.iter()
+        .map(|(name, value)| (name.as_str().to_owned(), text(value.as_bytes())))
+        .collect()
 }
 
 /// Logs bytes that are no request to this server; to others they might be one.

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use capability::headers::{CREDENTIALS, REINTERPRETING};
 use wasm_test::client::Verdict;
+use wasm_test::raw::Http2;
 use wasm_test::system::Options;
 
 use super::raw::Http1;
@@ -217,5 +219,51 @@ async fn a_held_body_waits_and_a_broken_one_stays_outside() {
     }
     let broken = rig.records().into_iter().filter(|record| !record.complete);
     assert!(broken.count() <= 1);
+    rig.finish().await;
+}
+
+/// Our own upstreams get no trailers, since they are told HTTP/1.1; those of
+/// somebody else's listener may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trailers_say_nothing_that_headers_may_not() {
+    let rig = Rig::start(Options {
+        own_listener: true,
+        ..Options::default()
+    })
+    .await;
+    let listener = rig.system.variants()[0].address();
+    let mut connection = Http2::connect(&listener).await.unwrap();
+    let mut names: Vec<&str> = CREDENTIALS.iter().chain(&REINTERPRETING).copied().collect();
+    names.extend(["x-writ-agent", "x-writ-decision", "x-envoy-retry-on"]);
+    names.extend(["x_writ_agent", "x_original_url", "x-sum"]);
+    let trailers: Vec<(&str, &[u8])> = names.iter().map(|it| (*it, b"1".as_slice())).collect();
+    for body in [b"abc".as_slice(), b""] {
+        let token = rig.agent.token("POST", UPLOAD).await.unwrap();
+        let credentials = rig.credentials("POST", UPLOAD, &token);
+        let authority = rig.authority();
+        let mut fields: Vec<(&str, &[u8])> = vec![
+            (":method", b"POST"),
+            (":scheme", b"http"),
+            (":path", UPLOAD.as_bytes()),
+            (":authority", authority.as_bytes()),
+        ];
+        let credentials = credentials.iter();
+        fields.extend(credentials.map(|(name, value)| (name.as_str(), value.as_slice())));
+        let (id, mut bytes) = connection.open(&fields);
+        bytes.extend(Http2::data(id, body, false));
+        bytes.extend(Http2::trailers(id, &trailers, true));
+        connection.send(&bytes).await.unwrap();
+        let stream = connection
+            .answers(&[id])
+            .await
+            .unwrap()
+            .remove(&id)
+            .unwrap();
+        assert_eq!(stream.status, 200, "{}", stream.reason());
+        let record = rig.records().pop().unwrap();
+        assert_eq!(record.path, UPLOAD);
+        assert!(record.header("x-writ-agent").is_some(), "{record:?}");
+        assert_eq!(record.trailers, [("x-sum".to_owned(), "1".to_owned())]);
+    }
     rig.finish().await;
 }

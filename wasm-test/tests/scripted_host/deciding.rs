@@ -102,6 +102,22 @@ fn the_outcome_of_an_allowed_request_is_reported_once() {
 }
 
 #[test]
+fn trailers_say_nothing_that_headers_may_not() {
+    let mut vm = Vm::ready();
+    let context = vm.request(&Headers::good("/files/a", "jti-1"));
+    let ask = vm.asked();
+    vm.answer(&ask, allow());
+    let field = |name: &str| (name.to_owned(), b"1".to_vec());
+    let mut sent: Vec<_> = capability::headers::REINTERPRETING.map(field).to_vec();
+    let more = ["x-writ-agent", "x-envoy-retry-on", "authorization", "dpop"];
+    sent.extend(more.map(field));
+    sent.extend(["x_writ_agent", "x_original_url", "x-sum", "x-sum"].map(field));
+    vm.world().http.get_mut(&context).unwrap().trailers = sent;
+    assert_eq!(vm.trailers(context), CONTINUE);
+    assert_eq!(vm.http(context).trailers, [field("x-sum"), field("x-sum")]);
+}
+
+#[test]
 fn an_upstreams_answer_says_nothing_in_the_proxys_name() {
     let mut vm = Vm::ready();
     let context = vm.request(&Headers::good("/files/a", "jti-1"));

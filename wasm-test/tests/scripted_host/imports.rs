@@ -219,6 +219,7 @@ fn requests(linker: &mut Linker<World>) {
             |mut guest: Guest<'_>, kind: i32, data_at: i32, size_at: i32| {
                 let of = |http: &mut super::world::Http| match kind {
                     0 => http.headers.clone(),
+                    1 => http.trailers.clone(),
                     2 => http.response.clone(),
                     _ => panic!("headers of kind {kind} are read"),
                 };
@@ -236,6 +237,7 @@ fn requests(linker: &mut Linker<World>) {
                 let name = read_text(&guest, at, size);
                 edit(&mut guest, |http| {
                     let headers = match kind {
+                        1 => &mut http.trailers,
                         2 => &mut http.response,
                         _ => &mut http.headers,
                     };

@@ -36,6 +36,7 @@ pub enum HostCrypto {
 #[derive(Debug, Default)]
 pub struct Http {
     pub headers: Vec<(String, Vec<u8>)>,
+    pub trailers: Vec<(String, Vec<u8>)>,
     /// The upstream's answer.
     pub response: Vec<(String, Vec<u8>)>,
     /// False once the client has gone: every edit is then a bad argument.

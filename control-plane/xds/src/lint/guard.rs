@@ -2,7 +2,7 @@
 
 use super::tree::At;
 use super::{Judge, Rule};
-use crate::FILTER_NAME;
+use crate::{BODIES_FILTER_NAME, FILTER_NAME};
 
 const WASM: &str = "envoy.extensions.filters.http.wasm.v3.Wasm";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -17,16 +17,35 @@ impl<'a> Judge<'a> {
     /// Whether an entry of a chain is Writ's filter: by its name, or by what
     /// its plugin calls itself.
     pub(super) fn is_guard(&self, entry: &At<'a>) -> bool {
-        if entry.text("name") == self.names.filter {
-            return true;
-        }
-        let own = |plugin: At<'_>| plugin.text("root_id") == FILTER_NAME;
+        entry.text("name") == self.names.filter
+            || self.is_plugin(entry, |plugin| plugin.text("root_id") == FILTER_NAME)
+    }
+
+    /// Whether an entry is the instance that reads bodies, and lets requests
+    /// through: by its name, or by what its plugin is or is told.
+    fn is_reader(&self, entry: &At<'a>) -> bool {
+        let told = |plugin: &At<'_>| {
+            let configuration = plugin.get("configuration").map(|told| told.any().1);
+            let value = configuration.and_then(|told| told.get("value"));
+            value.is_some_and(|value| {
+                let text = value.as_text().unwrap_or_default();
+                let text: String = text.split_whitespace().collect();
+                value.text("bodies") == "read" || text.contains("\"bodies\":\"read\"")
+            })
+        };
+        entry.text("name") == BODIES_FILTER_NAME
+            || self.is_plugin(entry, |plugin| {
+                plugin.text("root_id") == BODIES_FILTER_NAME || told(plugin)
+            })
+    }
+
+    fn is_plugin(&self, entry: &At<'a>, is_it: impl Fn(&At<'a>) -> bool) -> bool {
         match entry.get("typed_config") {
-            Some(config) => plugin(&config).is_some_and(own),
+            Some(config) => plugin(&config).is_some_and(|plugin| is_it(&plugin)),
             None => self
                 .resources(entry)
                 .iter()
-                .any(|config| plugin(config).is_some_and(own)),
+                .any(|config| plugin(config).is_some_and(|plugin| is_it(&plugin))),
         }
     }
 
@@ -145,7 +164,26 @@ impl<'a> Judge<'a> {
         }
     }
 
-    pub(super) fn before(&mut self, at: &At<'a>) {
+    /// What stands before the filter. Behind the instance that reads bodies, which
+    /// gives the permit that the last one lets through, there is nothing.
+    pub(super) fn before(&mut self, filters: &[At<'a>]) {
+        let reader = filters.iter().position(|filter| self.is_reader(filter));
+        for (place, filter) in filters.iter().enumerate() {
+            if reader.is_some_and(|reader| place > reader) {
+                self.found(
+                    Rule::FilterAfter,
+                    filter,
+                    format!(
+                        "{:?} stands between the instance of the filter that reads bodies and the last one, and could change what the first has checked: put it before both",
+                        filter.text("name")
+                    ),
+                );
+            }
+            self.cache(filter);
+        }
+    }
+
+    fn cache(&mut self, at: &At<'a>) {
         let kind = at.get("typed_config").map_or("", |config| config.any().0);
         if CACHES.contains(&kind) {
             self.found(
@@ -214,6 +252,10 @@ fn denies_all(config: &At<'_>) -> bool {
     let (RBAC, rbac) = config.any() else {
         return false;
     };
+    // With a tree of rules, Envoy looks at no list.
+    if rbac.get("matcher").is_some() {
+        return false;
+    }
     let Some(rules) = rbac.get("rules") else {
         // No rules at all allow everything.
         return false;

@@ -1,5 +1,9 @@
 //! Listeners, and what a connection manager lets clients say.
 
+use capability::headers::OURS;
+
+use super::reach::{To, leads_to};
+use super::stripped::Stripped;
 use super::tree::At;
 use super::{Judge, Rule, Unguarded};
 
@@ -20,8 +24,6 @@ const ONLY_LOOK: [&str; 9] = [
     "envoy.tcp.metadataexchange.config.MetadataExchange",
     "io.istio.http.peer_metadata.Config",
 ];
-/// What is gone before anything looks at a request.
-const STRIPPED: [&str; 2] = ["x-envoy-", "x-writ-"];
 
 impl<'a> Judge<'a> {
     pub(super) fn listener(&mut self, at: &At<'a>) {
@@ -60,12 +62,9 @@ impl<'a> Judge<'a> {
             (MANAGER, manager) => self.manager(listener, &manager),
             (kind, _) if ONLY_LOOK.contains(&kind) => {}
             (TCP_PROXY, proxy) => {
-                let weighted = proxy.get("weighted_clusters");
-                let clusters = weighted.map(|at| at.list("clusters")).unwrap_or_default();
-                let mut names: Vec<&str> = clusters.iter().map(|at| at.text("name")).collect();
-                names.push(proxy.text("cluster"));
-                for name in names.into_iter().filter(|name| !name.is_empty()) {
-                    self.leads(name, listener, &proxy);
+                // Nobody looks at its headers, so nobody takes any off.
+                for to in leads_to(&proxy, &[]) {
+                    self.leads(to, listener, &proxy, Vec::new());
                 }
                 self.bypass(listener, &proxy, "it forwards connections");
             }
@@ -86,12 +85,13 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Notes that something unguarded leads to a cluster.
-    pub(super) fn leads(&mut self, cluster: &str, name: &'a str, at: &At<'a>) {
+    /// Notes where something unguarded leads, and which headers it leaves on.
+    pub(super) fn leads(&mut self, to: To, name: &'a str, at: &At<'a>, leaves: Vec<&'static str>) {
         self.unguarded.push(Unguarded {
-            cluster: cluster.to_owned(),
+            to,
             name,
             at: at.clone(),
+            leaves,
         });
     }
 
@@ -106,15 +106,14 @@ impl<'a> Judge<'a> {
                     format!("listener {listener:?} has no filter {:?}; if it may be without, name it as unguarded", self.names.filter),
                 );
             }
+            let early = self.stripped(at);
             for table in self.tables(at) {
-                self.unguarded_table(listener, &table);
+                self.unguarded_table(listener, &table, &early);
             }
             return;
         };
         let (before, rest) = filters.split_at(place);
-        for filter in before {
-            self.before(filter);
-        }
+        self.before(before);
         let mut rest = rest.iter();
         let entry = rest.next().map_or("", |filter| {
             self.guard(filter);
@@ -125,7 +124,8 @@ impl<'a> Judge<'a> {
         }
         self.paths(at);
         self.clients(at);
-        self.headers(at);
+        let early = self.stripped(at);
+        self.headers(at, &early);
         for upgrade in at.list("upgrade_configs") {
             self.upgrade(&upgrade);
         }
@@ -137,7 +137,7 @@ impl<'a> Judge<'a> {
             );
         }
         for table in self.tables(at) {
-            self.table(entry, &table);
+            self.table(entry, &table, &early);
         }
     }
 
@@ -259,26 +259,33 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn headers(&mut self, at: &At<'a>) {
-        let mut stripped = Vec::new();
+    /// What is gone before anything looks at a request; what is set then is found.
+    fn stripped(&mut self, at: &At<'a>) -> Stripped {
+        let mut stripped = Stripped::default();
         for extension in at.list("early_header_mutation_extensions") {
             let Some((EARLY_MUTATION, config)) = extension.get("typed_config").map(|at| at.any())
             else {
                 continue;
             };
             for mutation in config.list("mutations") {
+                stripped.name(mutation.text("remove"));
                 let matcher = mutation
                     .get("remove_on_match")
                     .and_then(|at| at.get("key_matcher"));
-                stripped.extend(matcher.map(|at| at.text("prefix").to_ascii_lowercase()));
+                if let Some(matcher) = matcher {
+                    stripped.matcher(&matcher);
+                }
                 if let Some(append) = mutation.get("append").and_then(|at| at.get("header")) {
                     self.sets(&append);
                 }
             }
         }
-        for wanted in STRIPPED {
-            let gone = |prefix: &String| !prefix.is_empty() && wanted.starts_with(prefix.as_str());
-            if !stripped.iter().any(gone) {
+        stripped
+    }
+
+    fn headers(&mut self, at: &At<'a>, early: &Stripped) {
+        for wanted in OURS {
+            if !early.takes_all_of(wanted) {
                 self.found(
                     Rule::HeadersNotStripped,
                     at,

@@ -17,8 +17,10 @@
 mod guard;
 mod listener;
 mod pool;
+mod reach;
 mod routes;
 mod rule;
+mod stripped;
 mod tree;
 mod upstreams;
 
@@ -26,6 +28,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use pool::Pool;
+use reach::To;
 pub use rule::Rule;
 use tree::{At, Node};
 pub(crate) use upstreams::place;
@@ -196,15 +199,17 @@ struct Judge<'a> {
     used: BTreeSet<String>,
     /// Clusters that guarded routes lead to.
     guarded: Vec<String>,
-    /// Clusters that something unguarded leads to, and what that is.
+    /// Where something unguarded leads, and what that is.
     unguarded: Vec<Unguarded<'a>>,
 }
 
-/// Something unguarded that leads to a cluster.
+/// Something unguarded that leads somewhere.
 struct Unguarded<'a> {
-    cluster: String,
+    to: To,
     name: &'a str,
     at: At<'a>,
+    /// Headers that it hands on, though the filter would take them off.
+    leaves: Vec<&'static str>,
 }
 
 impl<'a> Judge<'a> {

@@ -1,13 +1,13 @@
 //! Route tables: what a guarded route may say, and what an unguarded one must.
 
-use std::collections::BTreeSet;
+use capability::headers::CREDENTIALS;
 
+use super::reach::{self, leads_to};
+use super::stripped::Stripped;
 use super::tree::At;
 use super::{Judge, Rule};
 
 const SWITCH: &str = "envoy.config.route.v3.FilterConfig";
-/// What an unguarded route's upstream must not get.
-const CREDENTIALS: [&str; 2] = ["authorization", "dpop"];
 /// Matches on anything but the path: the filter's own edits clear the route
 /// cache, and what a client says would choose the upstream.
 const MATCHES: [(&str, &str); 9] = [
@@ -47,11 +47,13 @@ struct Place<'p, 'a> {
     host: &'p At<'a>,
     /// The filter's entry in the chain.
     entry: &'p str,
+    /// What is taken off every request.
+    early: &'p Stripped,
 }
 
 impl<'a> Judge<'a> {
     /// The table of a manager that has the filter under the name `entry`.
-    pub(super) fn table(&mut self, entry: &str, at: &At<'a>) {
+    pub(super) fn table(&mut self, entry: &str, at: &At<'a>, early: &Stripped) {
         if let Some(elsewhere) = at.said("vhds") {
             self.found(
                 Rule::RoutesUnseen,
@@ -74,18 +76,36 @@ impl<'a> Judge<'a> {
             );
         }
         self.common(at);
-        self.switched(entry, at, at.text("name"));
+        let off = self.table_switched(entry, at);
         for host in at.list("virtual_hosts") {
             let place = Place {
                 table: at,
                 host: &host,
                 entry,
+                early,
             };
-            self.host(place);
+            self.host(place, off);
         }
     }
 
-    fn host(&mut self, place: Place<'_, 'a>) {
+    /// Whether the filter is off for a whole table, which no name exempts: one that
+    /// comes into it later would be unguarded unseen.
+    fn table_switched(&mut self, entry: &str, at: &At<'a>) -> bool {
+        let Some((own, off)) = switch(entry, at) else {
+            return false;
+        };
+        let name = at.text("name");
+        self.is_named(name);
+        let what = if off {
+            "the filter is switched off for a whole table: say so at the virtual hosts or routes that may be without, and name those"
+        } else {
+            "the filter gets another configuration here"
+        };
+        self.found(Rule::RouteOverride, &own, format!("{name:?}: {what}"));
+        off
+    }
+
+    fn host(&mut self, place: Place<'_, 'a>, off: bool) {
         let (host, name) = (place.host, place.host.text("name"));
         if let Some(tree) = host.said("matcher") {
             self.found(
@@ -97,7 +117,7 @@ impl<'a> Judge<'a> {
             );
         }
         self.common(host);
-        let whole = self.switched(place.entry, host, name);
+        let whole = self.switched(place.entry, host, name) || off;
         let mut open: Vec<At<'a>> = Vec::new();
         for route in host.list("routes") {
             if whole || self.switched(place.entry, &route, route.text("name")) {
@@ -123,14 +143,8 @@ impl<'a> Judge<'a> {
     /// Whether the filter is off here, by somebody's name; what else is said for
     /// the filter is found wrong.
     fn switched(&mut self, entry: &str, at: &At<'a>, name: &str) -> bool {
-        let all = at.get("typed_per_filter_config");
-        let all = all.map(|at| at.entries()).unwrap_or_default();
-        let Some((_, own)) = all.into_iter().find(|(key, _)| *key == entry) else {
+        let Some((own, off)) = switch(entry, at) else {
             return false;
-        };
-        let off = match own.any() {
-            (SWITCH, switch) => switch.truth("disabled"),
-            _ => false,
         };
         let answers = ["direct_response", "redirect"];
         if off && answers.iter().any(|action| at.get(action).is_some()) {
@@ -181,7 +195,7 @@ impl<'a> Judge<'a> {
             self.switched(entry, &cluster, cluster.text("name"));
             self.chosen(&cluster, "cluster_header");
         }
-        for name in leads_to(&action) {
+        for name in reach::clusters(&action) {
             self.guarded.push(name.to_owned());
         }
     }
@@ -316,13 +330,15 @@ impl<'a> Judge<'a> {
     // ---- what is unguarded ---------------------------------------------------
 
     /// A table of a manager without the filter.
-    pub(super) fn unguarded_table(&mut self, listener: &'a str, at: &At<'a>) {
+    pub(super) fn unguarded_table(&mut self, listener: &'a str, at: &At<'a>, early: &Stripped) {
         for host in at.list("virtual_hosts") {
             for route in host.list("routes") {
-                if let Some(action) = route.get("route") {
-                    for cluster in leads_to(&action) {
-                        self.leads(cluster, listener, &route);
-                    }
+                let Some(action) = route.get("route") else {
+                    continue;
+                };
+                let left = early.with_removed(&[at, &host, &route]).leaves_with_ours();
+                for to in leads_to(&action, &[at, &host]) {
+                    self.leads(to, listener, &route, left.clone());
                 }
             }
         }
@@ -333,19 +349,16 @@ impl<'a> Judge<'a> {
             // Envoy answers it itself.
             return;
         };
-        for cluster in leads_to(&action) {
-            self.leads(cluster, name, at);
+        let around = [place.table, place.host];
+        let stripped = place.early.with_removed(&[place.table, place.host, at]);
+        for to in leads_to(&action, &around) {
+            self.leads(to, name, at, stripped.leaves());
         }
         for field in ["cluster_header", "cluster_specifier_plugin"] {
             self.chosen(&action, field);
         }
-        let removed: BTreeSet<String> = [place.table, place.host, at]
-            .iter()
-            .flat_map(|at| at.list("request_headers_to_remove"))
-            .filter_map(|at| at.as_text().map(str::to_ascii_lowercase))
-            .collect();
         for credential in CREDENTIALS {
-            if !removed.contains(credential) {
+            if !stripped.takes(credential) {
                 self.found(
                     Rule::CredentialsForwarded,
                     at,
@@ -356,14 +369,15 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// The clusters that an action leads to.
-fn leads_to<'a>(action: &At<'a>) -> Vec<&'a str> {
-    let weighted = action.get("weighted_clusters");
-    let weighted = weighted.map(|at| at.list("clusters")).unwrap_or_default();
-    let mut names: Vec<&str> = weighted.iter().map(|at| at.text("name")).collect();
-    names.push(action.text("cluster"));
-    names.retain(|name| !name.is_empty());
-    names
+/// What is said for the filter here, and whether that switches it off.
+fn switch<'a>(entry: &str, at: &At<'a>) -> Option<(At<'a>, bool)> {
+    let all = at.get("typed_per_filter_config")?.entries();
+    let (_, own) = all.into_iter().find(|(key, _)| *key == entry)?;
+    let off = match own.any() {
+        (SWITCH, switch) => switch.truth("disabled"),
+        _ => false,
+    };
+    Some((own, off))
 }
 
 /// Whether the match of an earlier route takes every path of a later one.

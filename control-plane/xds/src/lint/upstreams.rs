@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::reach::{Reach, To};
 use super::tree::At;
 use super::{Judge, Rule};
 
@@ -11,7 +12,9 @@ const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 impl<'a> Judge<'a> {
     pub(super) fn upstreams(&mut self) {
-        let guarded: BTreeSet<String> = self.guarded.iter().cloned().collect();
+        let named = std::mem::take(&mut self.guarded);
+        let reach = named.iter().flat_map(|name| self.reach(name).clusters);
+        let guarded: BTreeSet<String> = reach.collect();
         let pool = self.pool;
         let mut places: BTreeMap<String, String> = BTreeMap::new();
         for cluster in &pool.clusters {
@@ -24,22 +27,56 @@ impl<'a> Judge<'a> {
             }
         }
         for open in std::mem::take(&mut self.unguarded) {
-            if self.names.shared.contains(open.name) {
+            let Some(how) = self.shares(&open.to, &guarded, &places) else {
                 continue;
-            }
-            let same = guarded.get(&open.cluster).cloned();
-            let clusters = pool.clusters.iter();
-            let mut own = clusters
-                .filter(|cluster| cluster.text("name") == open.cluster)
-                .flat_map(endpoints);
-            let same = same.or_else(|| own.find_map(|place| places.get(&place).cloned()));
-            if let Some(cluster) = same {
+            };
+            let name = open.name;
+            if !self.names.shared.contains(name) {
                 self.found(
                     Rule::SharedUpstream,
                     &open.at,
-                    format!("{:?} is unguarded and leads to the upstream of guarded cluster {cluster:?}; if it may, name it as shared", open.name),
+                    format!(
+                        "{name:?} is unguarded and leads to {how}; if it may, name it as shared"
+                    ),
+                );
+            } else if !open.leaves.is_empty() {
+                self.found(
+                    Rule::HeadersNotStripped,
+                    &open.at,
+                    format!(
+                        "{name:?} is unguarded and leads to {how}, which may read another request out of what clients say in {}: remove them with request_headers_to_remove or early_header_mutation_extensions",
+                        open.leaves.join(", ")
+                    ),
                 );
             }
+        }
+    }
+
+    /// How something unguarded leads to a guarded upstream, if it does.
+    fn shares(
+        &self,
+        to: &To,
+        guarded: &BTreeSet<String>,
+        places: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        let first = guarded.first()?;
+        let reach = match to {
+            To::Cluster(name) => self.reach(name),
+            To::Any(what) => Reach {
+                any: Some(what.clone()),
+                ..Reach::default()
+            },
+        };
+        let same = reach.clusters.iter().find(|name| guarded.contains(*name));
+        let own = |cluster: &&At<'_>| reach.clusters.contains(cluster.text("name"));
+        let mut own = self.pool.clusters.iter().filter(own).flat_map(endpoints);
+        let same = same.or_else(|| own.find_map(|place| places.get(&place)));
+        match (same, reach.any) {
+            (Some(cluster), _) => Some(format!("the upstream of guarded cluster {cluster:?}")),
+            (None, Some(what)) => Some(format!(
+                "any upstream, by {what}, that of guarded cluster {first:?} among them"
+            )),
+            (None, None) => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use capability::headers::{CREDENTIALS, REINTERPRETING};
 use envoy_types::{
     pb::{
         envoy::{
@@ -26,16 +27,6 @@ use envoy_types::{
 use super::forward;
 use crate::{Exempt, FILTER_NAME, Route, Settings};
 
-/// What no upstream of an exempt route gets: tokens, proofs, and what makes
-/// another method of the one that is exempt.
-const REMOVED: [&str; 6] = [
-    "authorization",
-    "dpop",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method",
-    "x-method-override",
-];
 /// Letters of a path that everybody reads alike: no encoding, no `;`, no `\`.
 const PLAIN: &str = "[A-Za-z0-9._~!$&'()+,=:@/-]*";
 /// What a browser may send to a guarded route.
@@ -51,9 +42,17 @@ fn exempt_route(name: &str, matches: RouteMatch, action: route::Action) -> Envoy
         r#match: Some(matches),
         action: Some(action),
         typed_per_filter_config: disabled(),
-        request_headers_to_remove: REMOVED.map(str::to_owned).to_vec(),
+        request_headers_to_remove: removed(),
         ..Default::default()
     }
+}
+
+/// What no upstream of an exempt route gets: tokens, proofs, and all that makes
+/// another request of the one that is exempt. The filter, which is off, takes the
+/// same off elsewhere.
+fn removed() -> Vec<String> {
+    let all = CREDENTIALS.iter().chain(&REINTERPRETING);
+    all.map(|name| (*name).to_owned()).collect()
 }
 
 fn disabled() -> HashMap<String, Any> {
