@@ -12,6 +12,7 @@ mod cluster;
 mod exempt;
 pub mod lint;
 mod listener;
+mod observing;
 mod registry;
 mod routes;
 mod sections;
@@ -23,6 +24,7 @@ mod tls;
 pub use access_log::REASON_FILTER_STATE;
 pub use ads::{Ads, AdsService};
 pub use exempt::{Exempt, Metadata, Preflight, Probe, Unguarded};
+pub use observing::Observing;
 pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus};
 pub use settings::{
     AccessLog, Listener, Module, Route, Settings, SettingsError, Site, default_stream_idle_ms,
