@@ -321,13 +321,11 @@ fn edge(table: &Table<'_>) -> Edge {
                 body: body::read(entry),
                 site: entry.optional_text("site"),
                 mode: mode(entry),
+                shares_upstream_with: entry.texts("shares_upstream_with"),
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
             };
-            if route.mode == Mode::Observe && route.body.is_some() {
-                let both = "a route that observes refuses nothing, so it can't wait for bodies that may be too long or late; enforce it";
-                entry.error("body", both.into());
-            }
+            exempt::check_mode(entry, &route);
             if route.decision_audience.as_deref() == Some("") {
                 entry.error("decision_audience", "this is empty".into());
             }

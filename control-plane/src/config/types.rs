@@ -242,6 +242,8 @@ pub struct Route {
     pub site: Option<String>,
     /// What becomes of requests that are refused: to observe is never a default.
     pub mode: Mode,
+    /// Where it observes, the enforcing routes whose upstream it leads to.
+    pub shares_upstream_with: Vec<String>,
     /// Whether the upstream is shown the control plane's signed decision.
     pub decision_header: bool,
     /// The `aud` of that decision, when it is not the upstream's address.

@@ -13,6 +13,7 @@ mod exempt;
 mod groups;
 pub mod lint;
 mod listener;
+mod observing;
 mod registry;
 mod routes;
 mod sections;
@@ -25,6 +26,7 @@ pub use access_log::REASON_FILTER_STATE;
 pub use ads::{Ads, AdsService};
 pub use exempt::{Exempt, Metadata, Preflight, Probe, Unguarded};
 pub use groups::Group;
+pub use observing::Observing;
 pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus, bounded};
 pub use settings::{
     AccessLog, Listener, Module, Route, Settings, SettingsError, Site, default_stream_idle_ms,
