@@ -16,7 +16,6 @@ pub use types::{
     Route, Server, Site, Store, Token, Workload,
 };
 
-use capability::decide::Mode;
 use reader::{Reader, Table};
 use rolling::{canary, groups, metrics_listen, mode, rollout};
 use std::collections::BTreeSet;
