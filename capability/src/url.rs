@@ -177,15 +177,7 @@ impl Target {
     /// What the module's rule for strict URLs refuses; anything that does not
     /// start with one slash; a path that is not in normal form.
     pub fn request(origin: &Origin, path: &[u8]) -> Result<Self, UrlError> {
-        let text = std::str::from_utf8(path).map_err(|_| UrlError::Character)?;
-        if !text.starts_with('/') {
-            return Err(UrlError::Path);
-        }
-        let (path, query) = strict_rest(text)?;
-        let raw_path = text.split('?').next().unwrap_or_default();
-        if raw_path != path {
-            return Err(UrlError::NotNormal);
-        }
+        let (path, query) = strict_request(path)?;
         Ok(Self {
             origin: origin.clone(),
             path,
@@ -300,6 +292,29 @@ fn authority_text(text: &str, default_port: u16) -> Result<String, UrlError> {
     } else {
         format!("{host}:{port}")
     })
+}
+
+/// Whether the path of a request's origin-form is one that [`Target::request`]
+/// takes, so that every server reads it in the same way, whatever its query says.
+/// In different cases of letters, it may still be one path to some.
+#[must_use]
+pub fn is_read_alike(path_and_query: &[u8]) -> bool {
+    let path = path_and_query.split(|byte| *byte == b'?').next();
+    path.is_some_and(|path| strict_request(path).is_ok())
+}
+
+/// A request's path in normal form, and its query.
+fn strict_request(path: &[u8]) -> Result<(String, Option<String>), UrlError> {
+    let text = std::str::from_utf8(path).map_err(|_| UrlError::Character)?;
+    if !text.starts_with('/') {
+        return Err(UrlError::Path);
+    }
+    let (path, query) = strict_rest(text)?;
+    let raw_path = text.split('?').next().unwrap_or_default();
+    if raw_path != path {
+        return Err(UrlError::NotNormal);
+    }
+    Ok((path, query))
 }
 
 /// What follows the origin, by the strict rule: normalised path and query.

@@ -5,7 +5,7 @@ mod common;
 
 use capability::action::{ActionError, HttpAction};
 use capability::b64;
-use capability::url::{Origin, Target, UrlError};
+use capability::url::{Origin, Target, UrlError, is_read_alike};
 use serde_json::{Value, json};
 
 /// Every row by the RFC's rule. Where the strict rule takes the request at
@@ -278,4 +278,40 @@ fn one_method_and_one_location_are_an_action() {
             Err(E::NotOne)
         );
     }
+}
+
+#[test]
+fn a_path_is_read_alike_when_a_request_may_have_it() {
+    for path in [
+        "/",
+        "/echo/x",
+        "/echo/a%20b/",
+        "/caf%C3%A9",
+        "/echo?q=%2F..;&x=a|b",
+    ] {
+        assert!(is_read_alike(path.as_bytes()), "{path}");
+    }
+    for path in [
+        "",
+        "?x",
+        "echo",
+        "*",
+        "http://a.example/echo",
+        "/echo/..;/files/x",
+        "/echo/;x",
+        "/echo/../x",
+        "/echo//x",
+        "/echo/%2e%2e/x",
+        "/echo/%252e%252e/x",
+        "/echo/%2Fx",
+        "/echo/%5C..%5Cx",
+        "/echo/%00",
+        "/echo/%C0%AE",
+        "/echo/a|b",
+        "/echo/%zz",
+        "/echo/#?x",
+    ] {
+        assert!(!is_read_alike(path.as_bytes()), "{path}");
+    }
+    assert!(!is_read_alike(b"/echo/\xff"));
 }

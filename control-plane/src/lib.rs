@@ -13,6 +13,7 @@ pub mod client;
 pub mod config;
 pub mod decide;
 pub mod exchange;
+pub mod fleet;
 pub mod keys;
 pub mod metrics;
 pub mod refusals;

@@ -48,6 +48,7 @@ pub struct Metrics {
     edge: Counts<2>,
     nacks: Counts<1>,
     canary: Counts<1>,
+    rollouts: Counts<1>,
     took: Mutex<Durations>,
     /// By the proxy's identity, which the config names, the filter's versions.
     versions: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
@@ -96,6 +97,11 @@ impl Metrics {
     /// The canary's probe ended so.
     pub fn probed(&self, result: &'static str) {
         self.canary.add([result], 1);
+    }
+
+    /// A step of a roll-out.
+    pub fn rolled(&self, step: &'static str) {
+        self.rollouts.add([step], 1);
     }
 
     /// A filter of this version connected; the proxy is one that the config names.
@@ -158,6 +164,11 @@ impl Metrics {
             ),
             ["result"],
             &self.canary,
+        );
+        page.counts(
+            ("writ_rollout_steps_total", "Steps of roll-outs to proxies."),
+            ["step"],
+            &self.rollouts,
         );
         self.durations(&mut page);
         page.family(

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::decide::DecisionKey;
+use crate::fleet::Fleet;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
@@ -44,6 +45,8 @@ pub struct Core {
     pub refusals: Refusals,
     /// Bodies that humans are asked about.
     pub bodies: crate::approval::Bodies,
+    /// What filters do under the modules that they run.
+    pub fleet: Fleet,
     /// What is counted.
     pub metrics: Metrics,
     /// What people have to be told.

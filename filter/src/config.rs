@@ -46,6 +46,9 @@ pub struct Settings {
     pub body_deadline_ms: u64,
     /// Requests whose bodies wait here at a time, per worker.
     pub bodies_at_once: usize,
+    /// What this module is called besides its version: `+` and the beginning of its
+    /// digest; empty when nobody says.
+    pub module: String,
     routes: Vec<Route>,
 }
 
@@ -83,6 +86,7 @@ impl Settings {
                 "routes",
                 "bodies",
                 "body_deadline_ms",
+                "module",
                 "sites",
             ],
             faults,
@@ -132,6 +136,12 @@ impl Settings {
         let bodies = members.choice("bodies", &Bodies::WORDS, faults);
         let body_deadline_ms =
             members.number("body_deadline_ms", Some(10_000), (1, 60_000), faults);
+        let module = match members.map.get("module") {
+            None => Some(String::new()),
+            Some(_) => members
+                .text("module", faults)
+                .map(|text| format!("+{text}")),
+        };
         let sites = sites(members, origin.as_ref(), resource, faults);
         let authorities = Authorities::of(origin.as_ref(), sites.as_deref());
         let routes = routes(members, &authorities, faults);
@@ -163,6 +173,7 @@ impl Settings {
             body_deadline_ms: body_deadline_ms?,
             bodies_at_once: numbers.bodies_at_once,
             routes: routes?,
+            module: module?,
         })
     }
 

@@ -191,7 +191,10 @@ impl Core {
     /// Some time has passed. Deadlines count ticks: the host's clock may jump.
     pub fn tick(&mut self, passed_ms: u64) {
         self.now_ms = self.now_ms.saturating_add(passed_ms);
-        if self.stream.tick(self.now_ms, &self.settings.upstream) {
+        if self
+            .stream
+            .tick(self.now_ms, &self.settings.upstream, &self.settings.module)
+        {
             self.metrics.streams_opened.add(1);
         }
         for id in self.questions.overdue(self.now_ms) {

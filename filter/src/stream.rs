@@ -59,7 +59,7 @@ impl Stream {
 
     /// Opens what is due, and gives up on a greeting that does not come. True
     /// when a stream was opened.
-    pub fn tick(&mut self, now_ms: u64, upstream: &Upstream) -> bool {
+    pub fn tick(&mut self, now_ms: u64, upstream: &Upstream, module: &str) -> bool {
         match self.link {
             Link::Greeting { since_ms, .. }
                 if now_ms >= since_ms.saturating_add(WELCOME_WITHIN_MS) =>
@@ -67,12 +67,14 @@ impl Stream {
                 self.drop_link(now_ms);
                 false
             }
-            Link::Down { retry_at_ms } if now_ms >= retry_at_ms => self.open(now_ms, upstream),
+            Link::Down { retry_at_ms } if now_ms >= retry_at_ms => {
+                self.open(now_ms, upstream, module)
+            }
             Link::Down { .. } | Link::Greeting { .. } | Link::Up { .. } => false,
         }
     }
 
-    fn open(&mut self, now_ms: u64, upstream: &Upstream) -> bool {
+    fn open(&mut self, now_ms: u64, upstream: &Upstream, module: &str) -> bool {
         let Ok(stream) = host::open_stream(upstream, SERVICE, METHOD) else {
             self.back_off(now_ms);
             return false;
@@ -84,7 +86,8 @@ impl Stream {
         let hello = Hello {
             protocol: PROTOCOL,
             resume_prefix: self.prefix.clone(),
-            module_version: env!("CARGO_PKG_VERSION").to_owned(),
+            module_version: format!("{}{module}", env!("CARGO_PKG_VERSION")),
+            node: host::text_property(&["xds", "node", "id"]).unwrap_or_default(),
         };
         if host::send(
             stream,

@@ -420,6 +420,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "login",
     "proxy",
     "question_refused",
+    "rollout",
     "shutdown",
 ];
 

@@ -208,6 +208,9 @@ fn proxy_view(status: &xds::ProxyStatus) -> ProxyView {
         .clone()
         .map(|version| format!("Envoy {version}"))
         .unwrap_or_default();
+    if let Some(group) = &status.group {
+        detail.push_str(&format!(" in the group {group}"));
+    }
     let mut problems = Vec::new();
     for kind in &status.types {
         let acked = kind

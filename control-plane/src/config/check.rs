@@ -178,6 +178,14 @@ impl Config {
         {
             reader.error_at("edge.module", message);
         }
+        for group in &self.edge.groups {
+            if let Some(path) = group.module.as_ref().filter(|it| it.is_absolute())
+                && let Err(message) = super::types::Edge::module_at(path)
+            {
+                let message = format!("edge.group.module: {message}");
+                reader.error(group.module_line, message);
+            }
+        }
         let dir = &self.server.data_dir;
         if dir.is_absolute()
             && let Some(message) = unusable(dir)
@@ -193,13 +201,21 @@ impl super::types::Edge {
     /// # Errors
     /// What is wrong with the file, with its name.
     pub fn read_module(&self) -> Result<xds::Module, String> {
-        let path = self.module.display();
-        let bytes = std::fs::read(&self.module).map_err(|error| {
+        Self::module_at(&self.module)
+    }
+
+    /// Reads and checks a module.
+    ///
+    /// # Errors
+    /// As [`Edge::read_module`](Self::read_module).
+    pub fn module_at(path: &Path) -> Result<xds::Module, String> {
+        let shown = path.display();
+        let bytes = std::fs::read(path).map_err(|error| {
             format!(
-                "can't read the filter's module `{path}`: {error}; build it or correct edge.module"
+                "can't read the filter's module `{shown}`: {error}; build it or correct the path"
             )
         })?;
-        xds::Module::new(bytes).map_err(|error| format!("the filter's module `{path}`: {error}"))
+        xds::Module::new(bytes).map_err(|error| format!("the filter's module `{shown}`: {error}"))
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Exempt {
     pub probes: Vec<Probe>,
     /// `[[edge.preflight]]`
     pub preflights: Vec<Preflight>,
+    /// The routes that observe.
+    pub observing: Vec<xds::Observing>,
 }
 
 /// Reads them; what would exempt more than it says is an error at its place.
@@ -68,16 +70,20 @@ pub(super) fn read(edge: &Table<'_>, routes: &[Route], sites: &[Site]) -> Exempt
             .collect(),
         probes: probes.iter().map(probe).collect(),
         preflights: preflights.iter().map(preflight).collect(),
+        observing: observing(routes),
     };
     let guarded: Option<Vec<_>> = routes.iter().map(Route::for_envoy).collect();
     let (Some(guarded), Some(told)) = (guarded, exempt.for_envoy()) else {
         // Which upstream is none has been said.
         return exempt;
     };
-    let names = exempt.unguarded.iter().map(|it| &it.route.name);
+    let names = routes.iter().map(|it| &it.name);
+    let names = names.chain(exempt.unguarded.iter().map(|it| &it.route.name));
     let names = names.chain(exempt.probes.iter().map(|it| &it.name));
     let names = names.chain(exempt.preflights.iter().map(|it| &it.name));
-    let entries = unguarded.iter().chain(&probes).chain(&preflights);
+    let routes = edge.tables("route");
+    let entries = routes.iter().chain(&unguarded).chain(&probes);
+    let entries = entries.chain(&preflights);
     let entries: Vec<_> = names.zip(entries).collect();
     for (name, error) in told.problems(&guarded) {
         if name.is_empty() && !matches!(error, xds::SettingsError::Exempt(_)) {
@@ -91,6 +97,28 @@ pub(super) fn read(edge: &Table<'_>, routes: &[Route], sites: &[Site]) -> Exempt
     exempt
 }
 
+fn observing(routes: &[Route]) -> Vec<xds::Observing> {
+    let observed = routes.iter().filter(|route| route.mode == Mode::Observe);
+    observed
+        .map(|route| xds::Observing {
+            route: route.name.clone(),
+            shares_upstream_with: route.shares_upstream_with.clone(),
+        })
+        .collect()
+}
+
+/// What goes with the mode of a route, and what does not.
+pub(super) fn check_mode(entry: &Table<'_>, route: &Route) {
+    if route.mode == Mode::Observe && route.body.is_some() {
+        let both = "a route that observes refuses nothing, so it can't wait for bodies that may be too long or late; enforce it";
+        entry.error("body", both.into());
+    }
+    if route.mode == Mode::Enforce && !route.shares_upstream_with.is_empty() {
+        let both = "a route that enforces may share its upstream unsaid; leave this out";
+        entry.error("shares_upstream_with", both.into());
+    }
+}
+
 fn unguarded_route(entry: &Table<'_>, sites: &[Site]) -> Unguarded {
     let unguarded = Unguarded {
         route: Route {
@@ -100,6 +128,7 @@ fn unguarded_route(entry: &Table<'_>, sites: &[Site]) -> Unguarded {
             site: entry.optional_text("site"),
             body: None,
             mode: Mode::Enforce,
+            shares_upstream_with: Vec::new(),
             decision_header: false,
             decision_audience: None,
         },
@@ -155,6 +184,7 @@ impl Exempt {
                 route: preflight.route.clone(),
                 origins: preflight.origins.clone(),
             }));
+        told.observing.clone_from(&self.observing);
         Some(told)
     }
 

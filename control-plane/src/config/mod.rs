@@ -5,20 +5,20 @@ mod body;
 mod check;
 mod exempt;
 mod reader;
+mod rolling;
 mod sites;
 mod types;
 
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Identity, Ledger, Limits, Route, Server,
-    Site, Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Ledger, Limits, Rollout,
+    Route, Server, Site, Store, Token, Workload,
 };
 
-use capability::decide::Mode;
 use reader::{Reader, Table};
+use rolling::{canary, groups, metrics_listen, mode, rollout};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The longest life of a capability token, in seconds.
@@ -108,6 +108,13 @@ impl Config {
         }
         if self.identity.built_in && !self.identity.dev_single_uid {
             self.check_uids(reader);
+        }
+        for group in &self.edge.groups {
+            let unknown = group.proxies.iter().filter(|it| !self.proxies.contains(it));
+            for member in unknown {
+                let message = format!("edge.group.proxies: `{member}` is no [[proxy]]");
+                reader.error(group.proxies_line, message);
+            }
         }
         for proxy in &self.proxies {
             if self.agents.iter().any(|agent| agent.spiffe_id == *proxy) {
@@ -313,13 +320,11 @@ fn edge(table: &Table<'_>) -> Edge {
                 body: body::read(entry),
                 site: entry.optional_text("site"),
                 mode: mode(entry),
+                shares_upstream_with: entry.texts("shares_upstream_with"),
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
             };
-            if route.mode == Mode::Observe && route.body.is_some() {
-                let both = "a route that observes refuses nothing, so it can't wait for bodies that may be too long or late; enforce it";
-                entry.error("body", both.into());
-            }
+            exempt::check_mode(entry, &route);
             if route.decision_audience.as_deref() == Some("") {
                 entry.error("decision_audience", "this is empty".into());
             }
@@ -351,10 +356,14 @@ fn edge(table: &Table<'_>) -> Edge {
             format!("`{certificates}` is neither \"none\" nor \"required\""),
         );
     }
+    let rollout = rollout(&table.table_or_empty("rollout"));
+    let groups = groups(table, &rollout);
     let exempt = exempt::read(table, &routes, &sites);
     let edge = Edge {
         routes,
         client_certificates: certificates == "required",
+        groups,
+        rollout,
         exempt,
         metadata: table.flag("metadata", false),
         listen: table.address("listen"),
@@ -371,46 +380,6 @@ fn edge(table: &Table<'_>) -> Edge {
     };
     table.finish();
     edge
-}
-
-fn metrics_listen(table: &Table<'_>) -> Option<SocketAddr> {
-    let text = table.optional_text("metrics_listen")?;
-    let address = text.parse().ok();
-    if address.is_none() {
-        table.error(
-            "metrics_listen",
-            format!("`{text}` is not an address like 127.0.0.1:8482"),
-        );
-    }
-    address
-}
-
-fn canary(table: &Table<'_>) -> Canary {
-    let canary = Canary {
-        // What is off is seen within a minute, whatever else is slow.
-        every_s: table.number("every_s", 0, 0, 30),
-        targets: table.texts("targets"),
-    };
-    let is_url = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
-    for target in canary.targets.iter().filter(|url| !is_url(url)) {
-        table.error(
-            "targets",
-            format!("`{target}` is not a URL like http://127.0.0.1:8400"),
-        );
-    }
-    table.finish();
-    canary
-}
-
-fn mode(route: &Table<'_>) -> Mode {
-    match route.text_or("mode", "enforce").as_str() {
-        "enforce" => Mode::Enforce,
-        "observe" => Mode::Observe,
-        _ => {
-            route.error("mode", "say `enforce` or `observe`".into());
-            Mode::Enforce
-        }
-    }
 }
 
 fn policies(table: &Table<'_>, config: &Path) -> Vec<policy::Source> {

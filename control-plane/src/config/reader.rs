@@ -107,7 +107,7 @@ impl<'t> Reader<'t> {
             .count()
     }
 
-    fn error(&self, line: usize, message: String) {
+    pub(super) fn error(&self, line: usize, message: String) {
         self.errors.borrow_mut().push(ConfigError {
             file: self.path.to_owned(),
             line,
@@ -183,6 +183,12 @@ impl<'r> Table<'r> {
             self.reader.line(offset),
             format!("{}: {message}", self.full(key)),
         );
+    }
+
+    /// The line that a key stands on, or else its table.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        let offset = self.table.get(key).map(|value| value.span().start);
+        self.reader.line(offset.unwrap_or(self.offset))
     }
 
     /// Whether the key is there, whatever it says.

@@ -187,10 +187,44 @@ pub struct Edge {
     pub body_deadline_ms: u64,
     /// The guarded routes, in matching order.
     pub routes: Vec<Route>,
+    /// Groups of proxies, in the order in which they are asked.
+    pub groups: Vec<Group>,
+    /// How a changed module reaches the proxies.
+    pub rollout: Rollout,
     /// What passes without the filter, by name.
     pub exempt: Exempt,
     /// Whether Envoy answers with the resource metadata of RFC 9728.
     pub metadata: bool,
+}
+
+/// A group of proxies.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// The identities that may be of it: the certificate decides.
+    pub proxies: Vec<String>,
+    /// Node ids that narrow it; none: all.
+    pub nodes: Vec<String>,
+    /// Values of `node.cluster` that narrow it; none: all.
+    pub clusters: Vec<String>,
+    /// Localities, `REGION/ZONE/SUB-ZONE`, that narrow it; none: all.
+    pub localities: Vec<String>,
+    /// The module that it is pinned to.
+    pub module: Option<PathBuf>,
+    /// The line of the config that names `proxies`.
+    pub proxies_line: usize,
+    /// The line of the config that names `module`.
+    pub module_line: usize,
+}
+
+/// How a changed module reaches the proxies.
+#[derive(Clone, Debug, Default)]
+pub struct Rollout {
+    /// The groups that get it first.
+    pub first: Vec<String>,
+    /// Seconds for which it is watched at each step; 0: all get it at once.
+    pub watch_s: u64,
 }
 
 /// One guarded route.
@@ -208,6 +242,8 @@ pub struct Route {
     pub site: Option<String>,
     /// What becomes of requests that are refused: to observe is never a default.
     pub mode: Mode,
+    /// Where it observes, the enforcing routes whose upstream it leads to.
+    pub shares_upstream_with: Vec<String>,
     /// Whether the upstream is shown the control plane's signed decision.
     pub decision_header: bool,
     /// The `aud` of that decision, when it is not the upstream's address.

@@ -48,13 +48,13 @@ impl Shared {
         let body = tokio::time::timeout(BODY_WITHIN, given).await;
         entry.body_given_up();
         let Ok(Ok(body)) = body else {
-            tracing::warn!(peer = prefix.peer, "a proxy did not send a body");
+            tracing::warn!(peer = prefix.seat.peer, "a proxy did not send a body");
             return Err(Reason::InternalError);
         };
         let digest: Hash = Sha256::digest(&body).into();
         if body_digest(&facts.question) != Some(digest) {
             tracing::error!(
-                peer = prefix.peer,
+                peer = prefix.seat.peer,
                 "a proxy sent another body than it asked about"
             );
             return Err(Reason::InternalError);

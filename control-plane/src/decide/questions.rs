@@ -1,6 +1,7 @@
 //! Questions under one prefix: asking again is idempotent, and an answer goes
 //! to whichever stream the prefix's owner has open now.
 
+use crate::fleet::Seat;
 use decision_api::{Answer, BodyWanted, FromControlPlane, QuestionId, from_control_plane::Message};
 use ledger::model::Hash;
 use std::collections::BTreeMap;
@@ -66,8 +67,8 @@ pub enum Asked {
 pub struct Prefix {
     /// The 16 bytes.
     pub bytes: [u8; 16],
-    /// The proxy's SPIFFE ID: the prefix is good for its certificate only.
-    pub peer: String,
+    /// Where its filter sits: the prefix is good for that certificate and module only.
+    pub seat: Seat,
     /// The last denial batch that is durable; held while one is being written.
     pub denials: tokio::sync::Mutex<u64>,
     inner: Mutex<Inner>,
@@ -80,6 +81,7 @@ struct Inner {
     highest: Option<u64>,
     stream: Option<(CancellationToken, mpsc::Sender<FromControlPlane>)>,
     idle_since: Option<Instant>,
+    away: bool,
 }
 
 struct Remembered {
@@ -88,12 +90,12 @@ struct Remembered {
 }
 
 impl Prefix {
-    /// A new prefix of `peer`'s.
+    /// A new prefix.
     #[must_use]
-    pub fn new(bytes: [u8; 16], peer: String) -> Self {
+    pub fn new(bytes: [u8; 16], seat: Seat) -> Self {
         Self {
             bytes,
-            peer,
+            seat,
             denials: tokio::sync::Mutex::new(0),
             inner: Mutex::default(),
         }
@@ -109,17 +111,28 @@ impl Prefix {
     pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
         let replaced = CancellationToken::new();
         let mut inner = self.lock();
+        inner.away = false;
         if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
             before.cancel();
         }
         replaced
     }
 
-    /// The stream ended, unless another has taken its place.
-    pub fn detach(&self, replaced: &CancellationToken) {
-        if !replaced.is_cancelled() {
-            self.lock().stream = None;
+    /// The stream ended; false when another has taken its place.
+    pub fn detach(&self, replaced: &CancellationToken) -> bool {
+        let mut inner = self.lock();
+        let last = !replaced.is_cancelled();
+        if last {
+            inner.stream = None;
+            inner.away = true;
         }
+        last
+    }
+
+    /// Whether its stream ended and it has not had another since.
+    #[must_use]
+    pub fn away(&self) -> bool {
+        self.lock().away
     }
 
     /// Whether somebody would hear an answer.
@@ -238,7 +251,7 @@ impl Prefix {
                 .is_err()
         {
             tracing::warn!(
-                peer = self.peer,
+                peer = self.seat.peer,
                 "a message to a proxy was dropped: its stream is full or gone"
             );
         }
@@ -365,134 +378,4 @@ impl Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prefix() -> Prefix {
-        Prefix::new([7; 16], "spiffe://writ.example/proxy".into())
-    }
-
-    fn new(prefix: &Prefix, counter: u64) -> Arc<Entry> {
-        match prefix.ask(counter, [1; 32], 4) {
-            Asked::New(entry) => entry,
-            _ => panic!("{counter} is not new"),
-        }
-    }
-
-    #[test]
-    fn asking_again_is_idempotent_and_other_bytes_conflict() {
-        let prefix = prefix();
-        let entry = new(&prefix, 1);
-        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::UnderWay));
-        assert!(matches!(prefix.ask(1, [2; 32], 4), Asked::Conflict));
-        prefix.answer(&entry, Answer::default());
-        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
-        assert!(matches!(prefix.ask(1, [2; 32], 4), Asked::Conflict));
-    }
-
-    #[test]
-    fn taking_back_what_never_came_has_an_end_and_is_not_confirmed_past_it() {
-        let prefix = prefix();
-        let most = u64::try_from(REMEMBERED_MAX).unwrap();
-        for counter in 0..most {
-            assert!(prefix.withdraw(counter), "{counter}");
-        }
-        assert!(!prefix.withdraw(most));
-        assert_eq!(prefix.lock().entries.len(), REMEMBERED_MAX);
-        assert!(prefix.withdraw(0), "what is known stays so");
-    }
-
-    #[test]
-    fn a_held_question_that_is_asked_again_hears_of_its_hold() {
-        let prefix = prefix();
-        let entry = new(&prefix, 1);
-        assert!(entry.begin_commit() && entry.hold(Answer::default()));
-        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
-    }
-
-    #[test]
-    fn what_is_under_way_is_never_forgotten() {
-        let prefix = prefix();
-        let first = new(&prefix, 0);
-        for counter in 1..4 {
-            new(&prefix, counter);
-        }
-        assert!(matches!(prefix.ask(4, [1; 32], 4), Asked::Full));
-        prefix.answer(&first, Answer::default());
-        new(&prefix, 4);
-        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::UnderWay));
-    }
-
-    #[test]
-    fn withdrawing_by_stage() {
-        let prefix = prefix();
-        let evaluating = new(&prefix, 1);
-        assert!(
-            prefix.withdraw(1) && prefix.withdraw(1),
-            "closed, and still closed"
-        );
-        assert!(
-            !evaluating.begin_commit(),
-            "a withdrawn question is not committed"
-        );
-
-        let committing = new(&prefix, 2);
-        assert!(committing.begin_commit());
-        assert!(!prefix.withdraw(2), "too late to be sure");
-        assert!(
-            !committing.hold(Answer::default()),
-            "a hold does not outlive its client"
-        );
-
-        let held = new(&prefix, 3);
-        assert!(held.begin_commit() && held.hold(Answer::default()));
-        assert!(prefix.withdraw(3));
-        assert!(!held.begin_commit(), "no release after the client left");
-    }
-
-    #[test]
-    fn a_withdrawal_that_overtakes_its_question_closes_it() {
-        let prefix = prefix();
-        assert!(prefix.withdraw(9));
-        assert!(
-            matches!(prefix.ask(9, [1; 32], 4), Asked::UnderWay),
-            "never decided"
-        );
-        assert!(
-            !prefix.withdraw(3),
-            "one that may have been forgotten is not called closed"
-        );
-    }
-
-    #[test]
-    fn what_is_over_is_forgotten_after_a_minute_and_so_is_an_unused_prefix() {
-        let prefix = prefix();
-        let entry = new(&prefix, 1);
-        let start = Instant::now();
-        assert!(
-            prefix.sweep(start) && prefix.sweep(start + REMEMBERED_FOR * 2),
-            "busy"
-        );
-        prefix.answer(&entry, Answer::default());
-        assert!(prefix.sweep(start));
-        assert!(matches!(prefix.ask(1, [1; 32], 4), Asked::Answered(_)));
-        assert!(!prefix.sweep(start + REMEMBERED_FOR));
-        assert!(prefix.lock().entries.is_empty());
-    }
-
-    #[test]
-    fn a_stream_that_is_replaced_is_not_read_any_more() {
-        let prefix = prefix();
-        let (down, _open) = mpsc::channel(1);
-        let first = prefix.attach(down.clone());
-        let second = prefix.attach(down);
-        assert!(first.is_cancelled() && !second.is_cancelled());
-        prefix.detach(&first);
-        assert!(
-            prefix.connected(),
-            "the old stream's end does not close the new one"
-        );
-        prefix.detach(&second);
-        assert!(!prefix.connected());
-    }
-}
+mod tests;

@@ -1,11 +1,13 @@
 //! `writ.decision.v1` over gRPC: one stream per proxy worker.
 
 use super::engine::{Engine, Ruling};
-use super::facts::Facts;
+use super::facts::{Facts, cut};
 use super::questions::{Asked, Entry, Prefix};
 use super::reports;
 use super::verdicts::{answer_with, refused_verdict, verdict};
 use super::wire::decisions_server::{Decisions, DecisionsServer};
+use crate::canary;
+use crate::fleet::{Requests, Seat};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
@@ -132,14 +134,21 @@ impl Shared {
             );
             return Err(Status::failed_precondition("protocol version"));
         }
-        let prefix = self.prefix(&peer, &hello.resume_prefix)?;
-        let metrics = &self.engine.core.metrics;
-        metrics.connected(&peer, &hello.module_version);
+        let core = &self.engine.core;
+        let seat = Seat {
+            peer: peer.clone(),
+            node: xds::bounded(&hello.node),
+            module: cut(&hello.module_version).to_owned(),
+        };
+        core.metrics.connected(&peer, &seat.module);
+        let prefix = self.prefix(seat, &hello.resume_prefix)?;
+        core.fleet.opened(&prefix.seat, prefix.away());
         let replaced = prefix.attach(down);
         tracing::info!(
             peer,
             prefix = hex::encode(prefix.bytes),
-            module = hello.module_version,
+            node = prefix.seat.node,
+            module = prefix.seat.module,
             "a filter connected"
         );
         prefix.send(Down::Welcome(Welcome {
@@ -151,7 +160,9 @@ impl Shared {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
         };
-        prefix.detach(&replaced);
+        if prefix.detach(&replaced) {
+            core.fleet.lost(&prefix.seat);
+        }
         result
     }
 
@@ -189,19 +200,20 @@ impl Shared {
 
     /// The prefix that this VM context has, or a new one. It is good for one
     /// certificate's identity: another's is not found.
-    fn prefix(&self, peer: &str, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
+    fn prefix(&self, seat: Seat, resume: &[u8]) -> Result<Arc<Prefix>, Status> {
         let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
         let known = <[u8; 16]>::try_from(resume)
             .ok()
             .and_then(|bytes| prefixes.get(&bytes).cloned());
-        if let Some(known) = known.filter(|known| known.peer == peer) {
+        if let Some(known) = known.filter(|known| known.seat == seat) {
             return Ok(known);
         }
-        let own = prefixes.values().filter(|known| known.peer == peer).count();
+        let ours = |known: &&Arc<Prefix>| known.seat.peer == seat.peer;
+        let own = prefixes.values().filter(ours).count();
         if prefixes.len() >= PREFIXES_MAX || own >= PREFIXES_OF_ONE {
             return Err(Status::resource_exhausted("too many filters are connected"));
         }
-        let prefix = Arc::new(Prefix::new(rand::random(), peer.to_owned()));
+        let prefix = Arc::new(Prefix::new(rand::random(), seat));
         prefixes.insert(prefix.bytes, prefix.clone());
         Ok(prefix)
     }
@@ -239,7 +251,7 @@ impl Shared {
                 return;
             }
             Asked::Conflict => {
-                let body = serde_json::json!({ "proxy": prefix.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
+                let body = serde_json::json!({ "proxy": prefix.seat.peer, "attempt": attempt(prefix, counter), "question": hex::encode(digest) });
                 let note = Command::Note {
                     kind: "question_refused",
                     body,
@@ -286,7 +298,7 @@ impl Shared {
                     proof: ask.proof,
                     digest: Sha256::digest(&ask.question).into(),
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
-                    proxy: prefix.peer.clone(),
+                    proxy: prefix.seat.peer.clone(),
                     body: None,
                     signed: OnceLock::new(),
                 };
@@ -327,7 +339,7 @@ impl Shared {
             proof: ask.proof,
             digest: Sha256::digest(&ask.question).into(),
             attempt: attempt(&prefix, counter),
-            proxy: prefix.peer.clone(),
+            proxy: prefix.seat.peer.clone(),
             body: None,
             signed: OnceLock::new(),
         };
@@ -361,6 +373,21 @@ impl Shared {
             ruling => Some(verdict(ruling, &self.engine.core, &facts)),
         };
         if let Some(verdict) = verdict {
+            self.engine.core.fleet.decided(
+                &prefix.seat,
+                match verdict {
+                    Verdict::Allow(_) => Requests {
+                        allowed: 1,
+                        ..Requests::default()
+                    },
+                    // What the canary provokes says nothing of a module.
+                    _ if facts.question.path.ends_with(canary::PATH) => Requests::default(),
+                    _ => Requests {
+                        refused: 1,
+                        ..Requests::default()
+                    },
+                },
+            );
             prefix.answer(&entry, answer(verdict));
         }
     }
@@ -406,10 +433,19 @@ impl Shared {
             if batch.sequence > *durable {
                 let missing = batch.sequence - *durable - 1;
                 let name = format!("{}-{}", hex::encode(prefix.bytes), batch.sequence);
-                if !reports::take(&self.engine.core, &prefix.peer, &name, &batch, missing).await {
+                if !reports::take(&self.engine.core, &prefix.seat.peer, &name, &batch, missing)
+                    .await
+                {
                     continue;
                 }
                 *durable = batch.sequence;
+                let counts = batch.counts.iter().map(|count| count.count);
+                let requests = Requests {
+                    allowed: 0,
+                    refused: u64::try_from(batch.entries.len()).unwrap_or(u64::MAX),
+                    strangers: counts.fold(0, u64::saturating_add),
+                };
+                self.engine.core.fleet.decided(&prefix.seat, requests);
             }
             drop(durable);
             prefix.send(Down::DenialsTaken(DenialsTaken {

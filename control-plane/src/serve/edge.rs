@@ -1,7 +1,7 @@
 //! What Envoy is told: settings from the config file, the module inline, and
 //! who heard it.
 
-use crate::config::{Config, Edge};
+use crate::config::{Config, Edge, Group};
 use crate::decide::DecisionsService;
 use crate::state::Core;
 use capability::decide::Mode;
@@ -9,22 +9,24 @@ use capability::gates::TokenCheck;
 use identity::SpiffeId;
 use ledger::model::Command;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use xds::{Ads, Kind, Nack, Observer};
 
 /// The filter's module, as it was read.
+#[derive(Clone)]
 pub struct Module {
     /// What Envoy gets.
     pub inner: xds::Module,
     /// SHA-256 of it, hex.
     pub sha256: String,
-    modified: Option<SystemTime>,
+    /// When its file was changed last.
+    pub modified: Option<SystemTime>,
 }
 
 impl Module {
@@ -47,23 +49,67 @@ impl Module {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
+/// When a file was changed last.
+pub fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path)
         .and_then(|meta| meta.modified())
         .ok()
 }
 
-/// The server of Envoy's configuration, with this config and module.
+/// The modules of pinned groups, by the groups' names.
+pub type Pinned = BTreeMap<String, xds::Module>;
+
+/// Reads them.
+///
+/// # Errors
+/// What is wrong with a file.
+pub fn pinned(edge: &Edge) -> Result<Pinned, String> {
+    let mut all = Pinned::new();
+    for group in &edge.groups {
+        if let Some(path) = &group.module {
+            all.insert(group.name.clone(), Edge::module_at(path)?);
+        }
+    }
+    Ok(all)
+}
+
+/// The server of Envoy's configuration, with this config, and this module for all
+/// groups that are not pinned.
 ///
 /// # Errors
 /// What the settings can't be.
-pub fn ads(core: &Arc<Core>, module: &Module) -> Result<Ads, String> {
-    let settings = settings(core, &module.inner)?;
-    Ads::new(&settings, Arc::new(Witness::start(core.clone())))
+pub fn ads(core: &Arc<Core>, module: &Module, pinned: &Pinned) -> Result<Ads, String> {
+    let others = settings(core, &module.inner)?;
+    let mut groups = Vec::new();
+    for group in &core.config.edge.groups {
+        let own = match pinned.get(&group.name) {
+            Some(own) => settings(core, own)?,
+            None => others.clone(),
+        };
+        groups.push((for_envoy(group)?, own));
+    }
+    Ads::with_groups(&others, groups, Arc::new(Witness::start(core.clone())))
         .map_err(|error| format!("what Envoy should be told is not usable: {error}"))
 }
 
-fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> {
+fn for_envoy(group: &Group) -> Result<xds::Group, String> {
+    let proxies = group.proxies.iter().map(|id| SpiffeId::parse(id));
+    Ok(xds::Group {
+        name: group.name.clone(),
+        proxies: proxies
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("edge.group `{}`: {error}", group.name))?,
+        nodes: group.nodes.clone(),
+        clusters: group.clusters.clone(),
+        localities: group.localities.clone(),
+    })
+}
+
+/// Everything that Envoy is told, with this module.
+///
+/// # Errors
+/// What the settings can't be.
+pub fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> {
     let config = &core.config;
     let edge = &config.edge;
     let hold_ms = edge.hold_s.saturating_mul(1000);
@@ -81,7 +127,8 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
     let reads = edge.reads_bodies();
     let own = if reads { "before" } else { "pass" };
     let keys = core.keys.known(core.now() / 1000);
-    let readers = reads.then(|| plugin_config(config, &keys, "read"));
+    let sha256 = module.sha256_hex();
+    let readers = reads.then(|| plugin_config(config, &keys, "read", &sha256));
     let mut exempt = edge
         .exempt
         .for_envoy()
@@ -96,7 +143,7 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
-        plugin_config: plugin_config(config, &keys, own),
+        plugin_config: plugin_config(config, &keys, own, &sha256),
         bodies_config: readers,
         start: core.started_ms,
         routes,
@@ -109,6 +156,11 @@ fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> 
     })
 }
 
+/// What a filter calls its module: the beginning of its digest.
+pub fn called(sha256: &str) -> &str {
+    sha256.get(..12).unwrap_or(sha256)
+}
+
 /// An origin's `host[:port]`.
 fn authority(origin: &str) -> String {
     let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
@@ -117,7 +169,12 @@ fn authority(origin: &str) -> String {
 
 /// The filter's own configuration; docs/reference/filter-config.md. `bodies` is
 /// what this instance has to do with them.
-fn plugin_config(config: &Config, keys: &[serde_json::Value], bodies: &str) -> serde_json::Value {
+fn plugin_config(
+    config: &Config,
+    keys: &[serde_json::Value],
+    bodies: &str,
+    sha256: &str,
+) -> serde_json::Value {
     let edge = &config.edge;
     let routes: Vec<_> = edge
         .routes
@@ -177,103 +234,16 @@ fn plugin_config(config: &Config, keys: &[serde_json::Value], bodies: &str) -> s
             "bodies_at_once": config.limits.bodies_at_once,
         },
         "routes": routes,
+        "module": called(sha256),
         "sites": sites,
     })
 }
 
-/// Pushes the module again when its file changes, and with it the keys when they
-/// do; what can't be used is said and the last one stays.
-pub fn watch_module(
-    core: Arc<Core>,
-    ads: Ads,
-    first: Module,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> watch::Receiver<Option<String>> {
-    let (show, shown) = watch::channel(Some(first.sha256.clone()));
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        let path = core.config.edge.module.clone();
-        let mut current = first;
-        let mut known = kids(&core);
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            tokio::select! { () = stop.cancelled() => return, _ = tick.tick() => {} }
-            if let Err(error) = core.keys.reload() {
-                tracing::error!(%error, "the changed list of keys can't be used; the last one stays");
-            }
-            // They change with the time as well.
-            let now_known = kids(&core);
-            if now_known != known && push(&core, &ads, &current).await {
-                known = now_known;
-            }
-            if modified(&path).is_none() || modified(&path) == current.modified {
-                continue;
-            }
-            // A file that is still being written changes again; wait for it to rest.
-            let seen = modified(&path);
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            if modified(&path) != seen {
-                continue;
-            }
-            match Module::read(&core.config.edge) {
-                Ok(module) if module.sha256 == current.sha256 => current.modified = module.modified,
-                Ok(module) => {
-                    if push(&core, &ads, &module).await {
-                        show.send_replace(Some(module.sha256.clone()));
-                        current = module;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(
-                        error,
-                        "the changed module is not pushed; proxies keep the last one"
-                    );
-                    current.modified = seen;
-                }
-            }
-        }
-    });
-    shown
-}
-
 /// The ids of the keys that proxies have to know.
-fn kids(core: &Core) -> Vec<String> {
+pub fn kids(core: &Core) -> Vec<String> {
     let known = core.keys.known(core.now() / 1000);
     let kid = |key: &serde_json::Value| key.get("kid")?.as_str().map(str::to_owned);
     known.iter().filter_map(kid).collect()
-}
-
-/// The entry comes before the push: what runs is never unknown to the log.
-async fn push(core: &Core, ads: &Ads, module: &Module) -> bool {
-    let body = json!({ "keys": kids(core), "module": module.sha256, "config": core.config.version, "policy": core.policies.version(), "exempt": core.config.edge.exempt.told_to_journal() });
-    if let Err(error) = core
-        .ledger
-        .commit(Command::Note {
-            kind: "config",
-            body,
-        })
-        .await
-    {
-        tracing::error!(%error, "a new module or other keys could not be recorded, so they are not pushed");
-        return false;
-    }
-    let settings = settings(core, &module.inner);
-    let updated =
-        settings.and_then(|settings| ads.update(&settings).map_err(|error| error.to_string()));
-    match updated {
-        Ok(_) => {
-            tracing::info!(
-                sha256 = module.sha256,
-                "another module, or other keys, are pushed"
-            );
-            true
-        }
-        Err(error) => {
-            tracing::error!(error, "a new module or other keys can't be pushed");
-            false
-        }
-    }
 }
 
 /// ADS and decisions, over mTLS; in plaintext by the explicit flag alone.
@@ -375,6 +345,7 @@ impl Witness {
 
 impl Observer for Witness {
     fn connected(&self, peer: &SpiffeId, node: &str) {
+        self.core.fleet.came(peer.as_str(), node);
         self.note(json!({ "proxy": peer.as_str(), "event": "connected", "node": node }));
     }
 

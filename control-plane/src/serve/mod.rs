@@ -9,6 +9,7 @@ mod http;
 mod identities;
 pub(crate) mod probe;
 mod ready;
+mod rollout;
 mod store;
 
 use crate::approval::{ApprovalDesk, expire};
@@ -16,6 +17,7 @@ use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::exchange::Exchange;
+use crate::fleet::Fleet;
 use crate::keys::{KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
@@ -137,6 +139,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
     // What may be taken or missing comes before anything is made.
     let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
+    let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
@@ -171,15 +174,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         identity: source,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
+        fleet: Fleet::default(),
         metrics: Metrics::default(),
         warnings: Warnings::default(),
         clock,
         config,
     });
-    first_entry(&core, &module).await?;
+    // A module that nobody has tried waits; the last good one is what all begin with.
+    let begin = rollout::begin_with(&core.config, &module);
+    first_entry(&core, &begin).await?;
+    rollout::say_pinned(&core, &pinned).await?;
 
-    let ads = edge::ads(&core, &module).map_err(ServeError::Edge)?;
-    let module_sha256 = edge::watch_module(core.clone(), ads.clone(), module, &tasks, &stop);
+    let ads = edge::ads(&core, &begin, &pinned).map_err(ServeError::Edge)?;
+    let rollout = rollout::Rollout::new(core.clone(), ads.clone(), begin, pinned);
+    let module_sha256 = rollout.run(module, &tasks, &stop);
     let logins = Logins::new();
     let desk: Arc<dyn web::Desk> = Arc::new(ApprovalDesk::new(core.clone(), ads.clone()));
     let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);

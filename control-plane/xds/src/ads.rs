@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    Kind, Observer, ProxyStatus, Settings, SettingsError, Snapshot, registry::Registry,
-    session::Session,
+    Group, Kind, Observer, ProxyStatus, Settings, SettingsError, Snapshot, groups::Snapshots,
+    registry::Registry, session::Session,
 };
 
 /// A request is a node description and a few names.
@@ -34,7 +34,7 @@ pub struct Ads {
 }
 
 struct Inner {
-    snapshot: watch::Sender<Arc<Snapshot>>,
+    snapshots: watch::Sender<Arc<Snapshots>>,
     /// One update at a time, so that the last one wins everywhere.
     updating: Mutex<()>,
     registry: Arc<Registry>,
@@ -48,7 +48,25 @@ impl Ads {
     /// # Errors
     /// When a setting can't be served.
     pub fn new(settings: &Settings, observer: Arc<dyn Observer>) -> Result<Self, SettingsError> {
+        Self::with_groups(settings, Vec::new(), observer)
+    }
+
+    /// Starts with some settings, and with others for groups of proxies; a proxy is
+    /// of the first group that has it.
+    ///
+    /// # Errors
+    /// When a setting can't be served.
+    pub fn with_groups(
+        settings: &Settings,
+        groups: Vec<(Group, Settings)>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, SettingsError> {
         let snapshot = Snapshot::build(settings)?;
+        let groups = groups.into_iter().map(|(group, settings)| {
+            let snapshot = Snapshot::build(&settings)?;
+            Ok((group, Arc::new(snapshot)))
+        });
+        let groups = groups.collect::<Result<Vec<_>, SettingsError>>()?;
         tracing::info!(
             module_sha256 = settings.module.sha256_hex(),
             version = snapshot.resources(Kind::Filter).version(),
@@ -56,7 +74,10 @@ impl Ads {
         );
         Ok(Self {
             inner: Arc::new(Inner {
-                snapshot: watch::Sender::new(Arc::new(snapshot)),
+                snapshots: watch::Sender::new(Arc::new(Snapshots {
+                    others: Arc::new(snapshot),
+                    groups,
+                })),
                 updating: Mutex::new(()),
                 registry: Arc::default(),
                 observer,
@@ -65,40 +86,57 @@ impl Ads {
         })
     }
 
-    /// Pushes new settings, what has changed in them; whether anything has.
+    /// Pushes new settings to all proxies that are of no group, what has changed in
+    /// them; whether anything has.
     ///
     /// # Errors
     /// When a setting can't be served; the old ones stay.
     pub fn update(&self, settings: &Settings) -> Result<bool, SettingsError> {
+        self.update_group(None, settings)
+    }
+
+    /// As [`Ads::update`], for one group; of a name that there is not, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Ads::update`].
+    pub fn update_group(
+        &self,
+        group: Option<&str>,
+        settings: &Settings,
+    ) -> Result<bool, SettingsError> {
         let snapshot = Arc::new(Snapshot::build(settings)?);
         let _one = self
             .inner
             .updating
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if **self.inner.snapshot.borrow() == *snapshot {
+        let mut snapshots = Snapshots::clone(&self.inner.snapshots.borrow());
+        let Some(place) = snapshots.place(group) else {
+            return Ok(false);
+        };
+        if **place == *snapshot {
             return Ok(false);
         }
+        *place = Arc::clone(&snapshot);
         tracing::info!(
+            group,
             module_sha256 = settings.module.sha256_hex(),
             version = snapshot.resources(Kind::Filter).version(),
             "new settings are pushed"
         );
-        self.inner
-            .registry
-            .forget_refusals(|kind| snapshot.resources(kind).version().to_owned());
-        self.inner.snapshot.send_replace(snapshot);
+        self.inner.registry.forget_refusals(&snapshots);
+        self.inner.snapshots.send_replace(Arc::new(snapshots));
         Ok(true)
     }
 
-    /// What is served now.
+    /// What proxies of no group are served now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.inner.snapshot.borrow())
+        Arc::clone(&self.inner.snapshots.borrow().others)
     }
 
     /// Every proxy that is or was connected since the start.
     pub fn status(&self) -> Vec<ProxyStatus> {
-        self.inner.registry.status()
+        self.inner.registry.status(&self.inner.snapshots.borrow())
     }
 
     /// Ends every stream, for a graceful shutdown of the server.
@@ -125,7 +163,7 @@ pub struct AdsService {
 struct Conversation {
     session: Session,
     requests: Streaming<DiscoveryRequest>,
-    settings: watch::Receiver<Arc<Snapshot>>,
+    settings: watch::Receiver<Arc<Snapshots>>,
 }
 
 impl Conversation {
@@ -148,8 +186,8 @@ impl Conversation {
                     if changed.is_err() {
                         return None;
                     }
-                    let snapshot = Arc::clone(&self.settings.borrow_and_update());
-                    self.session.update(snapshot);
+                    let snapshots = Arc::clone(&self.settings.borrow_and_update());
+                    self.session.update(snapshots);
                 }
             }
         }
@@ -171,14 +209,14 @@ impl AggregatedDiscoveryService for AdsService {
             .get::<Peer>()
             .map(|peer| peer.id.clone())
             .ok_or_else(|| Status::unauthenticated("the connection has no identity"))?;
-        let mut settings = self.inner.snapshot.subscribe();
-        let snapshot = Arc::clone(&settings.borrow_and_update());
+        let mut settings = self.inner.snapshots.subscribe();
+        let snapshots = Arc::clone(&settings.borrow_and_update());
         let conversation = Conversation {
             session: Session::new(
                 Arc::clone(&self.inner.registry),
                 Arc::clone(&self.inner.observer),
                 peer,
-                snapshot,
+                snapshots,
             ),
             requests: request.into_inner(),
             settings,

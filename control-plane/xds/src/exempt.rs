@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::lint::place;
+use crate::observing::Observing;
 use crate::settings::{Route, SettingsError};
 
 /// The most of each kind.
@@ -23,6 +24,8 @@ pub struct Exempt {
     pub probes: Vec<Probe>,
     /// CORS preflights.
     pub preflights: Vec<Preflight>,
+    /// Guarded routes on which nothing is refused: all of them.
+    pub observing: Vec<Observing>,
     /// Documents that Envoy itself answers with.
     pub metadata: Vec<Metadata>,
 }
@@ -103,6 +106,11 @@ impl Exempt {
         for probe in &self.probes {
             for error in probe.problems(routes) {
                 add(&probe.name, error);
+            }
+        }
+        for observing in &self.observing {
+            for error in observing.problems(&self.observing, routes) {
+                add(&observing.route, error);
             }
         }
         let mut taken = BTreeSet::new();
@@ -232,7 +240,7 @@ pub(crate) fn guarded<'a>(name: &str, routes: &'a [Route]) -> Result<&'a Route, 
 }
 
 /// A path that everybody reads alike: no encoding, no empty and no dot segment.
-fn is_plain(path: &str) -> bool {
+pub(crate) fn is_plain(path: &str) -> bool {
     let letters = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-/".contains(&byte);
     let segments = path.strip_prefix('/').is_some_and(|rest| {
         let parts: Vec<&str> = rest.split('/').collect();
@@ -246,7 +254,7 @@ fn is_dots(segment: &str) -> bool {
     matches!(segment, "." | "..")
 }
 
-fn upstream(route: &Route) -> String {
+pub(crate) fn upstream(route: &Route) -> String {
     place(&route.upstream_host, &route.upstream_port.to_string())
 }
 
@@ -256,7 +264,7 @@ fn same(one: &str, other: &str) -> bool {
         .eq_ignore_ascii_case(other.trim_end_matches('/'))
 }
 
-fn covers(prefix: &str, path: &str) -> bool {
+pub(crate) fn covers(prefix: &str, path: &str) -> bool {
     let (prefix, path) = (prefix.to_ascii_lowercase(), path.to_ascii_lowercase());
     let rest = path.strip_prefix(prefix.trim_end_matches('/'));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

@@ -10,8 +10,10 @@ mod access_log;
 mod ads;
 mod cluster;
 mod exempt;
+mod groups;
 pub mod lint;
 mod listener;
+mod observing;
 mod registry;
 mod routes;
 mod sections;
@@ -23,7 +25,9 @@ mod tls;
 pub use access_log::REASON_FILTER_STATE;
 pub use ads::{Ads, AdsService};
 pub use exempt::{Exempt, Metadata, Preflight, Probe, Unguarded};
-pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus};
+pub use groups::Group;
+pub use observing::Observing;
+pub use registry::{Nack, NoObserver, Observer, ProxyStatus, TypeStatus, bounded};
 pub use settings::{
     AccessLog, Listener, Module, Route, Settings, SettingsError, Site, default_stream_idle_ms,
 };

@@ -7,7 +7,10 @@ use std::{
 
 use identity::SpiffeId;
 
-use crate::{Kind, Resources};
+use crate::{
+    Kind, Resources,
+    groups::{Labels, Snapshots},
+};
 
 /// Proxies that are remembered, connected or not.
 const MAX_PROXIES: usize = 1024;
@@ -80,6 +83,8 @@ pub struct ProxyStatus {
     pub peer: SpiffeId,
     /// What it calls itself: a label, never an authority.
     pub node_id: String,
+    /// The group that it is of, by its certificate first.
+    pub group: Option<String>,
     /// Envoy's version, as it says.
     pub envoy_version: Option<String>,
     /// Whether a stream is open.
@@ -95,6 +100,7 @@ pub(crate) type ProxyKey = (SpiffeId, String);
 struct Proxy {
     streams: u32,
     envoy_version: Option<String>,
+    labels: Labels,
     types: BTreeMap<Kind, TypeRecord>,
 }
 
@@ -133,6 +139,7 @@ impl Registry {
         &self,
         key: &ProxyKey,
         envoy_version: Option<String>,
+        labels: Labels,
     ) -> Result<(), Full> {
         let mut proxies = self.lock();
         if !proxies.contains_key(key) && proxies.len() >= MAX_PROXIES {
@@ -146,6 +153,7 @@ impl Registry {
         let proxy = proxies.entry(key.clone()).or_default();
         proxy.streams = proxy.streams.saturating_add(1);
         proxy.envoy_version = envoy_version;
+        proxy.labels = labels;
         Ok(())
     }
 
@@ -242,13 +250,14 @@ impl Registry {
     }
 
     /// Drops refusals of versions that nobody wants any more.
-    pub(crate) fn forget_refusals(&self, wanted: impl Fn(Kind) -> String) {
-        for proxy in self.lock().values_mut() {
+    pub(crate) fn forget_refusals(&self, snapshots: &Snapshots) {
+        for ((peer, _), proxy) in self.lock().iter_mut() {
+            let wanted = snapshots.of(peer, &proxy.labels);
             for (kind, record) in &mut proxy.types {
                 if record
                     .nack
                     .as_ref()
-                    .is_some_and(|nack| nack.version != wanted(*kind))
+                    .is_some_and(|nack| nack.version != wanted.resources(*kind).version())
                 {
                     record.nack = None;
                 }
@@ -256,20 +265,24 @@ impl Registry {
         }
     }
 
-    pub(crate) fn status(&self) -> Vec<ProxyStatus> {
+    pub(crate) fn status(&self, snapshots: &Snapshots) -> Vec<ProxyStatus> {
         let proxies = self.lock();
         proxies
             .iter()
-            .map(|((peer, node_id), proxy)| ProxyStatus {
-                peer: peer.clone(),
-                node_id: node_id.clone(),
-                envoy_version: proxy.envoy_version.clone(),
-                connected: proxy.streams > 0,
-                types: proxy
-                    .types
-                    .iter()
-                    .map(|(kind, record)| record.status(*kind))
-                    .collect(),
+            .map(|((peer, node_id), proxy)| {
+                let group = snapshots.group_of(peer, &proxy.labels);
+                let wanted = snapshots.of(peer, &proxy.labels);
+                let types = proxy.types.iter();
+                let types = types
+                    .map(|(kind, record)| record.status(*kind, wanted.resources(*kind).version()));
+                ProxyStatus {
+                    peer: peer.clone(),
+                    node_id: node_id.clone(),
+                    group: group.map(ToOwned::to_owned),
+                    envoy_version: proxy.envoy_version.clone(),
+                    connected: proxy.streams > 0,
+                    types: types.collect(),
+                }
             })
             .collect()
     }
@@ -295,20 +308,22 @@ impl TypeRecord {
         *times <= MAX_TOLD
     }
 
-    fn status(&self, kind: Kind) -> TypeStatus {
+    fn status(&self, kind: Kind, wanted: &str) -> TypeStatus {
         let version = |resources: &Arc<Resources>| resources.version().to_owned();
         TypeStatus {
             kind,
             sent: self.sent.as_ref().map(version),
             acked: self.acked.as_ref().map(version),
-            nack: self.nack.clone(),
+            // The refusal of an older version may come late.
+            nack: self.nack.clone().filter(|nack| nack.version == wanted),
             nacks: self.nacks,
         }
     }
 }
 
-/// A text of the proxy's, cut to what is kept.
-pub(crate) fn bounded(text: &str) -> String {
+/// A text of the proxy's, cut to what is kept of it here.
+#[must_use]
+pub fn bounded(text: &str) -> String {
     let mut end = text.len().min(MAX_TEXT_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

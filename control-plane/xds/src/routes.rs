@@ -13,7 +13,7 @@ use envoy_types::{
     util::pack_any,
 };
 
-use crate::{BODIES_FILTER_NAME, ROUTES_NAME, Route, Settings, cluster};
+use crate::{BODIES_FILTER_NAME, Exempt, ROUTES_NAME, Route, Settings, cluster};
 
 /// What Envoy may buffer of a body beyond its limit, so that the filter sees one
 /// that is too long before Envoy answers by itself: as much as comes at a time.
@@ -64,7 +64,8 @@ fn host(settings: &Settings, name: String, authority: &str, site: Option<&str>) 
             routes.push(exempt::unguarded(route));
         } else {
             routes.extend(exempt::preflights(exempt, route));
-            routes.push(guarded_route(route));
+            routes.extend(observed(exempt, route));
+            routes.push(guarded_route(exempt, route));
         }
     }
     VirtualHost {
@@ -75,7 +76,32 @@ fn host(settings: &Settings, name: String, authority: &str, site: Option<&str>) 
     }
 }
 
-fn guarded_route(route: &Route) -> EnvoyRoute {
+/// What is observed of a route whose upstream an enforcing one has: paths of plain
+/// letters. The filter observes where this name is the route's; all other paths of
+/// it have another, and are enforced.
+fn observed(exempt: &Exempt, route: &Route) -> Option<EnvoyRoute> {
+    shares_while_observing(exempt, route).then(|| EnvoyRoute {
+        name: route.name.clone(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(exempt::plain_paths(&route.path_prefix)),
+            ..Default::default()
+        }),
+        action: Some(forward(route)),
+        ..Default::default()
+    })
+}
+
+fn shares_while_observing(exempt: &Exempt, route: &Route) -> bool {
+    let mut own = exempt.observing.iter().filter(|it| it.route == route.name);
+    own.any(|it| !it.shares_upstream_with.is_empty())
+}
+
+fn guarded_route(exempt: &Exempt, route: &Route) -> EnvoyRoute {
+    // No route of a config has a name with a colon.
+    let name = match shares_while_observing(exempt, route) {
+        true => format!("{}:enforced", route.name),
+        false => route.name.clone(),
+    };
     let path = if route.path_prefix.ends_with('/') {
         PathSpecifier::Prefix(route.path_prefix.clone())
     } else {
@@ -93,7 +119,7 @@ fn guarded_route(route: &Route) -> EnvoyRoute {
         .reads_bodies
         .and_then(|limit| u64::try_from(limit).ok());
     EnvoyRoute {
-        name: route.name.clone(),
+        name,
         typed_per_filter_config: route.reads_bodies.map(|_| reader()).into_iter().collect(),
         request_body_buffer_limit: buffered.map(|limit| UInt64Value {
             value: limit.saturating_add(BUFFER_MARGIN_BYTES),

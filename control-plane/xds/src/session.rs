@@ -14,6 +14,7 @@ use identity::SpiffeId;
 
 use crate::{
     Kind, Nack, Observer, Resources, Snapshot,
+    groups::{Labels, Snapshots},
     registry::{Full, ProxyKey, Registry, bounded},
 };
 
@@ -38,7 +39,8 @@ pub(crate) struct Session {
     observer: Arc<dyn Observer>,
     peer: SpiffeId,
     key: Option<ProxyKey>,
-    snapshot: Arc<Snapshot>,
+    labels: Labels,
+    snapshots: Arc<Snapshots>,
     subscriptions: BTreeMap<Kind, Subscription>,
     nonce: u64,
     pub(crate) outbox: VecDeque<DiscoveryResponse>,
@@ -71,14 +73,15 @@ impl Session {
         registry: Arc<Registry>,
         observer: Arc<dyn Observer>,
         peer: SpiffeId,
-        snapshot: Arc<Snapshot>,
+        snapshots: Arc<Snapshots>,
     ) -> Self {
         Self {
             registry,
             observer,
             peer,
             key: None,
-            snapshot,
+            labels: Labels::default(),
+            snapshots,
             subscriptions: BTreeMap::new(),
             nonce: 0,
             outbox: VecDeque::new(),
@@ -132,8 +135,8 @@ impl Session {
     }
 
     /// Takes a new configuration and sends what has changed, in order.
-    pub(crate) fn update(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshot = snapshot;
+    pub(crate) fn update(&mut self, snapshots: Arc<Snapshots>) {
+        self.snapshots = snapshots;
         let Some(key) = self.key.clone() else {
             return;
         };
@@ -141,9 +144,9 @@ impl Session {
             let Some(subscription) = self.subscriptions.get(&kind) else {
                 continue;
             };
-            let wanted = self.snapshot.resources(kind).version();
+            let wanted = self.snapshot().resources(kind).version().to_owned();
             if subscription.sent.version() != wanted
-                && !self.registry.has_refused(&key, kind, wanted)
+                && !self.registry.has_refused(&key, kind, &wanted)
             {
                 let names = subscription.names.clone();
                 self.send(&key, kind, names);
@@ -155,20 +158,27 @@ impl Session {
         if let Some(key) = &self.key {
             return Ok(key.clone());
         }
-        let node_id = node.map(|node| bounded(&node.id)).unwrap_or_default();
-        let key = (self.peer.clone(), node_id);
+        self.labels = node.map(Labels::of).unwrap_or_default();
+        let key = (self.peer.clone(), self.labels.node.clone());
         let version = node.and_then(envoy_version);
         tracing::info!(peer = %key.0, node = ?key.1, envoy = version.as_ref().map(tracing::field::debug), "a proxy connected");
-        self.registry.connected(&key, version)?;
+        self.registry
+            .connected(&key, version, self.labels.clone())?;
         self.observer.connected(&key.0, &key.1);
         self.key = Some(key.clone());
         Ok(key)
     }
 
+    /// What this proxy should have: its certificate and its labels say of which
+    /// group it is. Before its first request it has neither asked nor got anything.
+    fn snapshot(&self) -> &Arc<Snapshot> {
+        self.snapshots.of(&self.peer, &self.labels)
+    }
+
     fn send(&mut self, key: &ProxyKey, kind: Kind, names: Vec<String>) {
         let resources = self
             .registry
-            .choose(key, kind, self.snapshot.resources(kind));
+            .choose(key, kind, self.snapshot().resources(kind));
         self.send_these(key, kind, names, resources);
     }
 
@@ -212,7 +222,7 @@ impl Session {
     /// Envoy keeps a filter that it refused for the next listener, and refuses
     /// that one too. So a new good filter is worth one more attempt.
     fn retry_listeners(&mut self, key: &ProxyKey) {
-        let wanted = Arc::clone(self.snapshot.resources(Kind::Listeners));
+        let wanted = Arc::clone(self.snapshot().resources(Kind::Listeners));
         if self.subscriptions.contains_key(&Kind::Listeners)
             && self
                 .registry

@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 use xds::{
-    AccessLog, Ads, Exempt, FILTER_NAME, Kind, Listener, Module, Nack, NoObserver, Observer,
+    AccessLog, Ads, Exempt, FILTER_NAME, Group, Kind, Listener, Module, Nack, NoObserver, Observer,
     ROUTES_NAME, Route, Settings, SettingsError, Snapshot, default_stream_idle_ms,
 };
 
@@ -83,7 +83,11 @@ impl Server {
     }
 
     async fn observed(observer: Arc<dyn Observer>) -> Self {
-        let ads = Ads::new(&settings(), observer).unwrap();
+        Self::grouped(observer, Vec::new()).await
+    }
+
+    async fn grouped(observer: Arc<dyn Observer>, groups: Vec<(Group, Settings)>) -> Self {
+        let ads = Ads::with_groups(&settings(), groups, observer).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let proxy = SpiffeId::parse("spiffe://writ.example/proxy").unwrap();
@@ -210,6 +214,76 @@ async fn every_kind_is_answered_once() {
         assert_eq!(one.acked.as_ref(), Some(&server.version(one.kind)));
         assert_eq!((one.nacks, one.nack.is_none()), (0, true));
     }
+}
+
+/// A group of this identity's, for the node that the tests' requests name.
+fn group(name: &str, identity: &str) -> Group {
+    Group {
+        name: name.to_owned(),
+        proxies: vec![SpiffeId::parse(identity).unwrap()],
+        nodes: vec!["node-1".to_owned()],
+        clusters: Vec::new(),
+        localities: Vec::new(),
+    }
+}
+
+fn with_module(content: &str) -> Settings {
+    Settings {
+        module: module(content),
+        ..settings()
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_decides_what_a_node_may_have() {
+    // The other identity's group names this very node: it gets nothing of it.
+    let groups = vec![
+        (
+            group("others", "spiffe://writ.example/other"),
+            with_module("theirs"),
+        ),
+        (
+            group("own", "spiffe://writ.example/proxy"),
+            with_module("own"),
+        ),
+    ];
+    let server = Server::grouped(Arc::new(NoObserver), groups).await;
+    let mut stream = server.stream().await;
+    let version = |content: &str| {
+        let snapshot = Snapshot::build(&with_module(content)).unwrap();
+        snapshot.resources(Kind::Filter).version().to_owned()
+    };
+    let response = stream.subscribe(Kind::Filter).await;
+    assert_eq!(response.version_info, version("own"));
+    assert_eq!(server.ads.status()[0].group.as_deref(), Some("own"));
+
+    // What is for others changes, and this one hears nothing of it.
+    assert!(server.ads.update(&with_module("new")).unwrap());
+    let theirs = with_module("new theirs");
+    assert!(server.ads.update_group(Some("others"), &theirs).unwrap());
+    assert!(!server.ads.update_group(Some("nobody"), &theirs).unwrap());
+    stream.silent().await;
+    let own = with_module("new own");
+    assert!(server.ads.update_group(Some("own"), &own).unwrap());
+    let response = stream.next().await;
+    assert_eq!(response.version_info, version("new own"));
+    // Refused: it keeps what it had, and is not told the same again.
+    stream.say(refusal(Kind::Filter, &response.nonce)).await;
+    assert!(
+        server
+            .ads
+            .update_group(Some("own"), &with_module("own"))
+            .unwrap()
+    );
+    let back = stream.next().await;
+    assert_eq!(back.version_info, version("own"));
+
+    // Another node of the same identity is of no group.
+    let mut other = server.stream().await;
+    let mut asked = request(Kind::Filter, "");
+    asked.node.as_mut().unwrap().id = "node-2".to_owned();
+    other.say(asked).await;
+    assert_eq!(other.next().await.version_info, version("new"));
 }
 
 #[tokio::test]

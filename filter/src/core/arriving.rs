@@ -12,6 +12,7 @@ use capability::action::Body;
 use capability::decide::Mode;
 use capability::gates::{self, Checked, RequestView, TokenCheck};
 use capability::reason::Reason;
+use capability::url;
 use decision_api::{Question, ReadBody};
 use std::rc::Rc;
 
@@ -62,14 +63,17 @@ impl Core {
     }
 
     /// What the request's route asks for. To observe takes two: our own table and
-    /// the proxy have to say that it is this route.
+    /// the proxy have to say that it is this route. And it takes a path that the
+    /// upstream can't read as one of another route, which would refuse.
     fn place(&self, headers: &[Header], facts: &mut Facts) {
         let authority = self.settings.edge.authority_of(headers);
         let Some(route) = self.settings.route(authority, facts.path()) else {
             return;
         };
         facts.decision_header = route.decision_header;
+        let path = headers.iter().find(|(name, _)| name == b":path");
         if route.mode == Mode::Observe
+            && path.is_some_and(|(_, path)| url::is_read_alike(path))
             && host::text_property(&["xds", "route_name"]).as_deref() == Some(&route.name)
         {
             facts.mode = Mode::Observe;

@@ -31,5 +31,6 @@ mod refusals;
 mod reload;
 mod restore;
 mod rig;
+mod rollout;
 mod signed;
 mod watching;

@@ -2,7 +2,7 @@
 //! recorded, and everybody is told. The route beside it refuses as ever.
 
 use wasm_test::system::Options;
-use wasm_test::upstream::REPORT;
+use wasm_test::upstream::{REPORT, Reading, Upstream};
 
 use super::rig::{Rig, authorization, eventually, field, jti};
 
@@ -14,7 +14,7 @@ const ROUTES: &str = r#"
 [edge]
 route = [
   { name = "files", path_prefix = "/", upstream = "{upstream}" },
-  { name = "echo", path_prefix = "/echo", upstream = "{upstream}", mode = "observe" },
+  { name = "echo", path_prefix = "/echo", upstream = "{upstream}", mode = "observe", shares_upstream_with = ["files"] },
 ]
 "#;
 
@@ -138,5 +138,85 @@ async fn it_forwards_what_it_would_refuse_and_says_so_everywhere() {
     .await;
     rig.system.start_control_plane().await.unwrap();
     rig.recovers().await;
+    rig.finish().await;
+}
+
+/// `/echo` observes beside `/`, which enforces at the same upstream; `/apart`
+/// observes at an upstream of its own. What a server could read as a path of `/` is
+/// asked for its token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_a_path_that_another_route_enforces_is_enforced() {
+    let logs = tempfile::tempdir().unwrap();
+    let apart = Upstream::start(0, Some(&logs.path().join("apart"))).unwrap();
+    let more = format!(
+        "  {{ name = \"apart\", path_prefix = \"/apart\", upstream = \"{}\", mode = \"observe\" }},\n]",
+        apart.address()
+    );
+    let rig = Rig::start(Options {
+        extra_config: ROUTES.replace("\n]", &format!("\n{more}")),
+        ..Options::default()
+    })
+    .await;
+    let arrived = || (rig.arrived(), apart.arrived());
+    for path in [
+        "/echo",
+        "/echo/a-b.c~d/x",
+        "/echo/x?q=/..;/%2F",
+        "/echo/x/../y",
+    ] {
+        let before = arrived();
+        let answer = rig.exchange_raw(&rig.request("GET", path, &[])).await;
+        assert_eq!((answer.status, arrived().0), (200, before.0 + 1), "{path}");
+        let record = rig.records().pop().unwrap();
+        for reading in Reading::ALL {
+            let (_, read) = reading.action(&record);
+            assert!(
+                read.starts_with("/echo"),
+                "{path}: {reading:?} serves {read}"
+            );
+        }
+    }
+    let before = arrived();
+    rig.exchange_raw(&rig.request("GET", "/apart/a%20b", &[]))
+        .await;
+    assert_eq!(arrived(), (before.0, before.1 + 1));
+
+    let before = arrived();
+    for path in [
+        // Envoy itself takes this for the other route's.
+        "/echo/..;/files/report.txt",
+        "/echo/..%3b/files/report.txt",
+        "/echo/..;x/files/report.txt",
+        "/echo/x;y",
+        "/echo/;/x",
+        "/echo/%252e%252e/files/report.txt",
+        "/echo/%25%32%65/x",
+        "/echo/%c0%ae%c0%ae/files/report.txt",
+        "/echo/a%20b",
+        "/echo/*",
+        "/ECHO/x",
+        "/Echo/..;/x",
+        "/Files/report.txt",
+        "/apart/..;/files/report.txt",
+        "/apart/%252e%252e/x",
+        "/apart/..%3b/files/report.txt",
+        "/apart/a;b",
+    ] {
+        let answer = rig.exchange_raw(&rig.request("GET", path, &[])).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (401, "missing_credentials"),
+            "{path}"
+        );
+    }
+    assert_eq!(arrived(), before);
+    // It is enforced, and not lost: a token for it is good.
+    let token = rig.agent.token("GET", "/echo/a%20b").await.unwrap();
+    assert_eq!(rig.present("/echo/a%20b", &token).await.status, 200);
+    let denied = rig.present("/echo/a%20b", &token).await;
+    assert_eq!(
+        (denied.status, denied.reason().as_str()),
+        (401, "token_spent")
+    );
     rig.finish().await;
 }

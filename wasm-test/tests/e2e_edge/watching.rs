@@ -282,7 +282,7 @@ async fn each_line_of_the_access_log_has_its_entry() {
 }
 
 /// Puts a module in place whole, as a deployment would.
-fn deploy(rig: &Rig, module: &[u8]) {
+pub(super) fn deploy(rig: &Rig, module: &[u8]) {
     let file = rig.system.module_file();
     let beside = file.with_extension("new");
     std::fs::write(&beside, module).unwrap();
@@ -290,7 +290,7 @@ fn deploy(rig: &Rig, module: &[u8]) {
 }
 
 /// A filter that lets everything through: the least that a host takes for one.
-fn open_filter() -> Vec<u8> {
+pub(super) fn open_filter() -> Vec<u8> {
     // (module (memory (export "memory") 1)
     //   (func (export "proxy_abi_version_0_2_1"))
     //   (func (export "malloc") (param i32) (result i32) i32.const 1024))

@@ -126,6 +126,26 @@ fn only_the_route_that_says_so_and_that_the_host_names() {
 }
 
 #[test]
+fn a_path_that_could_be_another_routes_is_enforced() {
+    let mut vm = observing();
+    for path in [
+        "/reports/..;/files/a",
+        "/reports/%2e%2e/files/a",
+        "/reports/%252e%252e/files/a",
+        "/reports//a",
+        "/reports/a;b",
+        "/reports/*",
+    ] {
+        let context = vm.request(&Headers::bare(path));
+        vm.assert_refused(context, 401, "missing_credentials");
+    }
+    for path in ["/reports/a%20b", "/reports/a?q=..;%2F"] {
+        let context = vm.request(&Headers::bare(path));
+        vm.assert_observed(context, "missing_credentials");
+    }
+}
+
+#[test]
 fn a_hold_is_kept_as_anywhere_and_observed_when_it_ends() {
     let mut vm = observing();
     let context = vm.request(&Headers::good("/reports/a", "jti-1"));

@@ -53,6 +53,13 @@ impl SimDisk {
             .is_empty()
     }
 
+    /// Background work dies with its process. It holds the disk that holds it, so
+    /// that nothing else would free it.
+    pub(crate) fn abandon(&self) {
+        let work = std::mem::take(&mut *self.work.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(work);
+    }
+
     fn enter(&self, call: Call, what: &str) -> io::Result<()> {
         match self.machine().enter(self.process, call, what)? {
             None => Ok(()),

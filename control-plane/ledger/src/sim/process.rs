@@ -152,3 +152,9 @@ impl Process {
         (taken.collect(), failed)
     }
 }
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.disk.abandon();
+    }
+}

@@ -191,6 +191,48 @@ fn a_guarded_route_below_an_unguarded_one_keeps_its_upstream_to_itself() {
 }
 
 #[test]
+fn a_route_observes_beside_one_that_enforces_by_its_name_alone() {
+    let observes = |prefix: &str, port: u16, more: &str| {
+        with(&format!(
+            "[[edge.route]]\nname = \"echo\"\npath_prefix = \"{prefix}\"\nupstream = \"localhost:{port}\"\n{more}"
+        ))
+    };
+    let mode = "mode = \"observe\"\n";
+    let shares = format!("{mode}shares_upstream_with = [\"files\"]\n");
+    for good in [
+        observes("/echo", 9001, mode),
+        observes("/echo", 9000, &shares),
+        observes("/echo", 9000, ""),
+    ] {
+        parse(&good).unwrap();
+    }
+    let both = observes("/echo", 9000, &shares)
+        .replace("path_prefix = \"/\"", "path_prefix = \"/Echo/x\"");
+    for (text, words) in [
+        (
+            observes("/echo", 9000, mode),
+            "edge.route.name: the route \"files\" enforces at this upstream",
+        ),
+        (
+            observes("/echo", 9001, &shares),
+            "no enforcing route with this upstream",
+        ),
+        (
+            observes("/echo", 9000, &shares.replace("observe", "enforce")),
+            "shares_upstream_with: a route that enforces",
+        ),
+        (observes("/a;b", 9000, &shares), "letters, digits"),
+        (both, "in other letters it would be observed"),
+    ] {
+        let errors = parse(&text).err().unwrap_or_default();
+        let found = errors
+            .iter()
+            .any(|error| error.line > 0 && error.to_string().contains(words));
+        assert!(found, "no {words:?} for {text}: {errors:#?}");
+    }
+}
+
+#[test]
 fn metadata_is_between_host_and_path_of_the_resource() {
     let text = with(&format!(
         "{SITE}resource = \"http://pay.example/v1\"\n[edge.x]\n"

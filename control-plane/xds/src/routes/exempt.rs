@@ -154,7 +154,7 @@ pub(super) fn documents(exempt: &Exempt, site: Option<&str>) -> Vec<EnvoyRoute> 
 
 /// Paths of plain letters under a prefix, which itself has no others than `.`
 /// that mean something to a regular expression.
-fn plain_paths(prefix: &str) -> PathSpecifier {
+pub(super) fn plain_paths(prefix: &str) -> PathSpecifier {
     let quoted: String = prefix
         .chars()
         .flat_map(|c| {
