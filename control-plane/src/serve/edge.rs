@@ -12,6 +12,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -309,19 +310,30 @@ fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::I
     ))
 }
 
+/// Notes of proxies that wait to be written: one that connects without end heaps up
+/// no more.
+const NOTES_WAITING: usize = 1_024;
+
 /// Writes down what proxies accepted and refused, in the order it happened; the
 /// server itself logs it.
 struct Witness {
     core: Arc<Core>,
-    notes: mpsc::UnboundedSender<serde_json::Value>,
+    notes: mpsc::Sender<serde_json::Value>,
+    /// Those for which there was no room.
+    left_out: Arc<AtomicU64>,
 }
 
 impl Witness {
     fn start(core: Arc<Core>) -> Self {
-        let (notes, mut queue) = mpsc::unbounded_channel::<serde_json::Value>();
-        let own = core.clone();
+        let (notes, mut queue) = mpsc::channel::<serde_json::Value>(NOTES_WAITING);
+        let (own, left_out) = (core.clone(), Arc::new(AtomicU64::new(0)));
+        let counted = left_out.clone();
         tokio::spawn(async move {
-            while let Some(body) = queue.recv().await {
+            while let Some(mut body) = queue.recv().await {
+                let missing = counted.swap(0, Ordering::Relaxed);
+                if let (Some(members), 1..) = (body.as_object_mut(), missing) {
+                    members.insert("left_out".into(), missing.into());
+                }
                 if let Err(error) = core
                     .ledger
                     .commit(Command::Note {
@@ -334,12 +346,18 @@ impl Witness {
                 }
             }
         });
-        Self { core: own, notes }
+        Self {
+            core: own,
+            notes,
+            left_out,
+        }
     }
 
     fn note(&self, body: serde_json::Value) {
         // The task ends with the process only.
-        let _ = self.notes.send(body);
+        if self.notes.try_send(body).is_err() {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const CONFIG: &str = r#"
 token_check = "record"
 route = [
   { name = "files", path_prefix = "/", upstream = "{upstream}" },
-  { name = "open", path_prefix = "/echo/open", upstream = "{upstream}", mode = "observe" },
+  { name = "open", path_prefix = "/echo/open", upstream = "{upstream}", mode = "observe", shares_upstream_with = ["files"] },
 ]
 "#;
 
