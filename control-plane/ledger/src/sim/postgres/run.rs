@@ -149,13 +149,16 @@ impl Run {
         }
         let timer = self.timers.borrow().keys().next().map(|(at, _)| *at);
         let thaw = self.frozen.borrow().values().min().copied();
-        let Some(at) = timer.into_iter().chain(thaw).min() else {
-            return false;
-        };
-        if at > until {
+        // Time passes also where nobody is left that waits.
+        let Some(at) = timer
+            .into_iter()
+            .chain(thaw)
+            .min()
+            .filter(|at| *at <= until)
+        else {
             self.now.set(until.max(now));
             return false;
-        }
+        };
         self.now.set(at.max(now));
         let mut due = self.timers.borrow_mut();
         let later = due.split_off(&(self.now(), u64::MAX));
