@@ -14,6 +14,7 @@ pub mod config;
 pub mod decide;
 pub mod exchange;
 pub mod fleet;
+mod hidden;
 pub mod keys;
 pub mod metrics;
 pub mod refusals;

@@ -2,7 +2,7 @@
 //! anything is read, and what an action is digested from has one reading.
 
 use crate::host::{self, Header, HostFault};
-use capability::headers::{CREDENTIALS, OURS, REINTERPRETING};
+use capability::headers::{CREDENTIALS, is_alike, is_ours, is_session_cookie, is_untrusted};
 use capability::reason::Reason;
 
 /// Headers of an answer by which a client takes its credentials for wrong, or
@@ -17,8 +17,8 @@ const CHALLENGING: [&[u8]; 5] = [
 /// A content type or encoding is at most this long; bytes.
 const CONTENT_MAX: usize = 256;
 
-/// Removes the headers that no client may send, and returns the others. Only
-/// for the request in force.
+/// Removes the headers that no client may send, and an approver's session from the
+/// cookies, and returns the other headers as they came. Only for the request in force.
 ///
 /// # Errors
 /// The host gave no headers, or did not remove one.
@@ -33,9 +33,36 @@ pub fn trusted_headers() -> Result<Vec<Header>, HostFault> {
         stays
     });
     for name in &stripped {
-        host::remove_request_header(&String::from_utf8_lossy(name))?;
+        host::remove_request_header(text(name)?)?;
     }
+    hide_sessions(&headers)?;
     Ok(headers)
+}
+
+/// Cookies know no ports (RFC 6265, section 8.5): a browser sends a session of the
+/// pages to an edge on the same host, and an upstream could decide with it.
+fn hide_sessions(headers: &[Header]) -> Result<(), HostFault> {
+    let pairs = || {
+        let cookies = headers.iter().filter(|(name, _)| name == b"cookie");
+        let pairs = cookies.flat_map(|(_, value)| value.split(|byte| *byte == b';'));
+        pairs.map(<[u8]>::trim_ascii)
+    };
+    if !pairs().any(is_session_cookie) {
+        return Ok(());
+    }
+    let kept: Vec<&[u8]> = pairs()
+        .filter(|pair| !pair.is_empty() && !is_session_cookie(pair))
+        .collect();
+    host::remove_request_header("cookie")?;
+    if kept.is_empty() {
+        return Ok(());
+    }
+    host::set_request_header("cookie", &kept.join(b"; ".as_slice()))
+}
+
+/// A name as the host takes it back. One that it would not find is no name to go on with.
+fn text(name: &[u8]) -> Result<&str, HostFault> {
+    std::str::from_utf8(name).map_err(|_bytes| HostFault)
 }
 
 /// Takes off the request's trailers what no header of it may say, credentials among
@@ -50,7 +77,7 @@ pub fn strip_trailers() -> Result<(), HostFault> {
     for (name, _) in &trailers {
         let credential = CREDENTIALS.iter().any(|it| it.as_bytes() == name);
         if (credential || is_untrusted(name)) && !stripped.contains(&name.as_slice()) {
-            host::remove_request_trailer(&String::from_utf8_lossy(name))?;
+            host::remove_request_trailer(text(name)?)?;
             stripped.push(name);
         }
     }
@@ -81,32 +108,6 @@ pub fn strip_response() -> Result<u32, HostFault> {
     Ok(status)
 }
 
-fn is_untrusted(name: &[u8]) -> bool {
-    // Most names end here.
-    if !matches!(name.first(), Some(b'x' | b'f')) {
-        return false;
-    }
-    if name.contains(&b'_') {
-        // To some servers an underscore is the same letter. Writ's own listener
-        // refuses such a request; others may let it through.
-        let spelt: Vec<u8> = name
-            .iter()
-            .map(|b| if *b == b'_' { b'-' } else { *b })
-            .collect();
-        return is_kept_for_us(&spelt);
-    }
-    is_kept_for_us(name)
-}
-
-fn is_kept_for_us(name: &[u8]) -> bool {
-    is_ours(name) || REINTERPRETING.iter().any(|it| it.as_bytes() == name)
-}
-
-fn is_ours(name: &[u8]) -> bool {
-    OURS.iter()
-        .any(|prefix| name.starts_with(prefix.as_bytes()))
-}
-
 /// What a body is, as the digest of an action has it.
 pub struct Content {
     /// `content-type`, exactly; empty without one.
@@ -119,26 +120,29 @@ impl Content {
     /// Reads both headers.
     ///
     /// # Errors
-    /// `action_mismatch` when one of them is there twice, is longer than 256
-    /// bytes or is not printable ASCII, or when the content type has a comma
-    /// (which is how hosts join two of them): no action says which would count.
+    /// `action_mismatch` when one of them is there twice, or under a name that some
+    /// servers read as its own, is longer than 256 bytes or is not printable ASCII,
+    /// or when the content type has a comma (which is how hosts join two of them):
+    /// no action says which would count.
     pub fn of(headers: &[Header]) -> Result<Self, Reason> {
-        let media_type = exact(headers, b"content-type")?;
+        let media_type = exact(headers, "content-type")?;
         if media_type.contains(',') {
             return Err(Reason::ActionMismatch);
         }
         Ok(Self {
             media_type,
-            encoding: exact(headers, b"content-encoding")?,
+            encoding: exact(headers, "content-encoding")?,
         })
     }
 }
 
-fn exact(headers: &[Header], name: &[u8]) -> Result<String, Reason> {
-    let mut values = headers.iter().filter(|(known, _)| known == name);
+fn exact(headers: &[Header], name: &str) -> Result<String, Reason> {
+    let mut values = headers.iter().filter(|(known, _)| is_alike(known, name));
     let value = match (values.next(), values.next()) {
         (None, _) => return Ok(String::new()),
-        (Some((_, value)), None) if value.len() <= CONTENT_MAX => value,
+        (Some((known, value)), None) if known == name.as_bytes() && value.len() <= CONTENT_MAX => {
+            value
+        }
         (Some(_), _) => return Err(Reason::ActionMismatch),
     };
     let text = std::str::from_utf8(value).ok();

@@ -229,9 +229,30 @@ pub(crate) fn refuse(message: &str) -> ExitCode {
     ExitCode::from(REFUSED)
 }
 
-/// What agents sent, as a terminal may show it: no control characters.
+/// What agents sent, as a terminal may show it: nothing that acts, hides or moves.
 pub(crate) fn plain(text: &str) -> String {
+    let mut is_hidden = crate::hidden::hiding();
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if is_hidden(c) { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn a_terminal_is_shown_nothing_hidden() {
+        for (text, shown) in [
+            ("GET /a?b=é 日本 ~", "GET /a?b=é 日本 ~"),
+            ("a\u{1b}[2Jb\tc\u{7f}", "a\u{fffd}[2Jb\u{fffd}c\u{fffd}"),
+            ("pay \u{202e}001\u{202c} to", "pay \u{fffd}001\u{fffd} to"),
+            ("a\u{200b}b\u{2066}c\u{2069}", "a\u{fffd}b\u{fffd}c\u{fffd}"),
+            ("a\u{2028}b\u{feff}c", "a\u{fffd}b\u{fffd}c"),
+            ("\u{e0041}\u{e007f}.\u{a0}", "\u{fffd}\u{fffd}.\u{fffd}"),
+            ("e\u{301}\u{302}\u{303}", "e\u{301}\u{302}\u{fffd}"),
+        ] {
+            assert_eq!(plain(text), shown, "{}", text.escape_unicode());
+        }
+    }
 }

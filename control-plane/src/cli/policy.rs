@@ -61,6 +61,9 @@ pub fn check_config(config: Result<Config, Vec<ConfigError>>) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return unusable(&errors),
     };
+    for advice in config.advice() {
+        eprintln!("writ: warning: {advice}");
+    }
     let facts = config.edge.facts();
     match ::policy::Policies::load_with(&config.policies, &config.approvers, &facts) {
         Ok(policies) => {

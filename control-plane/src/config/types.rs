@@ -38,6 +38,33 @@ pub struct Config {
     pub version: String,
 }
 
+impl Config {
+    /// What works and had better be otherwise, in a sentence each.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        let issuer = host_of(&self.server.issuer);
+        let sites = self.edge.all_sites();
+        let same = sites.filter(|site| host_of(&site.origin).eq_ignore_ascii_case(issuer));
+        same.map(|site| {
+            format!(
+                "server.issuer has the host of {}, `{issuer}`: browsers send an approver's session to every port of it, and the edge takes it out only where its filter is on; give the issuer a host of its own",
+                site.origin
+            )
+        })
+        .collect()
+    }
+}
+
+/// A URL's host, without its port: what a cookie knows of it.
+fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.split_once(']') {
+        Some((address, _)) => address.trim_start_matches('['),
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
 /// Where the control plane listens and keeps things.
 #[derive(Clone, Debug)]
 pub struct Server {

@@ -358,6 +358,9 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
             "this workload has the control plane's own uid: it can read our keys, and nothing here binds it"
         );
     }
+    for advice in core.config.advice() {
+        tracing::warn!("{advice}");
+    }
     for line in core.config.edge.exempt.told() {
         let text = format!("UNGUARDED by name, no token is asked for: {line}");
         tracing::warn!("{text}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use capability::headers::SESSION_COOKIES;
 use ledger::model::{Approval, ApprovalState, Hash};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
@@ -80,10 +81,12 @@ impl Site {
     }
 
     fn cookie_name(&self) -> &'static str {
+        // The edge takes cookies of these names from what it forwards.
+        let [secure, plain] = SESSION_COOKIES;
         if self.settings.secure_cookies {
-            "__Host-writ_session"
+            secure
         } else {
-            "writ_session"
+            plain
         }
     }
 

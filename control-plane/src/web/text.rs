@@ -1,6 +1,7 @@
 //! What others wrote, made safe to look at: nothing hidden, nothing reordered,
 //! nothing cut, and the parts of a URL told apart.
 
+use crate::hidden::hiding;
 use askama::Template;
 use ledger::model::Millis;
 use time::OffsetDateTime;
@@ -27,12 +28,7 @@ impl askama::filters::HtmlSafe for Shown {}
 impl Shown {
     /// Characters that don't show, or that move others, are named by code point.
     pub(super) fn text(text: &str) -> Self {
-        let mut marks = 0;
-        Self::by(text, |c| {
-            // One or two accents on a letter are a language; more are a smear.
-            marks = if combining(c) { marks + 1 } else { 0 };
-            hidden(c) || marks > 2
-        })
+        Self::by(text, hiding())
     }
 
     /// As [`Shown::text`]; in a URL nothing beyond printable ASCII looks like
@@ -65,24 +61,6 @@ impl Shown {
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
-}
-
-fn combining(c: char) -> bool {
-    matches!(c, '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{1ab0}'..='\u{1aff}' | '\u{1dc0}'..='\u{1dff}'
-        | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}')
-}
-
-// Controls, bidi and other formatting, blanks other than the space, fillers,
-// variation selectors, tags, private use, specials.
-fn hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
-            | '\u{115f}'..='\u{1160}' | '\u{1680}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-            | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}' | '\u{2800}'
-            | '\u{3000}' | '\u{3164}' | '\u{e000}'..='\u{f8ff}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
-            | '\u{ffa0}' | '\u{fff0}'..='\u{ffff}' | '\u{13430}'..='\u{1345f}' | '\u{1bca0}'..='\u{1bca3}'
-            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{10ffff}')
 }
 
 /// A URL in its parts, which put together again are the URL.

@@ -20,6 +20,7 @@ mod sections;
 mod session;
 mod settings;
 mod snapshot;
+mod stripping;
 mod tls;
 
 pub use access_log::REASON_FILTER_STATE;

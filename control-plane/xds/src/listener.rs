@@ -1,14 +1,9 @@
 //! LDS: one listener with the filter by ECDS and the router; and the filter itself.
 
-use capability::headers::OURS;
 use envoy_types::{
     pb::{
         envoy::{
             config::{
-                common::mutation_rules::v3::{
-                    HeaderMutation,
-                    header_mutation::{Action, RemoveOnMatch},
-                },
                 core::v3::{
                     AggregatedConfigSource, ApiVersion, AsyncDataSource, BackoffStrategy,
                     CidrRange, ConfigSource, DataSource, ExtensionConfigSource,
@@ -30,10 +25,8 @@ use envoy_types::{
                         http_filter,
                     },
                 },
-                http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyMutation,
                 wasm::v3::{FailurePolicy, PluginConfig, ReloadConfig, VmConfig, plugin_config},
             },
-            r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
         },
         google::protobuf::{BoolValue, Duration, StringValue, UInt32Value},
     },
@@ -44,7 +37,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     BODIES_FILTER_NAME, FILTER_NAME, LISTENER_NAME, ROUTES_NAME, Settings, SettingsError,
-    access_log, cluster, tls,
+    access_log, cluster, stripping, tls,
 };
 
 /// What one connection may buffer before back-pressure, in bytes.
@@ -127,7 +120,7 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
                 prefix_len: number(32),
             }],
         }),
-        early_header_mutation_extensions: vec![strip_headers()],
+        early_header_mutation_extensions: vec![stripping::early()],
         forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
         generate_request_id: truth(true),
         preserve_external_request_id: false,
@@ -140,25 +133,6 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
         access_log: access_log::build(&settings.access_log)?,
         ..Default::default()
     })
-}
-
-fn strip_headers() -> TypedExtensionConfig {
-    // What a client sends of them is gone before anything looks at it.
-    let mutations = OURS
-        .iter()
-        .map(|prefix| HeaderMutation {
-            action: Some(Action::RemoveOnMatch(RemoveOnMatch {
-                key_matcher: Some(StringMatcher {
-                    ignore_case: true,
-                    match_pattern: Some(MatchPattern::Prefix((*prefix).to_owned())),
-                }),
-            })),
-        })
-        .collect();
-    TypedExtensionConfig {
-        name: "envoy.http.early_header_mutation.header_mutation".to_owned(),
-        typed_config: Some(pack_any(EarlyMutation { mutations })),
-    }
 }
 
 /// The filter, which only an exemption by name turns off, right before the router; and before it,

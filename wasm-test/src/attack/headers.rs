@@ -95,7 +95,7 @@ async fn served_without(stages: &mut Stages, names: &[&str], value: &str) -> Res
 }
 
 async fn elsewhere(stages: &mut Stages) -> Result<String, Error> {
-    const NAMES: [&str; 22] = [
+    const NAMES: [&str; 30] = [
         "x-envoy-original-path",
         "X-Envoy-Original-Path",
         "x-envoy-original-url",
@@ -118,6 +118,14 @@ async fn elsewhere(stages: &mut Stages) -> Result<String, Error> {
         "x-forwarded-uri",
         "x-host",
         "Forwarded",
+        "Destination",
+        "x-amz-copy-source",
+        "X-Override-URL",
+        "x-middleware-rewrite",
+        "X.Original.Url",
+        "x~http~method~override",
+        "X!Rewrite!Url",
+        "x|envoy|original-path",
     ];
     served_without(stages, &NAMES, "/admin/keys.txt").await
 }
@@ -201,7 +209,7 @@ async fn hurry(stages: &mut Stages) -> Result<String, Error> {
 }
 
 async fn our_facts(stages: &mut Stages) -> Result<String, Error> {
-    const NAMES: [&str; 12] = [
+    const NAMES: [&str; 15] = [
         "x-writ-agent",
         "X-Writ-Agent",
         "X-WRIT-AGENT",
@@ -214,6 +222,9 @@ async fn our_facts(stages: &mut Stages) -> Result<String, Error> {
         "x-writ-",
         "x-writ-capability",
         "x-writ-agent-id",
+        "X.Writ.Agent",
+        "x~writ~user",
+        "x-writ.decision",
     ];
     let stage = stages.varied().await?;
     let mut table = Table::of(stage, "GET", REPORT).await?;
@@ -233,10 +244,10 @@ async fn our_facts(stages: &mut Stages) -> Result<String, Error> {
             }
             let what = format!("our names at {address}");
             if let Some(record) = table.expect(&what, &shot, over, Want::Served).await? {
-                let ours = record
-                    .headers
-                    .iter()
-                    .filter(|(name, _)| name.starts_with("x-writ"));
+                let ours = record.headers.iter().filter(|(name, _)| {
+                    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+                    words.nth(1) == Some("writ")
+                });
                 let mut ours: Vec<(&str, &str)> =
                     ours.map(|(n, v)| (n.as_str(), v.as_str())).collect();
                 ours.sort_unstable();

@@ -236,6 +236,7 @@ async fn trailers_say_nothing_that_headers_may_not() {
     let mut names: Vec<&str> = CREDENTIALS.iter().chain(&REINTERPRETING).copied().collect();
     names.extend(["x-writ-agent", "x-writ-decision", "x-envoy-retry-on"]);
     names.extend(["x_writ_agent", "x_original_url", "x-sum"]);
+    names.extend(["x.writ.agent", "x~original~url", "x!http-method!override"]);
     let trailers: Vec<(&str, &[u8])> = names.iter().map(|it| (*it, b"1".as_slice())).collect();
     for body in [b"abc".as_slice(), b""] {
         let token = rig.agent.token("POST", UPLOAD).await.unwrap();

@@ -10,6 +10,7 @@ use wasm_test::ports;
 use wasm_test::system::Options;
 use wasm_test::upstream::{REPORT, Record, Upstream};
 
+use super::headers::{other_spellings, spelt_otherwise};
 use super::rig::{Field, Rig, field, message};
 
 const APP: &str = "https://app.example";
@@ -235,6 +236,14 @@ async fn no_credential_and_nothing_of_another_request_reaches_an_upstream_unguar
             assert_eq!(record.header(name), None, "{method} {path}: {name}");
         }
         assert!(!format!("{record:?}").contains(&token), "{record:?}");
+        let mut spelt = preflight(APP);
+        spelt.extend(other_spellings().iter().map(|name| field(name, "/admin")));
+        spelt.push(field("x.own", "kept"));
+        let (got, who) = open.send(method, path, &spelt).await;
+        assert_eq!((got.status, who), (200, by), "{method} {path}");
+        let record = open.last(who);
+        assert_eq!(spelt_otherwise(&record), Vec::<&str>::new(), "{path}");
+        assert_eq!(record.header("x.own"), Some("kept"), "{path}");
         // It was not looked at, so it is not spent.
         let later = open.rig.present(REPORT, &token).await;
         assert_eq!(later.status, 200, "{}", later.text());

@@ -118,6 +118,17 @@ async fn what_reinterprets_a_request_does_not_arrive() {
         "x-original-uri",
         "x-rewrite-uri",
         "Forwarded",
+        "Destination",
+        "Request-URI",
+        "x-amz-copy-source",
+        "X-HTTP-MethodOverride",
+        "x-invoke-path",
+        "x-middleware-rewrite",
+        "x-middleware-subrequest",
+        "X-Override-URL",
+        "X-RestLi-Method",
+        "X-Tunneled-Method",
+        "x-waws-unencoded-url",
     ];
     let mut all: Vec<_> = names.iter().map(|name| field(name, "DELETE")).collect();
     all.push(field("x-harmless", "kept"));
@@ -128,6 +139,101 @@ async fn what_reinterprets_a_request_does_not_arrive() {
         assert_eq!(record.header(&name.to_lowercase()), None, "{name}");
     }
     assert_eq!(record.header("x-harmless"), Some("kept"));
+    rig.finish().await;
+}
+
+/// Names that are ours, or that make another request of this one, where CGI's
+/// variables are made of them: every character but `-`, which is how they are listed,
+/// and `_`, which Envoy refuses.
+pub fn other_spellings() -> Vec<String> {
+    const NAMES: [&str; 6] = [
+        "x-writ-agent",
+        "x-writ-user",
+        "x-envoy-retry-on",
+        "x-original-url",
+        "x-http-method-override",
+        "request-uri",
+    ];
+    let others = ".!#$%&'*+^|~`".chars().map(String::from);
+    others
+        .flat_map(|other| NAMES.map(|name| name.replace('-', &other)))
+        .collect()
+}
+
+/// Which of those a request has.
+pub fn spelt_otherwise(record: &Record) -> Vec<&str> {
+    let all = other_spellings();
+    let names = record.headers.iter().map(|(name, _)| name.as_str());
+    names
+        .filter(|name| all.iter().any(|it| it == name))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_ours_in_another_spelling_does_not_arrive() {
+    let rig = Rig::start(Options::default()).await;
+    let names = other_spellings();
+    assert_eq!(names.len(), 78);
+    let mut all: Vec<_> = names.iter().map(|name| field(name, "admin")).collect();
+    all.push(field("X.Writ.Decision", "eyJ"));
+    all.push(field("x.own", "kept"));
+    let (answer, records) = sent_with(&rig, REPORT, &all).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let record = only(&records);
+    assert_eq!(spelt_otherwise(record), Vec::<&str>::new());
+    assert_eq!(record.header("x.writ.decision"), None);
+    assert_eq!(record.header("x.own"), Some("kept"));
+    assert_eq!(record.header("x-writ-agent"), Some(AGENT));
+
+    // What an approval covers has one name.
+    for name in ["Content.Encoding", "content~type"] {
+        let (answer, records) = sent_with(&rig, REPORT, &[field(name, "gzip")]).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (403, "action_mismatch"),
+            "{name}"
+        );
+        assert!(records.is_empty(), "{name}: {records:?}");
+    }
+    rig.finish().await;
+}
+
+/// A browser sends cookies to every port of a host (RFC 6265, section 8.5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approvers_session_does_not_arrive() {
+    let rig = Rig::start(Options::default()).await;
+    let rows: [(&[&str], &[&str]); 7] = [
+        (&["writ_session=secret"], &[]),
+        (&["__Host-writ_session=secret"], &[]),
+        (&["a=1; writ_session=secret; b=2"], &["a=1; b=2"]),
+        (
+            &["a=\"x;writ_session=secret;y\"", "c=3"],
+            &["a=\"x; y\"; c=3"],
+        ),
+        (
+            &[
+                "a=1",
+                "writ_session=secret; __Host-writ_session=secret",
+                "b=2",
+            ],
+            &["a=1; b=2"],
+        ),
+        (
+            &["writ_sessions=kept; x=writ_session"],
+            &["writ_sessions=kept; x=writ_session"],
+        ),
+        (&["a=1;;b=2"], &["a=1;;b=2"]),
+    ];
+    for (sent, arrives) in rows {
+        let more: Vec<Field> = sent.iter().map(|value| field("Cookie", *value)).collect();
+        let (answer, records) = sent_with(&rig, REPORT, &more).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let record = only(&records);
+        let cookies = record.headers.iter().filter(|(name, _)| name == "cookie");
+        let cookies: Vec<&str> = cookies.map(|(_, value)| value.as_str()).collect();
+        assert_eq!(cookies, arrives, "{sent:?}");
+        assert!(!format!("{record:?}").contains("secret"), "{record:?}");
+    }
     rig.finish().await;
 }
 

@@ -4,6 +4,7 @@
 use wasm_test::system::Options;
 use wasm_test::upstream::{REPORT, Reading, Upstream};
 
+use super::headers::{other_spellings, spelt_otherwise};
 use super::rig::{Rig, authorization, eventually, field, jti};
 
 const OPEN: &str = "/echo/open/form";
@@ -28,10 +29,13 @@ async fn it_forwards_what_it_would_refuse_and_says_so_everywhere() {
     .await;
 
     // No credentials, the client's own word of who it is, another's proof.
-    let forged = [
+    let mut forged = vec![
         field("x-writ-agent", "spiffe://writ.example/agent/admin"),
         field("x-writ-token-id", "forged"),
+        field("cookie", "a=1; writ_session=secret; b=2"),
+        field("destination", "/admin/keys.txt"),
     ];
+    forged.extend(other_spellings().iter().map(|name| field(name, "forged")));
     let answer = rig.exchange_raw(&rig.request("GET", OPEN, &forged)).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     // A token for another action: the filter would refuse it by itself.
@@ -52,7 +56,10 @@ async fn it_forwards_what_it_would_refuse_and_says_so_everywhere() {
         .filter(|record| record.path.starts_with("/echo"))
         .collect();
     assert_eq!(echoed.len(), 5);
+    assert_eq!(echoed[0].header("cookie"), Some("a=1; b=2"));
+    assert_eq!(echoed[0].header("destination"), None);
     for (at, record) in echoed.iter().enumerate() {
+        assert_eq!(spelt_otherwise(record), Vec::<&str>::new(), "{at}");
         let named = record.header("x-writ-agent");
         assert_eq!(
             named.is_some(),

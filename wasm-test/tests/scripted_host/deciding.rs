@@ -112,6 +112,7 @@ fn trailers_say_nothing_that_headers_may_not() {
     let more = ["x-writ-agent", "x-envoy-retry-on", "authorization", "dpop"];
     sent.extend(more.map(field));
     sent.extend(["x_writ_agent", "x_original_url", "x-sum", "x-sum"].map(field));
+    sent.extend(["x.writ.agent", "x~original~url", "request`uri"].map(field));
     vm.world().http.get_mut(&context).unwrap().trailers = sent;
     assert_eq!(vm.trailers(context), CONTINUE);
     assert_eq!(vm.http(context).trailers, [field("x-sum"), field("x-sum")]);
@@ -130,6 +131,7 @@ fn an_upstreams_answer_says_nothing_in_the_proxys_name() {
         "dpop",
         "authorization",
         "x-writ-agent",
+        "x.writ.agent",
         "x-envoy-immediate-health-check-fail",
     ];
     let own = ["content-type", "set-cookie", "set-cookie", "x-own"];

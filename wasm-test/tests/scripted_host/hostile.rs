@@ -143,6 +143,12 @@ fn headers_that_reinterpret_the_request_are_taken_off() {
         "x-original-uri",
         "x-rewrite-uri",
         "forwarded",
+        "destination",
+        "x-amz-copy-source",
+        "x.http.method.override",
+        "x~original~url",
+        "x.writ.agent",
+        "x|envoy|retry-on",
     ];
     let mut vm = Vm::ready();
     let mut headers = Headers::good("/files/a", "jti-1")
@@ -195,6 +201,16 @@ fn a_body_that_could_be_read_in_two_ways_is_refused() {
             good.clone()
                 .with("content-encoding", "gzip")
                 .with("content-encoding", "br"),
+        ),
+        (
+            "a content encoding that only some servers see",
+            good.clone().with("content.encoding", "gzip"),
+        ),
+        (
+            "another content type for some servers",
+            good.clone()
+                .with("content-type", "text/plain")
+                .with("content_type", "application/json"),
         ),
         (
             "a content type that is not UTF-8",

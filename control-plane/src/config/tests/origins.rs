@@ -55,6 +55,26 @@ fn a_site_is_found_by_its_origin_and_nothing_else() {
 }
 
 #[test]
+fn a_host_that_pages_and_edge_share_is_advised_against() {
+    let advised = |issuer: &str, origin: &str, more: &str| {
+        let text = with(more).replace("http://127.0.0.1:8480", issuer).replace(
+            "origin = \"http://127.0.0.1:8400\"",
+            &format!("origin = \"{origin}\""),
+        );
+        parse(&text).unwrap().advice().join("\n")
+    };
+    let shared = advised("http://127.0.0.1:8480", "http://127.0.0.1:8400", "");
+    assert!(shared.contains("`127.0.0.1`"), "{shared}");
+    let shared = advised("https://writ.example", "https://writ.example:8443", "");
+    assert!(shared.contains("https://writ.example:8443"), "{shared}");
+    let site = SITE.replace("http://pay.example", "http://[::1]:8402");
+    let shared = advised("http://[::1]:8480", "http://127.0.0.1:8400", &site);
+    assert!(shared.contains("http://[::1]:8402"), "{shared}");
+    let apart = advised("https://writ.example", "https://a.writ.example", SITE);
+    assert_eq!(apart, "");
+}
+
+#[test]
 fn what_is_wrong_with_origins_and_exemptions_is_named() {
     let site = |more: &str| format!("{SITE}{more}");
     let table: Vec<(String, &str)> = vec![
