@@ -23,7 +23,7 @@ const OTHER: &str = r"[!-/\[-`{-~]";
 /// Envoy refuses a regular expression whose program is larger than 100, and RE2 tells
 /// sizes to nobody but Envoy: its instructions, roughly and from above.
 const PROGRAM_SIZE: usize = 80;
-const OTHER_SIZE: usize = 6;
+const OTHER_SIZE: usize = 4;
 
 /// The connection manager's extension that removes them.
 pub(crate) fn early() -> TypedExtensionConfig {
