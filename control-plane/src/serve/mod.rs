@@ -11,6 +11,7 @@ pub(crate) mod probe;
 mod ready;
 mod rollout;
 mod store;
+mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;

@@ -29,6 +29,12 @@ pub trait Observer: Send + Sync {
         let _ = (peer, node_id);
     }
 
+    /// A proxy has opened its stream, and says that it is this version of Envoy: the
+    /// proxy's text, so show it as data.
+    fn runs(&self, peer: &SpiffeId, node_id: &str, envoy: &str) {
+        let _ = (peer, node_id, envoy);
+    }
+
     /// A proxy's stream has ended.
     fn disconnected(&self, peer: &SpiffeId, node_id: &str) {
         let _ = (peer, node_id);

@@ -163,8 +163,11 @@ impl Session {
         let version = node.and_then(envoy_version);
         tracing::info!(peer = %key.0, node = ?key.1, envoy = version.as_ref().map(tracing::field::debug), "a proxy connected");
         self.registry
-            .connected(&key, version, self.labels.clone())?;
+            .connected(&key, version.clone(), self.labels.clone())?;
         self.observer.connected(&key.0, &key.1);
+        if let Some(version) = version {
+            self.observer.runs(&key.0, &key.1, &version);
+        }
         self.key = Some(key.clone());
         Ok(key)
     }

@@ -12,7 +12,7 @@ use crate::Error;
 use crate::stage::{Stage, jti};
 use crate::upstream::REPORT;
 
-use Class::{Bad, Envoy, Normal, Other, Query};
+use Class::{Bad, Dotted, Envoy, Normal, Other, Query};
 
 /// The rows, by their ids.
 pub const ROWS: &[Row] = &[
@@ -49,6 +49,9 @@ enum Class {
     Query,
     /// Envoy writes it normally before anybody looks: it is the action.
     Normal,
+    /// A dot segment with a parameter: Envoy takes it away, as [`Class::Normal`], or
+    /// one that is older leaves it, and no proof can be made for it.
+    Dotted,
 }
 
 /// A target, and what it is over HTTP/1 and over HTTP/2.
@@ -89,7 +92,7 @@ const SEGMENTS: &[Case] = &[
 const PARAMETERS: &[Case] = &[
     (b"/files/..;/admin/keys.txt", Bad, Bad),
     (b"/files/..;foo=bar/admin/keys.txt", Bad, Bad),
-    (b"/files/.;/report.txt", Normal, Normal),
+    (b"/files/.;/report.txt", Dotted, Dotted),
     (b"/files/report.txt;a=b", Bad, Bad),
     (b"/files/report.txt;", Bad, Bad),
     (b"/files;jsessionid=1/report.txt", Bad, Bad),
@@ -372,7 +375,8 @@ impl Tries<'_> {
             Other if proof_for_sent && seen.status == 403 => mismatch,
             Other => unproven,
             Normal if proof_for_sent && seen.status == 401 => unproven,
-            Normal => Want::Served,
+            Dotted if seen.status == 401 => unproven,
+            Normal | Dotted => Want::Served,
         };
         wanted(what, seen, want)?;
         self.audit.note(want, token);

@@ -147,11 +147,16 @@ impl System {
         .await
     }
 
-    fn proxies_that_answered(&self) -> usize {
+    /// What `writ status --json` says; nothing when it can't be asked.
+    pub fn status(&self) -> Value {
         let Ok(output) = self.writ().args(["status", "--json"]).output() else {
-            return 0;
+            return Value::Null;
         };
-        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    fn proxies_that_answered(&self) -> usize {
+        let status = self.status();
         let proxies = status.get("proxies").and_then(Value::as_array);
         let answered = |proxy: &&Value| {
             let text = |name: &str| proxy.get(name).and_then(Value::as_str).unwrap_or_default();

@@ -18,17 +18,12 @@ use std::{
 use rustix::{
     fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
     io::Errno,
-    process::setpriority_process,
 };
 
 /// How often a lock that another process has is asked for.
 const LOCK_TRIES: u32 = 10;
 /// The pause after each try, in milliseconds.
 const LOCK_PAUSE_MS: u64 = 20;
-
-/// How much less of a processor work in the background gets: about a tenth, where
-/// commits want all of it.
-const BACKGROUND_NICE: i32 = 10;
 
 /// Work that another thread does.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
@@ -263,12 +258,6 @@ impl Disk for RealDisk {
 
     fn background(&self, thread: &str, work: Work) -> io::Result<()> {
         let thread = std::thread::Builder::new().name(thread.to_owned());
-        let work = move || {
-            // Commits go first. On Linux this is the thread's own, and where it is
-            // refused the work is done all the same.
-            let _ = setpriority_process(None, BACKGROUND_NICE);
-            work();
-        };
         thread.spawn(work).map(drop)
     }
 

@@ -23,9 +23,6 @@ use crate::embedded::disk::{Disk, Handle, is_full};
 /// What is reserved, whatever it holds: nobody takes it for zeros.
 pub(crate) const RESERVE: &str = "reserve.seg.tmp";
 
-/// Bytes of a new segment that are written between two syncs.
-const STEP: usize = 256 * 1024;
-
 #[derive(Default)]
 enum SpareState {
     /// There is none: taken, or it could not be made.
@@ -280,10 +277,6 @@ fn write_whole(mut file: Handle, start: &[u8], len: usize) -> io::Result<Handle>
     {
         file.write(zeros)?;
         left = left.saturating_sub(zeros.len());
-        // In steps, or a commit's own sync waits for all of it.
-        if left > 0 && left.is_multiple_of(STEP) {
-            file.sync_data()?;
-        }
     }
     file.sync_all()?;
     Ok(file)
