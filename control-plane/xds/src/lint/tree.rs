@@ -394,7 +394,7 @@ fn whole(text: &str) -> Option<u64> {
     if exponent >= 0 {
         digits.checked_mul(factor)
     } else {
-        Some(digits / factor).filter(|_| digits % factor == 0)
+        Some(digits / factor).filter(|_| digits.is_multiple_of(factor))
     }
 }
 
