@@ -1,6 +1,6 @@
 //! Writ's filter in its chain: that it is there, whole, and last before the router.
 
-use super::tree::At;
+use super::tree::{At, last};
 use super::{Judge, Rule};
 use crate::{BODIES_FILTER_NAME, FILTER_NAME};
 
@@ -50,7 +50,7 @@ impl<'a> Judge<'a> {
     }
 
     /// What ECDS brings for an entry.
-    fn resources(&self, entry: &At<'a>) -> Vec<At<'a>> {
+    pub(super) fn resources(&self, entry: &At<'a>) -> Vec<At<'a>> {
         let name = entry.text("name");
         let all = self.pool.filters.iter();
         all.filter(|resource| resource.text("name") == name)
@@ -59,10 +59,10 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn guard(&mut self, entry: &At<'a>) {
-        if entry.truth("disabled") {
+        if entry.may_be_true("disabled") {
             self.found(Rule::FilterOff, entry, "the filter is disabled");
         }
-        if entry.truth("is_optional") {
+        if entry.may_be_true("is_optional") {
             self.found(
                 Rule::FilterOff,
                 entry,
@@ -118,7 +118,7 @@ impl<'a> Judge<'a> {
                 "until the filter is there, this one judges requests, and it does not refuse them all: leave it out",
             );
         }
-        if at.truth("apply_default_config_without_warming") && !denies {
+        if at.may_be_true("apply_default_config_without_warming") && !denies {
             self.found(
                 Rule::DefaultConfig,
                 at,
@@ -136,14 +136,29 @@ impl<'a> Judge<'a> {
             );
             return;
         };
-        let policy = "failure_policy";
-        if plugin.is_word(policy, "FAIL_OPEN", 3) || plugin.truth("fail_open") {
+        let closed = [("UNSPECIFIED", 0), ("FAIL_RELOAD", 1), ("FAIL_CLOSED", 2)];
+        let policy = plugin.is_absent_or("failure_policy", &closed);
+        if !policy || plugin.may_be_true("fail_open") {
             self.found(
                 Rule::FailsOpen,
                 &plugin,
                 "a filter that fails lets requests through: say FAIL_RELOAD or FAIL_CLOSED",
             );
         }
+        let callbacks = plugin.said("capability_restriction_config");
+        if let Some(some) = callbacks
+            && some
+                .entries()
+                .iter()
+                .any(|(key, _)| some.said(key).is_some())
+        {
+            self.found(
+                Rule::FilterOff,
+                &some,
+                "capability_restriction_config: Envoy leaves out every call that it doesn't list, and a filter that is never called lets requests through: leave it out",
+            );
+        }
+        self.observes(&plugin);
         let vm = plugin.get("vm_config");
         let code = vm.as_ref().and_then(|vm| vm.get("code"));
         if let Some(remote) = code.as_ref().and_then(|code| code.get("remote")) {
@@ -161,6 +176,16 @@ impl<'a> Judge<'a> {
                 &plugin,
                 "the null runtime runs what is in Envoy, and no module",
             );
+        }
+    }
+
+    /// Notes the routes on which the filter is told to refuse nothing.
+    fn observes(&mut self, plugin: &At<'a>) {
+        let configuration = plugin.get("configuration");
+        for name in configuration.iter().flat_map(observed) {
+            self.note(format!(
+                "the filter observes on route {name:?}: it refuses nothing there"
+            ));
         }
     }
 
@@ -184,8 +209,10 @@ impl<'a> Judge<'a> {
     }
 
     fn cache(&mut self, at: &At<'a>) {
-        let kind = at.get("typed_config").map_or("", |config| config.any().0);
-        if CACHES.contains(&kind) {
+        // Anywhere in it: other filters hold filters, and ECDS says only the type.
+        let mut texts = at.texts();
+        texts.extend(self.resources(at).iter().flat_map(At::texts));
+        if texts.iter().any(|text| CACHES.contains(&last(text))) {
             self.found(
                 Rule::CacheBefore,
                 at,
@@ -200,7 +227,7 @@ impl<'a> Judge<'a> {
             Some((ROUTER, router)) => {
                 let upstream = router.list("upstream_http_filters");
                 self.upstream_filters(&upstream);
-                if router.truth("respect_expected_rq_timeout") {
+                if router.may_be_true("respect_expected_rq_timeout") {
                     self.found(
                         Rule::ClientsTrusted,
                         &router,
@@ -260,6 +287,32 @@ fn denies_all(config: &At<'_>) -> bool {
         // No rules at all allow everything.
         return false;
     };
-    let action = rules.text("action");
-    matches!(action, "" | "ALLOW" | "0") && rules.said("policies").is_none()
+    rules.is_absent_or("action", &[("ALLOW", 0)]) && rules.said("policies").is_none()
+}
+
+/// The routes on which a filter that is told this refuses nothing.
+fn observed(configuration: &At<'_>) -> Vec<String> {
+    let observes = |mode: &str| mode.eq_ignore_ascii_case("observe");
+    let value = configuration.any().1.get("value");
+    let Some(value) = value else {
+        return Vec::new();
+    };
+    if let Some(text) = value.as_text() {
+        let told: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let routes = told.get("routes").and_then(serde_json::Value::as_array);
+        let text = |route: &serde_json::Value, key: &str| {
+            let found = route.get(key).and_then(serde_json::Value::as_str);
+            found.unwrap_or_default().to_owned()
+        };
+        let routes = routes.into_iter().flatten();
+        return routes
+            .filter(|route| observes(&text(route, "mode")))
+            .map(|route| text(route, "name"))
+            .collect();
+    }
+    let routes = value.list("routes").into_iter();
+    routes
+        .filter(|route| observes(route.text("mode")))
+        .map(|route| route.text("name").to_owned())
+        .collect()
 }

@@ -12,67 +12,92 @@ const MANAGER: &str =
 const EARLY_MUTATION: &str =
     "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-/// Network filters that look at a connection and forward nothing themselves.
-const ONLY_LOOK: [&str; 9] = [
+/// Network filters that look at a connection and forward nothing themselves. The
+/// last three can also say where a later `tcp_proxy` leads.
+const ONLY_LOOK: [&str; 10] = [
     "envoy.extensions.filters.network.rbac.v3.RBAC",
     "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
     "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
     "envoy.extensions.filters.network.ratelimit.v3.RateLimit",
     "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
-    "envoy.extensions.filters.network.wasm.v3.Wasm",
-    "envoy.extensions.filters.network.set_filter_state.v3.Config",
     "envoy.tcp.metadataexchange.config.MetadataExchange",
     "io.istio.http.peer_metadata.Config",
+    SET_STATE,
+    SNI_CLUSTER,
+    WASM,
 ];
+const SNI_CLUSTER: &str = "envoy.extensions.filters.network.sni_cluster.v3.SniCluster";
+const SET_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
+const WASM: &str = "envoy.extensions.filters.network.wasm.v3.Wasm";
+/// The filter state that `tcp_proxy` takes for its cluster.
+const TCP_CLUSTER: &str = "envoy.tcp_proxy.cluster";
 
 impl<'a> Judge<'a> {
     pub(super) fn listener(&mut self, at: &At<'a>) {
         let name = at.text("name");
         let mut chains = at.list("filter_chains");
         chains.extend(at.get("default_filter_chain"));
-        for filter in chains.iter().flat_map(|chain| chain.list("filters")) {
-            self.network_filter(name, &filter);
+        let early = at.list("listener_filters");
+        let early = early.iter().find_map(steers);
+        for chain in &chains {
+            let filters = chain.list("filters");
+            let steered = filters.iter().find_map(steers);
+            let steered = steered.or_else(|| early.clone());
+            for filter in &filters {
+                self.network_filter(name, filter, steered.as_deref());
+            }
         }
         if let Some(api) = at
             .get("api_listener")
             .and_then(|api| api.get("api_listener"))
         {
-            self.typed(name, &api);
+            self.typed(name, &api, early.as_deref());
         }
-        if let Some(elsewhere) = at.said("fcds_config") {
-            self.bypass(name, &elsewhere, "its filter chains come from elsewhere");
+        if let Some(elsewhere) = at.get("fcds_config") {
+            self.anywhere(name, &elsewhere, "its filter chains come from elsewhere");
         }
         for filter in at.list("listener_filters") {
             let kind = filter.get("typed_config").map_or("", |at| at.any().0);
             if kind.contains(".udp_proxy.") {
-                self.bypass(name, &filter, "it forwards datagrams");
+                self.anywhere(name, &filter, "it forwards datagrams");
             }
         }
     }
 
-    fn network_filter(&mut self, listener: &'a str, at: &At<'a>) {
+    /// A network filter; `steered` says what in its chain may choose a `tcp_proxy`'s
+    /// cluster.
+    fn network_filter(&mut self, listener: &'a str, at: &At<'a>, steered: Option<&str>) {
         match at.get("typed_config") {
-            Some(config) => self.typed(listener, &config),
-            None => self.bypass(listener, at, "a filter of it comes from elsewhere"),
+            Some(config) => self.typed(listener, &config, steered),
+            None => self.anywhere(listener, at, "a filter of it comes from elsewhere"),
         }
     }
 
-    fn typed(&mut self, listener: &'a str, at: &At<'a>) {
+    fn typed(&mut self, listener: &'a str, at: &At<'a>, steered: Option<&str>) {
         match at.any() {
             (MANAGER, manager) => self.manager(listener, &manager),
             (kind, _) if ONLY_LOOK.contains(&kind) => {}
             (TCP_PROXY, proxy) => {
                 // Nobody looks at its headers, so nobody takes any off.
-                for to in leads_to(&proxy, &[]) {
+                let mut all = leads_to(&proxy, &[]);
+                all.extend(steered.map(|what| To::Any(what.to_owned())));
+                for to in all {
                     self.leads(to, listener, &proxy, Vec::new());
                 }
                 self.bypass(listener, &proxy, "it forwards connections");
             }
             (kind, at) => {
                 let what = format!("it hands connections to {kind:?}");
-                self.bypass(listener, &at, &what);
+                self.anywhere(listener, &at, &what);
             }
         }
+    }
+
+    /// What forwards to nobody knows where.
+    fn anywhere(&mut self, listener: &'a str, at: &At<'a>, what: &str) {
+        let by = format!("what can't be followed: {what}");
+        self.leads(To::Any(by), listener, at, Vec::new());
+        self.bypass(listener, at, what);
     }
 
     fn bypass(&mut self, listener: &str, at: &At<'a>, what: &str) {
@@ -106,10 +131,7 @@ impl<'a> Judge<'a> {
                     format!("listener {listener:?} has no filter {:?}; if it may be without, name it as unguarded", self.names.filter),
                 );
             }
-            let early = self.stripped(at);
-            for table in self.tables(at) {
-                self.unguarded_table(listener, &table, &early);
-            }
+            self.unguarded_manager(listener, at);
             return;
         };
         let (before, rest) = filters.split_at(place);
@@ -142,7 +164,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The route tables of a manager, wherever they are.
-    fn tables(&mut self, at: &At<'a>) -> Vec<At<'a>> {
+    pub(super) fn tables(&mut self, at: &At<'a>) -> Vec<At<'a>> {
         if let Some(own) = at.get("route_config") {
             return vec![own];
         }
@@ -222,7 +244,8 @@ impl<'a> Judge<'a> {
                 "use_remote_address is not true: the client's address is what its x-forwarded-for says",
             );
         }
-        if at.number("xff_num_trusted_hops").unwrap_or(0) != 0 {
+        let hops = "xff_num_trusted_hops";
+        if at.get(hops).is_some() && at.number(hops) != Some(0) {
             self.found(
                 Rule::ClientsTrusted,
                 at,
@@ -250,7 +273,7 @@ impl<'a> Judge<'a> {
             let unspecified = matches!(range.text("address_prefix"), "0.0.0.0" | "::");
             unspecified && matches!(bits, Some(32 | 128))
         };
-        if internal.truth("unix_sockets") || ranges.is_empty() || !ranges.iter().all(nobody) {
+        if internal.may_be_true("unix_sockets") || ranges.is_empty() || !ranges.iter().all(nobody) {
             self.found(
                 Rule::ClientsTrusted,
                 &internal,
@@ -260,7 +283,7 @@ impl<'a> Judge<'a> {
     }
 
     /// What is gone before anything looks at a request; what is set then is found.
-    fn stripped(&mut self, at: &At<'a>) -> Stripped {
+    pub(super) fn stripped(&mut self, at: &At<'a>) -> Stripped {
         let mut stripped = Stripped::default();
         for extension in at.list("early_header_mutation_extensions") {
             let Some((EARLY_MUTATION, config)) = extension.get("typed_config").map(|at| at.any())
@@ -276,7 +299,7 @@ impl<'a> Judge<'a> {
                     stripped.matcher(&matcher);
                 }
                 if let Some(append) = mutation.get("append").and_then(|at| at.get("header")) {
-                    self.sets(&append);
+                    self.sets(&append, false);
                 }
             }
         }
@@ -317,7 +340,7 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn upgrade(&mut self, at: &At<'a>) {
-        if at.text("enabled") != "false" {
+        if at.get("enabled").is_none_or(|enabled| !enabled.is_false()) {
             self.found(
                 Rule::Upgrade,
                 at,
@@ -328,4 +351,21 @@ impl<'a> Judge<'a> {
             );
         }
     }
+}
+
+/// What a filter says, or may say, of the cluster of a `tcp_proxy` behind it.
+fn steers(filter: &At<'_>) -> Option<String> {
+    let config = filter.get("typed_config");
+    let kind = config.as_ref().map_or("", |config| config.any().0);
+    let named = |at: &At<'_>| {
+        let keys = at.everywhere("object_key");
+        keys.iter().any(|key| key.as_text() == Some(TCP_CLUSTER))
+    };
+    if kind.contains(".set_filter_state.") {
+        let says = config.is_some_and(|config| named(&config));
+        return says.then(|| format!("{TCP_CLUSTER:?} in the filter state"));
+    }
+    let code = [".wasm.", ".lua.", ".golang.", ".dynamic_modules."];
+    let steers = kind == SNI_CLUSTER || code.iter().any(|code| kind.contains(code));
+    steers.then(|| format!("{kind:?}, which may set {TCP_CLUSTER:?}"))
 }

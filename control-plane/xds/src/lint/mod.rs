@@ -22,6 +22,7 @@ mod routes;
 mod rule;
 mod stripped;
 mod tree;
+mod unguarded;
 mod upstreams;
 
 use std::collections::BTreeSet;
@@ -40,7 +41,8 @@ use crate::FILTER_NAME;
 pub struct Names {
     /// The name of Writ's filter in the chain; `writ.filter`.
     pub filter: String,
-    /// Listeners, virtual hosts and routes that may be without the filter.
+    /// Listeners, virtual hosts, routes and weighted clusters that may be without the
+    /// filter, and clusters that may lead to the admin interface.
     pub unguarded: BTreeSet<String>,
     /// Of those, the ones that may lead to an upstream of a guarded route.
     pub shared: BTreeSet<String>,
@@ -179,6 +181,8 @@ impl Lint {
                 "nothing has the name {name:?}, which may be unguarded"
             ));
         }
+        let mut said = BTreeSet::new();
+        report.notes.retain(|note| said.insert(note.clone()));
         // One file's lines in their order; a listener may be in a dump twice.
         let order: Vec<&str> = self.files.iter().map(|(file, _)| file.as_str()).collect();
         report.findings.sort_by_key(|found| {
@@ -223,7 +227,7 @@ impl<'a> Judge<'a> {
         }
         self.upstreams();
         if pool.listeners.is_empty() {
-            self.report.notes.push(
+            self.note(
                 "there is no listener in what was given: look at the running Envoy's /config_dump as well".to_owned(),
             );
         }
@@ -232,6 +236,16 @@ impl<'a> Judge<'a> {
     fn bootstrap(&mut self, at: &At<'a>) {
         let admin = at.get("admin").and_then(|admin| admin.get("address"));
         let socket = admin.and_then(|address| address.get("socket_address"));
+        if at
+            .get("dynamic_resources")
+            .is_some_and(|dynamic| dynamic.said("lds_config").is_some())
+            && !self.pool.listeners.is_empty()
+            && !self.pool.dumped
+        {
+            self.note(
+                "more listeners come by lds_config than are in what was given: look at the running Envoy's /config_dump as well".to_owned(),
+            );
+        }
         if let Some(socket) = socket {
             let address = socket.text("address");
             let loopback = address
@@ -255,6 +269,10 @@ impl<'a> Judge<'a> {
             path: at.path.clone(),
             message: message.into(),
         });
+    }
+
+    fn note(&mut self, note: String) {
+        self.report.notes.push(note);
     }
 
     /// Whether this name is one of those that may be unguarded.

@@ -11,9 +11,17 @@ pub(super) struct Pool<'a> {
     pub(super) routes: Vec<At<'a>>,
     pub(super) filters: Vec<At<'a>>,
     pub(super) clusters: Vec<At<'a>>,
+    /// Whether listeners are those of a running Envoy.
+    pub(super) dumped: bool,
 }
 
 impl<'a> Pool<'a> {
+    /// Whether a cluster has this name.
+    pub(super) fn has_cluster(&self, name: &str) -> bool {
+        let mut all = self.clusters.iter();
+        all.any(|cluster| cluster.text("name") == name)
+    }
+
     /// Takes what a file holds; false when that is nothing of Envoy's.
     pub(super) fn add(&mut self, root: &At<'a>) -> bool {
         if root.get("configs").is_some() {
@@ -58,6 +66,7 @@ impl<'a> Pool<'a> {
                 self.bootstraps.extend(part.get("bootstrap"));
             }
             "envoy.admin.v3.ListenersConfigDump" => {
+                self.dumped = true;
                 self.listeners.extend(each("static_listeners", "listener"));
                 for dynamic in part.list("dynamic_listeners") {
                     // What a proxy refused is not in force.

@@ -5,17 +5,26 @@ use std::collections::BTreeSet;
 
 use super::Judge;
 use super::tree::At;
+use super::upstreams::unclear;
 
 const AGGREGATE: &str = "envoy.extensions.clusters.aggregate.v3.ClusterConfig";
 const COMPOSITE: &str = "envoy.extensions.clusters.composite.v3.ClusterConfig";
 const DNS: &str = "envoy.extensions.clusters.dns.v3.DnsCluster";
-/// Kinds of clusters whose addresses are their own.
+/// Kinds of clusters whose addresses are their own; a name counts only where no
+/// message says another kind.
 const PLAIN: [&str; 5] = [
     "envoy.cluster.static",
     "envoy.cluster.strict_dns",
     "envoy.cluster.logical_dns",
     "envoy.cluster.eds",
     "envoy.clusters.dns",
+];
+/// Types of clusters whose addresses are their own.
+const OWN: [(&str, u64); 4] = [
+    ("STATIC", 0),
+    ("STRICT_DNS", 1),
+    ("LOGICAL_DNS", 2),
+    ("EDS", 3),
 ];
 /// What chooses a cluster by a request, or by code.
 const CHOOSERS: [&str; 3] = [
@@ -42,18 +51,23 @@ pub(super) struct Reach {
     pub(super) any: Option<String>,
 }
 
+/// The one cluster that an action names.
+pub(super) fn cluster<'a>(action: &At<'a>) -> Option<&'a str> {
+    Some(action.text("cluster")).filter(|name| !name.is_empty())
+}
+
 /// The clusters that an action sends a request itself to.
-pub(super) fn clusters<'a>(action: &At<'a>) -> Vec<&'a str> {
+fn clusters<'a>(action: &At<'a>) -> Vec<&'a str> {
     let mut names: Vec<&str> = weighted(action).iter().map(|at| at.text("name")).collect();
-    names.push(action.text("cluster"));
     names.retain(|name| !name.is_empty());
+    names.extend(cluster(action));
     names
 }
 
 /// Everywhere that an action leads, its copies too; `around` is what its table and
 /// its host say for it.
 pub(super) fn leads_to<'a>(action: &At<'a>, around: &[&At<'a>]) -> Vec<To> {
-    let mut found: Vec<To> = clusters(action).into_iter().map(cluster).collect();
+    let mut found: Vec<To> = clusters(action).into_iter().map(To::cluster).collect();
     let choosers = |at: &At<'a>| {
         let there = CHOOSERS.iter().filter(|field| at.said(field).is_some());
         there
@@ -66,8 +80,7 @@ pub(super) fn leads_to<'a>(action: &At<'a>, around: &[&At<'a>]) -> Vec<To> {
     }
     for holder in around.iter().copied().chain([action]) {
         for mirror in holder.list("request_mirror_policies") {
-            let name = mirror.text("cluster");
-            found.extend(Some(name).filter(|name| !name.is_empty()).map(cluster));
+            found.extend(cluster(&mirror).map(To::cluster));
             found.extend(choosers(&mirror));
         }
     }
@@ -79,8 +92,11 @@ fn weighted<'a>(action: &At<'a>) -> Vec<At<'a>> {
     weighted.map(|at| at.list("clusters")).unwrap_or_default()
 }
 
-fn cluster(name: &str) -> To {
-    To::Cluster(name.to_owned())
+impl To {
+    /// To the cluster of this name.
+    pub(super) fn cluster(name: &str) -> Self {
+        Self::Cluster(name.to_owned())
+    }
 }
 
 impl Judge<'_> {
@@ -89,14 +105,21 @@ impl Judge<'_> {
         let mut reach = Reach::default();
         let mut open = vec![name.to_owned()];
         while let Some(name) = open.pop() {
+            if !self.pool.has_cluster(&name) {
+                reach.any = Some(format!(
+                    "cluster {name:?}, which is not in what was given: give a /config_dump"
+                ));
+            }
             for cluster in &self.pool.clusters {
                 if cluster.text("name") != name {
                     continue;
                 }
-                if cluster.is_word("type", "ORIGINAL_DST", 4) {
-                    reach.any = Some(format!(
-                        "cluster {name:?}, which is wherever clients connect to"
-                    ));
+                if !cluster.is_absent_or("type", &OWN) {
+                    let what = cluster.text("type");
+                    reach.any = Some(format!("cluster {name:?} of the type {what:?}"));
+                }
+                if let Some(why) = unclear(cluster) {
+                    reach.any = Some(format!("cluster {name:?}, {why}"));
                 }
                 let Some(kind) = cluster.get("cluster_type") else {
                     continue;
@@ -109,7 +132,7 @@ impl Judge<'_> {
                         open.extend(new.filter(|name| !reach.clusters.contains(name)));
                     }
                     Some((DNS, _)) => {}
-                    _ if PLAIN.contains(&kind.text("name")) => {}
+                    None if PLAIN.contains(&kind.text("name")) => {}
                     _ => {
                         let what = kind.text("name");
                         reach.any = Some(format!("cluster {name:?} of the kind {what:?}"));

@@ -1,8 +1,8 @@
 //! Route tables: what a guarded route may say, and what an unguarded one must.
 
-use capability::headers::CREDENTIALS;
+use capability::headers::REINTERPRETING;
 
-use super::reach::{self, leads_to};
+use super::reach::{self, To};
 use super::stripped::Stripped;
 use super::tree::At;
 use super::{Judge, Rule};
@@ -42,13 +42,13 @@ const REDIRECTS: [&str; 3] = [
 
 /// Where a route stands: what its table and its host say goes for it too.
 #[derive(Clone, Copy)]
-struct Place<'p, 'a> {
-    table: &'p At<'a>,
-    host: &'p At<'a>,
+pub(super) struct Place<'p, 'a> {
+    pub(super) table: &'p At<'a>,
+    pub(super) host: &'p At<'a>,
     /// The filter's entry in the chain.
     entry: &'p str,
     /// What is taken off every request.
-    early: &'p Stripped,
+    pub(super) early: &'p Stripped,
 }
 
 impl<'a> Judge<'a> {
@@ -68,7 +68,7 @@ impl<'a> Judge<'a> {
                 "the virtual host is chosen by a header other than the authority",
             );
         }
-        if at.truth("ignore_path_parameters_in_path_matching") {
+        if at.may_be_true("ignore_path_parameters_in_path_matching") {
             self.found(
                 Rule::MatchesOn,
                 at,
@@ -118,6 +118,10 @@ impl<'a> Judge<'a> {
         }
         self.common(host);
         let whole = self.switched(place.entry, host, name) || off;
+        if whole && host.get("matcher").is_some() {
+            let left = place.early.with_removed(&[place.table, host]).leaves();
+            self.leads(To::Any("its tree of rules".to_owned()), name, host, left);
+        }
         let mut open: Vec<At<'a>> = Vec::new();
         for route in host.list("routes") {
             if whole || self.switched(place.entry, &route, route.text("name")) {
@@ -136,7 +140,7 @@ impl<'a> Judge<'a> {
                     ),
                 );
             }
-            self.guarded_route(place.entry, &route);
+            self.guarded_route(place, &route);
         }
     }
 
@@ -164,7 +168,7 @@ impl<'a> Judge<'a> {
         false
     }
 
-    fn guarded_route(&mut self, entry: &str, at: &At<'a>) {
+    fn guarded_route(&mut self, place: Place<'_, 'a>, at: &At<'a>) {
         if let Some(matches) = at.get("match") {
             for (field, what) in MATCHES {
                 if let Some(found) = matches.said(field).or_else(|| {
@@ -192,12 +196,16 @@ impl<'a> Judge<'a> {
         for cluster in clusters.into_iter().flatten() {
             self.common(&cluster);
             self.rewrites(&cluster);
-            self.switched(entry, &cluster, cluster.text("name"));
             self.chosen(&cluster, "cluster_header");
+            let name = cluster.text("name");
+            if self.switched(place.entry, &cluster, name) {
+                self.unguarded_weighted(place, at, &cluster);
+            } else {
+                self.guarded.push(name.to_owned());
+            }
         }
-        for name in reach::clusters(&action) {
-            self.guarded.push(name.to_owned());
-        }
+        self.guarded
+            .extend(reach::cluster(&action).map(str::to_owned));
     }
 
     /// What a route's action may not do with a request that is allowed once.
@@ -236,7 +244,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn chosen(&mut self, at: &At<'a>, field: &str) {
+    pub(super) fn chosen(&mut self, at: &At<'a>, field: &str) {
         if let Some(found) = at.said(field) {
             self.found(
                 Rule::UpstreamChosen,
@@ -257,8 +265,7 @@ impl<'a> Judge<'a> {
             }
         }
         for field in REWRITES_HOST {
-            let off = |found: &At<'_>| found.as_text() == Some("false");
-            if let Some(found) = at.said(field).filter(|found| !off(found)) {
+            if let Some(found) = at.said(field).filter(|found| !found.is_false()) {
                 self.found(
                     Rule::RewritesHost,
                     &found,
@@ -275,7 +282,7 @@ impl<'a> Judge<'a> {
         }
         for header in at.list("request_headers_to_add") {
             if let Some(header) = header.get("header") {
-                self.sets(&header);
+                self.sets(&header, true);
             }
         }
     }
@@ -309,13 +316,16 @@ impl<'a> Judge<'a> {
     }
 
     /// A header that is set behind the filter, or before it in its name.
-    pub(super) fn sets(&mut self, at: &At<'a>) {
+    pub(super) fn sets(&mut self, at: &At<'a>, behind: bool) {
         let name = at.text("key").to_ascii_lowercase();
         let rule = match name.as_str() {
             ":path" => Rule::RewritesPath,
             ":authority" | "host" => Rule::RewritesHost,
             ":method" | "authorization" | "dpop" => Rule::SetsHeaders,
             name if name.starts_with("x-writ-") || name.starts_with("x-envoy-") => {
+                Rule::SetsHeaders
+            }
+            name if behind && (name == "content-type" || REINTERPRETING.contains(&name)) => {
                 Rule::SetsHeaders
             }
             _ => return,
@@ -326,47 +336,6 @@ impl<'a> Judge<'a> {
             format!("{name:?} is set, though it is the filter's or the request's own"),
         );
     }
-
-    // ---- what is unguarded ---------------------------------------------------
-
-    /// A table of a manager without the filter.
-    pub(super) fn unguarded_table(&mut self, listener: &'a str, at: &At<'a>, early: &Stripped) {
-        for host in at.list("virtual_hosts") {
-            for route in host.list("routes") {
-                let Some(action) = route.get("route") else {
-                    continue;
-                };
-                let left = early.with_removed(&[at, &host, &route]).leaves_with_ours();
-                for to in leads_to(&action, &[at, &host]) {
-                    self.leads(to, listener, &route, left.clone());
-                }
-            }
-        }
-    }
-
-    fn unguarded_route(&mut self, place: Place<'_, 'a>, at: &At<'a>, name: &'a str) {
-        let Some(action) = at.get("route") else {
-            // Envoy answers it itself.
-            return;
-        };
-        let around = [place.table, place.host];
-        let stripped = place.early.with_removed(&[place.table, place.host, at]);
-        for to in leads_to(&action, &around) {
-            self.leads(to, name, at, stripped.leaves());
-        }
-        for field in ["cluster_header", "cluster_specifier_plugin"] {
-            self.chosen(&action, field);
-        }
-        for credential in CREDENTIALS {
-            if !stripped.takes(credential) {
-                self.found(
-                    Rule::CredentialsForwarded,
-                    at,
-                    format!("{name:?} is unguarded and hands {credential:?} to its upstream: remove it with request_headers_to_remove"),
-                );
-            }
-        }
-    }
 }
 
 /// What is said for the filter here, and whether that switches it off.
@@ -374,7 +343,7 @@ fn switch<'a>(entry: &str, at: &At<'a>) -> Option<(At<'a>, bool)> {
     let all = at.get("typed_per_filter_config")?.entries();
     let (_, own) = all.into_iter().find(|(key, _)| *key == entry)?;
     let off = match own.any() {
-        (SWITCH, switch) => switch.truth("disabled"),
+        (SWITCH, switch) => switch.may_be_true("disabled"),
         _ => false,
     };
     Some((own, off))

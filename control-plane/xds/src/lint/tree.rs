@@ -126,6 +126,9 @@ impl Open {
         self.node.size = self.node.size.saturating_add(node.size);
         match (&mut self.node.kind, self.key.take()) {
             (Kind::List(list), _) => list.push(node),
+            (Kind::Map(_), Some(key)) if key == "<<" => {
+                return Err("a merge key (<<), which readers take for different things");
+            }
             (Kind::Map(map), Some(key)) => {
                 // Which of two would count is for nobody to guess.
                 if !self.seen.insert(field(&key)) {
@@ -256,17 +259,18 @@ impl<'a> At<'a> {
 
     /// The elements of a member that is a list.
     pub(super) fn list(&self, name: &str) -> Vec<Self> {
-        let Some(at) = self.get(name) else {
-            return Vec::new();
-        };
-        match &at.node.kind {
+        self.get(name).map(|at| at.elements()).unwrap_or_default()
+    }
+
+    fn elements(&self) -> Vec<Self> {
+        match &self.node.kind {
             Kind::List(list) => list
                 .iter()
                 .enumerate()
                 .map(|(place, node)| Self {
                     node,
-                    file: at.file,
-                    path: format!("{}[{place}]", at.path),
+                    file: self.file,
+                    path: format!("{}[{place}]", self.path),
                 })
                 .collect(),
             _ => Vec::new(),
@@ -288,20 +292,71 @@ impl<'a> At<'a> {
             .unwrap_or_default()
     }
 
-    /// Whether a member is true.
+    /// Whether a member is plainly true, for what is good when it is.
     pub(super) fn truth(&self, name: &str) -> bool {
         matches!(self.text(name), "true" | "True" | "TRUE")
     }
 
-    /// A member as a whole number.
+    /// Whether a member could be true, for what is bad when it is. Envoy takes `yes`,
+    /// `On`, `"1"` and more for true: all that is not plainly false.
+    pub(super) fn may_be_true(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|at| !at.is_false())
+    }
+
+    /// Whether this value is false in every reader's eyes.
+    pub(super) fn is_false(&self) -> bool {
+        let no = ["false", "no", "n", "off", "f", "0"];
+        self.as_text()
+            .is_some_and(|text| no.iter().any(|no| text.eq_ignore_ascii_case(no)))
+    }
+
+    /// A member as a whole number; none when it is absent, or written as no reader
+    /// has to understand it. Who asks takes none for the worst.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
-        let text = self.get(name)?.as_text()?;
-        text.strip_suffix(".0").unwrap_or(text).parse().ok()
+        whole(self.get(name)?.as_text()?)
     }
 
     /// Whether a member is this word of an enumeration, or its number.
     pub(super) fn is_word(&self, name: &str, word: &str, number: u64) -> bool {
-        self.text(name) == word || self.number(name) == Some(number)
+        self.text(name).eq_ignore_ascii_case(word) || self.number(name) == Some(number)
+    }
+
+    /// Whether a member is absent, or one of these words or numbers: what is unknown
+    /// is none of them.
+    pub(super) fn is_absent_or(&self, name: &str, words: &[(&str, u64)]) -> bool {
+        let one_of = |(word, number): &(&str, u64)| self.is_word(name, word, *number);
+        self.get(name).is_none() || words.iter().any(one_of)
+    }
+
+    /// All members of this name, at any depth.
+    pub(super) fn everywhere(&self, name: &str) -> Vec<Self> {
+        let mut found = Vec::new();
+        self.visit(&mut |key, at| {
+            if key.is_some_and(|key| same_field(key, name)) && !at.is_null() {
+                found.push(at.clone());
+            }
+        });
+        found
+    }
+
+    /// All texts, at any depth.
+    pub(super) fn texts(&self) -> Vec<&'a str> {
+        let mut found = Vec::new();
+        self.visit(&mut |_, at| found.extend(at.as_text()));
+        found
+    }
+
+    /// Shows everything below, with its key when it is a member. As deep as a file
+    /// may nest.
+    fn visit(&self, show: &mut impl FnMut(Option<&'a str>, &Self)) {
+        for (key, at) in self.entries() {
+            show(Some(key), &at);
+            at.visit(show);
+        }
+        for at in self.elements() {
+            show(None, &at);
+            at.visit(show);
+        }
     }
 
     /// A message of any type: the last part of its type's name, and the message,
@@ -316,8 +371,31 @@ impl<'a> At<'a> {
     }
 }
 
-fn last(url: &str) -> &str {
+/// The name of a type, from its URL.
+pub(super) fn last(url: &str) -> &str {
     url.rsplit('/').next().unwrap_or_default()
+}
+
+/// A whole number as Envoy's readers take one: decimal, `0x3`, `3.0`, `30e-1`. One
+/// that begins with a zero is octal to some, and none here.
+fn whole(text: &str) -> Option<u64> {
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (before, behind) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    if before.len() > 1 && before.starts_with('0') {
+        return None;
+    }
+    let digits: u64 = format!("{before}{behind}").parse().ok()?;
+    let moved = i64::try_from(behind.len()).ok()?;
+    let exponent = exponent.parse::<i64>().ok()?.checked_sub(moved)?;
+    let factor = 10_u64.checked_pow(u32::try_from(exponent.unsigned_abs()).ok()?)?;
+    if exponent >= 0 {
+        digits.checked_mul(factor)
+    } else {
+        Some(digits / factor).filter(|_| digits.is_multiple_of(factor))
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +423,50 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_as_envoy_reads_them_or_not_at_all() {
+        for (text, number) in [
+            ("3", Some(3)),
+            ("0", Some(0)),
+            ("0x3", Some(3)),
+            ("0XfF", Some(255)),
+            ("3e0", Some(3)),
+            ("3.0", Some(3)),
+            ("30e-1", Some(3)),
+            ("0.3E+1", Some(3)),
+            ("1e2", Some(100)),
+            ("0.0", Some(0)),
+            ("0e9", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("1e99", None),
+            ("1e99999999999999999999", None),
+            ("35e-1", None),
+            ("03", None),
+            ("0o3", None),
+            ("-1", None),
+            ("", None),
+            ("x", None),
+        ] {
+            assert_eq!(whole(text), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plainly_false_may_be_true() {
+        let text = "a: yes\nb: 'yes'\nc: !!bool yes\nd: On\ne: '1'\nf: true\ng: what\nh: {}\ni: ''\nj: no\nk: OFF\nl: '0'\nm: False\nn: ~\no: n\n";
+        let node = parse(text).unwrap();
+        let root = At::root("f", &node);
+        for name in ["a", "b", "c", "d", "e", "f", "g", "h", "i"] {
+            assert!(root.may_be_true(name), "{name}");
+            assert_eq!(root.truth(name), name == "f", "{name}");
+        }
+        for name in ["j", "k", "l", "m", "n", "o", "p"] {
+            assert!(!root.may_be_true(name), "{name}");
+            assert!(!root.truth(name), "{name}");
+        }
+    }
+
+    #[test]
     fn what_two_readers_would_read_differently_is_refused() {
         assert_eq!(why("{\"a\": 1, \"a\": 2}").1, "a name twice in one object");
         assert_eq!(
@@ -352,6 +474,10 @@ mod tests {
             "a name twice in one object"
         );
         assert_eq!(why("a: 1\n---\nb: 2").1, "a second document");
+        assert_eq!(
+            why("a: &x {b: 1}\nc:\n  <<: *x").1,
+            "a merge key (<<), which readers take for different things"
+        );
         assert_eq!(why("").1, "it is empty");
         let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
         assert_eq!(why(&deep).1, "nested too deeply");

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::reach::{Reach, To};
 use super::tree::At;
-use super::{Judge, Rule};
+use super::{Judge, Rule, Unguarded};
 
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -26,6 +26,12 @@ impl<'a> Judge<'a> {
                 }
             }
         }
+        self.admin();
+        for name in guarded.iter().filter(|name| !pool.has_cluster(name)) {
+            self.note(format!(
+                "guarded cluster {name:?} is not in what was given, so nobody looked who else leads to its addresses: give a /config_dump"
+            ));
+        }
         for open in std::mem::take(&mut self.unguarded) {
             let Some(how) = self.shares(&open.to, &guarded, &places) else {
                 continue;
@@ -39,14 +45,60 @@ impl<'a> Judge<'a> {
                         "{name:?} is unguarded and leads to {how}; if it may, name it as shared"
                     ),
                 );
-            } else if !open.leaves.is_empty() {
+            } else {
+                self.shared(&open, &how);
+            }
+        }
+    }
+
+    /// What something unguarded that may lead to a guarded upstream may not do there.
+    fn shared(&mut self, open: &Unguarded<'a>, how: &str) {
+        let name = open.name;
+        if !open.leaves.is_empty() {
+            self.found(
+                Rule::HeadersNotStripped,
+                &open.at,
+                format!(
+                    "{name:?} is unguarded and leads to {how}, which may read another request out of what clients say in {}: remove them with request_headers_to_remove or early_header_mutation_extensions",
+                    open.leaves.join(", ")
+                ),
+            );
+        }
+        for header in open.at.list("request_headers_to_add") {
+            if let Some(header) = header.get("header") {
+                self.sets(&header, true);
+            }
+        }
+        let matches = open.at.get("match");
+        let prefix = matches.as_ref().map_or("", |at| at.text("prefix"));
+        let action = open.at.get("route");
+        let to = action.as_ref().map_or("", |at| at.text("prefix_rewrite"));
+        let whole = prefix.ends_with('/') && to.ends_with('/');
+        if !prefix.is_empty() && !to.is_empty() && !whole {
+            self.found(
+                Rule::RewritesPath,
+                &open.at,
+                format!(
+                    "{name:?} is unguarded and leads to {how}: with prefix {prefix:?} and prefix_rewrite {to:?} what follows the prefix becomes part of another path: match by path_separated_prefix"
+                ),
+            );
+        }
+    }
+
+    /// Clusters that are Envoy's own admin interface, which asks nobody who he is.
+    fn admin(&mut self) {
+        let pool = self.pool;
+        let admins = pool.bootstraps.iter().filter_map(|at| at.get("admin"));
+        let admins = admins.filter_map(|admin| admin.get("address"));
+        let admins: BTreeSet<String> = admins.flat_map(|at| places(&at)).collect();
+        for cluster in &pool.clusters {
+            let name = cluster.text("name");
+            let leads = endpoints(cluster).iter().any(|at| admins.contains(at));
+            if leads && !self.is_named(name) {
                 self.found(
-                    Rule::HeadersNotStripped,
-                    &open.at,
-                    format!(
-                        "{name:?} is unguarded and leads to {how}, which may read another request out of what clients say in {}: remove them with request_headers_to_remove or early_header_mutation_extensions",
-                        open.leaves.join(", ")
-                    ),
+                    Rule::AdminOpen,
+                    cluster,
+                    format!("cluster {name:?} is Envoy's own admin interface; if it may be, name it as unguarded"),
                 );
             }
         }
@@ -90,7 +142,7 @@ impl<'a> Judge<'a> {
             }
         }
         let original = at.get("original_dst_lb_config");
-        if let Some(found) = original.filter(|config| config.truth("use_http_header")) {
+        if let Some(found) = original.filter(|config| config.may_be_true("use_http_header")) {
             self.found(
                 Rule::UpstreamChosen,
                 &found,
@@ -110,25 +162,53 @@ fn endpoints(cluster: &At<'_>) -> Vec<String> {
         };
         found.push(format!("eds {service}"));
     }
-    let Some(assignment) = cluster.get("load_assignment") else {
-        return found;
-    };
-    let localities = assignment.list("endpoints");
-    for endpoint in localities.iter().flat_map(|at| at.list("lb_endpoints")) {
-        let Some(address) = endpoint
-            .get("endpoint")
-            .and_then(|endpoint| endpoint.get("address"))
-        else {
-            continue;
-        };
-        if let Some(socket) = address.get("socket_address") {
-            found.push(place(socket.text("address"), socket.text("port_value")));
-        }
-        if let Some(pipe) = address.get("pipe") {
-            found.push(format!("unix {}", pipe.text("path")));
-        }
+    found.extend(addressed(cluster).iter().flat_map(places));
+    found
+}
+
+/// The parts of a cluster that say where it connects to.
+fn addressed<'a>(cluster: &At<'a>) -> Vec<At<'a>> {
+    let parts = ["load_assignment", "transport_socket"];
+    parts.iter().filter_map(|part| cluster.get(part)).collect()
+}
+
+/// All addresses below here, in whatever message they are.
+fn places(at: &At<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    for socket in at.everywhere("socket_address") {
+        let port = socket.number("port_value");
+        let port = port.map_or_else(
+            || socket.text("port_value").to_owned(),
+            |port| port.to_string(),
+        );
+        found.push(place(socket.text("address"), &port));
+    }
+    for pipe in at.everywhere("pipe") {
+        found.push(format!("unix {}", pipe.text("path")));
+    }
+    for internal in at.everywhere("envoy_internal_address") {
+        found.push(format!(
+            "internal {}",
+            internal.text("server_listener_name")
+        ));
     }
     found
+}
+
+/// Why a cluster's addresses can't be told from what stands in it, if they can't.
+pub(super) fn unclear(cluster: &At<'_>) -> Option<&'static str> {
+    for part in addressed(cluster) {
+        if !part.everywhere("leds_cluster_locality_config").is_empty() {
+            return Some("whose addresses come from elsewhere");
+        }
+        let odd = |socket: &At<'_>| {
+            socket.number("port_value").is_none() || socket.said("resolver_name").is_some()
+        };
+        if part.everywhere("socket_address").iter().any(odd) {
+            return Some("one of whose addresses is not a plain one");
+        }
+    }
+    None
 }
 
 /// A host and a port in one spelling: this machine has many names.

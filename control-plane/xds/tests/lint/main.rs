@@ -147,14 +147,85 @@ fn every_row_is_found_and_nothing_else() {
             .findings
             .iter()
             .all(|found| found.path.contains(at) && found.line > 0);
-        if found != expect || !there {
+        // A row with a note has that one, and one with null has none.
+        let noted = match row.get("note") {
+            None => true,
+            Some(Value::String(note)) => report.notes.iter().any(|it| it.contains(note)),
+            Some(_) => report.notes.is_empty(),
+        };
+        if found != expect || !there || !noted {
             wrong.push(format!(
-                "{}: {found:?}, and not {expect:?}: {:?}",
-                row["name"], report.findings
+                "{}: {found:?}, and not {expect:?}: {:?} {:?}",
+                row["name"], report.findings, report.notes
             ));
         }
     }
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn yaml_is_read_as_envoy_reads_it() {
+    let off = [
+        "yes",
+        "Yes",
+        "on",
+        "ON",
+        "y",
+        "true",
+        "TRUE",
+        "!!bool yes",
+        "'yes'",
+        "\"1\"",
+        "1",
+        "what",
+    ];
+    let on = [
+        "no",
+        "No",
+        "off",
+        "n",
+        "false",
+        "FALSE",
+        "!!bool no",
+        "'no'",
+        "0",
+        "~",
+        "null",
+    ];
+    let open = [
+        "fail_open",
+        "FAIL_OPEN",
+        "3",
+        "'3'",
+        "0x3",
+        "3e0",
+        "03",
+        "!!int 3",
+    ];
+    let closed = ["fail_reload", "FAIL_CLOSED", "2", "0x2", "'1'", "~"];
+    let rows = [
+        ("/disabled", off.as_slice(), Some(Rule::FilterOff)),
+        ("/disabled", on.as_slice(), None),
+        ("policy", open.as_slice(), Some(Rule::FailsOpen)),
+        ("policy", closed.as_slice(), None),
+    ];
+    for (place, values, rule) in rows {
+        for value in values {
+            let mut config = Config::good();
+            let place = match place {
+                "policy" => "@plugin/failure_policy".to_owned(),
+                place => format!("@guard{place}"),
+            };
+            config.set(&place, Value::from("@here"));
+            let here = |json: &Value| json.to_string().replace("\"@here\"", &format!(" {value} "));
+            let mut lint = Lint::new(Names::default());
+            lint.add("envoy.yaml", &here(&config.bootstrap)).unwrap();
+            lint.add("filter.yaml", &here(&config.filter)).unwrap();
+            let findings = lint.report().findings;
+            let found: Vec<Rule> = findings.iter().map(|found| found.rule).collect();
+            assert_eq!(found, Vec::from_iter(rule), "{place}: {value}");
+        }
+    }
 }
 
 #[test]
