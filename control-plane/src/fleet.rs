@@ -3,16 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Proxies that are told apart; further ones are not counted.
 const PROXIES_MAX: usize = 4_096;
 /// Modules that are told apart for one proxy: the newest.
 const MODULES_MAX: usize = 4;
-
-/// A proxy that has just come is told anew what it should run, which ends the contexts
-/// that it had; so long nobody takes that for a crash.
-const SETTLES: Duration = Duration::from_secs(10);
 
 /// One VM context's place: its proxy by certificate, the node's own label, and the
 /// module as the filter names it.
@@ -54,9 +49,8 @@ impl Requests {
 pub struct Tally {
     /// Streams that were opened.
     pub opened: u64,
-    /// VM contexts whose stream ended, and that did not come back, while their proxy
-    /// stayed.
-    pub lost: u64,
+    /// Those of them that are open: one for each VM context that lives.
+    pub live: u64,
     /// Times that the proxy itself came anew.
     pub came: u64,
     /// Requests since the last turn.
@@ -71,7 +65,7 @@ impl Tally {
     pub fn and(self, other: Self) -> Self {
         Self {
             opened: self.opened.saturating_add(other.opened),
-            lost: self.lost.saturating_add(other.lost),
+            live: self.live.saturating_add(other.live),
             came: self.came.saturating_add(other.came),
             recent: self.recent.and(other.recent),
             older: self.older.and(other.older),
@@ -88,7 +82,8 @@ impl Tally {
 /// One proxy.
 #[derive(Default)]
 struct Proxy {
-    came: Option<Instant>,
+    /// Streams that were open when the trial began.
+    before: u64,
     modules: Vec<(String, Tally)>,
 }
 
@@ -97,30 +92,23 @@ struct Proxy {
 pub struct Fleet(Mutex<BTreeMap<(String, String), Proxy>>);
 
 impl Fleet {
-    /// A stream was opened. `back`: by a context that had lost the one before.
-    pub fn opened(&self, seat: &Seat, back: bool) {
+    /// A stream was opened.
+    pub fn opened(&self, seat: &Seat) {
         self.change(seat, |tally| {
             tally.opened = tally.opened.saturating_add(1);
-            tally.lost = tally.lost.saturating_sub(u64::from(back));
+            tally.live = tally.live.saturating_add(1);
         });
     }
 
-    /// A stream ended, and no other took its place so far.
-    pub fn lost(&self, seat: &Seat) {
-        self.with(&seat.peer, &seat.node, |proxy| {
-            if proxy.came.is_none_or(|came| came.elapsed() >= SETTLES) {
-                let tally = proxy.tally(&seat.module);
-                tally.lost = tally.lost.saturating_add(1);
-            }
-        });
+    /// One of those ended, whatever for.
+    pub fn ended(&self, seat: &Seat) {
+        self.change(seat, |tally| tally.live = tally.live.saturating_sub(1));
     }
 
-    /// A proxy came, or came again: the streams of the one before went with it.
+    /// A proxy came, or came again.
     pub fn came(&self, peer: &str, node: &str) {
         self.with(peer, node, |proxy| {
-            proxy.came = Some(Instant::now());
             for (_, tally) in &mut proxy.modules {
-                tally.lost = 0;
                 tally.came = tally.came.saturating_add(1);
             }
         });
@@ -142,18 +130,29 @@ impl Fleet {
 
     /// A trial of modules that this says yes to begins: what was seen of them before
     /// is forgotten, and so are all proxies that are not there (`is_there`, by identity
-    /// and node). A stream that is open stays known.
+    /// and node). A stream that is open stays known, and how many are is remembered.
     pub fn begin(&self, of: impl Fn(&str) -> bool, is_there: impl Fn(&str, &str) -> bool) {
         let mut all = self.lock();
         all.retain(|(peer, node), _| is_there(peer, node));
-        for (module, tally) in all.values_mut().flat_map(|proxy| &mut proxy.modules) {
-            if of(module) {
+        for proxy in all.values_mut() {
+            proxy.before = proxy.modules.iter().map(|(_, tally)| tally.live).sum();
+            let tried = proxy.modules.iter_mut().filter(|it| of(&it.0));
+            for (_, tally) in tried {
                 *tally = Tally {
-                    opened: tally.opened,
+                    opened: tally.live,
+                    live: tally.live,
                     ..Tally::default()
                 };
             }
         }
+    }
+
+    /// Streams that a proxy had open when the trial began: as many as it has VM
+    /// contexts. 0 when it was not there.
+    pub fn before(&self, peer: &str, node: &str) -> u64 {
+        let all = self.lock();
+        let proxy = all.get(&(peer.to_owned(), node.to_owned()));
+        proxy.map_or(0, |proxy| proxy.before)
     }
 
     /// What was seen at a proxy under modules that this says yes to.
@@ -213,16 +212,16 @@ mod tests {
     #[test]
     fn modules_and_nodes_are_told_apart_and_few_are_kept() {
         let fleet = Fleet::default();
-        fleet.opened(&seat("a", "1"), false);
+        fleet.opened(&seat("a", "1"));
         let some = Requests {
             allowed: 3,
             refused: 1,
             strangers: 7,
         };
         fleet.decided(&seat("a", "1"), some);
-        fleet.lost(&seat("b", "1"));
+        fleet.ended(&seat("b", "1"));
         let tally = fleet.tally("p", "a", |module| module == "1");
-        assert_eq!((tally.opened, tally.lost, tally.requests()), (1, 0, some));
+        assert_eq!((tally.opened, tally.live, tally.requests()), (1, 1, some));
         fleet.turn();
         let requests = |fleet: &Fleet| fleet.tally("p", "a", |_| true).requests();
         assert_eq!(requests(&fleet), some, "the last turn's are kept");
@@ -230,7 +229,7 @@ mod tests {
         assert_eq!(requests(&fleet), Requests::default());
         assert_eq!(fleet.tally("q", "a", |_| true), Tally::default());
         for module in 2..10 {
-            fleet.opened(&seat("a", &module.to_string()), false);
+            fleet.opened(&seat("a", &module.to_string()));
         }
         assert_eq!(fleet.tally("p", "a", |module| module == "1").opened, 0);
         assert_eq!(fleet.tally("p", "a", |module| module == "9").opened, 1);
@@ -243,21 +242,29 @@ mod tests {
     }
 
     #[test]
-    fn a_context_is_dead_unless_it_comes_back_or_its_proxy_went_too() {
+    fn what_lives_is_what_was_opened_and_has_not_ended() {
         let fleet = Fleet::default();
-        let lost = |fleet: &Fleet| fleet.tally("p", "a", |_| true).lost;
-        fleet.opened(&seat("a", "1"), false);
-        fleet.lost(&seat("a", "1"));
-        assert_eq!(lost(&fleet), 1);
-        fleet.opened(&seat("a", "1"), true);
-        assert_eq!(lost(&fleet), 0, "it came back");
-        fleet.lost(&seat("a", "1"));
-        fleet.opened(&seat("a", "1"), false);
-        assert_eq!(lost(&fleet), 1, "another came in its place");
+        let seen = |module: &'static str| {
+            let tally = fleet.tally("p", "a", |it| it == module);
+            (tally.opened, tally.live, tally.came)
+        };
+        for _ in 0..3 {
+            fleet.opened(&seat("a", "1"));
+        }
+        fleet.ended(&seat("a", "1"));
+        fleet.opened(&seat("a", "2"));
+        fleet.ended(&seat("a", "2"));
         fleet.came("p", "a");
-        assert_eq!(lost(&fleet), 0, "its proxy began anew");
-        fleet.lost(&seat("a", "1"));
-        assert_eq!(lost(&fleet), 0, "it is told anew what to run");
-        assert_eq!(fleet.tally("p", "a", |_| true).came, 1);
+        assert_eq!((seen("1"), seen("2")), ((3, 2, 1), (1, 0, 1)));
+        fleet.begin(|module| module == "2", |_, _| true);
+        assert_eq!((seen("1"), seen("2")), ((3, 2, 1), (0, 0, 0)));
+        assert_eq!((fleet.before("p", "a"), fleet.before("p", "b")), (2, 0));
+        // One takes the other's place, before or after it has ended.
+        fleet.opened(&seat("a", "2"));
+        fleet.ended(&seat("a", "1"));
+        fleet.ended(&seat("a", "1"));
+        fleet.opened(&seat("a", "2"));
+        assert_eq!((seen("1"), seen("2")), ((3, 0, 1), (2, 2, 0)));
+        assert_eq!(fleet.before("p", "a"), 2, "as it began");
     }
 }

@@ -81,7 +81,6 @@ struct Inner {
     highest: Option<u64>,
     stream: Option<(CancellationToken, mpsc::Sender<FromControlPlane>)>,
     idle_since: Option<Instant>,
-    away: bool,
 }
 
 struct Remembered {
@@ -111,28 +110,17 @@ impl Prefix {
     pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
         let replaced = CancellationToken::new();
         let mut inner = self.lock();
-        inner.away = false;
         if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
             before.cancel();
         }
         replaced
     }
 
-    /// The stream ended; false when another has taken its place.
-    pub fn detach(&self, replaced: &CancellationToken) -> bool {
-        let mut inner = self.lock();
-        let last = !replaced.is_cancelled();
-        if last {
-            inner.stream = None;
-            inner.away = true;
+    /// The stream ended, unless another has taken its place.
+    pub fn detach(&self, replaced: &CancellationToken) {
+        if !replaced.is_cancelled() {
+            self.lock().stream = None;
         }
-        last
-    }
-
-    /// Whether its stream ended and it has not had another since.
-    #[must_use]
-    pub fn away(&self) -> bool {
-        self.lock().away
     }
 
     /// Whether somebody would hear an answer.

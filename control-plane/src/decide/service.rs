@@ -142,7 +142,7 @@ impl Shared {
         };
         core.metrics.connected(&peer, &seat.module);
         let prefix = self.prefix(seat, &hello.resume_prefix)?;
-        core.fleet.opened(&prefix.seat, prefix.away());
+        core.fleet.opened(&prefix.seat);
         let replaced = prefix.attach(down);
         tracing::info!(
             peer,
@@ -160,9 +160,8 @@ impl Shared {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
         };
-        if prefix.detach(&replaced) {
-            core.fleet.lost(&prefix.seat);
-        }
+        prefix.detach(&replaced);
+        core.fleet.ended(&prefix.seat);
         result
     }
 

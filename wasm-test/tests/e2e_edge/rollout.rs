@@ -319,7 +319,9 @@ async fn a_module_that_is_no_good_goes_back_by_itself() {
     let at_start = with_code(&old, "proxy_on_configure", UNREACHABLE);
     goes_back(&rig, &at_start, "refused it", nothing).await;
 
-    // What knows no token any more.
+    // What crashes at a request, and what knows no token any more.
+    let crashes = with_code(&old, "proxy_on_request_headers", UNREACHABLE);
+    goes_back(&rig, &crashes, "crashed", good).await;
     let knows_nobody = renamed(&old, "jktx5t#S256", "jkqx5t#S256");
     goes_back(&rig, &knows_nobody, "refusals jumped", good).await;
 

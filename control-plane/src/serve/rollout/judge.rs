@@ -6,8 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use xds::{Kind, ProxyStatus};
 
-/// A context that lost its stream and lives has another one by then.
+/// A context that lives has a stream again before this; those that are missing for
+/// longer in all have crashed.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
+/// No more counts between two looks, however long ago the last was.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// Times that one proxy may come anew within one trial; more is a crash of all of it.
 const CAME_MAX: u64 = 2;
 /// A filter opens its stream as soon as it runs; one that does not guards nothing.
@@ -43,7 +46,7 @@ pub(super) fn look(
     trial.seen = true;
     let under_it = |module: &str| trial.is_named(module);
     let (mut now, mut before) = (Tally::default(), Tally::default());
-    let mut silent = None;
+    let (mut silent, mut missing) = (None, 0_u64);
     for proxy in proxies {
         let (peer, node) = (proxy.peer.as_str(), proxy.node_id.as_str());
         let mut filters = proxy.types.iter().filter(|it| it.kind == Kind::Filter);
@@ -56,6 +59,11 @@ pub(super) fn look(
         }
         if own.opened == 0 {
             silent = Some(node);
+        } else {
+            // As many as there were, also of those whose first request kills them
+            // before they have said a word.
+            let fewer = fleet.before(peer, node).saturating_sub(own.live);
+            missing = missing.saturating_add(fewer);
         }
         now = now.and(own);
         before = before.and(fleet.tally(peer, node, |module| !under_it(module)));
@@ -70,28 +78,26 @@ pub(super) fn look(
         )),
         _ => None,
     };
-    let fault = fault.or_else(|| dead(trial, now.lost));
+    let fault = fault.or_else(|| dead(trial, missing, late));
     match fault.or_else(|| jumped(now.requests(), before.requests(), tried >= window)) {
         Some(fault) => Sight::Fault(fault),
         None if tried < window || silent.is_some() || proxies.is_empty() => Sight::Wait,
+        None if !trial.missed.is_zero() => Sight::Wait,
         None => Sight::Well,
     }
 }
 
-/// Contexts that ended while their proxies stayed, and that did not come back.
-fn dead(trial: &mut Trial, lost: u64) -> Option<String> {
-    let pushed = trial.pushed_again;
-    if pushed.is_some_and(|at| at.elapsed() < BACK_WITHIN) {
-        // Other keys have just replaced all contexts.
-        trial.lost_by_us = lost;
-    }
-    let dead = lost.saturating_sub(trial.lost_by_us);
-    if dead == 0 {
-        trial.lost_since = None;
-        return None;
-    }
-    let since = *trial.lost_since.get_or_insert_with(Instant::now);
-    (since.elapsed() >= BACK_WITHIN).then(|| format!("{dead} of its filters crashed"))
+/// Contexts that are gone, or come and go, while their proxies stay. `late`: it was
+/// waited for them long enough.
+fn dead(trial: &mut Trial, missing: u64, late: bool) -> Option<String> {
+    let passed = trial.looked.elapsed().min(LOOK_MAX);
+    trial.looked = Instant::now();
+    trial.missed = match missing {
+        0 => trial.missed.saturating_sub(passed),
+        _ => trial.missed.saturating_add(passed),
+    };
+    let dead = trial.missed >= BACK_WITHIN || (late && !trial.missed.is_zero());
+    dead.then(|| format!("filters of it crashed, and {missing} are missing"))
 }
 
 /// Whether the share of refusals has doubled, or that of what passes halved.

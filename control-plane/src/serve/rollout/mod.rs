@@ -42,12 +42,10 @@ struct Trial {
     since: Instant,
     /// Whether a proxy that should run it was seen.
     seen: bool,
-    /// Since when contexts of it are missing.
-    lost_since: Option<Instant>,
-    /// Contexts that ended since we pushed again.
-    lost_by_us: u64,
-    /// When that was.
-    pushed_again: Option<Instant>,
+    /// When it was looked at last.
+    looked: Instant,
+    /// How long contexts of it were missing, less how long none was.
+    missed: Duration,
 }
 
 impl Trial {
@@ -57,9 +55,8 @@ impl Trial {
             step,
             since: Instant::now(),
             seen: false,
-            lost_since: None,
-            lost_by_us: 0,
-            pushed_again: None,
+            looked: Instant::now(),
+            missed: Duration::ZERO,
         }
     }
 
@@ -245,9 +242,6 @@ impl Rollout {
         }
         self.keys = known;
         self.due = true;
-        if let Some(trial) = &mut self.trial {
-            trial.pushed_again = Some(Instant::now());
-        }
         true
     }
 
