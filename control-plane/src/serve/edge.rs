@@ -1,7 +1,7 @@
 //! What Envoy is told: settings from the config file, the module inline, and
 //! who heard it.
 
-use super::versions;
+use super::versions::Holed;
 use crate::config::{Config, Edge, Group};
 use crate::decide::DecisionsService;
 use crate::state::Core;
@@ -10,10 +10,10 @@ use capability::gates::TokenCheck;
 use identity::SpiffeId;
 use ledger::model::Command;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -315,9 +315,6 @@ fn incoming(listener: TcpListener, core: &Arc<Core>) -> Result<identity::mtls::I
 /// no more.
 const NOTES_WAITING: usize = 1_024;
 
-/// Nodes with known holes that are remembered, of each proxy's identity.
-const HOLED_MAX: usize = 64;
-
 /// Writes down what proxies accepted and refused, in the order it happened; the
 /// server itself logs it.
 struct Witness {
@@ -325,8 +322,7 @@ struct Witness {
     notes: mpsc::Sender<serde_json::Value>,
     /// Those for which there was no room.
     left_out: Arc<AtomicU64>,
-    /// Nodes whose Envoys have known holes, of each proxy's identity.
-    holed: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    holed: Holed,
 }
 
 impl Witness {
@@ -356,22 +352,7 @@ impl Witness {
             core: own,
             notes,
             left_out,
-            holed: Mutex::default(),
-        }
-    }
-
-    /// A node is not one, or not any more, that runs an Envoy with known holes.
-    fn is_safe(&self, peer: &SpiffeId, node: &str) {
-        let mut holed = self.holed.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(nodes) = holed.get_mut(peer.as_str()) else {
-            return;
-        };
-        nodes.remove(node);
-        if nodes.is_empty() {
-            holed.remove(peer.as_str());
-            self.core
-                .warnings
-                .lower(&format!("envoy {}", peer.as_str()));
+            holed: Holed::default(),
         }
     }
 
@@ -390,26 +371,12 @@ impl Observer for Witness {
     }
 
     fn runs(&self, peer: &SpiffeId, node: &str, envoy: &str) {
-        let Some(instead) = versions::wanted(envoy) else {
-            self.is_safe(peer, node);
-            return;
-        };
-        let proxy = peer.as_str();
-        let mut holed = self.holed.lock().unwrap_or_else(PoisonError::into_inner);
-        let nodes = holed.entry(proxy.to_owned()).or_default();
-        if nodes.len() < HOLED_MAX {
-            nodes.insert(node.to_owned());
-        }
-        let text = format!(
-            "{proxy} ({node:?}) runs Envoy {envoy}, which has known holes: upgrade it to {instead}"
-        );
-        if self.core.warnings.raise(&format!("envoy {proxy}"), &text) {
-            tracing::error!(proxy, node, envoy, instead, "this Envoy has known holes");
-        }
+        self.holed
+            .runs(&self.core.warnings, peer.as_str(), node, envoy);
     }
 
     fn disconnected(&self, peer: &SpiffeId, node: &str) {
-        self.is_safe(peer, node);
+        self.holed.gone(&self.core.warnings, peer.as_str(), node);
         self.note(json!({ "proxy": peer.as_str(), "event": "disconnected", "node": node }));
     }
 

@@ -9,8 +9,9 @@ use std::{
 };
 
 use envoy_types::pb::{
+    envoy::r#type::v3::SemanticVersion,
     envoy::{
-        config::core::v3::Node,
+        config::core::v3::{BuildVersion, Node, node::UserAgentVersionType},
         service::discovery::v3::{
             DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse,
             aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -409,6 +410,10 @@ async fn a_listener_refused_for_its_filter_gets_one_more_attempt() {
 struct Told(Mutex<Vec<String>>);
 
 impl Observer for Told {
+    fn runs(&self, _: &SpiffeId, node: &str, envoy: &str) {
+        self.0.lock().unwrap().push(format!("{node} runs {envoy}"));
+    }
+
     fn acked(&self, _: &SpiffeId, _: &str, _: Kind, _: &str) {
         self.0.lock().unwrap().push("taken".to_owned());
     }
@@ -453,6 +458,28 @@ async fn a_proxy_that_repeats_itself_is_told_of_once() {
     stream.say(refusal(Kind::Filter, &nonce)).await;
     stream.silent().await;
     assert_eq!(told.0.lock().unwrap().last().unwrap(), "no such thing");
+}
+
+#[tokio::test]
+async fn which_envoy_a_proxy_is_is_told_of() {
+    let told = Arc::new(Told::default());
+    let server = Server::observed(told.clone()).await;
+    let mut stream = server.stream().await;
+    let mut first = request(Kind::Filter, "");
+    let version = SemanticVersion {
+        major_number: 1,
+        minor_number: 38,
+        patch: 2,
+    };
+    let build = BuildVersion {
+        version: Some(version),
+        ..Default::default()
+    };
+    first.node.as_mut().unwrap().user_agent_version_type =
+        Some(UserAgentVersionType::UserAgentBuildVersion(build));
+    stream.say(first).await;
+    stream.next().await;
+    assert_eq!(*told.0.lock().unwrap(), ["node-1 runs 1.38.2"]);
 }
 
 #[tokio::test]

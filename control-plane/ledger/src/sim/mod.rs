@@ -13,6 +13,7 @@ mod disk;
 mod durable;
 mod exhaustive;
 mod history;
+mod judging;
 mod machine;
 pub(crate) mod postgres;
 mod process;
