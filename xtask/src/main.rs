@@ -80,7 +80,7 @@ enum Command {
         /// How many minutes the soak (H31) and the outage (H14) last; 0 is a short one.
         #[arg(long, value_name = "N", default_value_t = 0)]
         minutes: u64,
-        /// How many Envoys come back at once (H32), each of about 60 MiB.
+        /// How many Envoys come back at once (H32), each of about 100 MiB.
         #[arg(long, value_name = "N", default_value_t = 2)]
         proxies: usize,
     },

@@ -49,10 +49,25 @@ enum Class {
     Query,
     /// Envoy writes it normally before anybody looks: it is the action.
     Normal,
-    /// A dot segment with a parameter: Envoy takes it away, as [`Class::Normal`], or
-    /// one that is older leaves it, and no proof can be made for it.
+    /// A dot segment with a parameter: [`Class::Normal`] for Envoys that take it away,
+    /// and [`Class::Bad`] for older ones, which leave it.
     Dotted,
 }
+
+impl Class {
+    /// As it is with an Envoy of this version.
+    fn with(self, envoy: &str) -> Class {
+        let minor = envoy.split('.').nth(1).and_then(|it| it.parse().ok());
+        match self {
+            Dotted if minor.is_some_and(|it: u32| it < TAKES_DOTS_AWAY) => Bad,
+            Dotted => Normal,
+            other => other,
+        }
+    }
+}
+
+/// The first minor version that takes away a dot segment with a parameter.
+const TAKES_DOTS_AWAY: u32 = 39;
 
 /// A target, and what it is over HTTP/1 and over HTTP/2.
 type Case = (&'static [u8], Class, Class);
@@ -247,6 +262,7 @@ const AUTHORITIES: &[Case] = &[
 /// Tries each target over both protocols, with a proof for the action and with
 /// one for what is sent, at Writ's listener and at each other setting of Envoy.
 async fn spellings(stages: &mut Stages, cases: &[Case]) -> Result<String, Error> {
+    let envoy = super::envoys_version()?;
     let stage = stages.varied().await?;
     let addresses = [stage.address()].into_iter();
     let others = stage
@@ -271,7 +287,8 @@ async fn spellings(stages: &mut Stages, cases: &[Case]) -> Result<String, Error>
         for over in BOTH {
             let class = if over == Over::Http1 { http1 } else { http2 };
             for proof_for_sent in [false, true] {
-                tries.volley(target, *class, over, proof_for_sent).await?;
+                let class = class.with(&envoy);
+                tries.volley(target, class, over, proof_for_sent).await?;
             }
         }
     }
@@ -375,8 +392,8 @@ impl Tries<'_> {
             Other if proof_for_sent && seen.status == 403 => mismatch,
             Other => unproven,
             Normal if proof_for_sent && seen.status == 401 => unproven,
-            Dotted if seen.status == 401 => unproven,
-            Normal | Dotted => Want::Served,
+            Normal => Want::Served,
+            Dotted => return Err(Error::Unexpected(format!("{what}: of no Envoy"))),
         };
         wanted(what, seen, want)?;
         self.audit.note(want, token);
