@@ -4,6 +4,7 @@
 use crate::gates::Checked;
 use crate::reason::Reason;
 use crate::{same_bytes, sha256};
+use serde::{Deserialize, Serialize};
 
 /// The control plane's last word on a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +100,8 @@ impl Permit {
 }
 
 /// What a route makes of a no.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The request is refused. The default, which nothing else stands in for.
     #[default]

@@ -9,9 +9,11 @@ use crate::token::{self, Claims, UnverifiedToken};
 use crate::url::{Origin, Target};
 use crate::x509::Leaf;
 use crate::{b64, same_bytes};
+use serde::{Deserialize, Serialize};
 
 /// Who checks a token's signature.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TokenCheck {
     /// The edge does, and the control plane matches its record as well.
     #[default]

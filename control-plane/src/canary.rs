@@ -9,7 +9,6 @@ use crate::client::DpopKey;
 use crate::config::Route;
 use crate::keys::{self, CapabilityClaims, Mint};
 use crate::state::{Core, element, random_id};
-use capability::decide::Mode;
 use capability::reason::Reason;
 use ledger::model::{ActionRecord, Command, Evidence, PolicyFacts, RequestFacts, TokenRecord};
 use reqwest::StatusCode;
@@ -148,14 +147,7 @@ impl Canary {
         let own = vec![config.edge.origin.clone()];
         let given = config.canary.targets.clone();
         let targets = if given.is_empty() { own } else { given };
-        let enforced = |route: &&Route| route.mode == Mode::Enforce;
-        let routes: Vec<Route> = config
-            .edge
-            .routes
-            .iter()
-            .filter(enforced)
-            .cloned()
-            .collect();
+        let routes = self.core.edges.enforced_by_all();
         for route in &routes {
             let spent = self.spent_token(route).await;
             for target in &targets {

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod decide;
+pub mod edges;
 pub mod exchange;
 pub mod fleet;
 mod hidden;

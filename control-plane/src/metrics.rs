@@ -208,7 +208,7 @@ impl Metrics {
             "writ_observe_routes",
             "gauge",
             "Routes on which nothing is refused.",
-            core.config.edge.observed_routes().len(),
+            core.edges.observed_routes().len(),
         );
         page.single(
             "writ_warnings",

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::decide::DecisionKey;
+use crate::edges::Edges;
 use crate::fleet::Fleet;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
@@ -31,6 +32,8 @@ pub fn system_clock() -> Clock {
 pub struct Core {
     /// The config as it was read.
     pub config: Config,
+    /// What of it proxies have.
+    pub edges: Edges,
     /// The one commit point.
     pub ledger: ledger::Ledger,
     /// Policy.

@@ -66,7 +66,8 @@ pub enum Fact {
 }
 
 /// What kind of value a fact is, wherever it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FactKind {
     /// [`Fact::Text`]: `String` in policies.
     Text,

@@ -250,9 +250,8 @@ pub async fn expire(core: Arc<Core>) {
         }
         // A hold ends by itself; one whose lapse could not be written ends here.
         let overdue = core
-            .config
-            .edge
-            .hold_s
+            .edges
+            .hold_max_s()
             .saturating_add(OVERDUE_AFTER_S)
             .saturating_mul(1000);
         let lapse = Command::LapseOverdue {

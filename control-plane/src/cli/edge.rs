@@ -75,7 +75,9 @@ impl Check {
                 let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
                 format!("the config is not usable:{lines}")
             })?;
-            config.edge.name_exemptions(&mut names);
+            for edge in config.edges() {
+                edge.name_exemptions(&mut names);
+            }
         }
         Ok(names)
     }

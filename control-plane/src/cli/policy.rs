@@ -41,7 +41,7 @@ impl Policy {
                 config: Some(config),
             } => match Config::read(&config) {
                 Ok(config) => {
-                    println!("{}", ::policy::schema(&config.edge.facts()).trim());
+                    println!("{}", ::policy::schema(&config.facts()).trim());
                     ExitCode::SUCCESS
                 }
                 Err(errors) => unusable(&errors),
@@ -64,7 +64,7 @@ pub fn check_config(config: Result<Config, Vec<ConfigError>>) -> ExitCode {
     for advice in config.advice() {
         eprintln!("writ: warning: {advice}");
     }
-    let facts = config.edge.facts();
+    let facts = config.facts();
     match ::policy::Policies::load_with(&config.policies, &config.approvers, &facts) {
         Ok(policies) => {
             println!(

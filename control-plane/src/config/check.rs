@@ -86,7 +86,8 @@ impl Config {
         // Envoy may be on another machine, which has addresses of its own.
         let own = [Some(server.listen), Some(server.grpc_listen), mtls];
         for other in own.into_iter().flatten() {
-            let same = self.edge.listen == other && !other.ip().is_unspecified();
+            let mut edges = self.edges();
+            let same = edges.any(|edge| edge.listen == other) && !other.ip().is_unspecified();
             if same && other.port() != 0 {
                 reader.error_at(
                     "edge.listen",

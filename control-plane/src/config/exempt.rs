@@ -6,12 +6,13 @@ use super::reader::Table;
 use super::sites;
 use super::types::{Edge, Route, Site};
 use capability::decide::Mode;
+use serde::{Deserialize, Serialize};
 
 /// What a journal's line has room for, in bytes.
 const JOURNAL_BYTES: usize = 2_048;
 
 /// A route without the filter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Unguarded {
     /// Where it leads.
     pub route: Route,
@@ -20,7 +21,7 @@ pub struct Unguarded {
 }
 
 /// A health probe: one method on one exact path.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     /// Its name.
     pub name: String,
@@ -33,7 +34,7 @@ pub struct Probe {
 }
 
 /// CORS preflights of one guarded route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preflight {
     /// Its name.
     pub name: String,
@@ -44,7 +45,7 @@ pub struct Preflight {
 }
 
 /// Everything that is exempt.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Exempt {
     /// `[[edge.unguarded]]`
     pub unguarded: Vec<Unguarded>,
@@ -188,10 +189,10 @@ impl Exempt {
         Some(told)
     }
 
-    /// As [`Exempt::told`], cut so that a journal's line has room for it.
+    /// What [`Exempt::told`] tells, cut so that a journal's line has room for it.
     #[must_use]
-    pub fn told_to_journal(&self) -> Vec<String> {
-        let (all, mut room) = (self.told(), JOURNAL_BYTES);
+    pub fn cut_for_journal(all: &[String]) -> Vec<String> {
+        let mut room = JOURNAL_BYTES;
         let fits = |line: &String| {
             room = room.saturating_sub(line.len());
             room > 0

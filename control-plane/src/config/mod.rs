@@ -1,6 +1,7 @@
 //! The one config file: TOML, read by a parser that keeps positions, so that
 //! every error names file and line, and all of them come at once.
 
+mod beside;
 mod body;
 mod check;
 mod exempt;
@@ -20,6 +21,7 @@ use reader::{Reader, Table};
 use rolling::{canary, groups, metrics_listen, mode, rollout};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The longest life of a capability token, in seconds.
 pub const TOKEN_LIFETIME_MAX_S: u64 = 300;
@@ -68,7 +70,7 @@ impl Config {
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
             approval: approval(&root.table_or_empty("approval")),
-            edge: edge(&root.table("edge")),
+            edge: Arc::new(edge(&root.table("edge"), None)),
             canary: canary(&root.table_or_empty("canary")),
             policies: policies(&root.table("policy"), path),
             ledger: ledger(&root.table_or_empty("ledger")),
@@ -78,6 +80,7 @@ impl Config {
         };
         root.finish();
         config.check(&reader);
+        config.check_groups(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
         look(&config, &reader);
@@ -108,13 +111,6 @@ impl Config {
         }
         if self.identity.built_in && !self.identity.dev_single_uid {
             self.check_uids(reader);
-        }
-        for group in &self.edge.groups {
-            let unknown = group.proxies.iter().filter(|it| !self.proxies.contains(it));
-            for member in unknown {
-                let message = format!("edge.group.proxies: `{member}` is no [[proxy]]");
-                reader.error(group.proxies_line, message);
-            }
         }
         for proxy in &self.proxies {
             if self.agents.iter().any(|agent| agent.spiffe_id == *proxy) {
@@ -147,8 +143,10 @@ impl Config {
                 "plaintext between proxy and control plane is for loopback only".into(),
             );
         }
+        let mut edges = self.edges();
         if self.identity.dev_single_uid
-            && !(self.server.listen.ip().is_loopback() && self.edge.listen.ip().is_loopback())
+            && !(self.server.listen.ip().is_loopback()
+                && edges.all(|edge| edge.listen.ip().is_loopback()))
         {
             reader.error_at(
                 "identity.dev_single_uid",
@@ -306,7 +304,8 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
     times
 }
 
-fn edge(table: &Table<'_>) -> Edge {
+/// `[edge]`, of this file, or of the one that a group is pinned to.
+fn edge(table: &Table<'_>, of_group: Option<beside::OfGroup>) -> Edge {
     let (mut names, mut taken) = (BTreeSet::new(), BTreeSet::new());
     let (origin, resource, sites) = sites::read(table);
     let routes: Vec<Route> = table
@@ -356,8 +355,15 @@ fn edge(table: &Table<'_>) -> Edge {
             format!("`{certificates}` is neither \"none\" nor \"required\""),
         );
     }
-    let rollout = rollout(&table.table_or_empty("rollout"));
-    let groups = groups(table, &rollout);
+    let (module, rollout, groups) = match of_group {
+        // Not asked for, so not taken.
+        Some(beside::OfGroup) => (PathBuf::new(), Rollout::default(), Vec::new()),
+        None => {
+            let rollout = rollout(&table.table_or_empty("rollout"));
+            let groups = groups(table, &rollout);
+            (table.path("module"), rollout, groups)
+        }
+    };
     let exempt = exempt::read(table, &routes, &sites);
     let edge = Edge {
         routes,
@@ -370,7 +376,7 @@ fn edge(table: &Table<'_>) -> Edge {
         origin,
         resource,
         sites,
-        module: table.path("module"),
+        module,
         token_check: check::token_check(table),
         portable_crypto: table.flag("portable_crypto", false),
         hold_s: table.number("hold_s", 25, 0, 55),

@@ -89,7 +89,7 @@ impl<'t> Reader<'t> {
 
     pub(super) fn result<T>(self, value: T) -> Result<T, Vec<ConfigError>> {
         let mut errors = self.errors.into_inner();
-        errors.sort_by_key(|error| error.line);
+        errors.sort_by_key(|error| (error.file != self.path, error.line));
         errors.dedup();
         if errors.is_empty() {
             Ok(value)
@@ -183,6 +183,11 @@ impl<'r> Table<'r> {
             self.reader.line(offset),
             format!("{}: {message}", self.full(key)),
         );
+    }
+
+    /// Problems of another file, which this one names.
+    pub(super) fn foreign(&self, errors: Vec<ConfigError>) {
+        self.reader.errors.borrow_mut().extend(errors);
     }
 
     /// The line that a key stands on, or else its table.

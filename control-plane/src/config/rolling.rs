@@ -1,9 +1,10 @@
 //! Keys about what is watched, tried and rolled out.
 
 use super::reader::Table;
-use super::types::{Canary, Group, Rollout};
+use super::types::{Canary, Edge, Group, Rollout};
 use capability::decide::Mode;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 pub(super) fn metrics_listen(table: &Table<'_>) -> Option<SocketAddr> {
     let text = table.optional_text("metrics_listen")?;
@@ -102,7 +103,14 @@ fn group(table: &Table<'_>, rollout: &Rollout) -> Group {
         localities: table.texts("localities"),
         module: table.optional_path("module"),
         proxies_line: table.line_of("proxies"),
+        config: table.optional_path("config").and_then(|path| {
+            let read = Edge::of_group(&path);
+            read.map_err(|errors| table.foreign(errors))
+                .ok()
+                .map(Arc::new)
+        }),
         module_line: table.line_of("module"),
+        config_line: table.line_of("config"),
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if group.name.len() > NAME_MAX || !group.name.chars().all(plain) {
@@ -113,9 +121,11 @@ fn group(table: &Table<'_>, rollout: &Rollout) -> Group {
         let message = "a group is of identities first; name at least one [[proxy]]";
         table.error("proxies", message.into());
     }
-    if group.module.is_some() && rollout.first.contains(&group.name) {
-        let message = "edge.rollout.first has this group, and a pinned one tries nothing";
-        table.error("module", message.into());
+    for key in ["module", "config"] {
+        if table.has(key) && rollout.first.contains(&group.name) {
+            let message = "edge.rollout.first has this group, and a pinned one tries nothing";
+            table.error(key, message.into());
+        }
     }
     table.finish();
     group

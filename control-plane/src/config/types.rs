@@ -3,9 +3,11 @@
 use super::exempt::Exempt;
 use capability::decide::Mode;
 use capability::gates::TokenCheck;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Everything that `writ serve` is told.
 #[derive(Clone, Debug)]
@@ -25,7 +27,7 @@ pub struct Config {
     /// `[approval]`
     pub approval: ApprovalTimes,
     /// `[edge]`
-    pub edge: Edge,
+    pub edge: Arc<Edge>,
     /// `[canary]`
     pub canary: Canary,
     /// `[policy]`
@@ -184,8 +186,10 @@ pub struct ApprovalTimes {
     pub approved_s: u64,
 }
 
-/// What Envoy serves.
-#[derive(Clone, Debug)]
+/// What Envoy serves. A start keeps the one that was good, with all but what
+/// `skip` leaves out: who gets it, and the modules, are no part of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Edge {
     /// Envoy's listener.
     pub listen: SocketAddr,
@@ -199,6 +203,7 @@ pub struct Edge {
     /// `[[edge.site]]`: further origins on the same listener.
     pub sites: Vec<Site>,
     /// The filter's module.
+    #[serde(skip)]
     pub module: PathBuf,
     /// Who checks a token's signature: the filter, or our own record alone.
     pub token_check: TokenCheck,
@@ -215,8 +220,10 @@ pub struct Edge {
     /// The guarded routes, in matching order.
     pub routes: Vec<Route>,
     /// Groups of proxies, in the order in which they are asked.
+    #[serde(skip)]
     pub groups: Vec<Group>,
-    /// How a changed module reaches the proxies.
+    /// How a changed module or `[edge]` reaches the proxies.
+    #[serde(skip)]
     pub rollout: Rollout,
     /// What passes without the filter, by name.
     pub exempt: Exempt,
@@ -239,13 +246,17 @@ pub struct Group {
     pub localities: Vec<String>,
     /// The module that it is pinned to.
     pub module: Option<PathBuf>,
+    /// The `[edge]` that it is pinned to.
+    pub config: Option<Arc<Edge>>,
     /// The line of the config that names `proxies`.
     pub proxies_line: usize,
     /// The line of the config that names `module`.
     pub module_line: usize,
+    /// The line of the config that names `config`.
+    pub config_line: usize,
 }
 
-/// How a changed module reaches the proxies.
+/// How a changed module or `[edge]` reaches the proxies.
 #[derive(Clone, Debug, Default)]
 pub struct Rollout {
     /// The groups that get it first.
@@ -255,7 +266,7 @@ pub struct Rollout {
 }
 
 /// One guarded route.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Route {
     /// Its name, for the log.
     pub name: String,
@@ -278,7 +289,7 @@ pub struct Route {
 }
 
 /// How the bodies of a route are read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BodyRead {
     /// The longest, in bytes.
     pub limit: usize,
@@ -330,7 +341,7 @@ impl Edge {
 }
 
 /// One of several origins, each a protected resource of its own (RFC 9728).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// Its name, by which routes call it; empty for `edge.origin`.
     pub name: String,

@@ -300,7 +300,7 @@ impl Engine {
         if self.core.ledger.now() >= token.expires_ms {
             return Err((Reason::TokenExpired, None));
         }
-        let edge = &self.core.config.edge;
+        let edge = &facts.edge;
         let question = &facts.question;
         certificate_fits(&token, question, edge.client_certificates)
             .map_err(|reason| (reason, None))?;

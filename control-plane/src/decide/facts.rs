@@ -1,6 +1,6 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
-use crate::config::{BodyRead, Site};
+use crate::config::{BodyRead, Edge, Site};
 use crate::state::Core;
 use capability::action::Body;
 use capability::reason::Reason;
@@ -24,6 +24,8 @@ pub struct Facts {
     pub attempt: String,
     /// The proxy's SPIFFE ID, from its certificate.
     pub proxy: String,
+    /// What that proxy has.
+    pub edge: Arc<Edge>,
     /// The body, once it was wanted and came; its SHA-256 is the question's.
     pub body: Option<Arc<[u8]>>,
     /// Whether we have signed the token, once that was looked at.

@@ -33,7 +33,7 @@ impl Shared {
             url,
             "a request waits for a human"
         );
-        let wait = Duration::from_secs(core.config.edge.hold_s);
+        let wait = Duration::from_secs(facts.edge.hold_s);
         let mut changes = core.ledger.subscribe_approvals();
         let mut stage = entry.watch();
         let said = answer(Verdict::Hold(Hold {

@@ -137,12 +137,8 @@ impl Engine {
         let Some(digest) = body_digest(question) else {
             return Some(Told::default());
         };
-        let wanted = self
-            .core
-            .config
-            .edge
-            .body_of(&question.authority, &question.path);
-        let facts = match wanted {
+        let edge = &request.edge;
+        let facts = match edge.body_of(&question.authority, &question.path) {
             Some(wanted) => body_facts(wanted, question)?,
             None => Vec::new(),
         };

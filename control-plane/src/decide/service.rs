@@ -298,6 +298,11 @@ impl Shared {
                     digest: Sha256::digest(&ask.question).into(),
                     attempt: format!("{}-{}", hex::encode(&id.prefix), id.counter),
                     proxy: prefix.seat.peer.clone(),
+                    edge: self
+                        .engine
+                        .core
+                        .edges
+                        .of(&prefix.seat.peer, &prefix.seat.module),
                     body: None,
                     signed: OnceLock::new(),
                 };
@@ -339,6 +344,11 @@ impl Shared {
             digest: Sha256::digest(&ask.question).into(),
             attempt: attempt(&prefix, counter),
             proxy: prefix.seat.peer.clone(),
+            edge: self
+                .engine
+                .core
+                .edges
+                .of(&prefix.seat.peer, &prefix.seat.module),
             body: None,
             signed: OnceLock::new(),
         };

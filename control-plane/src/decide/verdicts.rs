@@ -42,7 +42,7 @@ pub(super) fn verdict(ruling: Ruling, core: &Core, facts: &Facts) -> Verdict {
 
 fn allow(token: &TokenRecord, core: &Core, facts: &Facts) -> Verdict {
     let name = facts.question.route.as_str();
-    let mut routes = core.config.edge.routes.iter();
+    let mut routes = facts.edge.routes.iter();
     let asks = routes.find(|route| route.name == name && route.decision_header);
     let decision = match asks.map(|route| core.decision_key.sign(core, route, token, facts)) {
         None => String::new(),

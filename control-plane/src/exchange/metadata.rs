@@ -1,14 +1,16 @@
 //! Authorization server metadata (RFC 8414).
 
 use super::GRANT_EXCHANGE;
-use crate::config::{Edge, Route, Server};
+use crate::config::{Route, Server};
+use crate::edges::Edges;
 use serde_json::{Value, json};
 
 /// What standard clients read before they do anything. They require
 /// `authorization_endpoint` and `response_types_supported`. Where there is a
 /// token endpoint for client certificates, its tokens are bound to them, and
 /// clients find it by its alias (RFC 8705, sections 3.3 and 5).
-pub fn server(server: &Server, edge: &Edge) -> Value {
+pub fn server(server: &Server, edges: &Edges) -> Value {
+    let edge = &edges.file().edge;
     let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
@@ -16,8 +18,10 @@ pub fn server(server: &Server, edge: &Edge) -> Value {
     let digests = routes.iter().map(|route| {
         let site = edge.site_named(route.site.as_deref());
         let origin = site.map_or_else(String::new, |site| site.origin);
+        let (_, authority) = origin.split_once("://").unwrap_or_default();
+        let read = edges.all_read_bodies_of(authority, &route.path_prefix);
         let location = format!("{origin}{}", route.path_prefix);
-        json!({ "location": location, "content_digest": route.body.is_some() })
+        json!({ "location": location, "content_digest": read })
     });
     let digests: Vec<Value> = digests.collect();
     let mut metadata = json!({

@@ -4,6 +4,7 @@
 use super::versions::Holed;
 use crate::config::{Config, Edge, Group};
 use crate::decide::DecisionsService;
+use crate::edges::{Served, name_of};
 use crate::state::Core;
 use capability::decide::Mode;
 use capability::gates::TokenCheck;
@@ -58,8 +59,43 @@ pub fn modified(path: &Path) -> Option<SystemTime> {
         .ok()
 }
 
-/// The modules of pinned groups, by the groups' names.
+/// The modules that groups are pinned to, by the groups' names.
 pub type Pinned = BTreeMap<String, xds::Module>;
+
+/// What proxies run: a module, and what it is told.
+#[derive(Clone)]
+pub struct Release {
+    /// The module.
+    pub module: Module,
+    /// The `[edge]`.
+    pub edge: Served,
+}
+
+impl Release {
+    /// As filters say it.
+    pub fn name(&self) -> String {
+        name_of(&self.module.sha256, &self.edge)
+    }
+
+    /// What a group gets: this, but for what it is pinned to.
+    ///
+    /// # Errors
+    /// What the settings can't be.
+    pub fn settings_for(
+        &self,
+        core: &Core,
+        group: Option<&str>,
+        pinned: &Pinned,
+    ) -> Result<xds::Settings, String> {
+        let module = group.and_then(|it| pinned.get(it));
+        let edge = group.and_then(|it| core.edges.pinned(it));
+        settings(
+            core,
+            module.unwrap_or(&self.module.inner),
+            edge.unwrap_or(&self.edge),
+        )
+    }
+}
 
 /// Reads them.
 ///
@@ -75,19 +111,16 @@ pub fn pinned(edge: &Edge) -> Result<Pinned, String> {
     Ok(all)
 }
 
-/// The server of Envoy's configuration, with this config, and this module for all
-/// groups that are not pinned.
+/// The server of Envoy's configuration, with this release for all, as far as groups
+/// are not pinned.
 ///
 /// # Errors
 /// What the settings can't be.
-pub fn ads(core: &Arc<Core>, module: &Module, pinned: &Pinned) -> Result<Ads, String> {
-    let others = settings(core, &module.inner)?;
+pub fn ads(core: &Arc<Core>, release: &Release, pinned: &Pinned) -> Result<Ads, String> {
+    let others = release.settings_for(core, None, pinned)?;
     let mut groups = Vec::new();
     for group in &core.config.edge.groups {
-        let own = match pinned.get(&group.name) {
-            Some(own) => settings(core, own)?,
-            None => others.clone(),
-        };
+        let own = release.settings_for(core, Some(&group.name), pinned)?;
         groups.push((for_envoy(group)?, own));
     }
     Ads::with_groups(&others, groups, Arc::new(Witness::start(core.clone())))
@@ -107,13 +140,10 @@ fn for_envoy(group: &Group) -> Result<xds::Group, String> {
     })
 }
 
-/// Everything that Envoy is told, with this module.
-///
-/// # Errors
-/// What the settings can't be.
-pub fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, String> {
+/// Everything that Envoy is told, with this module and `[edge]`.
+fn settings(core: &Core, module: &xds::Module, served: &Served) -> Result<xds::Settings, String> {
     let config = &core.config;
-    let edge = &config.edge;
+    let edge = &served.edge;
     let hold_ms = edge.hold_s.saturating_mul(1000);
     let sites = edge.sites.iter().map(|site| xds::Site {
         name: site.name.clone(),
@@ -129,8 +159,9 @@ pub fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, Stri
     let reads = edge.reads_bodies();
     let own = if reads { "before" } else { "pass" };
     let keys = core.keys.known(core.now() / 1000);
-    let sha256 = module.sha256_hex();
-    let readers = reads.then(|| plugin_config(config, &keys, "read", &sha256));
+    let name = name_of(&module.sha256_hex(), served);
+    let told = |bodies| plugin_config(config, edge, &keys, bodies, &name);
+    let readers = reads.then(|| told("read"));
     let mut exempt = edge
         .exempt
         .for_envoy()
@@ -145,7 +176,7 @@ pub fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, Stri
         },
         authority: authority(&edge.origin),
         sites: sites.collect(),
-        plugin_config: plugin_config(config, &keys, own, &sha256),
+        plugin_config: told(own),
         bodies_config: readers,
         start: core.started_ms,
         routes,
@@ -158,11 +189,6 @@ pub fn settings(core: &Core, module: &xds::Module) -> Result<xds::Settings, Stri
     })
 }
 
-/// What a filter calls its module: the beginning of its digest.
-pub fn called(sha256: &str) -> &str {
-    sha256.get(..12).unwrap_or(sha256)
-}
-
 /// An origin's `host[:port]`.
 fn authority(origin: &str) -> String {
     let (_, authority) = origin.split_once("://").unwrap_or(("", origin));
@@ -170,14 +196,14 @@ fn authority(origin: &str) -> String {
 }
 
 /// The filter's own configuration; docs/reference/filter-config.md. `bodies` is
-/// what this instance has to do with them.
+/// what this instance has to do with them, and `name` what it is to call itself.
 fn plugin_config(
     config: &Config,
+    edge: &Edge,
     keys: &[serde_json::Value],
     bodies: &str,
-    sha256: &str,
+    name: &str,
 ) -> serde_json::Value {
-    let edge = &config.edge;
     let routes: Vec<_> = edge
         .routes
         .iter()
@@ -236,7 +262,7 @@ fn plugin_config(
             "bodies_at_once": config.limits.bodies_at_once,
         },
         "routes": routes,
-        "module": called(sha256),
+        "module": name,
         "sites": sites,
     })
 }

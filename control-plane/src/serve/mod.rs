@@ -15,8 +15,9 @@ mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Edge};
 use crate::decide::{DecisionKey, DecisionsService};
+use crate::edges::Edges;
 use crate::exchange::Exchange;
 use crate::fleet::Fleet;
 use crate::keys::{KeyError, KeyRing};
@@ -130,16 +131,19 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         }
         config.ledger.store.url.clone_from(&options.store);
     }
-    let policies =
-        policy::Policies::load_with(&config.policies, &config.approvers, &config.edge.facts())
-            .map_err(ServeError::Policy)?;
+    // What nobody has tried waits; the last good one is what all begin with.
+    let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
+    let begin = rollout::begin_with(&config, &module);
+    let edges = Edges::new(&config, begin.edge.clone());
+    let facts = edges.all().flat_map(Edge::facts).collect();
+    let policies = policy::Policies::load_with(&config.policies, &config.approvers, &facts)
+        .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
 
     // What may be taken or missing comes before anything is made.
-    let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
     let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
@@ -179,10 +183,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         metrics: Metrics::default(),
         warnings: Warnings::default(),
         clock,
+        edges,
         config,
     });
-    // A module that nobody has tried waits; the last good one is what all begin with.
-    let begin = rollout::begin_with(&core.config, &module);
     first_entry(&core, &begin).await?;
     rollout::say_pinned(&core, &pinned).await?;
 
@@ -351,7 +354,7 @@ fn make_dir(dir: &Path) -> Result<(), ServeError> {
 }
 
 /// What this start runs on is an entry before anything is served.
-async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeError> {
+async fn first_entry(core: &Core, begin: &edge::Release) -> Result<(), ServeError> {
     let own_uid = hardening::workloads_of_own_uid(&core.config);
     for workload in &own_uid {
         tracing::warn!(
@@ -362,22 +365,23 @@ async fn first_entry(core: &Core, module: &edge::Module) -> Result<(), ServeErro
     for advice in core.config.advice() {
         tracing::warn!("{advice}");
     }
-    for line in core.config.edge.exempt.told() {
+    for line in core.edges.told_exempt() {
         let text = format!("UNGUARDED by name, no token is asked for: {line}");
         tracing::warn!("{text}");
         core.warnings.raise(&format!("exempt {line}"), &text);
     }
-    let observed = core.config.edge.observed_routes();
+    let observed = core.edges.observed_routes();
     for route in &observed {
         let text = format!("the route `{route}` only observes: NOTHING IS REFUSED on it");
         tracing::warn!(route, "{text}");
         core.warnings.raise(&format!("observe {route}"), &text);
     }
     let body = serde_json::json!({
-        "exempt": core.config.edge.exempt.told_to_journal(),
+        "exempt": core.edges.exempt_for_journal(),
         "config": core.config.version,
         "policy": core.policies.version(),
-        "module": module.sha256,
+        "module": begin.module.sha256,
+        "edge": begin.edge.version,
         "version": env!("CARGO_PKG_VERSION"),
         "dev_single_uid": core.config.identity.dev_single_uid,
         "plaintext_grpc": core.config.server.plaintext_grpc,

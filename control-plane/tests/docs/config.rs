@@ -32,6 +32,9 @@ pub fn keys() -> Vec<Key> {
     keys.collect()
 }
 
+/// The file that the sample pins a group to.
+const PINNED: &str = "/etc/writ/edge-pinned.toml";
+
 fn sample() -> String {
     let mut blocks = fenced(&read(PAGE), "toml");
     assert_eq!(blocks.len(), 1, "the page has one file with every key");
@@ -41,7 +44,24 @@ fn sample() -> String {
 fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("policy.cedar"), "").unwrap();
-    Config::parse(&dir.path().join("writ.toml"), text)
+    let own = dir.path().join("own.toml");
+    std::fs::write(&own, edge_alone(text)).unwrap();
+    let text = text.replace(PINNED, &own.display().to_string());
+    Config::parse(&dir.path().join("writ.toml"), &text)
+}
+
+/// What a group may be pinned to, of a whole file.
+fn edge_alone(text: &str) -> String {
+    let mut taken = false;
+    let lines = text.lines().filter(|line| {
+        if line.starts_with('[') {
+            let name = line.trim_matches(['[', ']']);
+            let others = ["edge.rollout", "edge.group"];
+            taken = name == "edge" || (name.starts_with("edge.") && !others.contains(&name));
+        }
+        taken && !line.starts_with("module = ")
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The sample's keys, each with the number of its line.

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 
 use crate::exempt::{covers, guarded, is_plain, upstream};
 use crate::settings::{Route, SettingsError};
+use serde::{Deserialize, Serialize};
 
 /// A route on which nothing is refused.
-#[derive(Debug, Clone)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observing {
     /// The route's name.
     pub route: String,

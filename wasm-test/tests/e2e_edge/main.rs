@@ -32,5 +32,6 @@ mod reload;
 mod restore;
 mod rig;
 mod rollout;
+mod rollout_config;
 mod signed;
 mod watching;

@@ -18,12 +18,12 @@ use super::watching::{deploy, open_filter};
 
 const OTHER: &str = "/files/notes.txt";
 /// Seconds for which each step is watched; the least that the config takes.
-const WATCH_S: u64 = 10;
+pub(super) const WATCH_S: u64 = 10;
 /// Some steps, on a machine that is busy.
-const LONG: Duration = Duration::from_secs(90);
+pub(super) const LONG: Duration = Duration::from_secs(90);
 
 /// The node 0 is the first; further groups are as `more` says.
-async fn start(envoys: usize, more: &str) -> Rig {
+pub(super) async fn start(envoys: usize, more: &str) -> Rig {
     let groups = format!(
         r#"
 [limits]
@@ -108,7 +108,7 @@ fn words(rig: &Rig, node: &str) -> usize {
     said.len()
 }
 
-fn warned(rig: &Rig, of: &str) -> bool {
+pub(super) fn warned(rig: &Rig, of: &str) -> bool {
     rig.status()["warnings"].to_string().contains(of)
 }
 
@@ -123,7 +123,7 @@ fn modules(rig: &Rig, node: &str) -> BTreeSet<String> {
 }
 
 /// Good requests at a time, each on a connection of its own.
-async fn tries(rig: &Rig) -> bool {
+pub(super) async fn tries(rig: &Rig) -> bool {
     let passed = join_all((0..20).map(|_| rig.passes())).await;
     passed.iter().all(|passed| *passed)
 }
@@ -137,13 +137,13 @@ async fn busy(rig: &Rig) {
 
 /// What must never pass, sent all the time.
 #[derive(Default)]
-struct Junk {
+pub(super) struct Junk {
     stop: AtomicBool,
     sent: AtomicU64,
 }
 
 impl Junk {
-    fn start(rig: &Rig) -> (Arc<Junk>, tokio::task::JoinHandle<()>) {
+    pub(super) fn start(rig: &Rig) -> (Arc<Junk>, tokio::task::JoinHandle<()>) {
         let junk = Arc::new(Junk::default());
         let agent = rig.agent.with_fresh_key().unwrap();
         let sender = junk.clone().send(agent, rig.authority());
@@ -176,7 +176,7 @@ impl Junk {
     }
 
     /// None of it arrived: each request that did has an `allow` of its own.
-    async fn end(self: Arc<Junk>, rig: &Rig, task: tokio::task::JoinHandle<()>) {
+    pub(super) async fn end(self: Arc<Junk>, rig: &Rig, task: tokio::task::JoinHandle<()>) {
         self.stop.store(true, Ordering::SeqCst);
         task.await.unwrap();
         let sent = self.sent.load(Ordering::SeqCst);
@@ -259,7 +259,7 @@ module = "{pinned}"
     assert!(!configs.contains(&sha256(&next).as_str()), "{configs:?}");
     assert_eq!(configs.last(), Some(&sha256(&good).as_str()));
     let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
-    assert!(log.contains("the start is with the module that was good last"));
+    assert!(log.contains("the start is with the module and the [edge] that were good last"));
     reaches(&rig, &next, &["try", "try", "all", "done"]).await;
     let all = versions(&rig);
     assert_eq!(all["writ-proxy-0"], all["writ-proxy-1"]);

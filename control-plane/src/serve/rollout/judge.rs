@@ -1,4 +1,4 @@
-//! What is wrong with a module that is tried, as far as it shows.
+//! What is wrong with what is tried, as far as it shows.
 
 use super::{Step, Trial};
 use crate::fleet::{Fleet, Requests, Tally};
@@ -49,7 +49,8 @@ pub(super) fn look(
     let (mut silent, mut missing) = (None, 0_u64);
     for proxy in proxies {
         let (peer, node) = (proxy.peer.as_str(), proxy.node_id.as_str());
-        let mut filters = proxy.types.iter().filter(|it| it.kind == Kind::Filter);
+        let its_own = |it: &&xds::TypeStatus| it.kind == Kind::Filter || trial.config_too;
+        let mut filters = proxy.types.iter().filter(its_own);
         if let Some(nack) = filters.find_map(|it| it.nack.as_ref()) {
             return Sight::Fault(format!("{node} refused it: {}", nack.error));
         }
@@ -62,7 +63,8 @@ pub(super) fn look(
         } else {
             // As many as there were, also of those whose first request kills them
             // before they have said a word.
-            let fewer = fleet.before(peer, node).saturating_sub(own.live);
+            let wanted = trial.wanted(fleet.before(peer, node));
+            let fewer = wanted.saturating_sub(own.live);
             missing = missing.saturating_add(fewer);
         }
         now = now.and(own);

@@ -1,13 +1,15 @@
-//! How a changed module reaches the proxies: at once, or first those of some groups,
-//! then all, each step watched, and taken back by itself when it goes wrong.
+//! How a changed module or `[edge]` reaches the proxies: at once, or first those of some
+//! groups, then all, each step watched, and taken back by itself when it goes wrong.
 
+mod begin;
 mod judge;
 mod kept;
 
-use super::ServeError;
-use super::edge::{self, Module, Pinned, called, modified};
+use super::edge::{self, Module, Pinned, Release, modified};
 use crate::config::Config;
+use crate::edges::called;
 use crate::state::Core;
+pub use begin::{begin_with, say_pinned};
 use judge::Sight;
 use ledger::model::Command;
 use serde_json::json;
@@ -34,9 +36,13 @@ enum Step {
     All,
 }
 
-/// A module on its way.
+/// A module, an `[edge]`, or both, on their way.
 struct Trial {
-    module: Module,
+    release: Release,
+    /// Whether Envoy is told of other things than another filter.
+    config_too: bool,
+    /// How many instances of the filter a worker had, and has under it.
+    instances: (u64, u64),
     step: Step,
     /// When its step began, or its first proxy was seen.
     since: Instant,
@@ -49,9 +55,12 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(module: Module, step: Step) -> Self {
+    fn new(release: Release, good: &Release, step: Step) -> Self {
+        let instances = |it: &Release| 1 + u64::from(it.edge.edge.reads_bodies());
         Self {
-            module,
+            config_too: release.edge.version != good.edge.version,
+            instances: (instances(good), instances(&release)),
+            release,
             step,
             since: Instant::now(),
             seen: false,
@@ -60,60 +69,31 @@ impl Trial {
         }
     }
 
-    /// Whether this is what a filter calls the module.
+    /// Whether this is what a filter says that it runs.
     fn is_named(&self, name: &str) -> bool {
-        let digest = name.rsplit_once('+').map_or("", |(_, digest)| digest);
-        digest == called(&self.module.sha256)
+        let own = name.rsplit_once('+').map_or("", |(_, own)| own);
+        own == self.release.name()
+    }
+
+    /// Streams of it where there were so many before.
+    fn wanted(&self, before: u64) -> u64 {
+        let (was, is) = self.instances;
+        before.saturating_mul(is) / was.max(1)
     }
 }
 
-/// The modules that proxies run, and the keys that they know.
+/// What proxies run, and the keys that they know.
 pub struct Rollout {
     core: Arc<Core>,
     ads: Ads,
     /// What everybody ran before.
-    good: Module,
+    good: Release,
     trial: Option<Trial>,
     pinned: Pinned,
     /// The ids of the keys that are in the journal as known to proxies.
     keys: Vec<String>,
     /// Whether Envoy has to be told something.
     due: bool,
-}
-
-/// What a start begins with: the module that was good last, when things are watched
-/// and nobody has tried that of the file; else that of the file.
-pub fn begin_with(config: &Config, module: &Module) -> Module {
-    if config.edge.rollout.watch_s == 0 {
-        kept::remove(config);
-        return module.clone();
-    }
-    let begin = kept::read(config).unwrap_or_else(|| module.clone());
-    if begin.sha256 != module.sha256 {
-        tracing::warn!(
-            sha256 = begin.sha256,
-            waits = module.sha256,
-            "the start is with the module that was good last; edge.module has another, which is tried"
-        );
-    }
-    begin
-}
-
-/// Writes down what the pinned groups run.
-///
-/// # Errors
-/// When an entry is not taken.
-pub async fn say_pinned(core: &Core, pinned: &Pinned) -> Result<(), ServeError> {
-    for (group, module) in pinned {
-        let body = json!({
-            "event": "pinned", "module": module.sha256_hex(), "before": "",
-            "first": [group], "why": "",
-        });
-        if !note(core, "rollout", body).await {
-            return Err(ServeError::FirstEntry);
-        }
-    }
-    Ok(())
 }
 
 async fn note(core: &Core, kind: &'static str, body: serde_json::Value) -> bool {
@@ -162,7 +142,7 @@ impl Watched {
 
 impl Rollout {
     /// Everybody runs `good`, but for the pinned groups.
-    pub fn new(core: Arc<Core>, ads: Ads, good: Module, pinned: Pinned) -> Self {
+    pub fn new(core: Arc<Core>, ads: Ads, good: Release, pinned: Pinned) -> Self {
         let keys = edge::kids(&core);
         Self {
             core,
@@ -184,7 +164,7 @@ impl Rollout {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> watch::Receiver<Option<String>> {
-        let (show, shown) = watch::channel(Some(self.good.sha256.clone()));
+        let (show, shown) = watch::channel(Some(self.good.module.sha256.clone()));
         let stop = stop.clone();
         let mut file = Watched {
             path: self.core.config.edge.module.clone(),
@@ -192,10 +172,10 @@ impl Rollout {
             sha256: first.sha256.clone(),
             waits: None,
         };
-        if first.sha256 != self.good.sha256 {
+        if self.of_files(&first).name() != self.good.name() {
             file.waits = Some(first);
         } else if self.watched() {
-            kept::write(&self.core.config, &first);
+            kept::write(&self.core.config, &self.good);
         }
         tasks.spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -220,7 +200,7 @@ impl Rollout {
                 }
                 if self.due {
                     self.push();
-                    show.send_replace(Some(self.for_all().sha256.clone()));
+                    show.send_replace(Some(self.for_all().module.sha256.clone()));
                 }
             }
         });
@@ -245,25 +225,35 @@ impl Rollout {
         true
     }
 
-    /// A module has come: the first get it, or all. False when it has to wait.
+    /// This module, and the config file's `[edge]`.
+    fn of_files(&self, module: &Module) -> Release {
+        Release {
+            module: module.clone(),
+            edge: self.core.edges.file().clone(),
+        }
+    }
+
+    /// A module has come, or the `[edge]` of this start: the first get it, or all.
+    /// False when it has to wait.
     async fn take(&mut self, module: &Module) -> bool {
+        let release = self.of_files(module);
         if let Some(trial) = self.trial.take() {
             // Nobody knows what that one is worth, and nobody is left with it.
             self.back(&trial, "its file has another one").await;
         }
-        if module.sha256 == self.good.sha256 {
+        if release.name() == self.good.name() {
             self.core.warnings.lower(WARNING);
             return true;
         }
         if !self.watched() {
-            let recorded = self.say_config(&self.keys, module).await;
+            let recorded = self.say_config(&self.keys, &release).await;
             if recorded {
-                self.good = module.clone();
+                self.good = release;
                 self.due = true;
             }
             return recorded;
         }
-        let trial = Trial::new(module.clone(), Step::First);
+        let trial = Trial::new(release.clone(), &self.good, Step::First);
         let there = self.ads.status();
         let is_there = |peer: &str, node: &str| {
             let mut connected = there.iter().filter(|it| it.connected);
@@ -276,15 +266,15 @@ impl Rollout {
         } else {
             Step::First
         };
-        self.step(module, step).await
+        self.step(&release, step).await
     }
 
     /// The entry comes before the push: what runs is never unknown to the log.
-    async fn step(&mut self, module: &Module, step: Step) -> bool {
-        if step == Step::All && !self.say_config(&self.keys, module).await {
+    async fn step(&mut self, release: &Release, step: Step) -> bool {
+        if step == Step::All && !self.say_config(&self.keys, release).await {
             return false;
         }
-        if !self.say(step.word(), module, "").await {
+        if !self.say(step.word(), release, "").await {
             return false;
         }
         let first = &self.core.config.edge.rollout.first;
@@ -292,10 +282,14 @@ impl Rollout {
             Step::First => format!("the groups {}", first.join(", ")),
             Step::All => "all proxies".to_owned(),
         };
-        let text = format!("the module {} is tried on {who}", called(&module.sha256));
-        tracing::info!(sha256 = module.sha256, "{text}");
+        let text = format!("{} is tried on {who}", self.shown(release));
+        tracing::info!(
+            module = release.module.sha256,
+            edge = release.edge.version,
+            "{text}"
+        );
         self.core.warnings.raise(WARNING, &text);
-        self.trial = Some(Trial::new(module.clone(), step));
+        self.trial = Some(Trial::new(release.clone(), &self.good, step));
         self.due = true;
         true
     }
@@ -309,45 +303,69 @@ impl Rollout {
     }
 
     /// What proxies of no group get.
-    fn for_all(&self) -> &Module {
+    fn for_all(&self) -> &Release {
         match &self.trial {
-            Some(trial) if trial.step == Step::All => &trial.module,
+            Some(trial) if trial.step == Step::All => &trial.release,
             _ => &self.good,
         }
     }
 
-    fn for_group(&self, name: &str) -> &xds::Module {
+    fn for_group(&self, name: Option<&str>) -> &Release {
         let first = &self.core.config.edge.rollout.first;
-        match (self.pinned.get(name), &self.trial) {
-            (Some(own), _) => own,
-            (None, Some(trial)) if first.iter().any(|it| it == name) => &trial.module.inner,
-            _ => &self.for_all().inner,
+        match &self.trial {
+            Some(trial) if first.iter().any(|it| Some(it.as_str()) == name) => &trial.release,
+            _ => self.for_all(),
+        }
+    }
+
+    /// What is new in it, for people.
+    fn shown(&self, release: &Release) -> String {
+        let (module, edge) = (&release.module.sha256, &release.edge.version);
+        let other = (
+            *module != self.good.module.sha256,
+            *edge != self.good.edge.version,
+        );
+        match other {
+            (_, false) => format!("the module {}", called(module)),
+            (false, true) => format!("the [edge] {}", called(edge)),
+            (true, true) => format!(
+                "the module {} with the [edge] {}",
+                called(module),
+                called(edge)
+            ),
         }
     }
 
     /// Tells each proxy what it should run; what has not changed is not told again.
     fn push(&mut self) {
+        let edges = &self.core.edges;
+        // Before they are told: a question may come at once.
+        edges.set_for_all(self.for_all().edge.version == edges.file().version);
         let groups = self.core.config.edge.groups.iter();
-        let mut told = groups.map(|it| (Some(it.name.as_str()), self.for_group(&it.name)));
-        let others = std::iter::once((None, &self.for_all().inner));
-        let pushed = told.by_ref().chain(others).try_for_each(|(group, module)| {
-            let settings = edge::settings(&self.core, module)?;
+        let groups = groups.map(|it| Some(it.name.as_str()));
+        let pushed = groups.chain([None]).try_for_each(|group| {
+            let release = self.for_group(group);
+            let settings = release.settings_for(&self.core, group, &self.pinned)?;
             let updated = self.ads.update_group(group, &settings);
             updated.map(drop).map_err(|error| error.to_string())
         });
         match pushed {
             Ok(()) => {
                 tracing::info!(
-                    sha256 = self.for_all().sha256,
-                    "another module, or other keys, are pushed"
+                    module = self.for_all().module.sha256,
+                    edge = self.for_all().edge.version,
+                    "another module or [edge], or other keys, are pushed"
                 );
                 self.due = false;
             }
-            Err(error) => tracing::error!(error, "a new module or other keys can't be pushed"),
+            Err(error) => tracing::error!(
+                error,
+                "a new module or [edge], or other keys, can't be pushed"
+            ),
         }
     }
 
-    /// Judges the module that is on its way, and goes on, or back.
+    /// Judges what is on its way, and goes on, or back.
     async fn look(&mut self) {
         let Some(mut trial) = self.trial.take() else {
             return;
@@ -366,20 +384,20 @@ impl Rollout {
             }
         }
         let went_on = match trial.step {
-            Step::First => self.step(&trial.module, Step::All).await,
-            Step::All => self.done(&trial.module).await,
+            Step::First => self.step(&trial.release, Step::All).await,
+            Step::All => self.done(&trial.release).await,
         };
         if !went_on {
             self.trial = Some(trial);
         }
     }
 
-    async fn done(&mut self, module: &Module) -> bool {
-        let said = self.say("done", module, "").await;
+    async fn done(&mut self, release: &Release) -> bool {
+        let said = self.say("done", release, "").await;
         if said {
             self.core.warnings.lower(WARNING);
-            kept::write(&self.core.config, module);
-            self.good = module.clone();
+            kept::write(&self.core.config, release);
+            self.good = release.clone();
         }
         said
     }
@@ -392,36 +410,39 @@ impl Rollout {
             let group = proxy.group.as_ref();
             let concerned = match step {
                 Step::First => group.is_some_and(|it| first.contains(it)),
-                Step::All => !group.is_some_and(|it| self.pinned.contains_key(it)),
+                Step::All => !group.is_some_and(|it| self.is_pinned(it)),
             };
             proxy.connected && concerned
         });
         all
     }
 
-    /// Takes a module back: who has it gets the one before. That one is known to the
-    /// log, so a log that takes nothing now does not leave a bad module running.
+    fn is_pinned(&self, group: &str) -> bool {
+        self.pinned.contains_key(group) || self.core.edges.pinned(group).is_some()
+    }
+
+    /// Takes it back: who has it gets what was before. That is known to the log, so a
+    /// log that takes nothing now does not leave a bad one running.
     async fn back(&mut self, trial: &Trial, fault: &str) {
-        let module = &trial.module;
-        let text = format!(
-            "the module {} was taken back: {fault}",
-            called(&module.sha256)
-        );
-        tracing::error!(sha256 = module.sha256, to = self.good.sha256, "{text}");
+        let release = &trial.release;
+        let text = format!("{} was taken back: {fault}", self.shown(release));
+        tracing::error!(release = release.name(), to = self.good.name(), "{text}");
         self.core.warnings.raise(WARNING, &text);
-        let said = tokio::time::timeout(ENTRY_WITHIN, self.say("back", module, fault)).await;
+        let said = tokio::time::timeout(ENTRY_WITHIN, self.say("back", release, fault)).await;
         if said != Ok(true) {
-            tracing::error!("that a module was taken back could not be recorded");
+            tracing::error!("that something was taken back could not be recorded");
         }
         self.due = true;
     }
 
     /// An entry for each step.
-    async fn say(&self, step: &'static str, module: &Module, why: &str) -> bool {
+    async fn say(&self, step: &'static str, release: &Release, why: &str) -> bool {
         let first = &self.core.config.edge.rollout.first;
         let why: String = why.chars().take(WHY_MAX).collect();
         let body = json!({
-            "event": step, "module": module.sha256, "before": self.good.sha256,
+            "event": step,
+            "module": release.module.sha256, "before": self.good.module.sha256,
+            "edge": release.edge.version, "edge_before": self.good.edge.version,
             "first": first, "why": why,
         });
         let said = note(&self.core, "rollout", body).await;
@@ -431,9 +452,13 @@ impl Rollout {
         said
     }
 
-    async fn say_config(&self, keys: &[String], module: &Module) -> bool {
+    async fn say_config(&self, keys: &[String], release: &Release) -> bool {
         let config = &self.core.config;
-        let body = json!({ "keys": keys, "module": module.sha256, "config": config.version, "policy": self.core.policies.version(), "exempt": config.edge.exempt.told_to_journal() });
+        let body = json!({
+            "keys": keys, "module": release.module.sha256, "edge": release.edge.version,
+            "config": config.version, "policy": self.core.policies.version(),
+            "exempt": self.core.edges.exempt_for_journal(),
+        });
         note(&self.core, "config", body).await
     }
 }

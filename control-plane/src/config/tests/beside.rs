@@ -1,0 +1,157 @@
+//! Several `[edge]` at a time.
+
+use super::*;
+
+const OWN: &str = r#"
+[edge]
+listen = "127.0.0.1:8400"
+origin = "http://127.0.0.1:8400"
+hold_s = 7
+
+[[edge.route]]
+name = "files"
+path_prefix = "/"
+upstream = "127.0.0.1:9000"
+"#;
+
+/// The good file, with a group that is pinned to this.
+fn pinned(own: &str, more: &str) -> Result<Config, Vec<ConfigError>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("own.toml");
+    std::fs::write(&path, own).unwrap();
+    let group = format!(
+        "[[edge.group]]\nname = \"a\"\nproxies = [\"spiffe://writ.example/proxy\"]\nconfig = \"{}\"\n{more}\n",
+        path.display()
+    );
+    parse(&GOOD.replace("[policy]", &format!("{group}[policy]")))
+}
+
+#[test]
+fn a_group_has_an_edge_of_its_own() {
+    let config = pinned(OWN, "").unwrap();
+    let holds: Vec<u64> = config.edges().map(|edge| edge.hold_s).collect();
+    assert_eq!(holds, [25, 7]);
+}
+
+#[test]
+fn what_is_wrong_with_a_groups_own_is_said_with_its_file_and_line() {
+    let table = [
+        ("hold_s = 7", "hold_s = 99", "99 is out of bounds"),
+        ("hold_s = 7", "holds = 7", "holds: no such key"),
+        (
+            "hold_s = 7",
+            "module = \"/usr/lib/writ/filter.wasm\"",
+            "module: no such key",
+        ),
+        ("hold_s = 7", "[edge.rollout]", "rollout: no such key"),
+        (
+            "[edge]",
+            "[limits]\nheld_total = 1\n[edge]",
+            "limits: a group has an [edge] of its own and nothing else",
+        ),
+        (
+            "http://127.0.0.1:8400",
+            "http://localhost:8400",
+            "have to be the same for all proxies",
+        ),
+        (
+            "hold_s = 7",
+            "[[edge.site]]\nname = \"b\"\norigin = \"http://b.example\"",
+            "have to be the same for all proxies",
+        ),
+    ];
+    for (from, to, wanted) in table {
+        let text = OWN.replacen(from, to, 1);
+        let errors = pinned(&text, "").map(|_| ()).unwrap_err();
+        let said = errors.iter().find(|it| it.to_string().contains(wanted));
+        let said = said.unwrap_or_else(|| panic!("{wanted}: {errors:?}"));
+        assert!(said.line > 0, "{said}");
+    }
+    let errors = pinned("", "").map(|_| ()).unwrap_err();
+    assert!(
+        errors[0].message.contains("the table [edge] is missing"),
+        "{errors:?}"
+    );
+    let errors = pinned(OWN, "[edge.rollout]\nfirst = [\"a\"]\nwatch_s = 10").unwrap_err();
+    assert!(
+        errors[0].message.contains("a pinned one tries nothing"),
+        "{errors:?}"
+    );
+    let missing = GOOD.replace(
+        "[policy]",
+        "[[edge.group]]\nname = \"a\"\nproxies = [\"spiffe://writ.example/proxy\"]\nconfig = \"/nowhere/own.toml\"\n[policy]",
+    );
+    let errors = parse(&missing).unwrap_err();
+    assert!(
+        errors[0]
+            .to_string()
+            .contains("/nowhere/own.toml: can't read a group's [edge]"),
+        "{errors:?}"
+    );
+}
+
+fn with(more: &str) -> Edge {
+    let text = GOOD.replace("[[edge.route]]", &format!("{more}\n[[edge.route]]"));
+    (*parse(&text).unwrap().edge).clone()
+}
+
+const BODY: &str = "[[edge.route]]\nname = \"pay\"\npath_prefix = \"/pay\"\nupstream = \"127.0.0.1:9001\"\nbody = \"read\"\nbody_facts = { \"/amount\" = \"long\" }";
+const UNGUARDED: &str = "[[edge.unguarded]]\nname = \"assets\"\npath_prefix = \"/assets\"\nupstream = \"127.0.0.1:9002\"";
+const OBSERVED: &str = "[[edge.route]]\nname = \"old\"\npath_prefix = \"/old\"\nupstream = \"127.0.0.1:9003\"\nmode = \"observe\"";
+
+#[test]
+fn what_is_kept_is_read_again_and_has_a_version_of_its_own() {
+    let table = ["", "hold_s = 8", BODY, UNGUARDED, OBSERVED];
+    let mut versions = BTreeSet::new();
+    for more in table {
+        let edge = with(more);
+        let kept = Edge::of_kept(&edge.to_keep()).unwrap();
+        assert_eq!(kept.version(), edge.version());
+        assert_eq!(kept.routes, edge.routes);
+        assert_eq!(kept.exempt, edge.exempt);
+        assert!(versions.insert(edge.version()), "{more}");
+    }
+    let grouped = with("[[edge.group]]\nname = \"a\"\nproxies = [\"spiffe://writ.example/proxy\"]");
+    assert!(
+        versions.contains(&grouped.version()),
+        "who gets it is no part of it"
+    );
+    assert!(Edge::of_kept("{}").is_none() && Edge::of_kept("").is_none());
+}
+
+#[test]
+fn what_tokens_and_policies_rest_on_is_the_same_for_all() {
+    let table = [
+        ("", true),
+        ("hold_s = 8", true),
+        (UNGUARDED, true),
+        ("resource = \"http://127.0.0.1:8400/files\"", false),
+    ];
+    for (more, fits) in table {
+        assert_eq!(with(more).apart_from(&with("")).is_none(), fits, "{more}");
+    }
+    let (long, text) = (with(BODY), with(&BODY.replace("\"long\"", "\"string\"")));
+    assert!(long.apart_from(&text).is_some() && long.apart_from(&long).is_none());
+}
+
+#[test]
+fn nobody_goes_back_to_what_is_open() {
+    let table = [
+        // before, after, whether the one before may let more through
+        ("", "", false),
+        ("", BODY, false),
+        ("", UNGUARDED, false),
+        ("", OBSERVED, false),
+        (UNGUARDED, "", true),
+        (OBSERVED, "", true),
+        (UNGUARDED, UNGUARDED, false),
+        (OBSERVED, OBSERVED, false),
+        // A route that is new may lie below one that is open.
+        (UNGUARDED, &format!("{BODY}\n{UNGUARDED}"), true),
+        (BODY, "", false),
+    ];
+    for (before, after, wanted) in table {
+        let more = with(before).lets_more_through_than(&with(after));
+        assert_eq!(more, wanted, "from {before:?} to {after:?}");
+    }
+}
