@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chain::Hash,
-    group::{Group, GroupError, HEADER_LEN, Header, Sketch, is_unfinished},
+    group::{self, Group, GroupError, HEADER_LEN, Header, Scan, Sketch, is_unfinished},
     line::{Line, MAX_LINE},
     segment,
     verify::LOOKS,
@@ -139,6 +139,9 @@ pub struct Reader {
     position: Position,
     // The position's segment, while it is open.
     file: Option<File>,
+    // What is read at a time, kept: a new one as long as a group costs more than the
+    // reading, for the kernel clears each page of it.
+    buffer: Vec<u8>,
 }
 
 impl Reader {
@@ -155,6 +158,7 @@ impl Reader {
             dir: dir.to_owned(),
             position,
             file: None,
+            buffer: Vec::new(),
         }
     }
 
@@ -169,6 +173,38 @@ impl Reader {
     /// # Errors
     /// A [`ReadError`]; the position stays.
     pub fn next_group(&mut self) -> Result<Option<Vec<Entry>>, ReadError> {
+        self.next(|bytes| {
+            let group = Group::decode(bytes)?;
+            let len = group.len();
+            Ok((len, group.entries.into_iter().map(Placed::whole).collect()))
+        })
+    }
+
+    /// What `look` makes of each line of the next whole group, which is read as far as
+    /// its place in the journal goes: for who needs no more, at a fraction of the work.
+    ///
+    /// # Errors
+    /// A [`ReadError`]; the position stays.
+    pub fn next_sketches<T>(
+        &mut self,
+        look: impl Fn(&Sketch<'_>) -> T,
+    ) -> Result<Option<Vec<T>>, ReadError> {
+        self.next(|bytes| {
+            let scan = Scan::decode(bytes)?;
+            let placed = |line: &Sketch<'_>| Placed {
+                index: line.index,
+                prev: line.prev,
+                leaf: line.leaf,
+                what: look(line),
+            };
+            Ok((scan.len(), scan.lines.iter().map(placed).collect()))
+        })
+    }
+
+    fn next<T>(
+        &mut self,
+        decode: impl Fn(&[u8]) -> Result<Decoded<T>, GroupError>,
+    ) -> Result<Option<Vec<T>>, ReadError> {
         let mut reopened = false;
         loop {
             // Looked for before reading: once the next segment is there, this one is final.
@@ -185,8 +221,8 @@ impl Reader {
                     Err(error) => return Err(self.io(error)),
                 }
             }
-            if let Some(bytes) = self.read_group()? {
-                return self.take(&bytes).map(Some);
+            if let Some(decoded) = self.read_group(&decode)? {
+                return self.take(decoded).map(Some);
             }
             // Recovery puts the last segment anew in place, and what was open is
             // then the old file: every end is looked at again in what is there now.
@@ -220,77 +256,99 @@ impl Reader {
         }
     }
 
-    /// The bytes of the group at the position, if a whole one stands there.
-    fn read_group(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
-        let head = self.read_at(HEADER_LEN)?;
-        let total = match Header::decode(&head) {
-            Ok(header) => header.total_len,
-            Err(error) => return self.unfinished_or(error),
+    /// The group at the position, if a whole one stands there.
+    fn read_group<T>(
+        &mut self,
+        decode: impl Fn(&[u8]) -> Result<Decoded<T>, GroupError>,
+    ) -> Result<Option<Decoded<T>>, ReadError> {
+        let head = Header::decode(self.read_at(HEADER_LEN)?);
+        let decoded = match head {
+            Ok(head) => {
+                let total = usize::try_from(head.total_len).unwrap_or(usize::MAX);
+                decode(self.read_at(total)?)
+            }
+            Err(error) => Err(error),
         };
-        let bytes = self.read_at(usize::try_from(total).unwrap_or(usize::MAX))?;
-        match Group::decode(&bytes) {
-            Ok(_) => Ok(Some(bytes)),
-            Err(error) => self.unfinished_or(error),
-        }
-    }
-
-    fn unfinished_or(&mut self, error: GroupError) -> Result<Option<Vec<u8>>, ReadError> {
+        let error = match decoded {
+            Ok(decoded) => return Ok(Some(decoded)),
+            Err(error) => error,
+        };
         // A group that is written meanwhile may be read with its beginning still
         // missing and its end there, which looks like damage, but not for long.
         for _ in 0..LOOKS {
             let rest = self.read_at(usize::MAX)?;
-            match Group::decode(&rest) {
-                Ok(group) => return Ok(rest.get(..group.len()).map(<[u8]>::to_vec)),
-                Err(_) if is_unfinished(&rest) => return Ok(None),
+            match decode(rest) {
+                Ok(decoded) => return Ok(Some(decoded)),
+                Err(_) if is_unfinished(rest) => return Ok(None),
                 Err(_) => {}
             }
         }
         Err(self.damaged(error))
     }
 
-    fn read_at(&mut self, len: usize) -> Result<Vec<u8>, ReadError> {
+    /// As much of this as there is, at the position.
+    fn read_at(&mut self, len: usize) -> Result<&[u8], ReadError> {
         let offset = self.position.offset;
+        self.buffer.clear();
         let Some(file) = self.file.as_mut() else {
-            return Ok(Vec::new());
+            return Ok(&self.buffer);
         };
-        let mut bytes = Vec::new();
         let limit = u64::try_from(len).unwrap_or(u64::MAX);
         let read = file
             .seek(SeekFrom::Start(offset))
-            .and_then(|_| file.take(limit).read_to_end(&mut bytes));
+            .and_then(|_| file.take(limit).read_to_end(&mut self.buffer));
         match read {
-            Ok(_) => Ok(bytes),
+            Ok(_) => Ok(&self.buffer),
             Err(error) => Err(self.io(error)),
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<Vec<Entry>, ReadError> {
-        let group = Group::decode(bytes).map_err(|error| self.damaged(error))?;
-        let mut entries = Vec::with_capacity(group.entries.len());
+    /// Moves the position behind a group that continues what was before it.
+    fn take<T>(&mut self, (len, lines): Decoded<T>) -> Result<Vec<T>, ReadError> {
+        let mut taken = Vec::with_capacity(lines.len());
         let (mut next, mut head) = (self.position.next, self.position.head);
-        for entry in group.entries {
-            if entry.line.index != next || entry.line.prev != head {
+        for line in lines {
+            if line.index != next || line.prev != head {
                 return Err(self.damaged("an entry that does not continue the one before"));
             }
             next = next.saturating_add(1);
-            head = entry.leaf;
-            let salt = crate::evidence::SALT_LEN;
-            entries.push(Entry {
-                text: String::from_utf8_lossy(entry.bytes).into_owned(),
-                line: entry.line,
-                leaf: entry.leaf,
-                evidence: entry
-                    .attached
-                    .iter()
-                    .map(|a| a.get(salt..).unwrap_or_default().to_vec())
-                    .collect(),
-            });
+            head = line.leaf;
+            taken.push(line.what);
         }
         (self.position.next, self.position.head) = (next, head);
         self.position.offset = self
             .position
             .offset
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-        Ok(entries)
+            .saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+        Ok(taken)
+    }
+}
+
+/// A group's length in bytes, and its lines.
+type Decoded<T> = (usize, Vec<Placed<T>>);
+
+/// A line's place in the chain, and what was made of it.
+struct Placed<T> {
+    index: u64,
+    prev: Hash,
+    leaf: Hash,
+    what: T,
+}
+
+impl Placed<Entry> {
+    fn whole(entry: group::Entry<'_>) -> Self {
+        let salt = crate::evidence::SALT_LEN;
+        let unsalted = |bytes: &&[u8]| bytes.get(salt..).unwrap_or_default().to_vec();
+        Self {
+            index: entry.line.index,
+            prev: entry.line.prev,
+            leaf: entry.leaf,
+            what: Entry {
+                text: String::from_utf8_lossy(entry.bytes).into_owned(),
+                line: entry.line,
+                leaf: entry.leaf,
+                evidence: entry.attached.iter().map(unsalted).collect(),
+            },
+        }
     }
 }

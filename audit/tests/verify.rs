@@ -353,6 +353,12 @@ fn the_reader_reads_what_the_verifier_verifies() {
     let whole = journal.segments[2].clone();
     journal.segments[2][at + BLOCK..].fill(0);
     journal.write(dir.path());
+    let mut sketched = Reader::new(dir.path());
+    let mut sketches = Vec::new();
+    while let Some(lines) = sketched.next_sketches(|line| line.leaf).unwrap() {
+        sketches.extend(lines);
+    }
+    assert_eq!(sketches, journal.leaves[..13]);
     let mut reader = Reader::new(dir.path());
     let mut leaves = Vec::new();
     while let Some(entries) = reader.next_group().unwrap() {
@@ -371,6 +377,8 @@ fn the_reader_reads_what_the_verifier_verifies() {
     assert_eq!(reader.next_group().unwrap(), None);
     assert_eq!(other.next_group().unwrap().unwrap().len(), 3);
     assert_eq!(other.position(), reader.position());
+    assert_eq!(sketched.next_sketches(|_| ()).unwrap().unwrap().len(), 3);
+    assert_eq!(sketched.position(), reader.position());
     assert_eq!(
         (reader.position().next, reader.position().head),
         (16, journal.leaves[15])

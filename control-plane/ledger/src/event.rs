@@ -4,9 +4,9 @@
 //! `kind` and `body` (docs/reference/journal.md), so that replaying a journal
 //! applies the same values as the happy path did.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use crate::model::{
@@ -245,6 +245,48 @@ impl Entry {
         let at = |path: &str| body.pointer(path).and_then(Value::as_str);
         at("/agent").or_else(|| at("/token/agent"))
     }
+
+    /// The same of a whole line's bytes, without building the rest of it.
+    pub(crate) fn agent_in(line: &[u8]) -> Option<String> {
+        let About { body } = serde_json::from_slice(line).ok()?;
+        let agent = match (body.agent, body.token) {
+            (Some(Agent::Is(agent)), _) | (_, Some(Token::Of { agent })) => agent,
+            _ => return None,
+        };
+        Some(agent.into_owned())
+    }
+}
+
+/// A line, as far as it says whom it is about.
+#[derive(Deserialize)]
+struct About<'l> {
+    #[serde(borrow)]
+    body: AboutBody<'l>,
+}
+
+#[derive(Deserialize)]
+struct AboutBody<'l> {
+    #[serde(borrow)]
+    agent: Option<Agent<'l>>,
+    #[serde(borrow)]
+    token: Option<Token<'l>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Agent<'l> {
+    Is(#[serde(borrow)] Cow<'l, str>),
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token<'l> {
+    Of {
+        #[serde(borrow)]
+        agent: Cow<'l, str>,
+    },
+    Other(IgnoredAny),
 }
 
 /// A value that several hold, written as itself.
@@ -264,5 +306,36 @@ mod shared {
         from: D,
     ) -> Result<Arc<T>, D::Error> {
         T::deserialize(from).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn whom_a_line_is_about_is_read_from_its_bytes_as_from_its_body() {
+        let table = [
+            json!({"agent": "a", "token": {"agent": "b"}}),
+            json!({"token": {"jti": "1", "agent": "b\\\"", "n": [1, {"agent": "c"}]}}),
+            json!({"agent": 7, "token": {"agent": "b"}}),
+            json!({"agent": "a", "token": "0123"}),
+            json!({"token": "0123"}),
+            json!({"token": {"agent": 7}}),
+            json!({"agents": ["a"], "x": {"agent": "c"}}),
+            json!({}),
+        ];
+        for body in table {
+            let line = json!({"att": [], "body": body, "i": 7, "kind": "x"});
+            let bytes = serde_json::to_vec(&line).unwrap();
+            assert_eq!(
+                Entry::agent_in(&bytes).as_deref(),
+                Entry::agent_of(&body),
+                "{body}"
+            );
+        }
+        assert_eq!(Entry::agent_in(b"{"), None);
     }
 }

@@ -7,6 +7,7 @@ use cedar_policy::{
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 /// The schema that every policy is validated against, in Cedar's own syntax.
 pub const SCHEMA: &str = r#"
@@ -56,10 +57,21 @@ pub fn schema(facts: &BTreeMap<String, FactKind>) -> String {
     SCHEMA.replacen(BODY, &body, 1)
 }
 
+/// A type of the schema's, parsed once: each question has three of them.
+type Kind = LazyLock<Result<EntityTypeName, String>>;
+
+static AGENT: Kind = LazyLock::new(|| kind("Writ::Agent"));
+static ACTION: Kind = LazyLock::new(|| kind("Writ::Action"));
+static RESOURCE: Kind = LazyLock::new(|| kind("Writ::Resource"));
+
+fn kind(name: &str) -> Result<EntityTypeName, String> {
+    EntityTypeName::from_str(name).map_err(|error| error.to_string())
+}
+
 /// Entity ids come from agents: they are built by typed constructors, never by
 /// pasting into Cedar text.
-fn uid(kind: &str, id: &str) -> Result<EntityUid, Vec<String>> {
-    let kind = EntityTypeName::from_str(kind).map_err(|error| vec![error.to_string()])?;
+fn uid(kind: &Kind, id: &str) -> Result<EntityUid, Vec<String>> {
+    let kind = LazyLock::force(kind).clone().map_err(|error| vec![error])?;
     Ok(EntityUid::from_type_name_and_id(kind, EntityId::new(id)))
 }
 
@@ -79,9 +91,9 @@ pub(crate) fn request(
     fn say(error: impl ToString) -> Vec<String> {
         vec![error.to_string()]
     }
-    let principal = uid("Writ::Agent", question.agent)?;
-    let action = uid("Writ::Action", question.method)?;
-    let resource = uid("Writ::Resource", question.location)?;
+    let principal = uid(&AGENT, question.agent)?;
+    let action = uid(&ACTION, question.method)?;
+    let resource = uid(&RESOURCE, question.location)?;
 
     let spiffe = question
         .agent

@@ -238,7 +238,9 @@ impl Shared {
         ) {
             Asked::New(entry) => {
                 let (shared, prefix) = (self.clone(), prefix.clone());
-                tokio::spawn(async move { shared.decide(prefix, counter, entry, ask).await });
+                // A task's cell is aligned, which makes a large one dear.
+                let decided = Box::pin(shared.decide(prefix, counter, entry, ask));
+                tokio::spawn(decided);
                 return;
             }
             Asked::UnderWay => {
@@ -423,10 +425,10 @@ impl Shared {
                 return;
             };
             let (core, attempt) = (self.engine.core.clone(), attempt(prefix, counter));
-            tokio::spawn(async move {
+            tokio::spawn(Box::pin(async move {
                 reports::outcome(&core, attempt, &outcome).await;
                 drop(room);
-            });
+            }));
         }
     }
 

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use audit::reader::{Position, ReadError, Reader};
+use audit::{
+    group::Sketch,
+    reader::{Position, ReadError, Reader},
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -38,6 +41,17 @@ pub struct ListedEntry {
     pub kind: String,
     /// The agent that it is about.
     pub agent: Option<String>,
+}
+
+impl ListedEntry {
+    fn of(line: &Sketch<'_>) -> Self {
+        Self {
+            index: line.index,
+            time_ms: line.time_ms,
+            kind: line.kind.to_owned(),
+            agent: Entry::agent_in(line.bytes),
+        }
+    }
 }
 
 /// Whether listings can be read.
@@ -101,7 +115,7 @@ const DAMAGED: &str = ".damaged-";
 /// Entries that are written together.
 const AT_ONCE: usize = 1_024;
 /// How long new entries gather before they are listed.
-const REST: Duration = Duration::from_millis(50);
+const REST: Duration = Duration::from_millis(200);
 
 /// A handle on the projection.
 pub(crate) struct Listings {
@@ -256,17 +270,17 @@ impl Projection {
             // Groups are published whole, so that one with a durable entry is all durable.
             // Many groups go into one write: what listings cost is taken from decisions.
             while reader.position().next < durable {
-                let mut entries = Vec::new();
-                while reader.position().next < durable && entries.len() < AT_ONCE {
-                    match reader.next_group()? {
-                        Some(mut group) => entries.append(&mut group),
+                let mut listed = Vec::new();
+                while reader.position().next < durable && listed.len() < AT_ONCE {
+                    match reader.next_sketches(ListedEntry::of)? {
+                        Some(mut group) => listed.append(&mut group),
                         None => break,
                     }
                 }
-                if entries.is_empty() {
+                if listed.is_empty() {
                     break;
                 }
-                store(&db, &entries, &reader.position())?;
+                store(&db, &listed, &reader.position())?;
             }
             if matches!(
                 *self.held.read().unwrap_or_else(PoisonError::into_inner),
@@ -384,22 +398,11 @@ fn position(db: &sled::Db) -> Result<Position, ListingError> {
     })
 }
 
-fn store(
-    db: &sled::Db,
-    entries: &[audit::reader::Entry],
-    position: &Position,
-) -> Result<(), ListingError> {
+fn store(db: &sled::Db, entries: &[ListedEntry], position: &Position) -> Result<(), ListingError> {
     let mut batch = sled::Batch::default();
-    for entry in entries {
-        let line = &entry.line;
-        let listed = ListedEntry {
-            index: line.index,
-            time_ms: line.time_ms,
-            kind: line.kind.clone(),
-            agent: Entry::agent_of(&line.body).map(str::to_owned),
-        };
-        batch.insert(&line.index.to_be_bytes(), serde_json::to_vec(&listed)?);
-        if let Some(old) = line.index.checked_sub(LISTED) {
+    for listed in entries {
+        batch.insert(&listed.index.to_be_bytes(), serde_json::to_vec(listed)?);
+        if let Some(old) = listed.index.checked_sub(LISTED) {
             batch.remove(&old.to_be_bytes());
         }
     }
