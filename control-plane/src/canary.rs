@@ -114,6 +114,24 @@ impl Canary {
         }
     }
 
+    /// A route that some group does not enforce as the others do is not tried, since
+    /// nobody knows whose a target is: who relies on the canary has to know.
+    fn say_left_out(&self, routes: &[Route]) {
+        const KEY: &str = "canary left out";
+        let names: Vec<&str> = routes.iter().map(|it| it.name.as_str()).collect();
+        if names.is_empty() {
+            self.core.warnings.lower(KEY);
+            return;
+        }
+        let text = format!(
+            "the canary does not try {}: not all proxies have the same route",
+            names.join(", ")
+        );
+        if self.core.warnings.raise(KEY, &text) {
+            tracing::warn!("{text}");
+        }
+    }
+
     /// With today's certificate of ours, where one is demanded.
     fn show_certificate(&mut self) {
         if !self.core.config.edge.client_certificates {
@@ -147,7 +165,8 @@ impl Canary {
         let own = vec![config.edge.origin.clone()];
         let given = config.canary.targets.clone();
         let targets = if given.is_empty() { own } else { given };
-        let routes = self.core.edges.enforced_by_all();
+        let (routes, left_out) = self.core.edges.enforced();
+        self.say_left_out(&left_out);
         for route in &routes {
             let spent = self.spent_token(route).await;
             for target in &targets {

@@ -88,8 +88,12 @@ impl Edges {
         self.all_have_the_files.store(the_files, Ordering::SeqCst);
     }
 
+    fn all_have_the_files(&self) -> bool {
+        self.all_have_the_files.load(Ordering::SeqCst)
+    }
+
     fn for_all(&self) -> &Served {
-        if self.all_have_the_files.load(Ordering::SeqCst) {
+        if self.all_have_the_files() {
             &self.file
         } else {
             &self.begun
@@ -110,40 +114,36 @@ impl Edges {
         found.unwrap_or_else(|| self.for_all()).edge.clone()
     }
 
-    /// Each of them.
-    pub fn all(&self) -> impl Iterator<Item = &Edge> {
+    /// Each that some proxy is to have now.
+    fn all(&self) -> impl Iterator<Item = &Edge> {
+        let begun = Some(&self.begun).filter(|_| !self.all_have_the_files());
         let pinned = self.pinned.values().map(|it| &it.served);
-        let all = [&self.file, &self.begun].into_iter().chain(pinned);
+        let all = std::iter::once(&self.file).chain(begun).chain(pinned);
         all.map(|it| &*it.edge)
     }
 
-    /// Whether each of them reads the bodies of this path: else no token can hold a
-    /// request to one.
+    /// The routes that proxies of no pinned group enforce: those that all others
+    /// enforce as well, and those that they don't.
     #[must_use]
-    pub fn all_read_bodies_of(&self, authority: &str, path: &str) -> bool {
-        let mut all = self.all();
-        all.all(|edge| edge.body_of(authority, path).is_some())
-    }
-
-    /// The routes that each of them guards, and enforces.
-    #[must_use]
-    pub fn enforced_by_all(&self) -> Vec<Route> {
+    pub fn enforced(&self) -> (Vec<Route>, Vec<Route>) {
         let routes = self.for_all().edge.routes.iter();
-        let everywhere = |route: &&Route| {
+        let own = routes.filter(|route| route.mode == Mode::Enforce).cloned();
+        own.partition(|route| {
             let same = |it: &Route| {
                 it.mode == Mode::Enforce
                     && (&it.name, &it.site, &it.path_prefix)
                         == (&route.name, &route.site, &route.path_prefix)
             };
             self.all().all(|edge| edge.routes.iter().any(same))
-        };
-        routes.filter(everywhere).cloned().collect()
+        })
     }
 
-    /// The longest that any of them lets a request be held, in seconds.
+    /// The longest that any of them let a request be held since this start, in seconds.
     #[must_use]
     pub fn hold_max_s(&self) -> u64 {
-        self.all().map(|edge| edge.hold_s).max().unwrap_or_default()
+        let begun = std::iter::once(&*self.begun.edge);
+        let all = self.all().chain(begun).map(|edge| edge.hold_s);
+        all.max().unwrap_or_default()
     }
 
     /// The names of routes on which nothing is refused by some of them.

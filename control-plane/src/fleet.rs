@@ -30,6 +30,8 @@ pub struct Requests {
     pub refused: u64,
     /// Refused to somebody unknown: anybody can make these.
     pub strangers: u64,
+    /// What would have been refused to somebody known, and went on.
+    pub observed: u64,
 }
 
 impl Requests {
@@ -40,6 +42,7 @@ impl Requests {
             allowed: self.allowed.saturating_add(other.allowed),
             refused: self.refused.saturating_add(other.refused),
             strangers: self.strangers.saturating_add(other.strangers),
+            observed: self.observed.saturating_add(other.observed),
         }
     }
 }
@@ -217,6 +220,7 @@ mod tests {
             allowed: 3,
             refused: 1,
             strangers: 7,
+            observed: 2,
         };
         fleet.decided(&seat("a", "1"), some);
         fleet.ended(&seat("b", "1"));

@@ -28,6 +28,9 @@ pub struct Check {
     /// Take the names of what may be unguarded from this config file of the control plane
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// With --config: of a proxy of this group, which may have an [edge] of its own
+    #[arg(long, value_name = "NAME", requires = "config")]
+    group: Option<String>,
     /// A listener, virtual host or route that may be without the filter
     #[arg(long, value_name = "NAME")]
     unguarded: Vec<String>,
@@ -75,9 +78,18 @@ impl Check {
                 let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
                 format!("the config is not usable:{lines}")
             })?;
-            for edge in config.edges() {
-                edge.name_exemptions(&mut names);
-            }
+            let edge = match &self.group {
+                None => &config.edge,
+                Some(name) => {
+                    let mut groups = config.edge.groups.iter();
+                    let group = groups.find(|group| group.name == *name);
+                    let group = group.ok_or_else(|| {
+                        format!("`{name}` is no [[edge.group]] of `{}`", path.display())
+                    })?;
+                    group.config.as_ref().unwrap_or(&config.edge)
+                }
+            };
+            edge.name_exemptions(&mut names);
         }
         Ok(names)
     }

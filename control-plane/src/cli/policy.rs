@@ -71,6 +71,12 @@ pub fn check_config(config: Result<Config, Vec<ConfigError>>) -> ExitCode {
                 "config and policy are good; policy version {}",
                 policies.version()
             );
+            println!("[edge] {}", config.edge.version());
+            for group in &config.edge.groups {
+                if let Some(own) = &group.config {
+                    println!("[edge] of the group {} {}", group.name, own.version());
+                }
+            }
             ExitCode::SUCCESS
         }
         Err(errors) => {

@@ -55,22 +55,36 @@ impl Edge {
     /// Why proxies can't have this one while others have `other`; `None`: they can.
     ///
     /// An agent does not know which proxy will have its request, so a token has to be
-    /// good at either; and policy knows one kind for each fact.
+    /// good at either. And rules about bodies are for everybody at once: where one
+    /// proxy does not read what another reads, they would not hold.
     #[must_use]
     pub fn apart_from(&self, other: &Self) -> Option<&'static str> {
         let sites = |edge: &Self| edge.all_sites().collect::<Vec<_>>();
-        let kinds = other.facts();
-        let mut facts = self.facts().into_iter();
-        let disagrees = |(name, kind)| kinds.get(&name).is_some_and(|known| *known != kind);
         if sites(self) != sites(other) {
             Some("`origin`, `resource` and [[edge.site]] have to be the same for all proxies")
         } else if self.client_certificates != other.client_certificates {
             Some("`client_certificates` has to be the same for all proxies")
-        } else if facts.any(disagrees) {
-            Some("`body_facts`: a fact is of another kind")
+        } else if !self.reads_what(other) {
+            Some(
+                "`body` and `body_facts` of each path have to be the same for all proxies: policies rest on them",
+            )
         } else {
             None
         }
+    }
+
+    /// Whether the same is read of the bodies of each path.
+    fn reads_what(&self, other: &Self) -> bool {
+        let prefixes = self.routes.iter().chain(&other.routes);
+        let mut places = prefixes.map(|route| (route.site.as_deref(), route.path_prefix.as_str()));
+        let read = |edge: &Self, site: Option<&str>, prefix: &str| {
+            let authority = edge
+                .site_named(site)
+                .map(|site| site.authority().to_owned());
+            let body = edge.body_of(&authority?, prefix)?;
+            Some(body.facts.clone())
+        };
+        places.all(|(site, prefix)| read(self, site, prefix) == read(other, site, prefix))
     }
 
     /// Whether something that is let through without a decision here may need one

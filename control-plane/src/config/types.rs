@@ -351,6 +351,15 @@ pub struct Site {
     pub resource: String,
 }
 
+impl Site {
+    /// Its origin's `host[:port]`.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        let parts = self.origin.split_once("://");
+        parts.map_or(self.origin.as_str(), |(_, authority)| authority)
+    }
+}
+
 impl Edge {
     /// All origins, `edge.origin` first.
     pub fn all_sites(&self) -> impl Iterator<Item = Site> + '_ {

@@ -305,9 +305,10 @@ impl Engine {
         certificate_fits(&token, question, edge.client_certificates)
             .map_err(|reason| (reason, None))?;
         covers(&token.action, question, edge.all_sites()).map_err(|reason| (reason, None))?;
-        // The proxy has another idea of its routes: what would have been read was not.
+        // The proxy has another idea of its routes: what would have been read was not,
+        // or what is read here nobody has asked for.
         let reads = edge.body_of(&question.authority, &question.path).is_some();
-        if reads && body_digest(question).is_none() {
+        if reads != body_digest(question).is_some() {
             return Err((Reason::InternalError, None));
         }
         Ok(token)

@@ -1,6 +1,7 @@
 //! What filters report: refusals at the edge and outcomes. A batch is
 //! acknowledged when it is durable; what is missing is an entry too.
 
+use crate::fleet::Requests;
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{Denial, DenialBatch, Outcome};
@@ -53,6 +54,22 @@ pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, mis
         core.metrics.at_edge(reason, count.observed, count.count);
     }
     true
+}
+
+/// What a batch says of requests, for whoever judges the filter.
+pub fn requests(batch: &DenialBatch) -> Requests {
+    let known = |observed| {
+        let entries = batch.entries.iter();
+        let these = entries.filter(|it| it.observed == observed).count();
+        u64::try_from(these).unwrap_or(u64::MAX)
+    };
+    let counts = batch.counts.iter().filter(|it| !it.observed);
+    Requests {
+        allowed: 0,
+        refused: known(false),
+        strangers: counts.map(|it| it.count).fold(0, u64::saturating_add),
+        observed: known(true),
+    }
 }
 
 /// Makes an outcome durable. One that can't be leaves the outcome unknown.
@@ -114,4 +131,35 @@ fn cut(text: &str) -> String {
         .take_while(|(at, c)| at + c.len_utf8() <= TEXT_MAX)
         .map(|(_, c)| c)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use decision_api::DenialCount;
+
+    #[test]
+    fn what_went_on_all_the_same_is_no_refusal() {
+        let denial = |observed| Denial {
+            observed,
+            ..Denial::default()
+        };
+        let count = |observed, count| DenialCount {
+            reason: "proof_signature".into(),
+            count,
+            observed,
+        };
+        let batch = DenialBatch {
+            entries: vec![denial(false), denial(true), denial(true)],
+            counts: vec![count(false, 5), count(true, 7)],
+            ..DenialBatch::default()
+        };
+        let wanted = Requests {
+            allowed: 0,
+            refused: 1,
+            strangers: 5,
+            observed: 2,
+        };
+        assert_eq!(requests(&batch), wanted);
+    }
 }

@@ -393,6 +393,10 @@ impl Shared {
                     },
                     // What the canary provokes says nothing of a module.
                     _ if facts.question.path.ends_with(canary::PATH) => Requests::default(),
+                    _ if facts.question.observed => Requests {
+                        observed: 1,
+                        ..Requests::default()
+                    },
                     _ => Requests {
                         refused: 1,
                         ..Requests::default()
@@ -450,12 +454,7 @@ impl Shared {
                     continue;
                 }
                 *durable = batch.sequence;
-                let counts = batch.counts.iter().map(|count| count.count);
-                let requests = Requests {
-                    allowed: 0,
-                    refused: u64::try_from(batch.entries.len()).unwrap_or(u64::MAX),
-                    strangers: counts.fold(0, u64::saturating_add),
-                };
+                let requests = reports::requests(&batch);
                 self.engine.core.fleet.decided(&prefix.seat, requests);
             }
             drop(durable);

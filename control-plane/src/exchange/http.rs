@@ -189,7 +189,7 @@ async fn authorize() -> Response {
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
     let config = &exchange.core.config;
-    cached(metadata::server(&config.server, &exchange.core.edges))
+    cached(metadata::server(&config.server, &config.edge))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {

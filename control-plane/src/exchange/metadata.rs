@@ -1,16 +1,14 @@
 //! Authorization server metadata (RFC 8414).
 
 use super::GRANT_EXCHANGE;
-use crate::config::{Route, Server};
-use crate::edges::Edges;
+use crate::config::{Edge, Route, Server};
 use serde_json::{Value, json};
 
 /// What standard clients read before they do anything. They require
 /// `authorization_endpoint` and `response_types_supported`. Where there is a
 /// token endpoint for client certificates, its tokens are bound to them, and
 /// clients find it by its alias (RFC 8705, sections 3.3 and 5).
-pub fn server(server: &Server, edges: &Edges) -> Value {
-    let edge = &edges.file().edge;
+pub fn server(server: &Server, edge: &Edge) -> Value {
     let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
@@ -18,10 +16,8 @@ pub fn server(server: &Server, edges: &Edges) -> Value {
     let digests = routes.iter().map(|route| {
         let site = edge.site_named(route.site.as_deref());
         let origin = site.map_or_else(String::new, |site| site.origin);
-        let (_, authority) = origin.split_once("://").unwrap_or_default();
-        let read = edges.all_read_bodies_of(authority, &route.path_prefix);
         let location = format!("{origin}{}", route.path_prefix);
-        json!({ "location": location, "content_digest": read })
+        json!({ "location": location, "content_digest": route.body.is_some() })
     });
     let digests: Vec<Value> = digests.collect();
     let mut metadata = json!({

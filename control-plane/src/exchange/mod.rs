@@ -187,7 +187,7 @@ impl Exchange {
         let content_digest = action.content_digest();
         let (_, authority) = site.origin.split_once("://").unwrap_or_default();
         let path = action.path_and_query();
-        let reads = self.core.edges.all_read_bodies_of(authority, &path);
+        let reads = self.core.config.edge.body_of(authority, &path).is_some();
         if content_digest.is_some() && !reads {
             return Err(ExchangeError::Details(
                 "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),

@@ -15,7 +15,7 @@ mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;
-use crate::config::{Config, ConfigError, Edge};
+use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
 use crate::exchange::Exchange;
@@ -135,9 +135,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let module = edge::Module::read(&config.edge).map_err(ServeError::Edge)?;
     let begin = rollout::begin_with(&config, &module);
     let edges = Edges::new(&config, begin.edge.clone());
-    let facts = edges.all().flat_map(Edge::facts).collect();
-    let policies = policy::Policies::load_with(&config.policies, &config.approvers, &facts)
-        .map_err(ServeError::Policy)?;
+    let policies =
+        policy::Policies::load_with(&config.policies, &config.approvers, &config.facts())
+            .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
     let stop = stop_on_signal();
     let failed = CancellationToken::new();

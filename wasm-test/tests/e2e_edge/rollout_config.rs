@@ -14,6 +14,7 @@ use super::rollout::{Junk, LONG, WATCH_S, start, tries, warned};
 
 const NOTE: &str = "/echo/notes/a";
 const BODY: &[u8] = b"a note";
+const SHOWN: &str = "/echo/shown/a";
 
 fn file(rig: &Rig) -> PathBuf {
     rig.system.state_dir().join("writ.toml")
@@ -34,17 +35,31 @@ fn list<'c>(config: &'c mut Table, name: &str) -> &'c mut Vec<toml::Value> {
     edge[name].as_array_mut().unwrap()
 }
 
-/// A route whose bodies are read, up to so many bytes.
-fn reads(config: &mut Table, limit: usize) {
+/// A route that shows its upstream our decision, and whose bodies nobody reads.
+fn shows(config: &mut Table) {
     let mut route = list(config, "route")[0].clone();
     let own = route.as_table_mut().unwrap();
-    own.insert("name".into(), "notes".into());
-    own.insert("path_prefix".into(), "/echo/notes".into());
-    own.insert("body".into(), "read".into());
-    own.insert("body_limit".into(), i64::try_from(limit).unwrap().into());
+    own.insert("name".into(), "shown".into());
+    own.insert("path_prefix".into(), "/echo/shown".into());
+    own.insert("decision_header".into(), true.into());
+    list(config, "route").push(route);
+}
+
+/// A route whose bodies are read, up to so many bytes.
+fn reads(config: &mut Table, limit: i64) {
     let routes = list(config, "route");
-    routes.retain(|it| it["name"].as_str() != Some("notes"));
-    routes.push(route);
+    let known = |it: &toml::Value| it["name"].as_str() == Some("notes");
+    let at = routes.iter().position(known).unwrap_or_else(|| {
+        let mut route = routes[0].clone();
+        let own = route.as_table_mut().unwrap();
+        own.insert("name".into(), "notes".into());
+        own.insert("path_prefix".into(), "/echo/notes".into());
+        own.insert("body".into(), "read".into());
+        routes.push(route);
+        routes.len() - 1
+    });
+    let route = routes[at].as_table_mut().unwrap();
+    route.insert("body_limit".into(), limit.into());
 }
 
 /// The `[edge]` that each node's filters said last.
@@ -108,23 +123,30 @@ async fn notes(rig: &Rig, answers: &[u16]) {
     join_all(sent).await;
 }
 
-/// What the token endpoint says to one who wants a token for one note alone.
-async fn bound_to_a_note(rig: &Rig) -> String {
-    let mut details = rig.agent.details("POST", NOTE);
-    details[0]["content_digest"] = json!("A".repeat(43));
-    let svid = rig.agent.svid().await.unwrap();
-    let proof = rig.agent.token_proof();
-    let details = details.to_string();
-    let answer = rig.agent.post_token(&svid, &details, &proof).await.unwrap();
-    answer.text().to_owned()
+/// Requests of the path that has a route of its own for some; how many of them the
+/// upstream was shown a decision of.
+async fn shown(rig: &Rig) -> usize {
+    let before = rig.records().len();
+    let sent = (0..20).map(async |_| {
+        let token = rig.agent.token("GET", SHOWN).await.unwrap();
+        let answer = rig.exchange_raw(&rig.signed("GET", SHOWN, &token)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    });
+    join_all(sent).await;
+    let records = rig.records();
+    let new = records.iter().skip(before).filter(|it| it.path == SHOWN);
+    new.filter(|it| it.header("x-writ-decision").is_some())
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     let mut rig = start(3, "").await;
-    let common = edges(&rig);
+    // What is read of bodies is the same for all, and changes for all at once. Then
+    // node 2 is pinned to what all have.
     let own = rig.system.state_dir().join("own.toml");
     restart_with(&mut rig, |config| {
+        reads(config, 1024);
         let mut edge = config["edge"].as_table().unwrap().clone();
         for key in ["module", "rollout", "group"] {
             edge.remove(key).unwrap();
@@ -140,44 +162,51 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     })
     .await;
     rig.recovers().await;
-    assert_eq!(edges(&rig), common, "it is what all have");
+    let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
+    assert!(log.contains("the changed [edge] goes to all proxies at once: `body`"));
+    let common = edges(&rig);
+    let kinds: BTreeSet<&String> = common.values().collect();
+    assert_eq!(kinds.len(), 1, "it is what all have: {common:?}");
+    notes(&rig, &[200]).await;
+    assert_eq!(shown(&rig).await, 0);
     assert_eq!(steps(&rig), Vec::<Value>::new());
     let (junk, task) = Junk::start(&rig);
 
-    // Node 0 has it alone for as long as is said, and then all but node 2. Whoever
-    // reads bodies is asked for them, and nobody else.
-    restart_with(&mut rig, |config| reads(config, 1024)).await;
+    // What is good is watched first, to compare with. Then node 0 has the other alone
+    // for as long as is said, and then all but node 2. A question is decided by what
+    // the proxy that asks has.
+    restart_with(&mut rig, shows).await;
+    let started = Instant::now();
     reaches(&rig, &["try"], &[200, 503]).await;
+    assert!(started.elapsed() >= Duration::from_secs(WATCH_S), "at once");
     let tried = Instant::now();
     eventually("node 0 has it", async || {
         edges(&rig)["writ-proxy-0"] != common["writ-proxy-0"]
     })
     .await;
     assert!(warned(&rig, "the [edge] ") && warned(&rig, "is tried on the groups first"));
+    let mut decisions = 0;
     while tried.elapsed() < Duration::from_secs(WATCH_S - 2) {
-        notes(&rig, &[200]).await;
+        decisions += shown(&rig).await;
         let now = edges(&rig);
         for node in ["writ-proxy-1", "writ-proxy-2"] {
             assert_eq!(now[node], common[node], "too early");
         }
     }
+    assert!(decisions > 0, "node 0 shows none");
     reaches(&rig, &["try", "all", "done"], &[200, 503]).await;
     let all = edges(&rig);
     assert_eq!(all["writ-proxy-0"], all["writ-proxy-1"]);
+    assert_ne!(all["writ-proxy-0"], common["writ-proxy-0"]);
     assert_eq!(all["writ-proxy-2"], common["writ-proxy-2"], "it is pinned");
     assert_eq!(rig.status()["warnings"], json!([]));
-    notes(&rig, &[200]).await;
-    let allowed = rig.entries_of("allow");
-    let notes_were = allowed
-        .iter()
-        .filter(|it| it["body"]["request"]["path"] == NOTE)
-        .map(|it| it["body"]["request"]["body"].is_null());
-    let kinds: BTreeSet<bool> = notes_were.collect();
-    assert_eq!(kinds.len(), 2, "some were read and some were not");
-    let answer = bound_to_a_note(&rig).await;
+    let mut decisions = 0;
+    for _ in 0..4 {
+        decisions += shown(&rig).await;
+    }
     assert!(
-        answer.contains("bodies of this location are not read"),
-        "{answer}"
+        (1..80).contains(&decisions),
+        "{decisions} of 80, of two of three"
     );
 
     // What refuses to known callers what passed is taken back, and tried again by
@@ -246,6 +275,17 @@ shares_upstream_with = ["files"]
     for _ in 0..20 {
         assert_eq!(ask(&rig).await, 401);
     }
+    let config = file(&rig).display().to_string();
+    let check = |more: &[&str]| {
+        let mut command = rig.system.writ();
+        command
+            .args(["edge", "check", "--config", &config])
+            .args(more);
+        let output = command.arg("/dev/null").output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!check(&["--group", "first"]).contains("is no [[edge.group]]"));
+    assert!(check(&["--group", "second"]).contains("`second` is no [[edge.group]]"));
     let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
     assert!(log.contains("the changed [edge] goes to all proxies at once"));
     assert_eq!(steps(&rig), Vec::<Value>::new(), "nothing was tried");

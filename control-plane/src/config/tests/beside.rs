@@ -130,8 +130,39 @@ fn what_tokens_and_policies_rest_on_is_the_same_for_all() {
     for (more, fits) in table {
         assert_eq!(with(more).apart_from(&with("")).is_none(), fits, "{more}");
     }
-    let (long, text) = (with(BODY), with(&BODY.replace("\"long\"", "\"string\"")));
-    assert!(long.apart_from(&text).is_some() && long.apart_from(&long).is_none());
+    // What is read of bodies, path by path: `/pay`, of no site.
+    let body = |from: &str, to: &str| with(&BODY.replace(from, to));
+    let table = [
+        (body("", ""), true),
+        (
+            body(
+                "upstream = \"127.0.0.1:9001\"",
+                "upstream = \"127.0.0.1:9009\"",
+            ),
+            true,
+        ),
+        (
+            body("body = \"read\"", "body = \"read\"\nbody_limit = 7"),
+            true,
+        ),
+        (body("\"long\"", "\"string\""), false),
+        (body("/amount", "/to"), false),
+        (body("{ \"/amount\" = \"long\" }", "{}"), false),
+        (body("\"/pay\"", "\"/pays\""), false),
+        (with(""), false),
+        // A route that reads nothing, below the one that does.
+        (
+            with(&format!(
+                "{BODY}\n[[edge.route]]\nname = \"list\"\npath_prefix = \"/pay/list\"\nupstream = \"127.0.0.1:9001\""
+            )),
+            false,
+        ),
+    ];
+    for (at, (other, fits)) in table.iter().enumerate() {
+        let own = with(BODY);
+        assert_eq!(own.apart_from(other).is_none(), *fits, "{at}");
+        assert_eq!(other.apart_from(&own).is_none(), *fits, "{at}");
+    }
 }
 
 #[test]

@@ -16,7 +16,6 @@ pub fn begin_with(config: &Config, module: &Module) -> Release {
         edge: Served::new(config.edge.clone()),
     };
     if config.edge.rollout.watch_s == 0 {
-        kept::remove(config);
         return files;
     }
     let Some(mut begin) = kept::read(config) else {
@@ -49,6 +48,9 @@ fn at_once(config: &Config, before: &Served) -> Option<String> {
         .find_map(|edge| edge.apart_from(&before.edge));
     if let Some(why) = apart {
         return Some(why.to_owned());
+    }
+    if before.edge.listen != config.edge.listen {
+        return Some("its `listen` is another one".to_owned());
     }
     let looser = before.edge.lets_more_through_than(&config.edge);
     looser.then(|| {

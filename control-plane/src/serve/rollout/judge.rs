@@ -31,10 +31,11 @@ pub(super) enum Sight {
     Fault(String),
 }
 
-/// Looks at the connected proxies that a step is about.
+/// Looks at the connected proxies that a step is about, each with what its filters say
+/// under the trial.
 pub(super) fn look(
     trial: &mut Trial,
-    proxies: &[ProxyStatus],
+    proxies: &[(ProxyStatus, String)],
     fleet: &Fleet,
     window: Duration,
 ) -> Sight {
@@ -44,15 +45,13 @@ pub(super) fn look(
         return Sight::Wait;
     }
     trial.seen = true;
-    let under_it = |module: &str| trial.is_named(module);
     let (mut now, mut before) = (Tally::default(), Tally::default());
     let (mut silent, mut missing) = (None, 0_u64);
-    for proxy in proxies {
+    for (proxy, name) in proxies {
         let (peer, node) = (proxy.peer.as_str(), proxy.node_id.as_str());
-        let its_own = |it: &&xds::TypeStatus| it.kind == Kind::Filter || trial.config_too;
-        let mut filters = proxy.types.iter().filter(its_own);
-        if let Some(nack) = filters.find_map(|it| it.nack.as_ref()) {
-            return Sight::Fault(format!("{node} refused it: {}", nack.error));
+        let under_it = |module: &str| says(module, name);
+        if let Some(error) = trial.refusals(proxy).pop() {
+            return Sight::Fault(format!("{node} refused it: {error}"));
         }
         let own = fleet.tally(peer, node, under_it);
         if own.came > CAME_MAX {
@@ -63,8 +62,7 @@ pub(super) fn look(
         } else {
             // As many as there were, also of those whose first request kills them
             // before they have said a word.
-            let wanted = trial.wanted(fleet.before(peer, node));
-            let fewer = wanted.saturating_sub(own.live);
+            let fewer = fleet.before(peer, node).saturating_sub(own.live);
             missing = missing.saturating_add(fewer);
         }
         now = now.and(own);
@@ -81,7 +79,15 @@ pub(super) fn look(
         _ => None,
     };
     let fault = fault.or_else(|| dead(trial, missing, late));
-    match fault.or_else(|| jumped(now.requests(), before.requests(), tried >= window)) {
+    // Under another config another route may observe: what that shows is no fault.
+    let requests = |tally: Tally| match (tally.requests(), trial.config_too) {
+        (requests, true) => requests,
+        (requests, false) => Requests {
+            refused: requests.refused.saturating_add(requests.observed),
+            ..requests
+        },
+    };
+    match fault.or_else(|| jumped(requests(now), requests(before), tried >= window)) {
         Some(fault) => Sight::Fault(fault),
         None if tried < window || silent.is_some() || proxies.is_empty() => Sight::Wait,
         None if !trial.missed.is_zero() => Sight::Wait,
@@ -123,6 +129,48 @@ fn jumped(now: Requests, before: Requests, over: bool) -> Option<String> {
     jump.then(|| format!("refusals jumped from {was} % to {now_is} % of requests"))
 }
 
+/// Whether a filter that calls itself so has this name, beside its version.
+pub(super) fn says(module: &str, name: &str) -> bool {
+    module.rsplit_once('+').is_some_and(|(_, own)| own == name)
+}
+
+impl Trial {
+    /// Why a proxy refused what is new in this, as far as it did not refuse the same
+    /// before.
+    fn refusals(&self, proxy: &ProxyStatus) -> Vec<String> {
+        let refused = refused(proxy).into_iter();
+        let own = refused.filter(|it| it.kind == Kind::Filter || self.config_too);
+        own.filter(|it| !self.standing.contains(it))
+            .map(|it| it.error)
+            .collect()
+    }
+}
+
+/// Something that a proxy refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    peer: String,
+    node: String,
+    kind: Kind,
+    version: String,
+    error: String,
+}
+
+/// What a proxy has refused, and refuses still.
+pub(super) fn refused(proxy: &ProxyStatus) -> Vec<Refusal> {
+    let refused = proxy.types.iter().filter_map(|it| {
+        let nack = it.nack.as_ref()?;
+        Some(Refusal {
+            peer: proxy.peer.to_string(),
+            node: proxy.node_id.clone(),
+            kind: it.kind,
+            version: nack.version.to_string(),
+            error: nack.error.clone(),
+        })
+    });
+    refused.collect()
+}
+
 impl Step {
     /// The word of a step in the journal and in metrics.
     pub(super) fn word(self) -> &'static str {
@@ -142,6 +190,7 @@ mod tests {
             allowed,
             refused,
             strangers,
+            observed: 0,
         }
     }
 

@@ -24,8 +24,14 @@ fn head(rest: &[u8]) -> String {
 /// What this version of the control plane kept, when it is whole.
 pub(super) fn read(config: &Config) -> Option<Release> {
     let path = file(config);
-    let content = std::fs::read(&path).ok()?;
-    let release = of_bytes(content);
+    let release = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "what was kept can't be read");
+            None
+        }
+        Ok(content) => of_bytes(content),
+    };
     if release.is_none() {
         tracing::warn!(
             path = %path.display(),

@@ -4,22 +4,23 @@
 mod begin;
 mod judge;
 mod kept;
+mod watched;
+mod who;
 
-use super::edge::{self, Module, Pinned, Release, modified};
-use crate::config::Config;
+use super::edge::{self, Module, Pinned, Release};
 use crate::edges::called;
 use crate::state::Core;
 pub use begin::{begin_with, say_pinned};
-use judge::Sight;
+use judge::{Refusal, Sight};
 use ledger::model::Command;
 use serde_json::json;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use watched::Watched;
 use xds::Ads;
 
 /// The key of the warning.
@@ -41,8 +42,8 @@ struct Trial {
     release: Release,
     /// Whether Envoy is told of other things than another filter.
     config_too: bool,
-    /// How many instances of the filter a worker had, and has under it.
-    instances: (u64, u64),
+    /// What proxies refused before it.
+    standing: Vec<Refusal>,
     step: Step,
     /// When its step began, or its first proxy was seen.
     since: Instant,
@@ -55,11 +56,10 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(release: Release, good: &Release, step: Step) -> Self {
-        let instances = |it: &Release| 1 + u64::from(it.edge.edge.reads_bodies());
+    fn new(release: Release, good: &Release, step: Step, standing: Vec<Refusal>) -> Self {
         Self {
             config_too: release.edge.version != good.edge.version,
-            instances: (instances(good), instances(&release)),
+            standing,
             release,
             step,
             since: Instant::now(),
@@ -67,18 +67,6 @@ impl Trial {
             looked: Instant::now(),
             missed: Duration::ZERO,
         }
-    }
-
-    /// Whether this is what a filter says that it runs.
-    fn is_named(&self, name: &str) -> bool {
-        let own = name.rsplit_once('+').map_or("", |(_, own)| own);
-        own == self.release.name()
-    }
-
-    /// Streams of it where there were so many before.
-    fn wanted(&self, before: u64) -> u64 {
-        let (was, is) = self.instances;
-        before.saturating_mul(is) / was.max(1)
     }
 }
 
@@ -92,6 +80,11 @@ pub struct Rollout {
     pinned: Pinned,
     /// The ids of the keys that are in the journal as known to proxies.
     keys: Vec<String>,
+    /// Since when a proxy that is to try things runs what is good: a trial is compared
+    /// with that.
+    based: Option<Instant>,
+    /// The version of an `[edge]` that was taken back since this start.
+    spoilt: Option<String>,
     /// Whether Envoy has to be told something.
     due: bool,
 }
@@ -102,42 +95,6 @@ async fn note(core: &Core, kind: &'static str, body: serde_json::Value) -> bool 
         tracing::error!(%error, "a new module or other keys could not be recorded, so they are not pushed");
     }
     committed.is_ok()
-}
-
-/// A file that is looked at.
-struct Watched {
-    path: PathBuf,
-    seen: Option<SystemTime>,
-    /// What was read last, and has not been taken in hand.
-    waits: Option<Module>,
-    sha256: String,
-}
-
-impl Watched {
-    /// Reads the file when it has changed and rests.
-    async fn look(&mut self, config: &Config) {
-        let now = modified(&self.path);
-        if now.is_none() || now == self.seen {
-            return;
-        }
-        // A file that is still being written changes again; wait for it to rest.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        if modified(&self.path) != now {
-            return;
-        }
-        self.seen = now;
-        match Module::read(&config.edge) {
-            Ok(module) if module.sha256 == self.sha256 => {}
-            Ok(module) => {
-                self.sha256.clone_from(&module.sha256);
-                self.waits = Some(module);
-            }
-            Err(error) => tracing::error!(
-                error,
-                "the changed module is not pushed; proxies keep the last one"
-            ),
-        }
-    }
 }
 
 impl Rollout {
@@ -151,6 +108,8 @@ impl Rollout {
             trial: None,
             pinned,
             keys,
+            based: None,
+            spoilt: None,
             due: false,
         }
     }
@@ -174,8 +133,11 @@ impl Rollout {
         };
         if self.of_files(&first).name() != self.good.name() {
             file.waits = Some(first);
-        } else if self.watched() {
+        }
+        if self.watched() {
             kept::write(&self.core.config, &self.good);
+        } else {
+            kept::remove(&self.core.config);
         }
         tasks.spawn(async move {
             let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -225,11 +187,14 @@ impl Rollout {
         true
     }
 
-    /// This module, and the config file's `[edge]`.
+    /// This module, and the config file's `[edge]`; once that was taken back, the good
+    /// one: else no other module could be tried before the next start.
     fn of_files(&self, module: &Module) -> Release {
+        let file = self.core.edges.file();
+        let spoilt = self.spoilt.as_ref() == Some(&file.version);
         Release {
             module: module.clone(),
-            edge: self.core.edges.file().clone(),
+            edge: if spoilt { &self.good.edge } else { file }.clone(),
         }
     }
 
@@ -253,20 +218,26 @@ impl Rollout {
             }
             return recorded;
         }
-        let trial = Trial::new(release.clone(), &self.good, Step::First);
+        if !self.has_base() {
+            let text = format!(
+                "{} waits until what was good has been watched",
+                self.shown(&release)
+            );
+            self.core.warnings.raise(WARNING, &text);
+            return false;
+        }
         let there = self.ads.status();
         let is_there = |peer: &str, node: &str| {
             let mut connected = there.iter().filter(|it| it.connected);
             connected.any(|it| it.peer.as_str() == peer && it.node_id == node)
         };
         let fleet = &self.core.fleet;
-        fleet.begin(|name| trial.is_named(name), is_there);
-        let step = if self.core.config.edge.rollout.first.is_empty() {
-            Step::All
-        } else {
-            Step::First
-        };
-        self.step(&release, step).await
+        let names = self.names(&release);
+        fleet.begin(
+            |own| names.iter().any(|name| judge::says(own, name)),
+            is_there,
+        );
+        self.step(&release, self.first_step()).await
     }
 
     /// The entry comes before the push: what runs is never unknown to the log.
@@ -289,7 +260,8 @@ impl Rollout {
             "{text}"
         );
         self.core.warnings.raise(WARNING, &text);
-        self.trial = Some(Trial::new(release.clone(), &self.good, step));
+        let standing = self.ads.status().iter().flat_map(judge::refused).collect();
+        self.trial = Some(Trial::new(release.clone(), &self.good, step, standing));
         self.due = true;
         true
     }
@@ -371,7 +343,7 @@ impl Rollout {
             return;
         };
         let window = self.window();
-        let proxies = self.proxies(trial.step);
+        let proxies = self.proxies(trial.step, &trial.release);
         match judge::look(&mut trial, &proxies, &self.core.fleet, window) {
             Sight::Well => {}
             Sight::Wait => {
@@ -402,25 +374,6 @@ impl Rollout {
         said
     }
 
-    /// The connected proxies that a step is about.
-    fn proxies(&self, step: Step) -> Vec<xds::ProxyStatus> {
-        let first = &self.core.config.edge.rollout.first;
-        let mut all = self.ads.status();
-        all.retain(|proxy| {
-            let group = proxy.group.as_ref();
-            let concerned = match step {
-                Step::First => group.is_some_and(|it| first.contains(it)),
-                Step::All => !group.is_some_and(|it| self.is_pinned(it)),
-            };
-            proxy.connected && concerned
-        });
-        all
-    }
-
-    fn is_pinned(&self, group: &str) -> bool {
-        self.pinned.contains_key(group) || self.core.edges.pinned(group).is_some()
-    }
-
     /// Takes it back: who has it gets what was before. That is known to the log, so a
     /// log that takes nothing now does not leave a bad one running.
     async fn back(&mut self, trial: &Trial, fault: &str) {
@@ -428,6 +381,9 @@ impl Rollout {
         let text = format!("{} was taken back: {fault}", self.shown(release));
         tracing::error!(release = release.name(), to = self.good.name(), "{text}");
         self.core.warnings.raise(WARNING, &text);
+        if release.edge.version != self.good.edge.version {
+            self.spoilt = Some(release.edge.version.clone());
+        }
         let said = tokio::time::timeout(ENTRY_WITHIN, self.say("back", release, fault)).await;
         if said != Ok(true) {
             tracing::error!("that something was taken back could not be recorded");
