@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use toml::Table;
+use wasm_test::client::Answer;
 
 use super::rig::{Rig, eventually, field, message};
 use super::rollout::{Junk, LONG, WATCH_S, start, tries, warned};
@@ -105,6 +106,12 @@ async fn reaches(rig: &Rig, wanted: &[&str], answers: &[u16]) {
     }
 }
 
+/// A filter that was just told what it is may not have its stream yet. Nothing else is
+/// the system's fault.
+fn is_not_there_yet(answer: &Answer) -> bool {
+    answer.status == 503 && answer.json()["reason"] == "control_plane_unavailable"
+}
+
 /// Notes at a time, each on a connection of its own, so that each node gets some.
 async fn notes(rig: &Rig, answers: &[u16]) {
     let sent = (0..20).map(async |_| {
@@ -115,7 +122,7 @@ async fn notes(rig: &Rig, answers: &[u16]) {
         let bytes = [&message("POST", NOTE, &headers), BODY].concat();
         let answer = rig.exchange_raw(&bytes).await;
         assert!(
-            answers.contains(&answer.status),
+            answers.contains(&answer.status) || is_not_there_yet(&answer),
             "a note: {}",
             answer.text()
         );
@@ -130,7 +137,8 @@ async fn shown(rig: &Rig) -> usize {
     let sent = (0..20).map(async |_| {
         let token = rig.agent.token("GET", SHOWN).await.unwrap();
         let answer = rig.exchange_raw(&rig.signed("GET", SHOWN, &token)).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let went = answer.status == 200 || is_not_there_yet(&answer);
+        assert!(went, "{}", answer.text());
     });
     join_all(sent).await;
     let records = rig.records();
@@ -177,7 +185,7 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     // the proxy that asks has.
     restart_with(&mut rig, shows).await;
     let started = Instant::now();
-    reaches(&rig, &["try"], &[200, 503]).await;
+    reaches(&rig, &["try"], &[200]).await;
     assert!(started.elapsed() >= Duration::from_secs(WATCH_S), "at once");
     let tried = Instant::now();
     eventually("node 0 has it", async || {
@@ -194,7 +202,7 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
         }
     }
     assert!(decisions > 0, "node 0 shows none");
-    reaches(&rig, &["try", "all", "done"], &[200, 503]).await;
+    reaches(&rig, &["try", "all", "done"], &[200]).await;
     let all = edges(&rig);
     assert_eq!(all["writ-proxy-0"], all["writ-proxy-1"]);
     assert_ne!(all["writ-proxy-0"], common["writ-proxy-0"]);
@@ -213,7 +221,7 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     // the next start.
     restart_with(&mut rig, |config| reads(config, 1)).await;
     let bad = ["try", "all", "done", "try", "back"];
-    reaches(&rig, &bad, &[200, 413, 503]).await;
+    reaches(&rig, &bad, &[200, 413]).await;
     let why = steps(&rig).last().unwrap()["why"].to_string();
     assert!(why.contains("refusals jumped"), "{why}");
     assert!(warned(&rig, "was taken back"));
@@ -224,7 +232,7 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     let log = std::fs::read_to_string(rig.system.log("control-plane")).unwrap();
     assert!(log.contains("the start is with the module and the [edge] that were good last"));
     let again = [&bad[..], &["try"]].concat();
-    reaches(&rig, &again, &[200, 413, 503]).await;
+    reaches(&rig, &again, &[200, 413]).await;
 
     // The good one is in the file again: there is nothing to try.
     restart_with(&mut rig, |config| reads(config, 1024)).await;
