@@ -44,6 +44,8 @@ pub struct Core {
     pub decision_key: DecisionKey,
     /// Who the evidence says it is.
     pub identity: identity::Source,
+    /// Who else may say it.
+    pub issuers: crate::exchange::Issuers,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
     /// Bodies that humans are asked about.

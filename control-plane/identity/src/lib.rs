@@ -5,6 +5,7 @@
 //!   Workload API and Envoy's SDS on a Unix socket and attests callers by
 //!   their peer credentials.
 //! - [`Source`]: the consumer of a Workload API, the built-in one or SPIRE's.
+//! - [`oidc`]: tokens of other issuers.
 //! - [`mtls`]: connections whose peer is a SPIFFE ID.
 //!
 //! The control plane never asks a caller who it is: a process is what the
@@ -20,6 +21,7 @@ mod handshakes;
 mod jwt;
 mod keyfile;
 pub mod mtls;
+pub mod oidc;
 mod sds;
 mod socket;
 mod source;

@@ -5,6 +5,7 @@ mod beside;
 mod body;
 mod check;
 mod exempt;
+mod issuers;
 mod reader;
 mod rolling;
 mod sites;
@@ -13,8 +14,8 @@ mod types;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Ledger, Limits, Rollout,
-    Route, Server, Site, Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
+    Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 
 use reader::{Reader, Table};
@@ -63,7 +64,7 @@ impl Config {
         let reader = Reader::new(path, text);
         let root = reader.root()?;
         let identity = identity(&root.table("identity"));
-        let config = Self {
+        let mut config = Self {
             server: server(&root.table("server")),
             proxies: root.tables("proxy").iter().map(proxy).collect(),
             agents: root.tables("agent").iter().map(agent).collect(),
@@ -81,6 +82,7 @@ impl Config {
         root.finish();
         config.check(&reader);
         config.check_groups(&reader);
+        config.check_issuers(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
         look(&config, &reader);
@@ -256,6 +258,7 @@ fn identity(table: &Table<'_>) -> Identity {
         control_plane_id: table.spiffe_id("control_plane_id"),
         dev_single_uid: table.flag("dev_single_uid", false),
         svid_ttl_s: table.number("svid_ttl_s", 3600, 10, 86_400),
+        issuers: issuers::read(table),
     };
     table.finish();
     identity

@@ -1,4 +1,5 @@
 mod beside;
+mod issuers;
 mod origins;
 
 use super::*;

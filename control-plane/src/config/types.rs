@@ -144,6 +144,40 @@ pub struct Identity {
     pub workloads: Vec<Workload>,
     /// Life of the built-in X.509-SVIDs and JWT-SVIDs, in seconds.
     pub svid_ttl_s: u64,
+    /// Whose tokens count as evidence beside SVIDs.
+    pub issuers: Vec<Issuer>,
+}
+
+/// An OpenID Connect issuer, or one that makes its tokens alike.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    /// Its name, `iss`.
+    pub issuer: String,
+    /// The one `aud` of tokens for us.
+    pub audience: String,
+    /// Where its keys are.
+    pub keys: identity::oidc::KeysFrom,
+    /// PEM of the authorities of its TLS certificate.
+    pub authorities: Option<PathBuf>,
+    /// The bearer token that is shown when its keys are fetched.
+    pub token_file: Option<PathBuf>,
+    /// The longest life of its tokens, in seconds.
+    pub lifetime_max_s: u64,
+    /// Whose its tokens are.
+    pub agents: Vec<Mapping>,
+    /// The line of the config that names it.
+    pub line: usize,
+}
+
+/// Claims that make a token an agent's.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    /// The agent.
+    pub spiffe_id: String,
+    /// What they have to be, each to the letter.
+    pub claims: BTreeMap<String, String>,
+    /// The line of the config that names the agent.
+    pub line: usize,
 }
 
 /// Who gets which SPIFFE ID from the built-in trust domain.

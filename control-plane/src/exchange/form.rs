@@ -1,7 +1,7 @@
 //! The exchange's parameters: `application/x-www-form-urlencoded`, each at most
 //! once (RFC 6749, section 3.2).
 
-use super::{ExchangeError, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_JWT};
+use super::{ExchangeError, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN, TYPE_JWT};
 use std::collections::BTreeMap;
 
 /// The largest body that is read, in bytes.
@@ -75,7 +75,7 @@ impl Params {
             }
         }
         match self.get("subject_token_type") {
-            Some(TYPE_JWT) => {}
+            Some(TYPE_JWT | TYPE_ID_TOKEN) => {}
             None => {
                 return Err(ExchangeError::Request(
                     "subject_token_type is missing".into(),
@@ -96,6 +96,16 @@ impl Params {
             )));
         }
         Ok(())
+    }
+
+    /// A JWT-SVID is a JWT, and no ID token.
+    pub(super) fn check_svid(&self) -> Result<(), ExchangeError> {
+        match self.get("subject_token_type") {
+            Some(TYPE_JWT) => Ok(()),
+            _ => Err(ExchangeError::Request(format!(
+                "the subject_token is by no issuer that is known here, so it has to be a JWT-SVID, and subject_token_type {TYPE_JWT}"
+            ))),
+        }
     }
 
     pub(super) fn subject_token(&self) -> Result<&str, ExchangeError> {

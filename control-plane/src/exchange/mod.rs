@@ -6,6 +6,7 @@
 mod error;
 mod form;
 mod http;
+mod issuers;
 mod metadata;
 mod nonces;
 mod proof;
@@ -13,6 +14,7 @@ mod proofs;
 
 pub use error::ExchangeError;
 pub use http::{mtls_routes, routes};
+pub use issuers::Issuers;
 pub use proofs::SeenProofs;
 
 use crate::config::Site;
@@ -24,6 +26,7 @@ use capability::url::Target;
 use form::Params;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
+use issuers::Mapped;
 use ledger::model::{
     ActionRecord, Command, EVIDENCE_KEYS, Evidence, PolicyFacts, Refused, TokenRecord,
 };
@@ -35,6 +38,8 @@ use std::sync::Arc;
 
 /// `subject_token_type` and its kin (RFC 8693, section 3).
 pub const TYPE_JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// The same, of tokens by OpenID Connect issuers.
+pub const TYPE_ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 /// The type of what is issued.
 pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 /// The grant.
@@ -123,11 +128,7 @@ impl Exchange {
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
-        let evidence = self.core.identity.verify_jwt_svid(
-            params.subject_token()?,
-            &self.core.config.server.issuer,
-            now_ms,
-        )?;
+        let Mapped { evidence, told } = self.evidence(params, now_ms).await?;
         let agent = evidence.agent.to_string();
         let x5t = peer.and_then(|peer| peer.certificate);
         let x5t = x5t.map(|digest| capability::b64::encode(&digest));
@@ -167,13 +168,28 @@ impl Exchange {
         }
         self.issue(
             caller,
-            &evidence,
+            (&evidence, told),
             (&proof, proof_text),
             action,
             policy,
             now_ms,
         )
         .await
+    }
+
+    /// Who the subject token says it is: an SVID's subject, or the agent that another
+    /// issuer's claims are mapped to.
+    async fn evidence(&self, params: &Params, now_ms: u64) -> Result<Mapped, ExchangeError> {
+        let token = params.subject_token()?;
+        if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
+            return mapped;
+        }
+        params.check_svid()?;
+        let issuer = &self.core.config.server.issuer;
+        Ok(Mapped {
+            evidence: self.core.identity.verify_jwt_svid(token, issuer, now_ms)?,
+            told: serde_json::Value::Null,
+        })
     }
 
     fn action(
@@ -305,7 +321,7 @@ impl Exchange {
     async fn issue(
         &self,
         caller: Caller<'_>,
-        evidence: &JwtEvidence,
+        (evidence, told): (&JwtEvidence, serde_json::Value),
         (proof, proof_text): (&VerifiedProof, &str),
         action: ActionRecord,
         policy: PolicyFacts,
@@ -362,12 +378,16 @@ impl Exchange {
             txn,
             expires_ms: expires_s.saturating_mul(1000),
         };
+        let mut attachments = vec![Evidence::new("proof", proof_text.as_bytes())];
+        if !told.is_null() {
+            attachments.push(Evidence::new("identity", told.to_string().as_bytes()));
+        }
         let committed = self.core.ledger.commit(Command::Issue {
             token,
             evidence_id: evidence.evidence_id,
             evidence_expires_ms: evidence.expires_ms,
             policy: policy.clone(),
-            attachments: vec![Evidence::new("proof", proof_text.as_bytes())],
+            attachments,
         });
         let committed = committed.await;
         if committed
@@ -386,7 +406,7 @@ impl Exchange {
             Err(Refused::Limit(EVIDENCE_KEYS)) => {
                 tracing::error!(
                     agent,
-                    "ALARM: a JWT-SVID is shown under ever more DPoP keys: somebody else may have it"
+                    "ALARM: a subject token is shown under ever more DPoP keys: somebody else may have it"
                 );
                 Err(self
                     .refused(

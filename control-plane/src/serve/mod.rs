@@ -18,7 +18,7 @@ use crate::canary::Canary;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Issuers};
 use crate::fleet::Fleet;
 use crate::keys::{KeyError, KeyRing};
 use crate::metrics::Metrics;
@@ -145,6 +145,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
     // What may be taken or missing comes before anything is made.
     let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
+    let issuers = Issuers::new(&config).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
@@ -177,6 +178,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         keys,
         decision_key,
         identity: source,
+        issuers,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
         fleet: Fleet::default(),
@@ -245,6 +247,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
+    tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));

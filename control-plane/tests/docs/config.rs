@@ -160,9 +160,11 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "optional_address",
         "optional_origin",
     ];
-    let source: String = ["body", "check", "exempt", "mod", "rolling", "sites"]
-        .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
-        .concat();
+    let source: String = [
+        "body", "check", "exempt", "issuers", "mod", "rolling", "sites",
+    ]
+    .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
+    .concat();
     let mut asked = Vec::new();
     for method in METHODS {
         let call = format!("{method}(\"");

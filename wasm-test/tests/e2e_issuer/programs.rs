@@ -13,7 +13,14 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wasm_test::tools;
 
-const SCRIPTS: &[&str] = &["svid.py", "raw.py", "oauth.mjs", "dpop.mjs", "browser.mjs"];
+const SCRIPTS: &[&str] = &[
+    "svid.py",
+    "raw.py",
+    "oauth.mjs",
+    "dpop.mjs",
+    "issuer.mjs",
+    "browser.mjs",
+];
 const LISTS: &[&str] = &[
     "package.json",
     "package-lock.json",

@@ -1,0 +1,170 @@
+//! Fetching an issuer's keys: discovery (OpenID Connect Discovery 1.0, section 4), a URL,
+//! or a file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, redirect};
+use serde_json::Value;
+
+use super::IssuerSettings;
+use super::keys::Keys;
+
+/// Bytes of a document.
+const DOCUMENT_MAX: usize = 256 * 1024;
+/// How long one takes at most.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Where an issuer's keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysFrom {
+    /// Where its discovery document says.
+    Discovery,
+    /// At this URL.
+    Url(String),
+    /// In this file.
+    File(PathBuf),
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The authorities that were given.
+    #[error("its authorities are no PEM certificates: {0}")]
+    Authorities(String),
+    /// A file can't be read.
+    #[error("can't read `{0}`: {1}")]
+    File(PathBuf, std::io::Error),
+    /// Nothing came, or not in time.
+    #[error("`{url}`: {what}")]
+    Http {
+        /// What was asked for.
+        url: String,
+        /// What came instead.
+        what: String,
+    },
+    /// What came is not what was wanted.
+    #[error("`{place}`: {what}")]
+    Document {
+        /// Where it is from.
+        place: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// Whether keys may come from there: over TLS, or from this machine.
+#[must_use]
+pub fn may_have_keys(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else {
+        return url.starts_with("https://");
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let address = host.parse::<std::net::IpAddr>();
+    address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Fetches documents.
+pub(super) struct Fetcher(Client);
+
+impl Fetcher {
+    pub(super) fn new(settings: &IssuerSettings) -> Result<Self, FetchError> {
+        let mut builder = Client::builder()
+            .timeout(WITHIN)
+            // Where else it may lead nobody has looked at.
+            .redirect(redirect::Policy::none())
+            .user_agent(concat!("writ/", env!("CARGO_PKG_VERSION")));
+        if settings.issuer.starts_with("http://") {
+            builder = builder.no_proxy();
+        }
+        let wrong = |error: reqwest::Error| FetchError::Authorities(error.to_string());
+        if let Some(pem) = &settings.authorities_pem {
+            let authorities = Certificate::from_pem_bundle(pem).map_err(wrong)?;
+            if authorities.is_empty() {
+                return Err(FetchError::Authorities("there is none in it".to_owned()));
+            }
+            builder = builder.tls_certs_only(authorities);
+        }
+        builder.build().map(Self).map_err(wrong)
+    }
+
+    pub(super) async fn keys(&self, settings: &IssuerSettings) -> Result<Keys, FetchError> {
+        let (place, bytes) = match &settings.keys {
+            KeysFrom::File(path) => (path.display().to_string(), file(path).await?),
+            KeysFrom::Url(url) => (url.clone(), self.document(url, settings).await?),
+            KeysFrom::Discovery => {
+                let url = self.discovered(settings).await?;
+                let bytes = self.document(&url, settings).await?;
+                (url, bytes)
+            }
+        };
+        Keys::parse(&bytes).map_err(|what| FetchError::Document { place, what })
+    }
+
+    /// Where the discovery document says that keys are.
+    async fn discovered(&self, settings: &IssuerSettings) -> Result<String, FetchError> {
+        let base = settings.issuer.trim_end_matches('/');
+        let place = format!("{base}/.well-known/openid-configuration");
+        let bytes = self.document(&place, settings).await?;
+        let wrong = |what: &str| FetchError::Document {
+            place: place.clone(),
+            what: what.to_owned(),
+        };
+        let limits = capability::Limits {
+            json_members: capability::Limits::CEILING.json_members,
+            ..capability::Limits::default()
+        };
+        let found = capability::json::parse_object(&bytes, &limits)
+            .map_err(|_| wrong("it is not one JSON object"))?;
+        let text = |name: &str| found.get(name).and_then(Value::as_str);
+        // Section 4.3: else anybody's document would do.
+        if text("issuer") != Some(settings.issuer.as_str()) {
+            return Err(wrong("its `issuer` is another one"));
+        }
+        let url = text("jwks_uri").ok_or_else(|| wrong("it has no `jwks_uri`"))?;
+        if !may_have_keys(url) {
+            return Err(wrong("its `jwks_uri` is neither https nor on this machine"));
+        }
+        Ok(url.to_owned())
+    }
+
+    async fn document(&self, url: &str, settings: &IssuerSettings) -> Result<Vec<u8>, FetchError> {
+        let wrong = |what: String| FetchError::Http {
+            url: url.to_owned(),
+            what,
+        };
+        let said = |error: reqwest::Error| wrong(error.without_url().to_string());
+        let mut request = self.0.get(url).header("accept", "application/json");
+        if let Some(path) = &settings.token_file {
+            // Read each time: such tokens change.
+            let token = file(path).await?;
+            let token = String::from_utf8_lossy(&token);
+            request = request.bearer_auth(token.trim());
+        }
+        let mut response = request.send().await.map_err(said)?;
+        if response.status() != 200 {
+            return Err(wrong(format!("the answer is {}", response.status())));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(said)? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > DOCUMENT_MAX {
+                return Err(wrong(format!("it is longer than {DOCUMENT_MAX} bytes")));
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+async fn file(path: &Path) -> Result<Vec<u8>, FetchError> {
+    let wrong = |error| FetchError::File(path.to_owned(), error);
+    let bytes = tokio::fs::read(path).await.map_err(wrong)?;
+    if bytes.len() > DOCUMENT_MAX {
+        return Err(wrong(std::io::Error::other("it is too long")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,220 @@
+//! Tokens of other issuers as evidence of who asks: OpenID Connect Core 1.0 (section 2),
+//! and what is made like it, such as Kubernetes' projected service account tokens and the
+//! tokens of CI jobs.
+//!
+//! An issuer proves which claims it made, and no more: whose they are is for who asks.
+
+mod fetch;
+mod keys;
+mod token;
+
+pub use fetch::{FetchError, KeysFrom, may_have_keys};
+pub use token::{ForeignError, MAX_FOREIGN_TOKEN_BYTES, claimed_issuer};
+
+use std::sync::{PoisonError, RwLock};
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::Millis;
+use fetch::Fetcher;
+use keys::{Key, Keys};
+use token::Unverified;
+
+/// A key id that is not known is asked for again, and no sooner.
+const COOLDOWN_MS: Millis = 10_000;
+/// Keys that could not be fetched again for so long count no more.
+const STALE_MS: Millis = 24 * 3_600 * 1000;
+
+/// An issuer that is believed.
+#[derive(Clone, Debug)]
+pub struct IssuerSettings {
+    /// Its name: `iss` of its tokens, to the letter.
+    pub issuer: String,
+    /// The one `aud` of tokens that are meant for us.
+    pub audience: String,
+    /// Where its keys are.
+    pub keys: KeysFrom,
+    /// PEM of the only authorities of its TLS certificate; none: the system's.
+    pub authorities_pem: Option<Vec<u8>>,
+    /// A file with the bearer token that is shown when keys are fetched.
+    pub token_file: Option<std::path::PathBuf>,
+    /// The longest that a token of its may live, from `iat` to `exp`, in ms.
+    pub lifetime_max_ms: Millis,
+}
+
+/// An issuer, and its keys as far as they are known.
+pub struct ForeignIssuer {
+    settings: IssuerSettings,
+    fetcher: Fetcher,
+    known: RwLock<Known>,
+    /// One fetch at a time.
+    fetching: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    keys: Option<(Keys, Millis)>,
+    tried_ms: Option<Millis>,
+    /// Why the last fetch brought nothing.
+    failed: Option<String>,
+}
+
+/// What an issuer says of a token's bearer. Made by [`ForeignIssuer::verify`] alone.
+#[derive(Clone, Debug)]
+pub struct ForeignEvidence {
+    issuer: String,
+    claims: Map<String, Value>,
+    expires_ms: Millis,
+    evidence_id: [u8; 32],
+}
+
+impl ForeignEvidence {
+    /// The issuer's name.
+    #[must_use]
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// A claim that is a text: by its name, or deeper by a JSON pointer (RFC 6901).
+    #[must_use]
+    pub fn text(&self, claim: &str) -> Option<&str> {
+        let found = match claim
+            .strip_prefix('/')
+            .and_then(|rest| rest.split_once('/'))
+        {
+            None => self.claims.get(claim.strip_prefix('/').unwrap_or(claim)),
+            Some((first, rest)) => {
+                let first = first.replace("~1", "/").replace("~0", "~");
+                self.claims.get(&first)?.pointer(&format!("/{rest}"))
+            }
+        };
+        found?.as_str()
+    }
+
+    /// Until when it may be presented, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn expires_ms(&self) -> Millis {
+        self.expires_ms
+    }
+
+    /// SHA-256 over `HEADER.PAYLOAD`; never over the signature, of which anybody can
+    /// make a second one that is valid where it is ECDSA.
+    #[must_use]
+    pub fn evidence_id(&self) -> [u8; 32] {
+        self.evidence_id
+    }
+}
+
+impl ForeignIssuer {
+    /// An issuer whose keys nobody has fetched yet.
+    ///
+    /// # Errors
+    /// When its authorities are no certificates.
+    pub fn new(settings: IssuerSettings) -> Result<Self, FetchError> {
+        Ok(Self {
+            fetcher: Fetcher::new(&settings)?,
+            settings,
+            known: RwLock::default(),
+            fetching: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn issuer(&self) -> &str {
+        &self.settings.issuer
+    }
+
+    /// Verifies a token that this issuer made for us and for nobody else.
+    ///
+    /// # Errors
+    /// When it proves nothing, and why.
+    pub async fn verify(&self, token: &str, now: Millis) -> Result<ForeignEvidence, ForeignError> {
+        let unverified = Unverified::parse(token)?;
+        // What costs nothing comes before keys are fetched and signatures checked.
+        let expires_ms = unverified.check_claims(&self.settings, now)?;
+        let keys = self.keys(unverified.kid(), now).await?;
+        let mut fitting = keys.iter().filter(|key| key.fits(unverified.algorithm()));
+        if !fitting.any(|key| unverified.is_signed_by(key)) {
+            return Err(ForeignError::Signature);
+        }
+        Ok(ForeignEvidence {
+            issuer: self.settings.issuer.clone(),
+            expires_ms,
+            evidence_id: Sha256::digest(unverified.signed()).into(),
+            claims: unverified.into_claims(),
+        })
+    }
+
+    /// Fetches the keys anew, so that those which are withdrawn count no more; the
+    /// number of those that can be used.
+    ///
+    /// # Errors
+    /// When there are none to be had; those that are known stay, for a day.
+    pub async fn refresh(&self, now: Millis) -> Result<usize, FetchError> {
+        let _one = self.fetching.lock().await;
+        self.fetch(now).await
+    }
+
+    /// The keys of this id, fetched when it is not known.
+    async fn keys(&self, kid: &str, now: Millis) -> Result<Vec<Key>, ForeignError> {
+        if let Some(found) = self.found(kid, now) {
+            return Ok(found);
+        }
+        {
+            let _one = self.fetching.lock().await;
+            // Somebody else may have fetched them meanwhile.
+            if let Some(found) = self.found(kid, now) {
+                return Ok(found);
+            }
+            let tried = self.read().tried_ms;
+            if tried.is_none_or(|tried| now.abs_diff(tried) >= COOLDOWN_MS) {
+                // That it failed is remembered, and looked at below.
+                drop(self.fetch(now).await);
+            }
+        }
+        if let Some(found) = self.found(kid, now) {
+            return Ok(found);
+        }
+        let known = self.read();
+        let why = known.failed.clone();
+        match (&known.keys, why) {
+            (Some(_), None) => Err(ForeignError::KeyUnknown),
+            (_, why) => {
+                Err(ForeignError::Unavailable(why.unwrap_or_else(|| {
+                    "they have not been fetched yet".to_owned()
+                })))
+            }
+        }
+    }
+
+    fn found(&self, kid: &str, now: Millis) -> Option<Vec<Key>> {
+        let known = self.read();
+        let (keys, fetched_ms) = known.keys.as_ref()?;
+        let fresh = now.saturating_sub(*fetched_ms) < STALE_MS;
+        fresh.then(|| keys.of(kid)).flatten()
+    }
+
+    async fn fetch(&self, now: Millis) -> Result<usize, FetchError> {
+        let fetched = self.fetcher.keys(&self.settings).await;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.tried_ms = Some(now);
+        match fetched {
+            Ok(keys) => {
+                let count = keys.count();
+                known.keys = Some((keys, now));
+                known.failed = None;
+                Ok(count)
+            }
+            Err(error) => {
+                known.failed = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}

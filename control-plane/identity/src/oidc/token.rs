@@ -1,0 +1,208 @@
+//! A token before and while it is verified.
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use jsonwebtoken::Algorithm;
+use serde_json::{Map, Value};
+
+use super::IssuerSettings;
+use super::keys::Key;
+use crate::Millis;
+
+/// The longest token that is looked at, in bytes.
+pub const MAX_FOREIGN_TOKEN_BYTES: usize = 8 * 1024;
+/// `iat` and `nbf` may be so far ahead, in ms.
+const SKEW_MS: Millis = 10_000;
+
+/// Why another issuer's token proves nothing.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignError {
+    /// It is larger than [`MAX_FOREIGN_TOKEN_BYTES`].
+    #[error("it is larger than 8 KiB")]
+    TooLarge,
+    /// It is no JWS of the compact form, or its header or claims are not what they
+    /// have to be.
+    #[error("it is malformed: {0}")]
+    Malformed(&'static str),
+    /// An algorithm that is not taken.
+    #[error("its `alg` is none of RS256, PS256, ES256, ES384 and EdDSA")]
+    Algorithm,
+    /// Another issuer's.
+    #[error("its `iss` is another issuer")]
+    Issuer,
+    /// Made for somebody else, or for others as well.
+    #[error("its `aud` is not {wanted} alone")]
+    Audience {
+        /// The only audience that is accepted.
+        wanted: String,
+    },
+    /// It has expired.
+    #[error("it has expired")]
+    Expired,
+    /// It is not valid yet.
+    #[error("it is not valid yet")]
+    NotYetValid,
+    /// It lives longer than this issuer's tokens may.
+    #[error("it lives longer than {most_s} s")]
+    Lifetime {
+        /// The longest, in seconds.
+        most_s: u64,
+    },
+    /// The issuer has no such key.
+    #[error("its issuer has no key of this `kid`")]
+    KeyUnknown,
+    /// No key of that id made the signature.
+    #[error("its signature is not that of the key that it names")]
+    Signature,
+    /// The issuer's keys can't be had just now.
+    #[error("its issuer's keys can't be fetched: {0}")]
+    Unavailable(String),
+}
+
+/// What a token says that nobody has verified: for choosing who verifies it, and for
+/// nothing else.
+#[must_use]
+pub fn claimed_issuer(token: &str) -> Option<String> {
+    let claims = Unverified::parse(token).ok()?.claims;
+    claims.get("iss")?.as_str().map(str::to_owned)
+}
+
+/// A token that was parsed, and not believed.
+pub(super) struct Unverified<'t> {
+    signed: &'t str,
+    signature: &'t str,
+    algorithm: Algorithm,
+    kid: String,
+    claims: Map<String, Value>,
+}
+
+impl<'t> Unverified<'t> {
+    pub(super) fn parse(token: &'t str) -> Result<Self, ForeignError> {
+        use ForeignError::Malformed;
+        if token.len() > MAX_FOREIGN_TOKEN_BYTES {
+            return Err(ForeignError::TooLarge);
+        }
+        let parts = token.rsplit_once('.').and_then(|(signed, signature)| {
+            let (header, claims) = signed.split_once('.')?;
+            Some((signed, header, claims, signature))
+        });
+        let Some((signed, header, claims, signature)) = parts else {
+            return Err(Malformed("three parts are needed"));
+        };
+        let header = object(header).ok_or(Malformed("its header is no JSON object"))?;
+        let claims = object(claims).ok_or(Malformed("its claims are no JSON object"))?;
+        // RFC 7515, section 4.1.11: what must be understood is not.
+        if header.contains_key("crit") {
+            return Err(Malformed("it has a `crit`"));
+        }
+        // An access token or a proof is no statement of who somebody is.
+        let typ = header
+            .get("typ")
+            .map(|typ| typ.as_str().unwrap_or_default());
+        if typ.is_some_and(|typ| !typ.eq_ignore_ascii_case("jwt")) {
+            return Err(Malformed("its `typ` is not JWT"));
+        }
+        let text = |name: &str| header.get(name).and_then(Value::as_str);
+        let algorithm = match text("alg") {
+            Some("RS256") => Algorithm::RS256,
+            Some("PS256") => Algorithm::PS256,
+            Some("ES256") => Algorithm::ES256,
+            Some("ES384") => Algorithm::ES384,
+            Some("EdDSA" | "Ed25519") => Algorithm::EdDSA,
+            _ => return Err(ForeignError::Algorithm),
+        };
+        let kid = text("kid").ok_or(Malformed("it names no key (`kid`)"))?;
+        Ok(Self {
+            signed,
+            signature,
+            algorithm,
+            kid: kid.to_owned(),
+            claims,
+        })
+    }
+
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    pub(super) fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    pub(super) fn signed(&self) -> &str {
+        self.signed
+    }
+
+    pub(super) fn into_claims(self) -> Map<String, Value> {
+        self.claims
+    }
+
+    /// RFC 7519, section 4.1; when it ends, in ms.
+    pub(super) fn check_claims(
+        &self,
+        settings: &IssuerSettings,
+        now: Millis,
+    ) -> Result<Millis, ForeignError> {
+        use ForeignError::Malformed;
+        if self.claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+            return Err(ForeignError::Issuer);
+        }
+        // A token that somebody else accepts as well could come from there.
+        let audience = match self.claims.get("aud") {
+            Some(Value::String(one)) => Some(one.as_str()),
+            Some(Value::Array(list)) if list.len() == 1 => list.first().and_then(Value::as_str),
+            _ => None,
+        };
+        if audience != Some(settings.audience.as_str()) {
+            return Err(ForeignError::Audience {
+                wanted: settings.audience.clone(),
+            });
+        }
+        let expires = self.time("exp")?.ok_or(Malformed("it has no `exp`"))?;
+        let issued = self.time("iat")?.ok_or(Malformed("it has no `iat`"))?;
+        let from = self.time("nbf")?.unwrap_or(issued).max(issued);
+        if now >= expires {
+            return Err(ForeignError::Expired);
+        }
+        if from > now.saturating_add(SKEW_MS) {
+            return Err(ForeignError::NotYetValid);
+        }
+        if expires.saturating_sub(issued) > settings.lifetime_max_ms {
+            return Err(ForeignError::Lifetime {
+                most_s: settings.lifetime_max_ms / 1000,
+            });
+        }
+        Ok(expires)
+    }
+
+    /// A NumericDate (RFC 7519, section 2), which may have a fraction, in ms.
+    fn time(&self, name: &str) -> Result<Option<Millis>, ForeignError> {
+        const LATEST_S: f64 = 1e11;
+        let Some(value) = self.claims.get(name) else {
+            return Ok(None);
+        };
+        let seconds = value.as_f64().filter(|it| (0.0..LATEST_S).contains(it));
+        let seconds = seconds.ok_or(ForeignError::Malformed("a time is no NumericDate"))?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is within bounds that have been looked at"
+        )]
+        Ok(Some((seconds * 1000.0) as Millis))
+    }
+
+    pub(super) fn is_signed_by(&self, key: &Key) -> bool {
+        jsonwebtoken::crypto::verify(
+            self.signature,
+            self.signed.as_bytes(),
+            &key.decoding,
+            self.algorithm,
+        )
+        .unwrap_or(false)
+    }
+}
+
+/// A part of a compact JWS that is a JSON object, each member of it once.
+fn object(part: &str) -> Option<Map<String, Value>> {
+    let bytes = Base64UrlUnpadded::decode_vec(part).ok()?;
+    capability::json::parse_object(&bytes, &capability::Limits::default()).ok()
+}

@@ -1,0 +1,113 @@
+//! Whose tokens count beside SVIDs.
+
+use super::*;
+use ::identity::oidc::KeysFrom;
+
+const ISSUER: &str = r#"
+[[identity.issuer]]
+issuer = "https://ci.example"
+[[identity.issuer.agent]]
+spiffe_id = "spiffe://writ.example/agent/demo"
+claims = { sub = "a", "/deep/er" = "b" }
+"#;
+
+fn with(issuers: &str) -> Result<Config, Vec<ConfigError>> {
+    parse(&GOOD.replace("[[proxy]]", &format!("{issuers}\n[[proxy]]")))
+}
+
+#[test]
+fn an_issuer_has_the_documented_defaults() {
+    let config = with(ISSUER).unwrap();
+    let issuer = &config.identity.issuers[0];
+    assert_eq!(issuer.audience, "http://127.0.0.1:8480", "server.issuer");
+    assert_eq!(issuer.keys, KeysFrom::Discovery);
+    assert_eq!(issuer.lifetime_max_s, 3600);
+    assert_eq!(issuer.agents[0].claims["/deep/er"], "b");
+    let place = |keys: &str| {
+        let text = ISSUER.replace(
+            "[[identity.issuer.agent]]",
+            &format!("keys = \"{keys}\"\n[[identity.issuer.agent]]"),
+        );
+        with(&text).unwrap().identity.issuers[0].keys.clone()
+    };
+    assert_eq!(
+        place("/etc/keys.json"),
+        KeysFrom::File("/etc/keys.json".into())
+    );
+    let url = "https://ci.example/keys";
+    assert_eq!(place(url), KeysFrom::Url(url.into()));
+    assert!(parse(GOOD).unwrap().identity.issuers.is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_an_issuer_is_said_with_its_line() {
+    let table = [
+        (
+            "https://ci.example",
+            "http://ci.example",
+            "is neither https:// nor an address of this machine",
+        ),
+        (
+            "https://ci.example",
+            "http://127.0.0.1:8480",
+            "this is server.issuer",
+        ),
+        (
+            "issuer = \"https",
+            "keys = \"http://x.example\"\nissuer = \"https",
+            "is neither https:// nor an address of this machine",
+        ),
+        (
+            "issuer = \"https",
+            "keys = \"/k\"\nca_file = \"/c\"\nissuer = \"https",
+            "nothing is fetched where `keys` is a file",
+        ),
+        (
+            "issuer = \"https",
+            "lifetime_max_s = 59\nissuer = \"https",
+            "59 is out of bounds",
+        ),
+        ("agent/demo", "agent/other", "is no [[agent]]"),
+        ("agent/demo", "", "is not a SPIFFE ID"),
+        (
+            "{ sub = \"a\", \"/deep/er\" = \"b\" }",
+            "{}",
+            "without a claim that has to hold",
+        ),
+        ("\"a\"", "7", "a string is wanted"),
+        ("\"a\"", "\"\"", "this is empty"),
+        (
+            "[[identity.issuer.agent]]\n",
+            "",
+            "no [[identity.issuer.agent]]",
+        ),
+        ("claims", "claim", "claim: no such key"),
+    ];
+    for (from, to, wanted) in table {
+        let errors = with(&ISSUER.replacen(from, to, 1)).map(|_| ()).unwrap_err();
+        let said = errors.iter().find(|it| it.to_string().contains(wanted));
+        let said = said.unwrap_or_else(|| panic!("{wanted}: {errors:?}"));
+        assert!(said.line > 15, "{said}");
+    }
+    let twice = with(&ISSUER.repeat(2)).unwrap_err();
+    assert!(
+        twice
+            .iter()
+            .any(|it| it.message.contains("another issuer has this name")),
+        "{twice:?}"
+    );
+    let same = format!(
+        "{ISSUER}{}",
+        ISSUER
+            .split_once("[[identity.issuer.agent]]")
+            .unwrap()
+            .1
+            .replacen("spiffe_id", "[[identity.issuer.agent]]\nspiffe_id", 1)
+    );
+    let same = with(&same).unwrap_err();
+    assert!(
+        same.iter()
+            .any(|it| it.message.contains("has the same ones")),
+        "{same:?}"
+    );
+}
