@@ -27,9 +27,9 @@ use tonic::transport::server::Connected;
 
 pub use crate::svid::SvidError;
 use crate::{
-    Source, SourceError, SpiffeId, files,
+    Millis, Source, SourceError, SpiffeId, files,
     handshakes::{Handshakes, MAX_HANDSHAKES},
-    svid::leaf_identity,
+    svid::{leaf_end, leaf_identity},
     throttle::Throttle,
 };
 
@@ -50,6 +50,9 @@ pub struct Peer {
     /// SHA-256 of its certificate's DER: `x5t#S256` before base64url. None
     /// where there is no TLS.
     pub certificate: Option<[u8; 32]>,
+    /// When its certificate ends, in milliseconds since the Unix epoch; 0 where
+    /// there is none.
+    pub until_ms: Millis,
 }
 
 /// Which identities may connect.
@@ -151,6 +154,7 @@ pub fn plaintext_incoming(
             id: peer.clone(),
             remote,
             certificate: None,
+            until_ms: 0,
         };
         async move {
             Some(MtlsStream {
@@ -252,6 +256,7 @@ impl Acceptor {
             .ok_or(Refused::NoCertificate)?;
         let certificate = Some(capability::sha256(leaf));
         let id = leaf_identity(leaf)?;
+        let until_ms = leaf_end(leaf)?;
         if id.trust_domain() != current.own.trust_domain() {
             return Err(Refused::Foreign(id));
         }
@@ -264,6 +269,7 @@ impl Acceptor {
                 id,
                 remote,
                 certificate,
+                until_ms,
             },
             transport: Transport::Tls(Box::new(stream)),
         })

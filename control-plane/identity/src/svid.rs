@@ -1,9 +1,9 @@
 //! What makes a certificate an X.509-SVID (X509-SVID.md, sections 2 to 5).
 
 use capability::x509::{Leaf, NotCertificate};
-use x509_parser::prelude::{GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::SpiffeId;
+use crate::{Millis, SpiffeId};
 
 /// Why a certificate names no workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +42,14 @@ pub(crate) fn leaf_identity(der: &[u8]) -> Result<SpiffeId, SvidError> {
     } else {
         Err(SvidError::Id)
     }
+}
+
+/// When a leaf ends, in milliseconds since the Unix epoch.
+pub(crate) fn leaf_end(der: &[u8]) -> Result<Millis, SvidError> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| SvidError::Malformed)?;
+    let seconds = certificate.validity().not_after.timestamp();
+    let seconds = u64::try_from(seconds).map_err(|_| SvidError::Malformed)?;
+    Ok(seconds.saturating_mul(1000))
 }
 
 /// The one URI subject alternative name; `None` for none or several.

@@ -187,6 +187,7 @@ impl Config {
                 reader.error(group.module_line, message);
             }
         }
+        self.check_issuers_files(reader);
         let dir = &self.server.data_dir;
         if dir.is_absolute()
             && let Some(message) = unusable(dir)

@@ -93,6 +93,32 @@ fn mapping(table: &Table<'_>) -> Mapping {
 }
 
 impl Config {
+    /// Files that issuers name, on this machine.
+    pub(super) fn check_issuers_files(&self, reader: &Reader) {
+        for issuer in &self.identity.issuers {
+            let keys = match &issuer.keys {
+                KeysFrom::File(path) => Some(path),
+                _ => None,
+            };
+            let files = [
+                ("keys", keys),
+                ("ca_file", issuer.authorities.as_ref()),
+                ("token_file", issuer.token_file.as_ref()),
+            ];
+            for (key, path) in files {
+                if let Some(path) = path.filter(|it| it.is_absolute())
+                    && let Err(error) = std::fs::File::open(path)
+                {
+                    let message = format!(
+                        "identity.issuer.{key}: can't read `{}`: {error}",
+                        path.display()
+                    );
+                    reader.error(issuer.line, message);
+                }
+            }
+        }
+    }
+
     /// What can be said of issuers only beside the rest.
     pub(super) fn check_issuers(&mut self, reader: &Reader) {
         let own = self.server.issuer.clone();

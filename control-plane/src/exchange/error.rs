@@ -32,6 +32,8 @@ pub enum ExchangeError {
     Evidence(Reason, String),
     /// The subject token is another workload's than the client certificate.
     Certificate,
+    /// The client certificate has ended, and its connection has not.
+    CertificateExpired,
     // Who the caller is.
     /// The registry does not know it.
     Unregistered,
@@ -92,6 +94,7 @@ impl ExchangeError {
             | Self::TooLarge
             | Self::Evidence(..)
             | Self::Certificate
+            | Self::CertificateExpired
             | Self::EvidenceKeys => "invalid_request",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
@@ -118,6 +121,7 @@ impl ExchangeError {
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
             Self::Certificate => Reason::CertificateMismatch,
+            Self::CertificateExpired => Reason::TokenExpired,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
@@ -150,6 +154,7 @@ impl ExchangeError {
                 | Self::Proof(_)
                 | Self::Nonce
                 | Self::Evidence(..)
+                | Self::CertificateExpired
         )
     }
 
@@ -175,7 +180,10 @@ impl ExchangeError {
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
             Self::Certificate => {
-                "the subject_token is another workload's than the client certificate".into()
+                "the subject_token, or client_id, is another workload's than the client certificate".into()
+            }
+            Self::CertificateExpired => {
+                "the client certificate has expired; connect with a new one".into()
             }
             Self::Unregistered => {
                 "this agent is not registered; its operator can see that it asked".into()

@@ -1,11 +1,23 @@
 //! The exchange's parameters: `application/x-www-form-urlencoded`, each at most
 //! once (RFC 6749, section 3.2).
 
-use super::{ExchangeError, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN, TYPE_JWT};
+use super::{
+    ExchangeError, GRANT_CLIENT, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN, TYPE_JWT,
+};
+use identity::mtls::Peer;
 use std::collections::BTreeMap;
 
 /// The largest body that is read, in bytes.
 pub const BODY_MAX: usize = 32 * 1024;
+
+/// What the caller shows: a subject token, or its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// RFC 8693.
+    Exchange,
+    /// RFC 6749, section 4.4, with RFC 8705.
+    Certificate,
+}
 
 /// Parameters, each of which came once.
 #[derive(Debug)]
@@ -51,13 +63,26 @@ impl Params {
         self.0.get(name).map(String::as_str)
     }
 
-    /// What can be judged without knowing the caller.
-    pub(super) fn check_grant(&self) -> Result<(), ExchangeError> {
-        match self.get("grant_type") {
-            None => return Err(ExchangeError::Request("grant_type is missing".into())),
-            Some(GRANT_EXCHANGE) => {}
-            Some(_) => return Err(ExchangeError::Grant),
-        }
+    /// What can be judged without knowing the caller but by the certificate.
+    pub(super) fn check_grant(&self, peer: Option<&Peer>) -> Result<Grant, ExchangeError> {
+        let grant = match (self.get("grant_type"), peer) {
+            (None, _) => return Err(ExchangeError::Request("grant_type is missing".into())),
+            (Some(GRANT_EXCHANGE), _) => Grant::Exchange,
+            (Some(GRANT_CLIENT), Some(peer)) if peer.certificate.is_some() => {
+                // RFC 8705, section 2: with a certificate a client says who it is.
+                let id = self.get("client_id");
+                if id.is_some_and(|id| id != peer.id.as_str()) {
+                    return Err(ExchangeError::Certificate);
+                }
+                Grant::Certificate
+            }
+            (Some(GRANT_CLIENT), _) => {
+                return Err(ExchangeError::Request(format!(
+                    "{GRANT_CLIENT} is for those who show an X.509-SVID, at server.mtls_url"
+                )));
+            }
+            (Some(_), _) => return Err(ExchangeError::Grant),
+        };
         if self.get("scope").is_some() {
             return Err(ExchangeError::Scope);
         }
@@ -73,6 +98,20 @@ impl Params {
                     "`{unserved}` is not used here"
                 )));
             }
+        }
+        if grant == Grant::Certificate {
+            for other in [
+                "subject_token",
+                "subject_token_type",
+                "requested_token_type",
+            ] {
+                if self.get(other).is_some() {
+                    return Err(ExchangeError::Request(format!(
+                        "`{other}` goes with {GRANT_EXCHANGE}"
+                    )));
+                }
+            }
+            return Ok(grant);
         }
         match self.get("subject_token_type") {
             Some(TYPE_JWT | TYPE_ID_TOKEN) => {}
@@ -95,7 +134,7 @@ impl Params {
                 "requested_token_type must be {TYPE_ACCESS_TOKEN}"
             )));
         }
-        Ok(())
+        Ok(grant)
     }
 
     /// A JWT-SVID is a JWT, and no ID token.

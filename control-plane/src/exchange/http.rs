@@ -53,17 +53,18 @@ async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Respo
     let refused = result.as_ref().err().map(ExchangeError::reason);
     exchange.core.metrics.exchanged(refused);
     let response = match result {
-        Ok(issued) => (
-            StatusCode::OK,
-            axum::Json(json!({
+        Ok(issued) => {
+            let mut body = json!({
                 "access_token": issued.access_token,
-                "issued_token_type": TYPE_ACCESS_TOKEN,
                 "token_type": "DPoP",
                 "expires_in": issued.expires_in,
                 "authorization_details": [issued.element],
-            })),
-        )
-            .into_response(),
+            });
+            if let (true, Some(members)) = (issued.exchanged, body.as_object_mut()) {
+                members.insert("issued_token_type".to_owned(), TYPE_ACCESS_TOKEN.into());
+            }
+            (StatusCode::OK, axum::Json(body)).into_response()
+        }
         Err(error) => {
             if error.unauthenticated() {
                 exchange.count(&error);

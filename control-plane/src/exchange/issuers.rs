@@ -1,6 +1,7 @@
 //! Evidence by other issuers: whose token it is, as the config maps claims to agents.
 
 use super::ExchangeError;
+use super::evidence::Mapped;
 use crate::config::{Config, Issuer};
 use crate::state::Core;
 use capability::reason::Reason;
@@ -25,14 +26,6 @@ struct Known {
 /// The issuers that are believed beside the trust domain.
 #[derive(Default)]
 pub struct Issuers(Vec<Arc<Known>>);
-
-/// What another issuer's token proves.
-pub(super) struct Mapped {
-    /// Whose it is.
-    pub(super) evidence: JwtEvidence,
-    /// Who said so, and of whom, for the log: never the token.
-    pub(super) told: serde_json::Value,
-}
 
 impl Issuers {
     /// Those of the config; nothing is fetched yet.

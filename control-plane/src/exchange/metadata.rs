@@ -1,6 +1,6 @@
 //! Authorization server metadata (RFC 8414).
 
-use super::GRANT_EXCHANGE;
+use super::{GRANT_CLIENT, GRANT_EXCHANGE};
 use crate::config::{Edge, Route, Server};
 use serde_json::{Value, json};
 
@@ -33,6 +33,14 @@ pub fn server(server: &Server, edge: &Edge) -> Value {
         "authorization_details_types_supported": ["http_request"],
     });
     if let (Some(url), Some(members)) = (mtls_url, metadata.as_object_mut()) {
+        members.insert(
+            "grant_types_supported".into(),
+            json!([GRANT_EXCHANGE, GRANT_CLIENT]),
+        );
+        members.insert(
+            "token_endpoint_auth_methods_supported".into(),
+            json!(["none", "tls_client_auth"]),
+        );
         members.insert(
             "tls_client_certificate_bound_access_tokens".into(),
             true.into(),

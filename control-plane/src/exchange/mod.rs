@@ -4,6 +4,7 @@
 //! durable is handed out.
 
 mod error;
+mod evidence;
 mod form;
 mod http;
 mod issuers;
@@ -23,10 +24,10 @@ use crate::state::{Core, Standing, element, random_id, split_location};
 use capability::action::HttpAction;
 use capability::proof::VerifiedProof;
 use capability::url::Target;
-use form::Params;
+use evidence::Mapped;
+use form::{Grant, Params};
 use identity::JwtEvidence;
 use identity::mtls::Peer;
-use issuers::Mapped;
 use ledger::model::{
     ActionRecord, Command, EVIDENCE_KEYS, Evidence, PolicyFacts, Refused, TokenRecord,
 };
@@ -44,6 +45,10 @@ pub const TYPE_ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 /// The grant.
 pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
+/// The grant of a workload that shows its X.509-SVID (RFC 6749, section 4.4): the
+/// certificate is all that it has to show.
+pub const GRANT_CLIENT: &str = "client_credentials";
 
 /// Proofs that are remembered in all.
 const PROOFS_MAX: usize = 262_144;
@@ -70,6 +75,8 @@ pub struct Issued {
     pub expires_in: u64,
     /// The one element, echoed (RFC 9396, section 7).
     pub element: serde_json::Value,
+    /// Whether it came for a subject token (RFC 8693), whose answer says its type.
+    pub exchanged: bool,
 }
 
 /// Who asks, as the evidence says, and what this exchange is called.
@@ -124,11 +131,11 @@ impl Exchange {
         id: &str,
         peer: Option<&Peer>,
     ) -> Result<Issued, ExchangeError> {
-        params.check_grant()?;
+        let grant = params.check_grant(peer)?;
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
-        let Mapped { evidence, told } = self.evidence(params, now_ms).await?;
+        let Mapped { evidence, told } = self.evidence(grant, params, peer, now_ms).await?;
         let agent = evidence.agent.to_string();
         let x5t = peer.and_then(|peer| peer.certificate);
         let x5t = x5t.map(|digest| capability::b64::encode(&digest));
@@ -166,29 +173,17 @@ impl Exchange {
                 .refused(caller, Some(action), Some(policy), error)
                 .await);
         }
-        self.issue(
+        let issued = self.issue(
             caller,
             (&evidence, told),
             (&proof, proof_text),
             action,
             policy,
             now_ms,
-        )
-        .await
-    }
-
-    /// Who the subject token says it is: an SVID's subject, or the agent that another
-    /// issuer's claims are mapped to.
-    async fn evidence(&self, params: &Params, now_ms: u64) -> Result<Mapped, ExchangeError> {
-        let token = params.subject_token()?;
-        if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
-            return mapped;
-        }
-        params.check_svid()?;
-        let issuer = &self.core.config.server.issuer;
-        Ok(Mapped {
-            evidence: self.core.identity.verify_jwt_svid(token, issuer, now_ms)?,
-            told: serde_json::Value::Null,
+        );
+        issued.await.map(|issued| Issued {
+            exchanged: grant == Grant::Exchange,
+            ..issued
         })
     }
 
@@ -402,6 +397,7 @@ impl Exchange {
                 access_token,
                 expires_in: config.token.lifetime_s,
                 element,
+                exchanged: true,
             }),
             Err(Refused::Limit(EVIDENCE_KEYS)) => {
                 tracing::error!(

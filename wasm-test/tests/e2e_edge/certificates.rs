@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use serde_json::Value;
-use wasm_test::client::http_client;
+use wasm_test::client::{Answer, http_client};
 use wasm_test::stage::{Stage, text_at};
-use wasm_test::system::{Options, System, until};
+use wasm_test::system::{AGENT, Options, System, until};
 use wasm_test::upstream::REPORT;
 
 async fn start(extra_config: &str) -> Stage {
@@ -129,4 +129,102 @@ fn serial_numbers(certs: &str) -> Vec<String> {
         .filter(|leaf| leaf.to_string().contains("127.0.0.1"))
         .map(|leaf| text_at(leaf, "/serial_number"))
         .collect()
+}
+
+/// With its X.509-SVID an agent needs no other evidence (RFC 6749, section 4.4, by
+/// RFC 8705): its key is proven by the connection, and can't be stolen from a log.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_x509_svid_alone_is_evidence() {
+    let stage = start("").await;
+    let (system, base) = (&stage.system, stage.system.mtls_url());
+    let agent = system.agent().await.unwrap().with_token_endpoint(&base);
+    let authority = system.authority().unwrap();
+    let own = authority.client(Some(&authority.svid(AGENT).unwrap()));
+    let own = own.unwrap();
+    let agent = agent.with_client(own.clone());
+    let details = agent.details("GET", REPORT).to_string();
+    let ask = async |client: &reqwest::Client, base: &str, form: &[(&str, &str)]| {
+        let url = format!("{base}/oauth2/token");
+        let proof = agent.key().proof("POST", &url, None);
+        let form = [&[("authorization_details", details.as_str())], form].concat();
+        let request = client.post(&url).header("dpop", proof).form(&form);
+        Answer::read(request.send().await.unwrap()).await.unwrap()
+    };
+    let grant = ("grant_type", "client_credentials");
+
+    let answer = ask(&own, &base, &[grant, ("client_id", AGENT)]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let body = answer.json();
+    assert_eq!(body["token_type"], "DPoP");
+    assert!(body.get("issued_token_type").is_none(), "{body}");
+    let token = body["access_token"].as_str().unwrap();
+    let before = stage.arrived().unwrap();
+    let acted = agent.present("GET", REPORT, token).await.unwrap();
+    assert_eq!(acted.status, 200, "{}", acted.text());
+    assert_eq!(stage.arrived().unwrap(), before + 1);
+
+    let (svid, jwt) = (
+        agent.svid().await.unwrap(),
+        "urn:ietf:params:oauth:token-type:jwt",
+    );
+    type Form<'f> = Vec<(&'f str, &'f str)>;
+    let table: [(&str, Form<'_>, &str, &str); 5] = [
+        (
+            "another's name",
+            vec![grant, ("client_id", "spiffe://writ.example/agent/other")],
+            "invalid_request",
+            "another workload's",
+        ),
+        (
+            "two kinds of evidence",
+            vec![grant, ("subject_token", &svid)],
+            "invalid_request",
+            "`subject_token` goes with",
+        ),
+        (
+            "a type of none",
+            vec![grant, ("subject_token_type", jwt)],
+            "invalid_request",
+            "`subject_token_type` goes with",
+        ),
+        (
+            "a scope",
+            vec![grant, ("scope", "all")],
+            "invalid_scope",
+            "scopes are not used",
+        ),
+        (
+            "an assertion",
+            vec![grant, ("client_assertion", &svid)],
+            "invalid_request",
+            "`client_assertion` is not used here",
+        ),
+    ];
+    for (what, form, error, text) in table {
+        let answer = ask(&own, &base, &form).await;
+        assert_eq!(answer.status, 400, "{what}: {}", answer.text());
+        assert_eq!(answer.oauth_error(), error, "{what}");
+        assert!(answer.text().contains(text), "{what}: {}", answer.text());
+    }
+    // Who shows none gets none, and one who is not registered is refused by name.
+    let answer = ask(&http_client(), &system.issuer(), &[grant]).await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert!(
+        answer.text().contains("show an X.509-SVID"),
+        "{}",
+        answer.text()
+    );
+    let stranger = authority
+        .svid("spiffe://writ.example/agent/nobody")
+        .unwrap();
+    let stranger = authority.client(Some(&stranger)).unwrap();
+    let answer = ask(&stranger, &base, &[grant]).await;
+    assert_eq!(answer.oauth_error(), "access_denied", "{}", answer.text());
+
+    let metadata = format!("{}/.well-known/oauth-authorization-server", system.issuer());
+    let metadata = http_client().get(&metadata).send().await.unwrap();
+    let metadata: Value = metadata.json().await.unwrap();
+    let grants = metadata["grant_types_supported"].to_string();
+    assert!(grants.contains("client_credentials"), "{grants}");
+    stage.stop().await;
 }

@@ -111,3 +111,28 @@ fn what_is_wrong_with_an_issuer_is_said_with_its_line() {
         "{same:?}"
     );
 }
+
+#[test]
+fn files_that_an_issuer_names_are_looked_at_before_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("policy.cedar"),
+        "permit(principal, action, resource);",
+    )
+    .unwrap();
+    let file = dir.path().join("writ.toml");
+    let issuer = ISSUER.replace(
+        "[[identity.issuer.agent]]",
+        "ca_file = \"/nowhere/ca\"\ntoken_file = \"/nowhere/token\"\n[[identity.issuer.agent]]",
+    );
+    let text = GOOD.replace("[[proxy]]", &format!("{issuer}\n[[proxy]]"));
+    std::fs::write(&file, text).unwrap();
+    let errors = Config::read_to_serve(&file).map(|_| ()).unwrap_err();
+    for wanted in [
+        "identity.issuer.ca_file: can't read `/nowhere/ca`",
+        "identity.issuer.token_file: can't read `/nowhere/token`",
+    ] {
+        let said = errors.iter().find(|it| it.message.contains(wanted));
+        assert!(said.is_some_and(|it| it.line > 0), "{wanted}: {errors:?}");
+    }
+}
