@@ -163,7 +163,11 @@ impl ExchangeError {
     pub fn description(&self) -> String {
         match self {
             Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
-            Self::Grant => format!("grant_type must be {}", super::GRANT_EXCHANGE),
+            Self::Grant => format!(
+                "grant_type must be {}; {} is for those who show an X.509-SVID",
+                super::GRANT_EXCHANGE,
+                super::GRANT_CLIENT
+            ),
             Self::Scope => {
                 "scopes are not used here; say the one action in authorization_details".into()
             }

@@ -76,11 +76,6 @@ impl Params {
                 }
                 Grant::Certificate
             }
-            (Some(GRANT_CLIENT), _) => {
-                return Err(ExchangeError::Request(format!(
-                    "{GRANT_CLIENT} is for those who show an X.509-SVID, at server.mtls_url"
-                )));
-            }
             (Some(_), _) => return Err(ExchangeError::Grant),
         };
         if self.get("scope").is_some() {
