@@ -186,3 +186,59 @@ fn nobody_goes_back_to_what_is_open() {
         assert_eq!(more, wanted, "from {before:?} to {after:?}");
     }
 }
+
+#[test]
+fn a_proxy_has_what_its_filters_say_as_far_as_it_may() {
+    use crate::edges::{Edges, Served, name_of};
+    const PROXY: &str = "spiffe://writ.example/proxy";
+    let config = pinned(OWN, "").unwrap();
+    let begun = Served::new(std::sync::Arc::new(with("hold_s = 8")));
+    let edges = Edges::new(&config, begun.clone());
+    let pinned = edges.pinned("a").unwrap().clone();
+    let said = |served: &Served| format!("0.1.0+{}", name_of(&"ab".repeat(32), served));
+    let hold = |proxy: &str, said: &str| edges.of(proxy, said).hold_s;
+    let file = edges.file().clone();
+    for (proxy, name, wanted) in [
+        (PROXY, said(&file), 25),
+        (PROXY, said(&begun), 8),
+        (PROXY, said(&pinned), 7),
+        // Another identity's, a version that nobody has, and words that are none.
+        ("spiffe://writ.example/other", said(&pinned), 8),
+        (PROXY, "0.1.0+abababababab.000000000000".to_owned(), 8),
+        (PROXY, "0.1.0+abababababab".to_owned(), 8),
+        (PROXY, String::new(), 8),
+    ] {
+        assert_eq!(hold(proxy, &name), wanted, "{proxy} {name}");
+    }
+    edges.set_for_all(true);
+    assert_eq!(hold(PROXY, ""), 25, "what all have");
+    assert_eq!(hold(PROXY, &said(&begun)), 8, "who has not heard yet");
+    assert_eq!(edges.hold_max_s(), 25);
+}
+
+#[test]
+fn the_canary_tries_what_all_enforce_and_knows_what_it_leaves_out() {
+    use crate::edges::{Edges, Served};
+    let more =
+        "[[edge.route]]\nname = \"new\"\npath_prefix = \"/new\"\nupstream = \"127.0.0.1:9000\"\n";
+    let names = |own: &str| {
+        let config = pinned(own, more).unwrap();
+        let edges = Edges::new(&config, Served::new(config.edge.clone()));
+        let (tried, left_out) = edges.enforced();
+        let names = |routes: Vec<Route>| {
+            let names = routes.into_iter().map(|it| it.name);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        (names(tried), names(left_out))
+    };
+    let both = ("files new".to_owned(), String::new());
+    assert_eq!(names(&format!("{OWN}\n{more}")), both);
+    let one = ("files".to_owned(), "new".to_owned());
+    assert_eq!(names(OWN), one, "a group has no such route");
+    let observed = more.replace("9000\"", "9001\"\nmode = \"observe\"");
+    assert_eq!(
+        names(&format!("{OWN}\n{observed}")),
+        one,
+        "a group only observes it"
+    );
+}
