@@ -3,7 +3,7 @@
 
 use super::reader::{Reader, Table};
 use super::types::{Config, Issuer, Mapping};
-use identity::oidc::{KeysFrom, may_have_keys};
+use identity::oidc::{KeysFrom, check_keys, may_have_keys};
 
 /// Issuers that are believed.
 const ISSUERS_MAX: usize = 64;
@@ -41,6 +41,9 @@ fn issuer(table: &Table<'_>) -> Issuer {
         if table.has(key) && !fetched {
             table.error(key, "nothing is fetched where `keys` is a file".into());
         }
+    }
+    if table.has("audience") && table.optional_text("audience").as_deref() == Some("") {
+        table.error("audience", "this is empty".into());
     }
     let entries = table.tables("agent");
     if entries.is_empty() {
@@ -106,14 +109,20 @@ impl Config {
                 ("token_file", issuer.token_file.as_ref()),
             ];
             for (key, path) in files {
-                if let Some(path) = path.filter(|it| it.is_absolute())
-                    && let Err(error) = std::fs::File::open(path)
-                {
-                    let message = format!(
-                        "identity.issuer.{key}: can't read `{}`: {error}",
-                        path.display()
-                    );
-                    reader.error(issuer.line, message);
+                let Some(path) = path.filter(|it| it.is_absolute()) else {
+                    continue;
+                };
+                let shown = path.display();
+                let wrong = match std::fs::read(path) {
+                    Err(error) => Some(format!("can't read `{shown}`: {error}")),
+                    Ok(bytes) if key == "keys" => {
+                        let wrong = check_keys(&bytes).err();
+                        wrong.map(|what| format!("`{shown}` is no JWK set (RFC 7517): {what}"))
+                    }
+                    Ok(_) => None,
+                };
+                if let Some(wrong) = wrong {
+                    reader.error(issuer.line, format!("identity.issuer.{key}: {wrong}"));
                 }
             }
         }

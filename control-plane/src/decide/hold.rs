@@ -8,11 +8,28 @@ use super::verdicts::{pending_verdict, refused_verdict, status_url, verdict};
 use capability::reason::Reason;
 use decision_api::{Answer, Hold, answer::Verdict, from_control_plane::Message as Down};
 use ledger::model::{Approval, ApprovalState};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A request that is held on a stream that was lost waits this long for it to come back.
 const STREAM_GRACE: Duration = Duration::from_secs(3);
+
+/// Counts a request while it is held.
+struct Held<'h>(&'h AtomicUsize);
+
+impl<'h> Held<'h> {
+    fn one(holds: &'h AtomicUsize) -> Self {
+        holds.fetch_add(1, Ordering::SeqCst);
+        Self(holds)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Shared {
     /// Keeps a request until a human has decided, its time is over, or its
@@ -26,6 +43,7 @@ impl Shared {
         approval: Approval,
     ) -> Option<Verdict> {
         let core = &self.engine.core;
+        let _held = Held::one(&self.holds);
         let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
         tracing::info!(
             approval = approval.id,
@@ -96,6 +114,11 @@ impl Shared {
                 self.engine.lapse(facts, "withdrawn").await;
                 return None;
             }
+            if self.stopping.is_cancelled() {
+                return self
+                    .end(entry, facts, "shutdown", Reason::ApprovalPending, &approval)
+                    .await;
+            }
             if Instant::now() >= deadline {
                 return self
                     .end(entry, facts, "timeout", Reason::ApprovalPending, &approval)
@@ -121,6 +144,7 @@ impl Shared {
             tokio::select! {
                 _ = changes.changed() => {}
                 _ = stage.changed() => {}
+                () = self.stopping.cancelled() => {}
                 () = tokio::time::sleep_until(tick) => {}
             }
         }

@@ -20,11 +20,13 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Messages that may wait for a proxy that reads slowly.
@@ -39,6 +41,8 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const DENIAL_BATCHES: usize = 64;
 /// Outcomes and refusals of strange questions that are being written, over all proxies.
 const WRITES_IN_FLIGHT: usize = 4_096;
+/// Held requests end within this when we stop.
+const HOLDS_END_WITHIN: Duration = Duration::from_secs(3);
 /// A gRPC message of a filter's, in bytes.
 const MESSAGE_MAX: usize = 256 * 1024;
 
@@ -52,6 +56,10 @@ pub(super) struct Shared {
     pub(super) engine: Engine,
     prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
     writes: Arc<Semaphore>,
+    /// Whether requests are held no longer.
+    pub(super) stopping: CancellationToken,
+    /// How many are held now.
+    pub(super) holds: AtomicUsize,
 }
 
 impl DecisionsService {
@@ -64,7 +72,25 @@ impl DecisionsService {
                 engine: Engine { core },
                 prefixes: Mutex::default(),
                 writes,
+                stopping: CancellationToken::new(),
+                holds: AtomicUsize::new(0),
             }),
+        }
+    }
+
+    /// Ends what is held, before the streams end: whoever waits is told that a person
+    /// has still to decide, and not that nobody knows what became of it.
+    pub async fn end_holds(self) {
+        self.shared.stopping.cancel();
+        let ended = async {
+            while self.shared.holds.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The answers are on their way.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        if tokio::time::timeout(HOLDS_END_WITHIN, ended).await.is_err() {
+            tracing::warn!("some requests were still held when the streams ended");
         }
     }
 

@@ -288,7 +288,7 @@ pub async fn serve_grpc(
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .max_concurrent_streams(Some(1024))
         .add_service(ads.service())
-        .add_service(decisions.into_server());
+        .add_service(decisions.clone().into_server());
     let incoming = match incoming(listener, &core) {
         Ok(incoming) => incoming,
         Err(error) => {
@@ -307,7 +307,7 @@ pub async fn serve_grpc(
                 stop.cancel();
             }
         }
-        () = stop.cancelled() => {}
+        () = async { stop.cancelled().await; decisions.end_holds().await } => {}
     }
 }
 

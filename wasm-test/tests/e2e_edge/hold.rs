@@ -381,3 +381,24 @@ async fn the_control_plane_dies_while_requests_are_held() {
     assert_eq!(rig.arrived(), passed + 1);
     rig.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_ends_what_is_held_and_its_yes_stays_to_be_given() {
+    let (mut rig, approver) = start(25).await;
+    let path = path("stopped");
+    let (id, answer) = held(&rig, &approver, "GET", &path).await;
+    rig.system.stop_control_plane().await;
+    let answer = answer.await.unwrap();
+    expect(&answer, 403, "approval_pending");
+    assert_eq!(answer.json()["approval_id"], id.as_str());
+    rig.system.start_control_plane().await.unwrap();
+    rig.recovers().await;
+    let lapses = rig.entries_of("lapse");
+    assert_eq!(lapses.len(), 1, "{lapses:?}");
+    assert_eq!(lapses[0]["body"]["why"], "shutdown");
+    let approver = rig.system.approver().await.unwrap();
+    decide(&approver, &id, Verdict::Approve).await;
+    let answer = rig.agent.call("GET", &path).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    rig.finish().await;
+}

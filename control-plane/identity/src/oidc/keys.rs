@@ -59,6 +59,14 @@ impl Key {
     }
 }
 
+/// Whether a JWK set has keys that can be used; how many.
+///
+/// # Errors
+/// What is wrong with the set.
+pub fn check_keys(bytes: &[u8]) -> Result<usize, String> {
+    Keys::parse(bytes).map(|keys| keys.count())
+}
+
 /// Keys by their ids.
 pub(super) struct Keys(BTreeMap<String, Vec<Key>>);
 

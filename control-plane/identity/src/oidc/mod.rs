@@ -9,6 +9,7 @@ mod keys;
 mod token;
 
 pub use fetch::{FetchError, KeysFrom, may_have_keys};
+pub use keys::check_keys;
 pub use token::{ForeignError, MAX_FOREIGN_TOKEN_BYTES, claimed_issuer};
 
 use std::sync::{PoisonError, RwLock};

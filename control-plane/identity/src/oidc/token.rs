@@ -62,7 +62,11 @@ pub enum ForeignError {
 /// nothing else.
 #[must_use]
 pub fn claimed_issuer(token: &str) -> Option<String> {
-    let claims = Unverified::parse(token).ok()?.claims;
+    if token.len() > MAX_FOREIGN_TOKEN_BYTES {
+        return None;
+    }
+    // Whatever is wrong with the rest of it is for the verifier to say.
+    let claims = object(token.split('.').nth(1)?)?;
     claims.get("iss")?.as_str().map(str::to_owned)
 }
 

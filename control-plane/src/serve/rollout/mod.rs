@@ -324,9 +324,9 @@ impl Rollout {
         match pushed {
             Ok(()) => {
                 tracing::info!(
-                    module = self.for_all().module.sha256,
-                    edge = self.for_all().edge.version,
-                    "another module or [edge], or other keys, are pushed"
+                    all = self.for_all().name(),
+                    first = self.trial.as_ref().map(|it| it.release.name()),
+                    "what proxies run, or the keys that they know, is pushed"
                 );
                 self.due = false;
             }
@@ -367,6 +367,11 @@ impl Rollout {
     async fn done(&mut self, release: &Release) -> bool {
         let said = self.say("done", release, "").await;
         if said {
+            let text = format!(
+                "{} is with all proxies, and nothing was wrong",
+                self.shown(release)
+            );
+            tracing::info!("{text}");
             self.core.warnings.lower(WARNING);
             kept::write(&self.core.config, release);
             self.good = release.clone();
