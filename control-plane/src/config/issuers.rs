@@ -42,7 +42,8 @@ fn issuer(table: &Table<'_>) -> Issuer {
             table.error(key, "nothing is fetched where `keys` is a file".into());
         }
     }
-    if table.has("audience") && table.optional_text("audience").as_deref() == Some("") {
+    let audience = table.optional_text("audience");
+    if audience.as_deref() == Some("") {
         table.error("audience", "this is empty".into());
     }
     let entries = table.tables("agent");
@@ -55,7 +56,7 @@ fn issuer(table: &Table<'_>) -> Issuer {
         table.error("agent", format!("more than {AGENTS_MAX} agents"));
     }
     let issuer = Issuer {
-        audience: table.optional_text("audience").unwrap_or_default(),
+        audience: audience.unwrap_or_default(),
         authorities: table.optional_path("ca_file"),
         token_file: table.optional_path("token_file"),
         lifetime_max_s: table.number("lifetime_max_s", 3_600, 60, 86_400),

@@ -3,7 +3,7 @@
 use super::engine::Ruling;
 use super::facts::Facts;
 use super::questions::{Entry, Prefix, Stage};
-use super::service::Shared;
+use super::service::{DecisionsService, Shared};
 use super::verdicts::{pending_verdict, refused_verdict, status_url, verdict};
 use capability::reason::Reason;
 use decision_api::{Answer, Hold, answer::Verdict, from_control_plane::Message as Down};
@@ -14,6 +14,27 @@ use tokio::time::Instant;
 
 /// A request that is held on a stream that was lost waits this long for it to come back.
 const STREAM_GRACE: Duration = Duration::from_secs(3);
+
+/// Held requests end within this when we stop.
+const HOLDS_END_WITHIN: Duration = Duration::from_secs(3);
+
+impl DecisionsService {
+    /// Ends what is held, before the streams end: whoever waits is told that a person
+    /// has still to decide, and not that nobody knows what became of it.
+    pub async fn end_holds(self) {
+        self.shared.stopping.cancel();
+        let ended = async {
+            while self.shared.holds.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The answers are on their way.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        if tokio::time::timeout(HOLDS_END_WITHIN, ended).await.is_err() {
+            tracing::warn!("some requests were still held when the streams ended");
+        }
+    }
+}
 
 /// Counts a request while it is held.
 struct Held<'h>(&'h AtomicUsize);

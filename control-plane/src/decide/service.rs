@@ -20,7 +20,7 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -41,15 +41,13 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const DENIAL_BATCHES: usize = 64;
 /// Outcomes and refusals of strange questions that are being written, over all proxies.
 const WRITES_IN_FLIGHT: usize = 4_096;
-/// Held requests end within this when we stop.
-const HOLDS_END_WITHIN: Duration = Duration::from_secs(3);
 /// A gRPC message of a filter's, in bytes.
 const MESSAGE_MAX: usize = 256 * 1024;
 
 /// The service, shared by all streams.
 #[derive(Clone)]
 pub struct DecisionsService {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
@@ -75,22 +73,6 @@ impl DecisionsService {
                 stopping: CancellationToken::new(),
                 holds: AtomicUsize::new(0),
             }),
-        }
-    }
-
-    /// Ends what is held, before the streams end: whoever waits is told that a person
-    /// has still to decide, and not that nobody knows what became of it.
-    pub async fn end_holds(self) {
-        self.shared.stopping.cancel();
-        let ended = async {
-            while self.shared.holds.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            // The answers are on their way.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        };
-        if tokio::time::timeout(HOLDS_END_WITHIN, ended).await.is_err() {
-            tracing::warn!("some requests were still held when the streams ended");
         }
     }
 

@@ -15,12 +15,8 @@ pub(super) struct Mapped {
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
-fn certified(peer: &Peer, now_ms: u64) -> Result<Mapped, ExchangeError> {
+fn certified(peer: &Peer) -> Result<Mapped, ExchangeError> {
     let evidence_id = peer.certificate.ok_or(ExchangeError::Internal)?;
-    // The connection may have outlived it.
-    if now_ms >= peer.until_ms {
-        return Err(ExchangeError::CertificateExpired);
-    }
     Ok(Mapped {
         evidence: JwtEvidence {
             agent: peer.id.clone(),
@@ -41,8 +37,12 @@ impl Exchange {
         peer: Option<&Peer>,
         now_ms: u64,
     ) -> Result<Mapped, ExchangeError> {
+        // The connection may have outlived it, whatever else is shown.
+        if peer.is_some_and(|peer| peer.certificate.is_some() && now_ms >= peer.until_ms) {
+            return Err(ExchangeError::CertificateExpired);
+        }
         if let (Grant::Certificate, Some(peer)) = (grant, peer) {
-            return certified(peer, now_ms);
+            return certified(peer);
         }
         let token = params.subject_token()?;
         if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// How often keys are fetched anew, so that one which is withdrawn counts no more.
 const REFRESH: Duration = Duration::from_secs(300);
+/// Letters of a failure that are said.
+const WHY_MAX: usize = 512;
 /// The same after a failure.
 const RETRY: Duration = Duration::from_secs(15);
 
@@ -127,6 +129,12 @@ impl Known {
         let key = format!("issuer {name}");
         loop {
             let wait = match self.issuer.refresh(core.now()).await {
+                Ok(0) => {
+                    let text =
+                        format!("the issuer {name} has no keys now: all of its tokens are refused");
+                    core.warnings.raise(&key, &text);
+                    RETRY
+                }
                 Ok(keys) => {
                     tracing::debug!(issuer = name, keys, "an issuer's keys are fetched");
                     core.warnings.lower(&key);
@@ -135,7 +143,7 @@ impl Known {
                 Err(error) => {
                     let text = failed(name, &error);
                     if core.warnings.raise(&key, &text) {
-                        tracing::error!(issuer = name, %error, "an issuer's keys can't be fetched");
+                        tracing::error!(issuer = name, warning = ?text, "an issuer's keys can't be fetched");
                     }
                     RETRY
                 }
@@ -146,6 +154,8 @@ impl Known {
 }
 
 fn failed(name: &str, error: &FetchError) -> String {
+    // Some of it are the issuer's words.
+    let error: String = error.to_string().chars().take(WHY_MAX).collect();
     format!(
         "the keys of the issuer {name} can't be fetched, so tokens under new ones are refused, and all of its within a day: {error}"
     )

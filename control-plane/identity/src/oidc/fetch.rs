@@ -43,6 +43,9 @@ pub enum FetchError {
         /// What came instead.
         what: String,
     },
+    /// It took too long.
+    #[error("they did not come in time")]
+    Late,
     /// What came is not what was wanted.
     #[error("`{place}`: {what}")]
     Document {
@@ -53,43 +56,52 @@ pub enum FetchError {
     },
 }
 
+/// Bytes of a URL.
+const URL_MAX: usize = 2_048;
+
 /// Whether keys may come from there: over TLS, or from this machine.
 #[must_use]
 pub fn may_have_keys(url: &str) -> bool {
-    let Some(rest) = url.strip_prefix("http://") else {
-        return url.starts_with("https://");
+    // What is shown in a log is plain, and what follows `@` is not the host that it seems.
+    let plain = url.len() <= URL_MAX && url.bytes().all(|byte| byte.is_ascii_graphic());
+    let Some(parsed) = reqwest::Url::parse(url).ok().filter(|_| plain) else {
+        return false;
     };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
+    let named = parsed.host_str().is_some_and(|host| !host.is_empty());
+    let nobody = parsed.username().is_empty() && parsed.password().is_none();
+    named && nobody && (parsed.scheme() == "https" || is_here(&parsed))
+}
+
+/// Whether it is in clear, on this machine.
+fn is_here(url: &reqwest::Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = host.parse::<std::net::IpAddr>();
-    address.is_ok_and(|address| address.is_loopback())
+    url.scheme() == "http" && address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Fetches documents.
-pub(super) struct Fetcher(Client);
+pub(super) struct Fetcher {
+    away: Client,
+    /// For this machine: what is in clear goes through nobody's proxy.
+    here: Client,
+}
 
 impl Fetcher {
     pub(super) fn new(settings: &IssuerSettings) -> Result<Self, FetchError> {
-        let mut builder = Client::builder()
-            .timeout(WITHIN)
-            // Where else it may lead nobody has looked at.
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("writ/", env!("CARGO_PKG_VERSION")));
-        if settings.issuer.starts_with("http://") {
-            builder = builder.no_proxy();
-        }
         let wrong = |error: reqwest::Error| FetchError::Authorities(error.to_string());
+        let mut away = builder();
         if let Some(pem) = &settings.authorities_pem {
             let authorities = Certificate::from_pem_bundle(pem).map_err(wrong)?;
             if authorities.is_empty() {
                 return Err(FetchError::Authorities("there is none in it".to_owned()));
             }
-            builder = builder.tls_certs_only(authorities);
+            away = away.tls_certs_only(authorities);
         }
-        builder.build().map(Self).map_err(wrong)
+        Ok(Self {
+            away: away.build().map_err(wrong)?,
+            here: builder().no_proxy().build().map_err(wrong)?,
+        })
     }
 
     pub(super) async fn keys(&self, settings: &IssuerSettings) -> Result<Keys, FetchError> {
@@ -126,7 +138,9 @@ impl Fetcher {
             return Err(wrong("its `issuer` is another one"));
         }
         let url = text("jwks_uri").ok_or_else(|| wrong("it has no `jwks_uri`"))?;
-        if !may_have_keys(url) {
+        // One elsewhere must not make us ask what is on this machine.
+        let here = |url: &str| reqwest::Url::parse(url).is_ok_and(|url| is_here(&url));
+        if !may_have_keys(url) || (here(url) && !here(&settings.issuer)) {
             return Err(wrong("its `jwks_uri` is neither https nor on this machine"));
         }
         Ok(url.to_owned())
@@ -138,7 +152,10 @@ impl Fetcher {
             what,
         };
         let said = |error: reqwest::Error| wrong(error.without_url().to_string());
-        let mut request = self.0.get(url).header("accept", "application/json");
+        let parsed = reqwest::Url::parse(url);
+        let here = parsed.is_ok_and(|url| is_here(&url));
+        let client = if here { &self.here } else { &self.away };
+        let mut request = client.get(url).header("accept", "application/json");
         if let Some(path) = &settings.token_file {
             // Read each time: such tokens change.
             let token = file(path).await?;
@@ -160,9 +177,22 @@ impl Fetcher {
     }
 }
 
+fn builder() -> reqwest::ClientBuilder {
+    Client::builder()
+        .timeout(WITHIN)
+        // Where else it may lead nobody has looked at.
+        .redirect(redirect::Policy::none())
+        .user_agent(concat!("writ/", env!("CARGO_PKG_VERSION")))
+}
+
 async fn file(path: &Path) -> Result<Vec<u8>, FetchError> {
+    use tokio::io::AsyncReadExt as _;
     let wrong = |error| FetchError::File(path.to_owned(), error);
-    let bytes = tokio::fs::read(path).await.map_err(wrong)?;
+    let most = u64::try_from(DOCUMENT_MAX).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    let file = tokio::fs::File::open(path).await.map_err(wrong)?;
+    let mut file = file.take(most.saturating_add(1));
+    file.read_to_end(&mut bytes).await.map_err(wrong)?;
     if bytes.len() > DOCUMENT_MAX {
         return Err(wrong(std::io::Error::other("it is too long")));
     }

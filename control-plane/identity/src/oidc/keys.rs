@@ -64,7 +64,10 @@ impl Key {
 /// # Errors
 /// What is wrong with the set.
 pub fn check_keys(bytes: &[u8]) -> Result<usize, String> {
-    Keys::parse(bytes).map(|keys| keys.count())
+    match Keys::parse(bytes)?.count() {
+        0 => Err("it has no key with an id that can verify a signature".to_owned()),
+        keys => Ok(keys),
+    }
 }
 
 /// Keys by their ids.
@@ -98,9 +101,7 @@ impl Keys {
                 keys.entry(kid).or_default().push(key);
             }
         }
-        if keys.is_empty() {
-            return Err("it has no key with an id that can verify a signature".to_owned());
-        }
+        // None is an answer: all of them are withdrawn.
         Ok(Self(keys))
     }
 

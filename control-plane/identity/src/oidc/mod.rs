@@ -12,10 +12,12 @@ pub use fetch::{FetchError, KeysFrom, may_have_keys};
 pub use keys::check_keys;
 pub use token::{ForeignError, MAX_FOREIGN_TOKEN_BYTES, claimed_issuer};
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use crate::Millis;
 use fetch::Fetcher;
@@ -24,6 +26,10 @@ use token::Unverified;
 
 /// A key id that is not known is asked for again, and no sooner.
 const COOLDOWN_MS: Millis = 10_000;
+/// Those who wait for an issuer's keys at a time.
+const WAITING_MAX: usize = 64;
+/// Documents and files together come within this, or there are none.
+const FETCHED_WITHIN: Duration = Duration::from_secs(12);
 /// Keys that could not be fetched again for so long count no more.
 const STALE_MS: Millis = 24 * 3_600 * 1000;
 
@@ -45,12 +51,17 @@ pub struct IssuerSettings {
 }
 
 /// An issuer, and its keys as far as they are known.
-pub struct ForeignIssuer {
+#[derive(Clone)]
+pub struct ForeignIssuer(Arc<Inner>);
+
+struct Inner {
     settings: IssuerSettings,
     fetcher: Fetcher,
     known: RwLock<Known>,
     /// One fetch at a time.
     fetching: tokio::sync::Mutex<()>,
+    /// Those who wait for one.
+    waiting: Semaphore,
 }
 
 #[derive(Default)]
@@ -80,14 +91,20 @@ impl ForeignEvidence {
     /// A claim that is a text: by its name, or deeper by a JSON pointer (RFC 6901).
     #[must_use]
     pub fn text(&self, claim: &str) -> Option<&str> {
-        let found = match claim
-            .strip_prefix('/')
-            .and_then(|rest| rest.split_once('/'))
-        {
-            None => self.claims.get(claim.strip_prefix('/').unwrap_or(claim)),
-            Some((first, rest)) => {
-                let first = first.replace("~1", "/").replace("~0", "~");
-                self.claims.get(&first)?.pointer(&format!("/{rest}"))
+        let found = match claim.strip_prefix('/') {
+            None => self.claims.get(claim),
+            Some(pointer) => {
+                let (first, rest) = match pointer.split_once('/') {
+                    Some((first, rest)) => (first, Some(rest)),
+                    None => (pointer, None),
+                };
+                let first = self
+                    .claims
+                    .get(&first.replace("~1", "/").replace("~0", "~"))?;
+                match rest {
+                    Some(rest) => first.pointer(&format!("/{rest}")),
+                    None => Some(first),
+                }
             }
         };
         found?.as_str()
@@ -113,18 +130,19 @@ impl ForeignIssuer {
     /// # Errors
     /// When its authorities are no certificates.
     pub fn new(settings: IssuerSettings) -> Result<Self, FetchError> {
-        Ok(Self {
+        Ok(Self(Arc::new(Inner {
             fetcher: Fetcher::new(&settings)?,
             settings,
             known: RwLock::default(),
             fetching: tokio::sync::Mutex::default(),
-        })
+            waiting: Semaphore::new(WAITING_MAX),
+        })))
     }
 
     /// Its name.
     #[must_use]
     pub fn issuer(&self) -> &str {
-        &self.settings.issuer
+        &self.0.settings.issuer
     }
 
     /// Verifies a token that this issuer made for us and for nobody else.
@@ -134,14 +152,14 @@ impl ForeignIssuer {
     pub async fn verify(&self, token: &str, now: Millis) -> Result<ForeignEvidence, ForeignError> {
         let unverified = Unverified::parse(token)?;
         // What costs nothing comes before keys are fetched and signatures checked.
-        let expires_ms = unverified.check_claims(&self.settings, now)?;
+        let expires_ms = unverified.check_claims(&self.0.settings, now)?;
         let keys = self.keys(unverified.kid(), now).await?;
         let mut fitting = keys.iter().filter(|key| key.fits(unverified.algorithm()));
         if !fitting.any(|key| unverified.is_signed_by(key)) {
             return Err(ForeignError::Signature);
         }
         Ok(ForeignEvidence {
-            issuer: self.settings.issuer.clone(),
+            issuer: self.0.settings.issuer.clone(),
             expires_ms,
             evidence_id: Sha256::digest(unverified.signed()).into(),
             claims: unverified.into_claims(),
@@ -154,7 +172,7 @@ impl ForeignIssuer {
     /// # Errors
     /// When there are none to be had; those that are known stay, for a day.
     pub async fn refresh(&self, now: Millis) -> Result<usize, FetchError> {
-        let _one = self.fetching.lock().await;
+        let _one = self.0.fetching.lock().await;
         self.fetch(now).await
     }
 
@@ -163,17 +181,24 @@ impl ForeignIssuer {
         if let Some(found) = self.found(kid, now) {
             return Ok(found);
         }
-        {
-            let _one = self.fetching.lock().await;
-            // Somebody else may have fetched them meanwhile.
-            if let Some(found) = self.found(kid, now) {
-                return Ok(found);
-            }
-            let tried = self.read().tried_ms;
-            if tried.is_none_or(|tried| now.abs_diff(tried) >= COOLDOWN_MS) {
-                // That it failed is remembered, and looked at below.
-                drop(self.fetch(now).await);
-            }
+        if self.may_ask(now) {
+            // Anybody can name a key that is not known: few wait for the answer.
+            let Ok(_waits) = self.0.waiting.try_acquire() else {
+                return Err(ForeignError::Unavailable(
+                    "too many wait for them".to_owned(),
+                ));
+            };
+            // A task of its own: who leaves does not end it, and so start another.
+            let own = self.clone();
+            let fetched = tokio::spawn(async move {
+                let _one = own.0.fetching.lock().await;
+                // Somebody else may have fetched them meanwhile.
+                if own.may_ask(now) {
+                    // That it failed is remembered, and looked at below.
+                    drop(own.fetch(now).await);
+                }
+            });
+            drop(fetched.await);
         }
         if let Some(found) = self.found(kid, now) {
             return Ok(found);
@@ -190,6 +215,12 @@ impl ForeignIssuer {
         }
     }
 
+    /// Whether the last time that keys were asked for is long enough ago.
+    fn may_ask(&self, now: Millis) -> bool {
+        let tried = self.read().tried_ms;
+        tried.is_none_or(|tried| now.abs_diff(tried) >= COOLDOWN_MS)
+    }
+
     fn found(&self, kid: &str, now: Millis) -> Option<Vec<Key>> {
         let known = self.read();
         let (keys, fetched_ms) = known.keys.as_ref()?;
@@ -198,8 +229,12 @@ impl ForeignIssuer {
     }
 
     async fn fetch(&self, now: Millis) -> Result<usize, FetchError> {
-        let fetched = self.fetcher.keys(&self.settings).await;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let asked = self.0.fetcher.keys(&self.0.settings);
+        let fetched = match tokio::time::timeout(FETCHED_WITHIN, asked).await {
+            Ok(fetched) => fetched,
+            Err(_) => Err(FetchError::Late),
+        };
+        let mut known = self.0.known.write().unwrap_or_else(PoisonError::into_inner);
         known.tried_ms = Some(now);
         match fetched {
             Ok(keys) => {
@@ -216,6 +251,6 @@ impl ForeignIssuer {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -170,6 +170,9 @@ impl<'t> Unverified<'t> {
         if from > now.saturating_add(SKEW_MS) {
             return Err(ForeignError::NotYetValid);
         }
+        if expires < issued {
+            return Err(Malformed("its `exp` is before its `iat`"));
+        }
         if expires.saturating_sub(issued) > settings.lifetime_max_ms {
             return Err(ForeignError::Lifetime {
                 most_s: settings.lifetime_max_ms / 1000,
