@@ -29,7 +29,7 @@ pub use crate::svid::SvidError;
 use crate::{
     Millis, Source, SourceError, SpiffeId, files,
     handshakes::{Handshakes, MAX_HANDSHAKES},
-    svid::{leaf_end, leaf_identity},
+    svid::{leaf_evidence, leaf_identity},
     throttle::Throttle,
 };
 
@@ -50,6 +50,9 @@ pub struct Peer {
     /// SHA-256 of its certificate's DER: `x5t#S256` before base64url. None
     /// where there is no TLS.
     pub certificate: Option<[u8; 32]>,
+    /// SHA-256 of the part of its certificate that is signed: what is counted as one
+    /// piece of evidence. Zeros where there is none.
+    pub evidence_id: [u8; 32],
     /// When its certificate ends, in milliseconds since the Unix epoch; 0 where
     /// there is none.
     pub until_ms: Millis,
@@ -154,6 +157,7 @@ pub fn plaintext_incoming(
             id: peer.clone(),
             remote,
             certificate: None,
+            evidence_id: [0; 32],
             until_ms: 0,
         };
         async move {
@@ -256,7 +260,7 @@ impl Acceptor {
             .ok_or(Refused::NoCertificate)?;
         let certificate = Some(capability::sha256(leaf));
         let id = leaf_identity(leaf)?;
-        let until_ms = leaf_end(leaf)?;
+        let evidence = leaf_evidence(leaf)?;
         if id.trust_domain() != current.own.trust_domain() {
             return Err(Refused::Foreign(id));
         }
@@ -269,7 +273,8 @@ impl Acceptor {
                 id,
                 remote,
                 certificate,
-                until_ms,
+                evidence_id: evidence.signed,
+                until_ms: evidence.until_ms,
             },
             transport: Transport::Tls(Box::new(stream)),
         })

@@ -44,12 +44,24 @@ pub(crate) fn leaf_identity(der: &[u8]) -> Result<SpiffeId, SvidError> {
     }
 }
 
-/// When a leaf ends, in milliseconds since the Unix epoch.
-pub(crate) fn leaf_end(der: &[u8]) -> Result<Millis, SvidError> {
+/// What counts of a leaf as evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeafEvidence {
+    /// When it ends, in milliseconds since the Unix epoch.
+    pub(crate) until_ms: Millis,
+    /// SHA-256 of what was signed (RFC 5280, section 4.1.1.1). The signature is left
+    /// out, because ECDSA lets anybody make a second valid one.
+    pub(crate) signed: [u8; 32],
+}
+
+/// Reads that of a leaf that is an SVID.
+pub(crate) fn leaf_evidence(der: &[u8]) -> Result<LeafEvidence, SvidError> {
+    let leaf = Leaf::from_der(der).map_err(|NotCertificate| SvidError::Malformed)?;
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| SvidError::Malformed)?;
-    let seconds = certificate.validity().not_after.timestamp();
-    let seconds = u64::try_from(seconds).map_err(|_| SvidError::Malformed)?;
-    Ok(seconds.saturating_mul(1000))
+    Ok(LeafEvidence {
+        until_ms: leaf.not_after_s.saturating_mul(1000),
+        signed: capability::sha256(certificate.tbs_certificate.as_ref()),
+    })
 }
 
 /// The one URI subject alternative name; `None` for none or several.
@@ -94,6 +106,28 @@ mod tests {
         );
         rest.is_empty()
             .then(|| (uris.collect(), from, to, signs && !ca))
+    }
+
+    #[test]
+    fn another_signature_makes_no_other_evidence() {
+        let mut parameters = CertificateParams::default();
+        parameters.serial_number = Some(7.into());
+        parameters.subject_alt_names =
+            vec![SanType::URI("spiffe://writ.example/a".try_into().unwrap())];
+        let key = KeyPair::generate().unwrap();
+        let sign = |parameters: &CertificateParams| {
+            let signed = parameters.self_signed(&key).unwrap();
+            signed.der().to_vec()
+        };
+        let (one, other) = (sign(&parameters), sign(&parameters));
+        assert_ne!(one, other, "ECDSA is random");
+        let evidence = super::leaf_evidence(&one).unwrap();
+        assert_eq!(evidence, super::leaf_evidence(&other).unwrap());
+        let (_, _, to, _) = by_another(&one).unwrap();
+        assert_eq!(evidence.until_ms, u64::try_from(to).unwrap() * 1000);
+        parameters.serial_number = Some(8.into());
+        let third = super::leaf_evidence(&sign(&parameters)).unwrap();
+        assert_ne!(evidence.signed, third.signed);
     }
 
     #[test]

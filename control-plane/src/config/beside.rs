@@ -9,8 +9,14 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Says that a table is a group's, and not the config's own.
-pub(super) struct OfGroup;
+/// Whose a table `[edge]` is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// All proxies'; the module, the groups and how things are rolled out are in it.
+    Config,
+    /// One group's, which has none of that.
+    Group,
+}
 
 impl Edge {
     /// Reads the file that a group is pinned to: `[edge]` alone, as in a config.
@@ -25,7 +31,7 @@ impl Edge {
         })?;
         let reader = Reader::new(path, &text);
         let root = reader.root()?;
-        let own = edge(&root.table("edge"), Some(OfGroup));
+        let own = edge(&root.table("edge"), Whose::Group);
         for key in root.keys().iter().filter(|key| *key != "edge") {
             let message = "a group has an [edge] of its own and nothing else; this would not count here, take it out";
             root.error(key, message.into());

@@ -18,6 +18,7 @@ pub use types::{
     Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 
+use beside::Whose;
 use reader::{Reader, Table};
 use rolling::{canary, groups, metrics_listen, mode, rollout};
 use std::collections::BTreeSet;
@@ -71,7 +72,7 @@ impl Config {
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
             approval: approval(&root.table_or_empty("approval")),
-            edge: Arc::new(edge(&root.table("edge"), None)),
+            edge: Arc::new(edge(&root.table("edge"), Whose::Config)),
             canary: canary(&root.table_or_empty("canary")),
             policies: policies(&root.table("policy"), path),
             ledger: ledger(&root.table_or_empty("ledger")),
@@ -308,7 +309,7 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
 }
 
 /// `[edge]`, of this file, or of the one that a group is pinned to.
-fn edge(table: &Table<'_>, of_group: Option<beside::OfGroup>) -> Edge {
+fn edge(table: &Table<'_>, whose: Whose) -> Edge {
     let (mut names, mut taken) = (BTreeSet::new(), BTreeSet::new());
     let (origin, resource, sites) = sites::read(table);
     let routes: Vec<Route> = table
@@ -358,10 +359,10 @@ fn edge(table: &Table<'_>, of_group: Option<beside::OfGroup>) -> Edge {
             format!("`{certificates}` is neither \"none\" nor \"required\""),
         );
     }
-    let (module, rollout, groups) = match of_group {
+    let (module, rollout, groups) = match whose {
         // Not asked for, so not taken.
-        Some(beside::OfGroup) => (PathBuf::new(), Rollout::default(), Vec::new()),
-        None => {
+        Whose::Group => (PathBuf::new(), Rollout::default(), Vec::new()),
+        Whose::Config => {
             let rollout = rollout(&table.table_or_empty("rollout"));
             let groups = groups(table, &rollout);
             (table.path("module"), rollout, groups)

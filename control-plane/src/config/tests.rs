@@ -55,6 +55,13 @@ fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
     Config::parse(&dir.path().join("writ.toml"), text)
 }
 
+/// The problem that says this.
+fn said<'e>(errors: &'e [ConfigError], wanted: &str) -> &'e ConfigError {
+    let mut saying = errors.iter().filter(|it| it.to_string().contains(wanted));
+    let found = saying.next();
+    found.unwrap_or_else(|| panic!("{wanted}: {errors:?}"))
+}
+
 #[test]
 fn a_good_file_has_the_documented_defaults() {
     let config = parse(GOOD).unwrap();
@@ -182,10 +189,7 @@ fn each_problem_is_named_with_its_line() {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "the case changes nothing: {from}");
         let errors = parse(&text).expect_err(message);
-        let hit = errors
-            .iter()
-            .find(|error| error.to_string().contains(message));
-        let hit = hit.unwrap_or_else(|| panic!("{message}: {errors:?}"));
+        let hit = said(&errors, message);
         assert!(hit.line > 0, "{hit}");
     }
 }

@@ -338,11 +338,8 @@ impl Edge {
     #[must_use]
     pub fn route_of(&self, authority: &str, path: &str) -> Option<&Route> {
         let path = path.split('?').next().unwrap_or_default();
-        let is_here = |site: &Site| {
-            let parts = site.origin.split_once("://");
-            parts.is_some_and(|(_, known)| known == authority)
-        };
-        let site = self.all_sites().find(is_here)?;
+        let mut sites = self.all_sites();
+        let site = sites.find(|site| site.authority() == authority)?;
         let covers = |prefix: &str| {
             path.strip_prefix(prefix).is_some_and(|rest| {
                 prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/')

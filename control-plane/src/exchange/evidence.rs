@@ -15,16 +15,15 @@ pub(super) struct Mapped {
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
-fn certified(peer: &Peer) -> Result<Mapped, ExchangeError> {
-    let evidence_id = peer.certificate.ok_or(ExchangeError::Internal)?;
-    Ok(Mapped {
+fn certified(peer: &Peer) -> Mapped {
+    Mapped {
         evidence: JwtEvidence {
             agent: peer.id.clone(),
             expires_ms: peer.until_ms,
-            evidence_id,
+            evidence_id: peer.evidence_id,
         },
         told: serde_json::Value::Null,
-    })
+    }
 }
 
 impl Exchange {
@@ -42,7 +41,7 @@ impl Exchange {
             return Err(ExchangeError::CertificateExpired);
         }
         if let (Grant::Certificate, Some(peer)) = (grant, peer) {
-            return certified(peer);
+            return Ok(certified(peer));
         }
         let token = params.subject_token()?;
         if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 /// How often keys are fetched anew, so that one which is withdrawn counts no more.
 const REFRESH: Duration = Duration::from_secs(300);
-/// Letters of a failure that are said.
-const WHY_MAX: usize = 512;
 /// The same after a failure.
 const RETRY: Duration = Duration::from_secs(15);
+/// Letters of a failure that are said.
+const WHY_MAX: usize = 512;
 
 /// One that is believed, and what it is believed of.
 struct Known {

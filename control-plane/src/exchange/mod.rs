@@ -196,7 +196,7 @@ impl Exchange {
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let site = self.site(&action)?;
         let content_digest = action.content_digest();
-        let (_, authority) = site.origin.split_once("://").unwrap_or_default();
+        let authority = site.authority();
         let path = action.path_and_query();
         let reads = self.core.config.edge.body_of(authority, &path).is_some();
         if content_digest.is_some() && !reads {

@@ -206,6 +206,34 @@ async fn an_x509_svid_alone_is_evidence() {
         assert_eq!(answer.oauth_error(), error, "{what}");
         assert!(answer.text().contains(text), "{what}: {}", answer.text());
     }
+    // What has ended while its connection has not is no evidence, and binds nothing.
+    let short = authority.changed(AGENT, |parameters| {
+        parameters.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
+        Ok(())
+    });
+    let short = authority.client(Some(&short.unwrap())).unwrap();
+    let both = [
+        vec![grant],
+        vec![
+            (
+                "grant_type",
+                "urn:ietf:params:oauth:grant-type:token-exchange",
+            ),
+            ("subject_token", &svid),
+            ("subject_token_type", jwt),
+        ],
+    ];
+    for form in &both {
+        let answer = ask(&short, &base, form).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    for form in &both {
+        let answer = ask(&short, &base, form).await;
+        assert_eq!(answer.oauth_error(), "invalid_request", "{form:?}");
+        assert_eq!(answer.reason(), "token_expired", "{}", answer.text());
+    }
+
     // Who shows none gets none, and one who is not registered is refused by name.
     let answer = ask(&http_client(), &system.issuer(), &[grant]).await;
     assert_eq!(answer.oauth_error(), "unsupported_grant_type");

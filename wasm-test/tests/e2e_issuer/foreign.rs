@@ -14,6 +14,8 @@ use wasm_test::upstream::REPORT;
 use crate::programs::{Clients, clients};
 
 const AUDIENCE: &str = "https://writ.example/ci";
+/// An issuer whose name leads nowhere: its keys are here.
+const ELSEWHERE: &str = "https://elsewhere.example";
 const SUBJECT: &str = "repo:org/app:ref:refs/heads/main";
 
 /// The issuer, while it runs.
@@ -88,8 +90,20 @@ audience = "{AUDIENCE}"
 [[identity.issuer.agent]]
 spiffe_id = "{AGENT}"
 claims = {{ sub = "{SUBJECT}", repository = "org/app", "/environment/name" = "prod" }}
+[[identity.issuer]]
+issuer = "{ELSEWHERE}"
+audience = "{AUDIENCE}"
+keys = "{issuer}/jwks"
+[[identity.issuer.agent]]
+spiffe_id = "{AGENT}"
+claims = {{ sub = "{SUBJECT}" }}
 "#
         ),
+        // Nobody answers there, and nobody is to be asked: keys in clear are this
+        // machine's.
+        env: ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+            .map(|name| (name.to_owned(), "http://127.0.0.1:9".to_owned()))
+            .to_vec(),
         ..Options::default()
     });
     system.await.unwrap()
@@ -136,6 +150,9 @@ async fn a_job_with_its_issuers_token_acts_once_as_the_agent_that_it_is_mapped_t
         acts(&system, &agent, &token).await;
         shown.push(token);
     }
+
+    let named = json!({ "iss": ELSEWHERE });
+    acts(&system, &agent, &foreign.token("RS256", named).await).await;
 
     // What it proves is nobody's, or nothing: told apart, and nothing is issued.
     let writ = agent.token("GET", REPORT).await.unwrap();

@@ -98,7 +98,7 @@ fn install() -> Result<Clients, String> {
     let need = |names: &[&str], what: &str| {
         found(names).ok_or_else(|| format!("{what} is not on the PATH"))
     };
-    let node = need(&["node"], "Node 20 or later (`node`)")?;
+    let node = need(&["node"], "Node 20.19 or later (`node`)")?;
     let npm = need(&["npm"], "`npm`")?;
     let python = need(&["python3"], "Python 3 with venv (`python3`)")?;
 

@@ -126,11 +126,7 @@ impl Fetcher {
             place: place.clone(),
             what: what.to_owned(),
         };
-        let limits = capability::Limits {
-            json_members: capability::Limits::CEILING.json_members,
-            ..capability::Limits::default()
-        };
-        let found = capability::json::parse_object(&bytes, &limits)
+        let found = capability::json::parse_object(&bytes, &super::document_limits())
             .map_err(|_| wrong("it is not one JSON object"))?;
         let text = |name: &str| found.get(name).and_then(Value::as_str);
         // Section 4.3: else anybody's document would do.

@@ -77,13 +77,9 @@ impl Keys {
     /// Reads a JWK set; what is no key to verify with is left out.
     ///
     /// # Errors
-    /// What is wrong with the set, or that it has no such key.
+    /// What is wrong with the set. That it has no such key is not.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let limits = capability::Limits {
-            json_members: capability::Limits::CEILING.json_members,
-            ..capability::Limits::default()
-        };
-        let set = capability::json::parse_object(bytes, &limits)
+        let set = capability::json::parse_object(bytes, &super::document_limits())
             .map_err(|_| "it is not one JSON object".to_owned())?;
         let Some(Value::Array(list)) = set.get("keys") else {
             return Err("it has no list `keys`".to_owned());

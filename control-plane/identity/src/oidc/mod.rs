@@ -61,7 +61,7 @@ struct Inner {
     /// One fetch at a time.
     fetching: tokio::sync::Mutex<()>,
     /// Those who wait for one.
-    waiting: Semaphore,
+    waiting: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -135,7 +135,7 @@ impl ForeignIssuer {
             settings,
             known: RwLock::default(),
             fetching: tokio::sync::Mutex::default(),
-            waiting: Semaphore::new(WAITING_MAX),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
         })))
     }
 
@@ -183,14 +183,16 @@ impl ForeignIssuer {
         }
         if self.may_ask(now) {
             // Anybody can name a key that is not known: few wait for the answer.
-            let Ok(_waits) = self.0.waiting.try_acquire() else {
+            let Ok(waits) = self.0.waiting.clone().try_acquire_owned() else {
                 return Err(ForeignError::Unavailable(
                     "too many wait for them".to_owned(),
                 ));
             };
-            // A task of its own: who leaves does not end it, and so start another.
+            // A task of its own: who leaves does not end it, and so start another. Its
+            // place is taken until it ends, whoever has left.
             let own = self.clone();
             let fetched = tokio::spawn(async move {
+                let _waits = waits;
                 let _one = own.0.fetching.lock().await;
                 // Somebody else may have fetched them meanwhile.
                 if own.may_ask(now) {
@@ -252,5 +254,13 @@ impl ForeignIssuer {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An issuer's documents have more members than a token may have.
+fn document_limits() -> capability::Limits {
+    capability::Limits {
+        json_members: capability::Limits::CEILING.json_members,
+        ..capability::Limits::default()
     }
 }

@@ -84,9 +84,10 @@ fn what_is_wrong_with_an_issuer_is_said_with_its_line() {
         ("claims", "claim", "claim: no such key"),
     ];
     for (from, to, wanted) in table {
-        let errors = with(&ISSUER.replacen(from, to, 1)).map(|_| ()).unwrap_err();
-        let said = errors.iter().find(|it| it.to_string().contains(wanted));
-        let said = said.unwrap_or_else(|| panic!("{wanted}: {errors:?}"));
+        let text = ISSUER.replacen(from, to, 1);
+        assert_ne!(text, ISSUER, "the case changes nothing: {from}");
+        let errors = with(&text).map(|_| ()).unwrap_err();
+        let said = said(&errors, wanted);
         assert!(said.line > 15, "{said}");
     }
     let twice = with(&ISSUER.repeat(2)).unwrap_err();
@@ -132,7 +133,23 @@ fn files_that_an_issuer_names_are_looked_at_before_a_start() {
         "identity.issuer.ca_file: can't read `/nowhere/ca`",
         "identity.issuer.token_file: can't read `/nowhere/token`",
     ] {
-        let said = errors.iter().find(|it| it.message.contains(wanted));
-        assert!(said.is_some_and(|it| it.line > 0), "{wanted}: {errors:?}");
+        assert!(said(&errors, wanted).line > 0, "{errors:?}");
+    }
+    let keys = dir.path().join("keys");
+    let issuer = ISSUER.replace(
+        "[[identity.issuer.agent]]",
+        &format!("keys = \"{}\"\n[[identity.issuer.agent]]", keys.display()),
+    );
+    let text = GOOD.replace("[[proxy]]", &format!("{issuer}\n[[proxy]]"));
+    std::fs::write(&file, text).unwrap();
+    for (content, wanted) in [
+        ("-----BEGIN PUBLIC KEY-----", "it is not one JSON object"),
+        ("{\"kty\":\"EC\"}", "it has no list `keys`"),
+        ("{\"keys\":[]}", "it has no key with an id"),
+    ] {
+        std::fs::write(&keys, content).unwrap();
+        let errors = Config::read_to_serve(&file).map(|_| ()).unwrap_err();
+        let said = said(&errors, wanted).to_string();
+        assert!(said.contains("is no JWK set (RFC 7517)"), "{said}");
     }
 }

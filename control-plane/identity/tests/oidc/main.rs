@@ -7,157 +7,23 @@
     reason = "tests fail loudly"
 )]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+mod signer;
+mod site;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256,
-    RSA_PSS_SHA256,
-};
-use base64ct::{Base64UrlUnpadded, Encoding as _};
+use aws_lc_rs::signature::KeyPair as _;
 use identity::oidc::{
     FetchError, ForeignError, ForeignIssuer, IssuerSettings, KeysFrom, claimed_issuer,
     may_have_keys,
 };
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use std::time::Duration;
 use tokio::net::TcpListener;
+
+use signer::{Signer, b64, ec_jwk, rsa_jwk};
+use site::Site;
 
 const NOW: u64 = 1_790_000_000_000;
 const US: &str = "https://writ.example";
-
-fn b64(bytes: impl AsRef<[u8]>) -> String {
-    Base64UrlUnpadded::encode_string(bytes.as_ref())
-}
-
-/// Keys of each kind that is taken.
-struct Signer {
-    rsa: RsaKeyPair,
-    ec: EcdsaKeyPair,
-    ed: Ed25519KeyPair,
-}
-
-impl Signer {
-    fn new() -> Self {
-        Self {
-            rsa: RsaKeyPair::generate(KeySize::Rsa2048).unwrap(),
-            ec: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(),
-            ed: Ed25519KeyPair::generate().unwrap(),
-        }
-    }
-
-    fn jwks(&self) -> Value {
-        json!({ "keys": [
-            rsa_jwk("rsa", &self.rsa),
-            ec_jwk("ec", &self.ec),
-            { "kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": b64(self.ed.public_key()) },
-            { "kty": "oct", "kid": "secret", "k": "AAAA" },
-            { "kty": "NEW", "kid": "new" },
-        ]})
-    }
-
-    fn sign(&self, alg: &str, signed: &str) -> Vec<u8> {
-        let random = SystemRandom::new();
-        let mut rsa = vec![0; self.rsa.public_modulus_len()];
-        match alg {
-            "RS256" => self
-                .rsa
-                .sign(&RSA_PKCS1_SHA256, &random, signed.as_bytes(), &mut rsa)
-                .map(|()| rsa)
-                .unwrap(),
-            "PS256" => self
-                .rsa
-                .sign(&RSA_PSS_SHA256, &random, signed.as_bytes(), &mut rsa)
-                .map(|()| rsa)
-                .unwrap(),
-            "ES256" => self
-                .ec
-                .sign(&random, signed.as_bytes())
-                .unwrap()
-                .as_ref()
-                .to_vec(),
-            "EdDSA" | "Ed25519" => self.ed.sign(signed.as_bytes()).as_ref().to_vec(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn token(&self, header: &Value, claims: &Value) -> String {
-        let signed = format!("{}.{}", b64(header.to_string()), b64(claims.to_string()));
-        let signature = self.sign(header["alg"].as_str().unwrap_or_default(), &signed);
-        format!("{signed}.{}", b64(signature))
-    }
-}
-
-fn rsa_jwk(kid: &str, key: &RsaKeyPair) -> Value {
-    let public = key.public_key();
-    let n = public.modulus().big_endian_without_leading_zero();
-    let e = public.exponent().big_endian_without_leading_zero();
-    json!({ "kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": b64(n), "e": b64(e) })
-}
-
-fn ec_jwk(kid: &str, key: &EcdsaKeyPair) -> Value {
-    let point = key.public_key().as_ref();
-    json!({ "kty": "EC", "crv": "P-256", "kid": kid, "x": b64(&point[1..33]), "y": b64(&point[33..65]) })
-}
-
-/// A web server whose pages can be changed, and what was asked of it.
-#[derive(Clone, Default)]
-struct Site {
-    pages: Arc<Mutex<BTreeMap<String, String>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Site {
-    async fn start() -> (Self, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let site = Self::default();
-        let own = site.clone();
-        tokio::spawn(async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let own = own.clone();
-                tokio::spawn(async move {
-                    let mut request = Vec::new();
-                    while !request.ends_with(b"\r\n\r\n") {
-                        if stream.read_buf(&mut request).await.unwrap() == 0 {
-                            return;
-                        }
-                    }
-                    let request = String::from_utf8(request).unwrap();
-                    let path = request.split(' ').nth(1).unwrap().to_owned();
-                    let page = own.pages.lock().unwrap().get(&path).cloned();
-                    own.asked.lock().unwrap().push(request);
-                    let answer = page.unwrap_or_else(|| {
-                        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into()
-                    });
-                    stream.write_all(answer.as_bytes()).await.unwrap();
-                });
-            }
-        });
-        (site, url)
-    }
-
-    fn answer(&self, path: &str, answer: &str) {
-        let mut pages = self.pages.lock().unwrap();
-        pages.insert(path.to_owned(), answer.to_owned());
-    }
-
-    fn page(&self, path: &str, content: &Value) {
-        let content = content.to_string();
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            content.len()
-        );
-        self.answer(path, &format!("{head}{content}"));
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.lock().unwrap().len()
-    }
-}
 
 fn settings(issuer: &str, keys: KeysFrom) -> IssuerSettings {
     IssuerSettings {
@@ -636,10 +502,32 @@ async fn those_who_leave_make_us_ask_no_more_often() {
     let unknown = signer.token(&json!({ "alg": "ES256", "kid": "other" }), &claims(&url));
     for _ in 0..20 {
         let leaves = issuer.verify(&unknown, NOW);
-        let soon = std::time::Duration::from_micros(200);
+        let soon = Duration::from_micros(200);
         drop(tokio::time::timeout(soon, leaves).await);
     }
     let token = signer.token(&json!({ "alg": "ES256", "kid": "ec" }), &claims(&url));
     assert!(issuer.verify(&token, NOW).await.is_ok());
     assert_eq!(site.asked(), 2, "discovery and keys, once");
+}
+
+/// Nor do they take more room than those who stay: each has a place until the fetch that
+/// it waited for has ended.
+#[tokio::test]
+async fn those_who_leave_keep_their_places() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let issuer = ForeignIssuer::new(settings(&url, KeysFrom::Discovery)).unwrap();
+    let token = Signer::new().token(&json!({ "alg": "ES256", "kid": "ec" }), &claims(&url));
+    let mut turned_away = 0;
+    for _ in 0..100 {
+        let waits = tokio::time::timeout(Duration::from_millis(2), issuer.verify(&token, NOW));
+        if let Ok(found) = waits.await {
+            assert!(
+                matches!(found, Err(ForeignError::Unavailable(_))),
+                "{found:?}"
+            );
+            turned_away += 1;
+        }
+    }
+    assert_eq!(turned_away, 100 - 64);
 }

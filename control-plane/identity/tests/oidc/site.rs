@@ -1,0 +1,65 @@
+//! A web server as an issuer has one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+/// A web server whose pages can be changed, and what was asked of it.
+#[derive(Clone, Default)]
+pub struct Site {
+    pages: Arc<Mutex<BTreeMap<String, String>>>,
+    pub asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Site {
+    pub async fn start() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let site = Self::default();
+        let own = site.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let own = own.clone();
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        if stream.read_buf(&mut request).await.unwrap() == 0 {
+                            return;
+                        }
+                    }
+                    let request = String::from_utf8(request).unwrap();
+                    let path = request.split(' ').nth(1).unwrap().to_owned();
+                    let page = own.pages.lock().unwrap().get(&path).cloned();
+                    own.asked.lock().unwrap().push(request);
+                    let answer = page.unwrap_or_else(|| {
+                        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into()
+                    });
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                });
+            }
+        });
+        (site, url)
+    }
+
+    pub fn answer(&self, path: &str, answer: &str) {
+        let mut pages = self.pages.lock().unwrap();
+        pages.insert(path.to_owned(), answer.to_owned());
+    }
+
+    pub fn page(&self, path: &str, content: &Value) {
+        let content = content.to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            content.len()
+        );
+        self.answer(path, &format!("{head}{content}"));
+    }
+
+    pub fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
