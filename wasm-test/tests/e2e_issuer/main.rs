@@ -34,6 +34,7 @@ mod page_contents;
 mod pages;
 mod plane;
 mod programs;
+mod rights;
 mod starting;
 mod terminal_approvals;
 mod visitor;
