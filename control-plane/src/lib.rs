@@ -20,6 +20,7 @@ pub mod keys;
 pub mod metrics;
 pub mod refusals;
 pub mod serve;
+pub mod sidecar;
 pub mod state;
 pub mod warnings;
 pub mod web;

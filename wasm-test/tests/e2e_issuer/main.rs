@@ -33,6 +33,7 @@ mod page_contents;
 mod pages;
 mod plane;
 mod programs;
+mod sidecar;
 mod starting;
 mod terminal_approvals;
 mod visitor;
