@@ -161,7 +161,14 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "optional_origin",
     ];
     let source: String = [
-        "body", "check", "exempt", "issuers", "mod", "rolling", "sites",
+        "body",
+        "check",
+        "exempt",
+        "federated",
+        "issuers",
+        "mod",
+        "rolling",
+        "sites",
     ]
     .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
     .concat();
