@@ -20,6 +20,7 @@ mod hidden;
 pub mod keys;
 pub mod metrics;
 pub mod refusals;
+pub mod rights;
 pub mod serve;
 pub mod sidecar;
 pub mod state;
