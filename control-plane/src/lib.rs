@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod refusals;
 pub mod rights;
 pub mod serve;
+pub mod sidecar;
 pub mod state;
 pub mod warnings;
 pub mod web;

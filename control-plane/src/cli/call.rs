@@ -41,14 +41,17 @@ impl Where {
                 .map_err(ClientError::Usage)?
                 .join("dpop-es256.pem"),
         };
-        // The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
-        let text = self.workload_api.to_string_lossy();
-        let socket = text
-            .strip_prefix("unix://")
-            .or_else(|| text.strip_prefix("unix:"))
-            .unwrap_or(&text);
-        Agent::new(&self.issuer, std::path::Path::new(socket), &key, timeout)
+        Agent::new(&self.issuer, &socket(&self.workload_api), &key, timeout)
     }
+}
+
+/// The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
+pub(super) fn socket(path: &std::path::Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    let text = text
+        .strip_prefix("unix://")
+        .or_else(|| text.strip_prefix("unix:"));
+    text.map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
 /// Make one call as an agent.

@@ -1,11 +1,11 @@
 //! `writ serve`: puts the rooms together, opens the doors, and closes them in
 //! order.
 
-mod admin_socket;
+pub(crate) mod admin_socket;
 pub(crate) mod advice;
 mod edge;
 mod hardening;
-mod http;
+pub(crate) mod http;
 mod identities;
 pub(crate) mod probe;
 mod ready;
@@ -139,6 +139,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         policy::Policies::load_with(&config.policies, &config.approvers, &config.facts())
             .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
+    outlive_hangups();
     let stop = stop_on_signal();
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -324,9 +325,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     }
 }
 
-fn stop_on_signal() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
+fn outlive_hangups() {
     tokio::spawn(async {
         // The default action would end the process without a drain.
         if let Ok(mut hangups) = signal(SignalKind::hangup()) {
@@ -337,6 +336,12 @@ fn stop_on_signal() -> CancellationToken {
             }
         }
     });
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+pub(crate) fn stop_on_signal() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
     let (term, int) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),

@@ -35,6 +35,7 @@ mod pages;
 mod plane;
 mod programs;
 mod rights;
+mod sidecar;
 mod starting;
 mod terminal_approvals;
 mod visitor;
