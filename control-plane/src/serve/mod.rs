@@ -15,6 +15,7 @@ mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;
+use crate::clients::Clients;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
@@ -146,6 +147,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     // What may be taken or missing comes before anything is made.
     let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
     let issuers = Issuers::new(&config).map_err(ServeError::Edge)?;
+    let clients = Clients::new(&config).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
@@ -182,6 +184,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         identity: source,
         federation,
         issuers,
+        clients,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
         fleet: Fleet::default(),
@@ -255,6 +258,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
+    tasks.spawn(until(stop.clone(), Clients::keep_fresh(core.clone())));
     tasks.spawn(until(
         stop.clone(),
         crate::federated::keep_bundles_fresh(core.clone()),
