@@ -22,6 +22,7 @@ mod hidden;
 pub mod keys;
 pub mod metrics;
 pub mod refusals;
+pub mod rights;
 pub mod serve;
 pub mod state;
 pub mod warnings;

@@ -92,13 +92,8 @@ impl Core {
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {
         let suspended = self.ledger.suspended().is_some();
-        match self
-            .config
-            .agents
-            .iter()
-            .find(|known| known.spiffe_id == agent)
-        {
-            Some(known) if known.active && !suspended => Standing::Active,
+        match self.ledger.rights().agent(agent) {
+            Some(known) if known.is_active(self.now()) && !suspended => Standing::Active,
             Some(_) => Standing::Inactive,
             None => Standing::Unknown,
         }

@@ -6,9 +6,9 @@ mod bodies;
 pub use bodies::{BODIES_MAX, Bodies, Room};
 
 use crate::state::Core;
-use crate::web::{Activity, Desk, DeskError, ProxyView};
+use crate::web::{Activity, Desk, DeskError, ProxyView, RightsChange};
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Command, Hash, Refused, Suspension};
+use ledger::model::{Approval, ApprovalState, Command, Hash, Refused, Rights, Suspension, Target};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,6 +99,44 @@ impl ApprovalDesk {
     }
 }
 
+impl ApprovalDesk {
+    async fn rights_changed(&self, change: RightsChange, by: String) -> Result<(), DeskError> {
+        if by != self.core.config.server.login_as {
+            return Err(DeskError::NotAdmin);
+        }
+        let command = match change {
+            RightsChange::Agent { agent, change } => Command::PutAgent { agent, change, by },
+            RightsChange::Stop { target, why } => {
+                // A token's stop is over when no token of now is left.
+                let now = self.core.ledger.now();
+                let until_ms =
+                    matches!(target, Target::Token(_)).then(|| now.saturating_add(TOKEN_STOP_MS));
+                Command::Stop {
+                    target,
+                    by,
+                    why,
+                    until_ms,
+                }
+            }
+            RightsChange::Lift { target } => Command::Lift { target, by },
+        };
+        match self.core.ledger.commit(command).await {
+            Ok(_) => {
+                crate::rights::cancel_approvals(&self.core).await;
+                Ok(())
+            }
+            Err(Refused::Unknown) => Err(DeskError::Unknown),
+            Err(error) => {
+                tracing::warn!(%error, "a change of rights was not made");
+                Err(DeskError::Rights(error))
+            }
+        }
+    }
+}
+
+/// How long a token's stop is kept, in ms: longer than any token lives, or is held.
+const TOKEN_STOP_MS: u64 = 600_000;
+
 /// Whether there is a body that has to be shown.
 fn hides_its_body(approval: &Approval) -> bool {
     approval.body.as_ref().is_some_and(|body| body.bytes > 0)
@@ -147,6 +185,23 @@ impl Desk for ApprovalDesk {
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>> {
         let by = by.to_owned();
         Box::pin(async move { self.confirmed(restored, by).await })
+    }
+
+    fn rights(&self) -> Arc<Rights> {
+        self.core.ledger.rights()
+    }
+
+    fn discovered(&self) -> Vec<(String, u64)> {
+        self.core.ledger.discovered()
+    }
+
+    fn change_rights(
+        &self,
+        change: RightsChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<(), DeskError>> {
+        let by = by.to_owned();
+        Box::pin(async move { self.rights_changed(change, by).await })
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {

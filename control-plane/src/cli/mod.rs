@@ -12,6 +12,7 @@ mod keys;
 mod ledger;
 mod local;
 mod policy;
+mod rights;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -72,6 +73,13 @@ enum Command {
         #[command(subcommand)]
         command: keys::Keys,
     },
+    /// The registry of agents
+    Agents {
+        #[command(subcommand)]
+        command: rights::Agents,
+    },
+    /// Take rights away at once: an agent's, an owner's, a user's, a key's, everybody's
+    Revoke(rights::Revoke),
     /// Policy
     Policy {
         #[command(subcommand)]
@@ -157,6 +165,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Ledger { command } => command.run().await,
         Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
         Command::Keys { command } => command.run(),
+        Command::Agents { command } => command.run().await,
+        Command::Revoke(revoke) => revoke.run().await,
         Command::Policy { command } => command.run(),
         Command::Edge { command } => command.run(),
     }

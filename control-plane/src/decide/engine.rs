@@ -10,8 +10,8 @@ use super::own;
 use crate::state::Core;
 use capability::reason::Reason;
 use ledger::model::{
-    Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused,
-    SpentRecord, TokenRecord, TokenState,
+    Approval, ApprovalState, Bar, Command, Committed, Evidence, FirstUse, Given, Hash, PolicyFacts,
+    Refused, SpentRecord, TokenRecord, TokenState,
 };
 use policy::Demand;
 use sha2::{Digest, Sha256};
@@ -285,7 +285,7 @@ impl Engine {
                 return Err((reason, first));
             }
         };
-        if self.is_revoked(facts) {
+        if self.is_revoked(facts) || self.is_stopped(&token) {
             return Err((Reason::TokenRevoked, None));
         }
         if state == TokenState::Held {
@@ -318,6 +318,16 @@ impl Engine {
     /// once it has been told, and here it is refused before that.
     fn is_revoked(&self, facts: &Facts) -> bool {
         crate::keys::kid(&facts.token).is_some_and(|kid| self.core.keys.is_revoked(&kid))
+    }
+
+    /// Whether rights were taken away that the token rests on.
+    fn is_stopped(&self, token: &TokenRecord) -> bool {
+        let bar = self
+            .core
+            .ledger
+            .rights()
+            .bar(&Given::from(token), self.core.now());
+        matches!(bar, Some(Bar::Stopped(_)))
     }
 
     /// A token that is not outstanding and whose use we do not remember: if it
@@ -449,8 +459,14 @@ impl Engine {
                 Ruling::Refused(Reason::LimitExceeded, None)
             }
             Refused::TooLarge => Ruling::Refused(Reason::TooLarge, None),
-            Refused::Suspended => Ruling::Refused(Reason::AgentInactive, None),
-            Refused::AttemptKnown | Refused::ApprovalState(_) | Refused::ApprovalDigest => {
+            Refused::Suspended | Refused::Inactive => Ruling::Refused(Reason::AgentInactive, None),
+            Refused::Stopped(_) => Ruling::Refused(Reason::TokenRevoked, None),
+            Refused::AttemptKnown
+            | Refused::ApprovalState(_)
+            | Refused::ApprovalDigest
+            | Refused::Shown
+            | Refused::Unregistered
+            | Refused::Transition(_) => {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)
             }

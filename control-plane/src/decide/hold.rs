@@ -119,6 +119,11 @@ impl Shared {
                         .end(entry, facts, "policy", Reason::ApprovalExpired, &approval)
                         .await;
                 }
+                Some(ApprovalState::Cancelled) => {
+                    return self
+                        .end(entry, facts, "revoked", Reason::TokenRevoked, &approval)
+                        .await;
+                }
                 Some(ApprovalState::Expired) | None => {
                     return self
                         .end(

@@ -45,6 +45,10 @@ pub enum ExchangeError {
     Unregistered,
     /// The registry says that it may not act.
     Inactive,
+    /// Rights were taken away.
+    Stopped,
+    /// What may be shown once was shown before.
+    Shown,
     /// Policy's no.
     Denied,
     /// The subject token has been shown under too many DPoP keys.
@@ -111,6 +115,7 @@ impl ExchangeError {
             | Self::Certificate
             | Self::CertificateExpired
             | Self::CertificateUnproven
+            | Self::Shown
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
@@ -120,9 +125,11 @@ impl ExchangeError {
             Self::Details(_) => "invalid_authorization_details",
             Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
             Self::Nonce => "use_dpop_nonce",
-            Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
-                "access_denied"
-            }
+            Self::Unregistered
+            | Self::Inactive
+            | Self::Stopped
+            | Self::Denied
+            | Self::PolicyError => "access_denied",
             Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
@@ -143,6 +150,8 @@ impl ExchangeError {
             Self::CertificateExpired => Reason::TokenExpired,
             Self::CertificateUnproven => Reason::TokenSignature,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
+            Self::Stopped => Reason::TokenRevoked,
+            Self::Shown => Reason::ProofReplayed,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
             Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
@@ -223,6 +232,10 @@ impl ExchangeError {
                 "this agent is not registered; its operator can see that it asked".into()
             }
             Self::Inactive => "this agent is not active".into(),
+            Self::Stopped => {
+                "the rights of this agent, or of what it asks with, were taken away".into()
+            }
+            Self::Shown => "this assertion was used before; make a new one for each request".into(),
             Self::Denied => "policy does not allow this action".into(),
             Self::PolicyError => {
                 "policy could not be evaluated; nothing is allowed until it can".into()

@@ -371,6 +371,7 @@ impl Exchange {
             x5t: caller.x5t.map(str::to_owned),
             action: action.clone(),
             txn,
+            issued_ms: 0,
             expires_ms: expires_s.saturating_mul(1000),
         };
         let mut attachments = vec![Evidence::new("proof", proof_text.as_bytes())];
@@ -381,6 +382,8 @@ impl Exchange {
             token,
             evidence_id: evidence.evidence_id,
             evidence_expires_ms: evidence.expires_ms,
+            also: Vec::new(),
+            once: Vec::new(),
             policy: policy.clone(),
             attachments,
         });
@@ -430,7 +433,13 @@ impl Exchange {
                     .refused(caller, Some(action), Some(policy), error)
                     .await)
             }
-            Err(Refused::Suspended) => Err(self
+            Err(Refused::Shown) => Err(self
+                .refused(caller, Some(action), Some(policy), ExchangeError::Shown)
+                .await),
+            Err(Refused::Stopped(_)) => Err(self
+                .refused(caller, Some(action), Some(policy), ExchangeError::Stopped)
+                .await),
+            Err(Refused::Suspended | Refused::Inactive) => Err(self
                 .refused(caller, Some(action), Some(policy), ExchangeError::Inactive)
                 .await),
             Err(error) => {

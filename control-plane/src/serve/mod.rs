@@ -195,6 +195,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         config,
     });
     first_entry(&core, &begin).await?;
+    crate::rights::declare(&core.config, &core.ledger)
+        .await
+        .map_err(|error| {
+            ServeError::Edge(format!(
+                "the agents of the config can't be registered: {error}"
+            ))
+        })?;
     rollout::say_pinned(&core, &pinned).await?;
 
     let ads = edge::ads(&core, &begin, &pinned).map_err(ServeError::Edge)?;

@@ -8,6 +8,7 @@ mod approvals;
 mod by_hash;
 pub(crate) mod keep;
 pub(crate) mod partial;
+mod rights;
 mod tokens;
 
 use std::{
@@ -24,7 +25,9 @@ use crate::{
         tally::Tally,
     },
     event::{Entry, Event},
-    model::{Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, Suspension},
+    model::{
+        Approval, ApprovalState, FirstUse, Hash, Millis, Rights, SpentRecord, Stop, Suspension,
+    },
 };
 pub(crate) use by_hash::ByAgent;
 pub(crate) use tokens::{Made, Outstanding};
@@ -100,7 +103,9 @@ pub(crate) struct State {
     discovered: BTreeMap<String, Millis>,
     /// Set while agents wait for an admin, after a restore.
     pub(crate) suspended: Option<Suspension>,
-    /// How often an approval or a held token changed.
+    /// The registry of agents, and what is stopped.
+    pub(crate) rights: Arc<Rights>,
+    /// How often an approval, a held token, the registry or a stop changed.
     pub(crate) holds_changed: u64,
 }
 
@@ -237,8 +242,20 @@ impl State {
             Event::Restored(restored) => self.restored(index, now, restored),
             Event::Confirmed { .. } => self.suspended = None,
             Event::Issue {
-                token, evidence, ..
-            } => self.issue(token, evidence),
+                token,
+                evidence,
+                also,
+                once,
+                ..
+            } => {
+                self.issue(token);
+                for piece in std::iter::once(evidence).chain(also).chain(once) {
+                    self.shown_as_evidence(token, piece);
+                }
+            }
+            Event::Agent(record) => self.put_agent(record),
+            Event::Stop(stop) | Event::Lift(stop) => self.put_stop(stop),
+            Event::ApprovalsCancelled { ids } => self.cancel(ids),
             Event::Discover { agent } => {
                 self.discovered.entry(agent.clone()).or_insert(now);
             }
@@ -326,6 +343,11 @@ impl State {
 
     /// Forgets what is past its end. A held token stays: its end was checked on entry.
     fn sweep(&mut self) {
+        let now = self.time_ms;
+        let over = |stop: &Arc<Stop>| stop.until_ms.is_some_and(|until| until <= now);
+        if self.rights.stops.values().any(over) {
+            Arc::make_mut(&mut self.rights).sweep(now);
+        }
         while let Some(&(end, hash)) = self.ends.first() {
             if end.saturating_add(LINGER_MS) > self.time_ms {
                 break;

@@ -36,6 +36,13 @@ macro_rules! bugs {
 }
 
 bugs! {
+    // Rights.
+    /// What is stopped may go on.
+    StopUnchecked: Stopped,
+    /// One person lifts the stop of everything.
+    OneLifts: Stopped,
+    /// What may be shown once is taken twice.
+    OnceTwice: Once,
     // The order of writing, syncing and answering.
     /// A group is not synced.
     NoSync: EarlyAnswer | Durable,
@@ -155,7 +162,7 @@ bugs! {
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
     /// New evidence is brought side by side.
-    EvidenceNotLocked: Limit,
+    EvidenceNotLocked: Limit | Once,
     /// What humans decide is committed side by side.
     SerialNotLocked: Limit | Approval | Token | View | State | Deadlock,
     // Commits.
@@ -176,14 +183,14 @@ bugs! {
     /// A server that loses what it acknowledged is used.
     SettingsUnchecked: Durable | Gap | EarlyAnswer | Chain,
     /// A standby is used.
-    StandbyTaken: State | Stuck | View,
+    StandbyTaken: State | Stuck | View | Deadlock,
     // The log.
     /// Who lost the lease is not stopped.
     FenceIgnored: Fence,
     /// The lease is looked at and not locked.
     LeaseNotLocked: Chain | Fence | Gap | Deadlock,
     /// A group that is committed after later ones gets no place.
-    LateSkipped: Gap,
+    LateSkipped: Gap | Limit,
     /// Groups get their places in another order than theirs.
     PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit,
     /// The log's time goes back with a replica's clock.
@@ -203,6 +210,11 @@ bugs! {
     TablesNotLocked: Epoch | Spend | Token | State | Limit | Chain | EarlyAnswer | Deadlock,
     /// An epoch locks tables, and not what every batch reads first.
     MetaNotLocked: Deadlock | Stuck,
+    // Rights.
+    /// Rights change beside batches that rest on them.
+    RightsNotLocked: Stopped,
+    /// A replica goes on with the rights that it knew.
+    RightsNotRead: Stopped | Chain,
     // Showing.
     /// What was asked for first counts as seen up to what was asked for next.
     OneVersionOfTwo: View,

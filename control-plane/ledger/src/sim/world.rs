@@ -26,9 +26,11 @@ pub(crate) fn small_limits() -> Limits {
         held_per_agent: 2,
         held_total: 3,
         keys_per_evidence: 2,
-        evidence_per_agent: 2,
-        evidence_total: 3,
+        evidence_per_agent: 4,
+        evidence_total: 6,
         discovered: 3,
+        agents: 3,
+        stops: 6,
         approvals_open_per_agent: 3,
         approvals_open: 4,
     }

@@ -179,7 +179,9 @@ impl Judge {
                 );
             }
             history.entry(&line, leaf, group.time_ms, &self.limits)?;
-            self.in_log.extend(mark_of(&draft.head));
+            if draft.kind != "lift" {
+                self.in_log.extend(mark_of(&draft.head));
+            }
         }
         Ok(())
     }
@@ -345,5 +347,7 @@ pub(crate) fn is_marked(command: &Command) -> bool {
             | Command::LapseOverdue { .. }
             | Command::ExpireApprovals
             | Command::Discover { .. }
+            | Command::CancelApprovals
+            | Command::Lift { .. }
     )
 }

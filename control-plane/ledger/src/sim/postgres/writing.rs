@@ -2,7 +2,7 @@
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis},
+    model::{Approval, ApprovalState, Hash, Millis, Right},
     postgres::{
         batch::Writes,
         database::Spent,
@@ -209,6 +209,22 @@ impl Conn {
         };
         self.change(Change::Discovered(agent.to_owned(), at_ms, version));
         self.told(Ok(())).await
+    }
+
+    pub(crate) async fn put_right(&mut self, right: &Right) -> Done<i64> {
+        self.ask(&[(T::Rights, WRITE), (T::Meta, WRITE)]).await?;
+        for (table, key) in [(T::Rights, Key::Name(right.key())), (T::Meta, Key::One)] {
+            if let Err(code) = self.acquire_row(table, key).await {
+                return self.told(Err(code)).await;
+            }
+        }
+        let version = {
+            let mut core = self.core();
+            core.changes += 1;
+            core.changes
+        };
+        self.change(Change::Right(right.clone(), version));
+        self.told(Ok(version)).await
     }
 
     pub(crate) async fn confirm(&mut self) -> Done<()> {

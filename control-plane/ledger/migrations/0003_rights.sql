@@ -1,0 +1,9 @@
+-- The registry of agents, and what is stopped: a row for each, as JSON. `meta.rights`
+-- is the newest version, so that who has read up to it need not read again.
+CREATE TABLE rights (
+    key text PRIMARY KEY,
+    record bytea NOT NULL,
+    version bigint NOT NULL
+);
+CREATE INDEX rights_version ON rights (version);
+ALTER TABLE meta ADD COLUMN rights bigint NOT NULL DEFAULT 0;
