@@ -1,7 +1,11 @@
 //! Keys of others, kept fresh.
 
+use crate::clients::Clients;
+use crate::exchange::Issuers;
+use crate::federated::keep_bundles_fresh;
 use crate::state::Core;
 use identity::oidc::{FetchError, ForeignIssuer};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often keys are fetched anew, so that one which is withdrawn counts no more.
@@ -10,6 +14,15 @@ const REFRESH: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(15);
 /// Letters of a failure that are said.
 const WHY_MAX: usize = 512;
+
+/// Keeps the keys of all others fresh: issuers', clients', trust domains'.
+pub async fn keep_fresh(core: Arc<Core>) {
+    tokio::join!(
+        Issuers::keep_fresh(core.clone()),
+        Clients::keep_fresh(core.clone()),
+        keep_bundles_fresh(core),
+    );
+}
 
 /// Keeps the keys of one issuer fresh, or of one client, as `what` says, and says so
 /// where that fails.

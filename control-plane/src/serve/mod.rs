@@ -240,11 +240,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
     if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
         let listener = listen(socket, address)?;
-        let incoming = identity::mtls::serve_workloads(
-            listener,
-            core.identity.clone(),
-            core.federation.clone(),
-        );
+        let (source, beside) = (core.identity.clone(), core.federation.clone());
+        let incoming = identity::mtls::serve_workloads(listener, source, beside);
         let router = crate::exchange::mtls_routes(exchange);
         tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
     }
@@ -264,12 +261,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
-    tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
-    tasks.spawn(until(stop.clone(), Clients::keep_fresh(core.clone())));
-    tasks.spawn(until(
-        stop.clone(),
-        crate::federated::keep_bundles_fresh(core.clone()),
-    ));
+    tasks.spawn(until(stop.clone(), crate::fresh::keep_fresh(core.clone())));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));
