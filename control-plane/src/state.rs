@@ -48,6 +48,8 @@ pub struct Core {
     pub federation: identity::federation::Federation,
     /// Who else may say it.
     pub issuers: crate::exchange::Issuers,
+    /// Clients that are no workloads.
+    pub clients: crate::clients::Clients,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
     /// Bodies that humans are asked about.

@@ -30,6 +30,10 @@ pub enum ExchangeError {
     TooLarge,
     /// The subject token, and in words what is wrong with it.
     Evidence(Reason, String),
+    /// The client assertion, and in words what is wrong with it.
+    Client(Reason, String),
+    /// The client assertion was used before, or may have been.
+    AssertionReplayed,
     /// The subject token is another workload's than the client certificate.
     Certificate,
     /// The client certificate has ended, and its connection has not.
@@ -91,6 +95,15 @@ impl ExchangeError {
         }
     }
 
+    /// The same of a client assertion instead of a subject token.
+    #[must_use]
+    pub fn of_client(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Client(reason, what),
+            other => other,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -104,6 +117,8 @@ impl ExchangeError {
             | Self::CertificateUnproven
             | Self::Shown
             | Self::EvidenceKeys => "invalid_request",
+            // RFC 6749, section 5.2.
+            Self::Client(..) | Self::AssertionReplayed => "invalid_client",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -126,7 +141,8 @@ impl ExchangeError {
         match self {
             Self::Request(_) | Self::Grant | Self::Scope => Reason::MalformedCredentials,
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
-            Self::Proof(reason) | Self::Evidence(reason, _) => *reason,
+            Self::Proof(reason) | Self::Evidence(reason, _) | Self::Client(reason, _) => *reason,
+            Self::AssertionReplayed => Reason::TokenSpent,
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
@@ -167,6 +183,8 @@ impl ExchangeError {
                 | Self::Proof(_)
                 | Self::Nonce
                 | Self::Evidence(..)
+                | Self::Client(..)
+                | Self::AssertionReplayed
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
         )
@@ -178,7 +196,7 @@ impl ExchangeError {
         match self {
             Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
             Self::Grant => format!(
-                "grant_type must be {}; {} is for those who show an X.509-SVID",
+                "grant_type must be {}; {} is for those who show an X.509-SVID or a client_assertion",
                 super::GRANT_EXCHANGE,
                 super::GRANT_CLIENT
             ),
@@ -197,6 +215,10 @@ impl ExchangeError {
             }
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
+            Self::Client(_, what) => format!("the client_assertion is refused: {what}"),
+            Self::AssertionReplayed => {
+                "the client_assertion was used before, or made before the server's start; make a new one for each request".into()
+            }
             Self::Certificate => {
                 "the subject_token, or client_id, is another workload's than the client certificate".into()
             }

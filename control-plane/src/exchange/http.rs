@@ -190,7 +190,8 @@ async fn authorize() -> Response {
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
     let config = &exchange.core.config;
-    cached(metadata::server(&config.server, &config.edge))
+    let clients = !config.clients.is_empty();
+    cached(metadata::server(&config.server, &config.edge, clients))
 }
 
 async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {

@@ -89,7 +89,11 @@ impl SeenProofs {
         }
     }
 
-    fn insert(
+    /// Keeps an id until `until`, in ms, once.
+    ///
+    /// # Errors
+    /// As [`SeenProofs::take`].
+    pub fn insert(
         &self,
         agent: &str,
         id: [u8; 32],

@@ -15,6 +15,7 @@ mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;
+use crate::clients::Clients;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
@@ -147,6 +148,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     // What may be taken or missing comes before anything is made.
     let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
     let issuers = Issuers::new(&config).map_err(ServeError::Edge)?;
+    let clients = Clients::new(&config).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
@@ -183,6 +185,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         identity: source,
         federation,
         issuers,
+        clients,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
         fleet: Fleet::default(),
@@ -238,11 +241,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
     if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
         let listener = listen(socket, address)?;
-        let incoming = identity::mtls::serve_workloads(
-            listener,
-            core.identity.clone(),
-            core.federation.clone(),
-        );
+        let (source, beside) = (core.identity.clone(), core.federation.clone());
+        let incoming = identity::mtls::serve_workloads(listener, source, beside);
         let router = crate::exchange::mtls_routes(exchange);
         tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
     }
@@ -262,11 +262,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
-    tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
-    tasks.spawn(until(
-        stop.clone(),
-        crate::federated::keep_bundles_fresh(core.clone()),
-    ));
+    tasks.spawn(until(stop.clone(), crate::fresh::keep_fresh(core.clone())));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));

@@ -15,6 +15,7 @@
 mod admin_socket;
 mod browser;
 mod calling;
+mod clients;
 mod cutter;
 mod deciding;
 mod evidence;
