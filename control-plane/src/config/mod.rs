@@ -6,6 +6,7 @@ mod body;
 mod check;
 mod exempt;
 mod issuers;
+mod keys;
 mod reader;
 mod rolling;
 mod sites;
@@ -14,8 +15,8 @@ mod types;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
-    Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Keys, Ledger,
+    Limits, Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 
 use beside::Whose;
@@ -71,6 +72,7 @@ impl Config {
             agents: root.tables("agent").iter().map(agent).collect(),
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
+            keys: keys::read(&root.table_or_empty("keys")),
             approval: approval(&root.table_or_empty("approval")),
             edge: Arc::new(edge(&root.table("edge"), Whose::Config)),
             canary: canary(&root.table_or_empty("canary")),
@@ -86,6 +88,7 @@ impl Config {
         config.check_issuers(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
+        config.check_keys(&reader);
         look(&config, &reader);
         reader.result(config)
     }

@@ -24,6 +24,8 @@ pub struct Config {
     pub approvers: Vec<policy::Approver>,
     /// `[token]`
     pub token: Token,
+    /// `[keys]`
+    pub keys: Keys,
     /// `[approval]`
     pub approval: ApprovalTimes,
     /// `[edge]`
@@ -124,6 +126,23 @@ impl std::fmt::Debug for Store {
             .field("replicated", &self.replicated)
             .field("plaintext_loopback", &self.plaintext_loopback)
             .finish()
+    }
+}
+
+/// The keys that sign tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    /// Another key after so many days; 0: only on demand.
+    pub rotate_every_days: u64,
+    /// Whether all replicas have the same directory of keys.
+    pub shared: bool,
+}
+
+impl Keys {
+    /// Replicas that make keys on their own would make several.
+    #[must_use]
+    pub fn may_rotate_with_a_database(&self) -> bool {
+        self.rotate_every_days == 0 || self.shared
     }
 }
 

@@ -10,6 +10,7 @@ mod identities;
 pub(crate) mod probe;
 mod ready;
 mod rollout;
+mod rotation;
 mod store;
 mod versions;
 
@@ -82,6 +83,11 @@ pub enum ServeError {
         "--store and ledger.head_copy exclude each other: no head is kept of a log in a database; keep one with `writ audit verify URL`"
     )]
     HeadOfDatabase,
+    /// A schedule of keys, and a flag that makes several replicas of it.
+    #[error(
+        "--store and keys.rotate_every_days: several replicas may share the database, and each would make keys that the others don't know; say keys.shared = true where all of them have the same `keys` directory, else rotate with `writ keys rotate`"
+    )]
+    KeysOfReplicas,
     /// The database that holds the log.
     #[error("the ledger's database (ledger.store): {0}")]
     Database(#[from] ledger::postgres::PostgresError),
@@ -129,6 +135,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         if config.ledger.head_copy.is_some() {
             return Err(ServeError::HeadOfDatabase);
         }
+        if !config.keys.may_rotate_with_a_database() {
+            return Err(ServeError::KeysOfReplicas);
+        }
         config.ledger.store.url.clone_from(&options.store);
     }
     // What nobody has tried waits; the last good one is what all begin with.
@@ -153,7 +162,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
     let keys_dir = config.server.data_dir.join("keys");
-    let keys = KeyRing::open(&keys_dir)?;
+    let keys = KeyRing::open(&keys_dir, clock() / 1000)?;
     let decision_key = DecisionKey::open(&keys_dir)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
@@ -253,6 +262,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         tasks.spawn(until(stop.clone(), canary.run()));
     }
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
+    if core.config.keys.rotate_every_days > 0 {
+        tasks.spawn(until(stop.clone(), rotation::run(core.clone())));
+    }
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
         format!(
