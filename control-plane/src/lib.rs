@@ -14,6 +14,7 @@ pub mod config;
 pub mod decide;
 pub mod edges;
 pub mod exchange;
+pub mod federated;
 pub mod fleet;
 mod hidden;
 pub mod keys;

@@ -44,6 +44,8 @@ pub struct Core {
     pub decision_key: DecisionKey,
     /// Who the evidence says it is.
     pub identity: identity::Source,
+    /// Whose SVIDs count.
+    pub federation: identity::federation::Federation,
     /// Who else may say it.
     pub issuers: crate::exchange::Issuers,
     /// Refusals that are counted instead of written.

@@ -119,6 +119,11 @@ impl Authority {
 }
 
 impl Certified {
+    /// Its key as PEM.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
     /// `x5t#S256` (RFC 8705, section 3.1).
     pub fn x5t(&self) -> String {
         Base64UrlUnpadded::encode_string(&Sha256::digest(&self.der))

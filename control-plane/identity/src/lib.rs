@@ -5,6 +5,7 @@
 //!   Workload API and Envoy's SDS on a Unix socket and attests callers by
 //!   their peer credentials.
 //! - [`Source`]: the consumer of a Workload API, the built-in one or SPIRE's.
+//! - [`federation`]: SVIDs of our own trust domain, and of others that are believed.
 //! - [`oidc`]: tokens of other issuers.
 //! - [`mtls`]: connections whose peer is a SPIFFE ID.
 //!
@@ -16,6 +17,7 @@ mod authority;
 mod ca;
 mod crowd;
 mod evidence;
+pub mod federation;
 mod files;
 mod handshakes;
 mod jwt;

@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use spiffe::X509Context;
 use tokio::{
@@ -27,7 +31,9 @@ use tonic::transport::server::Connected;
 
 pub use crate::svid::SvidError;
 use crate::{
-    Millis, Source, SourceError, SpiffeId, files,
+    Millis, Source, SourceError, SpiffeId,
+    federation::{ByTrustDomain, Federation},
+    files,
     handshakes::{Handshakes, MAX_HANDSHAKES},
     svid::{leaf_evidence, leaf_identity},
     throttle::Throttle,
@@ -56,6 +62,8 @@ pub struct Peer {
     /// When its certificate ends, in milliseconds since the Unix epoch; 0 where
     /// there is none.
     pub until_ms: Millis,
+    /// The chain that it has shown, where it is of another trust domain.
+    pub(crate) chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// Which identities may connect.
@@ -102,12 +110,14 @@ pub enum PlaintextError {
 /// Accepts mutually authenticated TLS connections from `allowed` identities of
 /// our own trust domain, for HTTP/2. Must be called within a tokio runtime.
 pub fn serve_incoming(listener: TcpListener, source: Source, allowed: Allowed) -> Incoming {
-    serve(listener, source, allowed, b"h2")
+    serve(listener, source, allowed, b"h2", None)
 }
 
-/// As [`serve_incoming`], from every workload of our trust domain and for HTTP/1.
-pub fn serve_workloads(listener: TcpListener, source: Source) -> Incoming {
-    serve(listener, source, Arc::new(|_| true), b"http/1.1")
+/// As [`serve_incoming`], from every workload of our trust domain and of those beside
+/// it, and for HTTP/1.
+pub fn serve_workloads(listener: TcpListener, source: Source, federation: Federation) -> Incoming {
+    let beside = Some(federation).filter(|it| !it.is_empty());
+    serve(listener, source, Arc::new(|_| true), b"http/1.1", beside)
 }
 
 fn serve(
@@ -115,12 +125,14 @@ fn serve(
     source: Source,
     allowed: Allowed,
     protocol: &'static [u8],
+    beside: Option<Federation>,
 ) -> Incoming {
     let acceptor = Arc::new(Acceptor {
         provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
         source,
         allowed,
         protocol,
+        beside,
         current: Mutex::new(None),
         warnings: Throttle::new(Instant::now()),
     });
@@ -159,6 +171,7 @@ pub fn plaintext_incoming(
             certificate: None,
             evidence_id: [0; 32],
             until_ms: 0,
+            chain: Arc::default(),
         };
         async move {
             Some(MtlsStream {
@@ -222,6 +235,8 @@ struct Acceptor {
     allowed: Allowed,
     /// What is spoken within TLS (RFC 7301).
     protocol: &'static [u8],
+    /// Trust domains that are believed beside our own; never of proxies.
+    beside: Option<Federation>,
     /// The configuration of the context that it was made from.
     current: Mutex<Option<Current>>,
     warnings: Throttle,
@@ -261,12 +276,18 @@ impl Acceptor {
         let certificate = Some(capability::sha256(leaf));
         let id = leaf_identity(leaf)?;
         let evidence = leaf_evidence(leaf)?;
-        if id.trust_domain() != current.own.trust_domain() {
+        let own = id.trust_domain() == current.own.trust_domain();
+        let beside = |it: &Federation| it.has(id.trust_domain());
+        if !own && !self.beside.as_ref().is_some_and(beside) {
             return Err(Refused::Foreign(id));
         }
         if !(self.allowed)(&id) {
             return Err(Refused::Unknown(id));
         }
+        let chain = match connection.peer_certificates() {
+            Some(chain) if !own => chain.iter().map(|it| it.clone().into_owned()).collect(),
+            _ => Arc::default(),
+        };
         tracing::debug!(peer = %id, %remote, "connected");
         Ok(MtlsStream {
             peer: Peer {
@@ -275,6 +296,7 @@ impl Acceptor {
                 certificate,
                 evidence_id: evidence.signed,
                 until_ms: evidence.until_ms,
+                chain,
             },
             transport: Transport::Tls(Box::new(stream)),
         })
@@ -321,6 +343,10 @@ impl Acceptor {
         )
         .build()
         .map_err(|error| unusable(&error))?;
+        let verifier: Arc<dyn ClientCertVerifier> = match &self.beside {
+            None => verifier,
+            Some(beside) => Arc::new(ByTrustDomain::new(own.clone(), verifier, beside.clone())),
+        };
         let chain = svid
             .cert_chain()
             .iter()

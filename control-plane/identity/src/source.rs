@@ -13,7 +13,7 @@ use spiffe::{
     x509_source::SvidPicker,
 };
 
-use crate::{EvidenceError, JwtEvidence, Millis, SpiffeId, evidence};
+use crate::SpiffeId;
 
 /// A JWT-SVID is fetched within this time or not at all.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -126,18 +126,9 @@ impl Source {
         SpiffeId::parse(&self.svid()?.spiffe_id().to_string()).map_err(|_| SourceError::BadIdentity)
     }
 
-    /// Verifies a JWT-SVID that was made for `audience` and for nothing else.
-    /// `now_ms` counts from the Unix epoch.
-    ///
-    /// # Errors
-    /// When it proves nothing, and why.
-    pub fn verify_jwt_svid(
-        &self,
-        token: &str,
-        audience: &str,
-        now_ms: Millis,
-    ) -> Result<JwtEvidence, EvidenceError> {
-        evidence::verify(&self.inner.jwt, token, audience, now_ms)
+    /// The JWT bundles of every trust domain that the Workload API has sent.
+    pub(crate) fn jwt(&self) -> &JwtSource {
+        &self.inner.jwt
     }
 
     /// Fetches a JWT-SVID of our own for one audience.

@@ -12,12 +12,18 @@ use aws_lc_rs::{
 };
 use base64ct::{Base64UrlUnpadded, Encoding};
 use common::{Domain, TIMEOUT, id, now_ms};
-use identity::EvidenceError;
+use identity::federation::Federation;
+use identity::{EvidenceError, Source};
 use serde_json::{Value, json};
 use spiffe::{WorkloadApiClient, X509SourceBuilder, transport::Endpoint};
 use tonic::Code;
 
 const ISSUER: &str = "http://127.0.0.1:8480";
+
+/// Nobody beside our own trust domain.
+fn alone(source: &Source) -> Federation {
+    Federation::new(source.clone(), Vec::new()).unwrap()
+}
 
 async fn client(domain: &Domain) -> WorkloadApiClient {
     WorkloadApiClient::connect(Endpoint::Unix(domain.socket()))
@@ -152,16 +158,17 @@ async fn x509_svids_are_rotated_on_the_open_stream() {
 async fn a_source_knows_itself_and_checks_evidence() {
     let domain = Domain::start();
     let source = domain.source().await;
+    let federation = alone(&source);
     assert_eq!(source.own_id().unwrap(), id("control-plane"));
     let now = now_ms();
     let token = source.fetch_jwt_svid(ISSUER).await.unwrap();
-    let evidence = source.verify_jwt_svid(&token, ISSUER, now).unwrap();
+    let evidence = federation.verify_jwt_svid(&token, ISSUER, now).unwrap();
     assert_eq!(evidence.agent, id("control-plane"));
     assert!((now + 298_000..=now + 301_000).contains(&evidence.expires_ms));
     let other = identity::fetch_jwt_svid(&domain.socket(), ISSUER)
         .await
         .unwrap();
-    let other_id = source
+    let other_id = federation
         .verify_jwt_svid(&other, ISSUER, now)
         .unwrap()
         .evidence_id;
@@ -172,7 +179,9 @@ async fn a_source_knows_itself_and_checks_evidence() {
     );
 
     let refusal = |token: &str, audience: &str, now| {
-        source.verify_jwt_svid(token, audience, now).unwrap_err()
+        federation
+            .verify_jwt_svid(token, audience, now)
+            .unwrap_err()
     };
     assert!(matches!(
         refusal(&token, "http://127.0.0.1", now),
@@ -183,7 +192,7 @@ async fn a_source_knows_itself_and_checks_evidence() {
         EvidenceError::Expired
     ));
     assert!(
-        source
+        federation
             .verify_jwt_svid(&token, ISSUER, evidence.expires_ms - 1)
             .is_ok()
     );
@@ -196,7 +205,7 @@ async fn a_source_knows_itself_and_checks_evidence() {
         EvidenceError::Malformed(_)
     ));
     let cut = token.strip_suffix(|_: char| true).unwrap();
-    assert!(source.verify_jwt_svid(cut, ISSUER, now).is_err());
+    assert!(federation.verify_jwt_svid(cut, ISSUER, now).is_err());
 
     let client = client(&domain).await;
     let two = client
@@ -213,10 +222,8 @@ async fn a_source_knows_itself_and_checks_evidence() {
 async fn evidence_of_another_domains_key_is_refused() {
     let (ours, theirs) = (Domain::start(), Domain::start());
     let token = theirs.source().await.fetch_jwt_svid(ISSUER).await.unwrap();
-    let refusal = ours
-        .source()
-        .await
-        .verify_jwt_svid(&token, ISSUER, now_ms());
+    let ours = alone(&ours.source().await);
+    let refusal = ours.verify_jwt_svid(&token, ISSUER, now_ms());
     assert!(matches!(refusal, Err(EvidenceError::Signature)));
 }
 
@@ -236,6 +243,7 @@ fn sign(domain: &Domain, header: &Value, claims: &Value) -> String {
 async fn well_signed_tokens_that_are_no_jwt_svids_are_refused() {
     let domain = Domain::start();
     let source = domain.source().await;
+    let federation = alone(&source);
     let now = now_ms();
     let exp = now / 1000 + 60;
     let token = source.fetch_jwt_svid(ISSUER).await.unwrap();
@@ -243,7 +251,7 @@ async fn well_signed_tokens_that_are_no_jwt_svids_are_refused() {
     let header: Value = serde_json::from_slice(&header).unwrap();
     let claims = json!({ "sub": id("a").as_str(), "aud": ISSUER, "exp": exp });
     let verify = |header: &Value, claims: &Value| {
-        source.verify_jwt_svid(&sign(&domain, header, claims), ISSUER, now)
+        federation.verify_jwt_svid(&sign(&domain, header, claims), ISSUER, now)
     };
     assert_eq!(verify(&header, &claims).unwrap().agent, id("a"));
 

@@ -5,6 +5,7 @@ mod beside;
 mod body;
 mod check;
 mod exempt;
+mod federated;
 mod issuers;
 mod keys;
 mod reader;
@@ -15,8 +16,8 @@ mod types;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Keys, Ledger,
-    Limits, Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Federated, Group, Identity, Issuer, Keys,
+    Ledger, Limits, Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 
 use beside::Whose;
@@ -86,6 +87,7 @@ impl Config {
         config.check(&reader);
         config.check_groups(&reader);
         config.check_issuers(&reader);
+        config.check_federated(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
         config.check_keys(&reader);
@@ -263,6 +265,7 @@ fn identity(table: &Table<'_>) -> Identity {
         dev_single_uid: table.flag("dev_single_uid", false),
         svid_ttl_s: table.number("svid_ttl_s", 3600, 10, 86_400),
         issuers: issuers::read(table),
+        federated: federated::read(table),
     };
     table.finish();
     identity

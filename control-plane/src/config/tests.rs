@@ -1,4 +1,5 @@
 mod beside;
+mod federated;
 mod issuers;
 mod origins;
 

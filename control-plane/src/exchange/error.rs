@@ -34,6 +34,8 @@ pub enum ExchangeError {
     Certificate,
     /// The client certificate has ended, and its connection has not.
     CertificateExpired,
+    /// The client certificate's trust domain has withdrawn what it rests on.
+    CertificateUnproven,
     // Who the caller is.
     /// The registry does not know it.
     Unregistered,
@@ -95,6 +97,7 @@ impl ExchangeError {
             | Self::Evidence(..)
             | Self::Certificate
             | Self::CertificateExpired
+            | Self::CertificateUnproven
             | Self::EvidenceKeys => "invalid_request",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
@@ -122,6 +125,7 @@ impl ExchangeError {
             Self::ProofReplayed => Reason::ProofReplayed,
             Self::Certificate => Reason::CertificateMismatch,
             Self::CertificateExpired => Reason::TokenExpired,
+            Self::CertificateUnproven => Reason::TokenSignature,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
@@ -155,6 +159,7 @@ impl ExchangeError {
                 | Self::Nonce
                 | Self::Evidence(..)
                 | Self::CertificateExpired
+                | Self::CertificateUnproven
         )
     }
 
@@ -188,6 +193,9 @@ impl ExchangeError {
             }
             Self::CertificateExpired => {
                 "the client certificate has expired; connect with a new one".into()
+            }
+            Self::CertificateUnproven => {
+                "the client certificate's trust domain does not prove it any more, or its bundle can't be fetched; connect with a new one".into()
             }
             Self::Unregistered => {
                 "this agent is not registered; its operator can see that it asked".into()

@@ -40,6 +40,9 @@ impl Exchange {
         if peer.is_some_and(|peer| peer.certificate.is_some() && now_ms >= peer.until_ms) {
             return Err(ExchangeError::CertificateExpired);
         }
+        if peer.is_some_and(|peer| !self.core.federation.still_proves(peer, now_ms)) {
+            return Err(ExchangeError::CertificateUnproven);
+        }
         if let (Grant::Certificate, Some(peer)) = (grant, peer) {
             return Ok(certified(peer));
         }
@@ -50,7 +53,10 @@ impl Exchange {
         params.check_svid()?;
         let issuer = &self.core.config.server.issuer;
         Ok(Mapped {
-            evidence: self.core.identity.verify_jwt_svid(token, issuer, now_ms)?,
+            evidence: self
+                .core
+                .federation
+                .verify_jwt_svid(token, issuer, now_ms)?,
             told: serde_json::Value::Null,
         })
     }

@@ -172,6 +172,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     // The built-in trust domain outlives everything that uses its identities.
     let identities = CancellationToken::new();
     let source = identities_from(&config, &clock, &identities).await?;
+    let federation =
+        crate::federated::federation(&config, source.clone()).map_err(ServeError::Edge)?;
     let started_ms = clock();
     // With a journal that was just begun there was nobody to use a proof.
     let proofs_from_s = if begun {
@@ -187,6 +189,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         keys,
         decision_key,
         identity: source,
+        federation,
         issuers,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
@@ -236,7 +239,11 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
     if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
         let listener = listen(socket, address)?;
-        let incoming = identity::mtls::serve_workloads(listener, core.identity.clone());
+        let incoming = identity::mtls::serve_workloads(
+            listener,
+            core.identity.clone(),
+            core.federation.clone(),
+        );
         let router = crate::exchange::mtls_routes(exchange);
         tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
     }
@@ -257,6 +264,10 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
+    tasks.spawn(until(
+        stop.clone(),
+        crate::federated::keep_bundles_fresh(core.clone()),
+    ));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));

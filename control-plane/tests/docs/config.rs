@@ -161,7 +161,15 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "optional_origin",
     ];
     let source: String = [
-        "body", "check", "exempt", "issuers", "keys", "mod", "rolling", "sites",
+        "body",
+        "check",
+        "exempt",
+        "federated",
+        "issuers",
+        "keys",
+        "mod",
+        "rolling",
+        "sites",
     ]
     .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
     .concat();

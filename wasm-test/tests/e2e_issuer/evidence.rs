@@ -34,6 +34,24 @@ impl Authority {
         }
     }
 
+    /// Another trust domain's.
+    pub fn fresh() -> Authority {
+        Authority::with(SigningKey::from_slice(&rand::random::<[u8; 32]>()).unwrap())
+    }
+
+    /// Its public key, for a bundle (SPIFFE_Trust_Domain_and_Bundle.md, section 4.2).
+    pub fn jwk(&self) -> Value {
+        let point = self.key.verifying_key().to_sec1_point(false);
+        let (x, y) = (encode(point.x().unwrap()), encode(point.y().unwrap()));
+        json!({ "kty": "EC", "use": "jwt-svid", "kid": self.kid, "crv": "P-256", "x": x, "y": y })
+    }
+
+    /// The same key under another's id.
+    pub fn named_as(mut self, other: &Authority) -> Authority {
+        self.kid.clone_from(&other.kid);
+        self
+    }
+
     fn with(key: SigningKey) -> Authority {
         let point = key.verifying_key().to_sec1_point(false);
         let (x, y) = (encode(point.x().unwrap()), encode(point.y().unwrap()));

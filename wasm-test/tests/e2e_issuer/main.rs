@@ -23,6 +23,7 @@ mod exchange_nonces;
 mod exchange_params;
 mod exchange_proofs;
 mod exchange_tokens;
+mod federated;
 mod foreign;
 mod full_disk;
 mod identities;

@@ -81,17 +81,18 @@ fn is_here(url: &reqwest::Url) -> bool {
 }
 
 /// Fetches documents.
-pub(super) struct Fetcher {
+pub(crate) struct Fetcher {
     away: Client,
     /// For this machine: what is in clear goes through nobody's proxy.
     here: Client,
 }
 
 impl Fetcher {
-    pub(super) fn new(settings: &IssuerSettings) -> Result<Self, FetchError> {
+    /// `authorities_pem`: the only authorities of servers elsewhere; none: the system's.
+    pub(crate) fn new(authorities_pem: Option<&[u8]>) -> Result<Self, FetchError> {
         let wrong = |error: reqwest::Error| FetchError::Authorities(error.to_string());
         let mut away = builder();
-        if let Some(pem) = &settings.authorities_pem {
+        if let Some(pem) = authorities_pem {
             let authorities = Certificate::from_pem_bundle(pem).map_err(wrong)?;
             if authorities.is_empty() {
                 return Err(FetchError::Authorities("there is none in it".to_owned()));
@@ -107,10 +108,13 @@ impl Fetcher {
     pub(super) async fn keys(&self, settings: &IssuerSettings) -> Result<Keys, FetchError> {
         let (place, bytes) = match &settings.keys {
             KeysFrom::File(path) => (path.display().to_string(), file(path).await?),
-            KeysFrom::Url(url) => (url.clone(), self.document(url, settings).await?),
+            KeysFrom::Url(url) => (
+                url.clone(),
+                self.document(url, settings.token_file()).await?,
+            ),
             KeysFrom::Discovery => {
                 let url = self.discovered(settings).await?;
-                let bytes = self.document(&url, settings).await?;
+                let bytes = self.document(&url, settings.token_file()).await?;
                 (url, bytes)
             }
         };
@@ -121,7 +125,7 @@ impl Fetcher {
     async fn discovered(&self, settings: &IssuerSettings) -> Result<String, FetchError> {
         let base = settings.issuer.trim_end_matches('/');
         let place = format!("{base}/.well-known/openid-configuration");
-        let bytes = self.document(&place, settings).await?;
+        let bytes = self.document(&place, settings.token_file()).await?;
         let wrong = |what: &str| FetchError::Document {
             place: place.clone(),
             what: what.to_owned(),
@@ -142,7 +146,12 @@ impl Fetcher {
         Ok(url.to_owned())
     }
 
-    async fn document(&self, url: &str, settings: &IssuerSettings) -> Result<Vec<u8>, FetchError> {
+    /// What is at a URL; `token_file` has the bearer token that is shown there.
+    pub(crate) async fn document(
+        &self,
+        url: &str,
+        token_file: Option<&Path>,
+    ) -> Result<Vec<u8>, FetchError> {
         let wrong = |what: String| FetchError::Http {
             url: url.to_owned(),
             what,
@@ -152,7 +161,7 @@ impl Fetcher {
         let here = parsed.is_ok_and(|url| is_here(&url));
         let client = if here { &self.here } else { &self.away };
         let mut request = client.get(url).header("accept", "application/json");
-        if let Some(path) = &settings.token_file {
+        if let Some(path) = token_file {
             // Read each time: such tokens change.
             let token = file(path).await?;
             let token = String::from_utf8_lossy(&token);
@@ -181,7 +190,8 @@ fn builder() -> reqwest::ClientBuilder {
         .user_agent(concat!("writ/", env!("CARGO_PKG_VERSION")))
 }
 
-async fn file(path: &Path) -> Result<Vec<u8>, FetchError> {
+/// What is in a file.
+pub(crate) async fn file(path: &Path) -> Result<Vec<u8>, FetchError> {
     use tokio::io::AsyncReadExt as _;
     let wrong = |error| FetchError::File(path.to_owned(), error);
     let most = u64::try_from(DOCUMENT_MAX).unwrap_or(u64::MAX);

@@ -4,7 +4,7 @@
 //!
 //! An issuer proves which claims it made, and no more: whose they are is for who asks.
 
-mod fetch;
+pub(crate) mod fetch;
 mod keys;
 mod token;
 
@@ -29,9 +29,9 @@ const COOLDOWN_MS: Millis = 10_000;
 /// Those who wait for an issuer's keys at a time.
 const WAITING_MAX: usize = 64;
 /// Documents and files together come within this, or there are none.
-const FETCHED_WITHIN: Duration = Duration::from_secs(12);
+pub(crate) const FETCHED_WITHIN: Duration = Duration::from_secs(12);
 /// Keys that could not be fetched again for so long count no more.
-const STALE_MS: Millis = 24 * 3_600 * 1000;
+pub(crate) const STALE_MS: Millis = 24 * 3_600 * 1000;
 
 /// An issuer that is believed.
 #[derive(Clone, Debug)]
@@ -48,6 +48,12 @@ pub struct IssuerSettings {
     pub token_file: Option<std::path::PathBuf>,
     /// The longest that a token of its may live, from `iat` to `exp`, in ms.
     pub lifetime_max_ms: Millis,
+}
+
+impl IssuerSettings {
+    fn token_file(&self) -> Option<&std::path::Path> {
+        self.token_file.as_deref()
+    }
 }
 
 /// An issuer, and its keys as far as they are known.
@@ -131,7 +137,7 @@ impl ForeignIssuer {
     /// When its authorities are no certificates.
     pub fn new(settings: IssuerSettings) -> Result<Self, FetchError> {
         Ok(Self(Arc::new(Inner {
-            fetcher: Fetcher::new(&settings)?,
+            fetcher: Fetcher::new(settings.authorities_pem.as_deref())?,
             settings,
             known: RwLock::default(),
             fetching: tokio::sync::Mutex::default(),
@@ -258,7 +264,7 @@ impl ForeignIssuer {
 }
 
 /// An issuer's documents have more members than a token may have.
-fn document_limits() -> capability::Limits {
+pub(crate) fn document_limits() -> capability::Limits {
     capability::Limits {
         json_members: capability::Limits::CEILING.json_members,
         ..capability::Limits::default()
