@@ -2,10 +2,26 @@
 
 use super::Config;
 use super::reader::{Reader, Table};
-use super::types::Keys;
 
 /// The longest time between two rotations that the schedule takes, in days.
 const ROTATE_MAX_DAYS: u64 = 3_650;
+
+/// The keys that sign tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    /// Another key after so many days; 0: only on demand.
+    pub rotate_every_days: u64,
+    /// Whether all replicas have the same directory of keys.
+    pub shared: bool,
+}
+
+impl Keys {
+    /// Replicas that make keys on their own would make several.
+    #[must_use]
+    pub fn may_rotate_with_a_database(&self) -> bool {
+        self.rotate_every_days == 0 || self.shared
+    }
+}
 
 pub(super) fn read(table: &Table<'_>) -> Keys {
     let keys = Keys {

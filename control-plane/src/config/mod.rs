@@ -14,9 +14,10 @@ mod sites;
 mod types;
 
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
+pub use keys::Keys;
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Federated, Group, Identity, Issuer, Keys,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Federated, Group, Identity, Issuer,
     Ledger, Limits, Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 

@@ -1,6 +1,7 @@
 //! What the file says, once it has been read.
 
 use super::exempt::Exempt;
+use super::keys::Keys;
 use capability::decide::Mode;
 use capability::gates::TokenCheck;
 use serde::{Deserialize, Serialize};
@@ -126,23 +127,6 @@ impl std::fmt::Debug for Store {
             .field("replicated", &self.replicated)
             .field("plaintext_loopback", &self.plaintext_loopback)
             .finish()
-    }
-}
-
-/// The keys that sign tokens.
-#[derive(Clone, Debug, Default)]
-pub struct Keys {
-    /// Another key after so many days; 0: only on demand.
-    pub rotate_every_days: u64,
-    /// Whether all replicas have the same directory of keys.
-    pub shared: bool,
-}
-
-impl Keys {
-    /// Replicas that make keys on their own would make several.
-    #[must_use]
-    pub fn may_rotate_with_a_database(&self) -> bool {
-        self.rotate_every_days == 0 || self.shared
     }
 }
 

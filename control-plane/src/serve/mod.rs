@@ -11,6 +11,7 @@ pub(crate) mod probe;
 mod ready;
 mod rollout;
 mod rotation;
+mod signals;
 mod store;
 mod versions;
 
@@ -38,7 +39,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -148,7 +148,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         policy::Policies::load_with(&config.policies, &config.approvers, &config.facts())
             .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
-    let stop = stop_on_signal();
+    let stop = signals::stop_on_signal();
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
 
@@ -327,38 +327,6 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     } else {
         Ok(())
     }
-}
-
-fn stop_on_signal() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async {
-        // The default action would end the process without a drain.
-        if let Ok(mut hangups) = signal(SignalKind::hangup()) {
-            while hangups.recv().await.is_some() {
-                tracing::info!(
-                    "SIGHUP: the module's file is watched anyway; a changed config or policy needs a restart"
-                );
-            }
-        }
-    });
-    let (term, int) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    tokio::spawn(async move {
-        match (term, int) {
-            (Ok(mut term), Ok(mut int)) => {
-                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "signals can't be caught; stop this process with SIGKILL");
-                std::future::pending::<()>().await;
-            }
-        }
-        token.cancel();
-    });
-    stop
 }
 
 fn make_dir(dir: &Path) -> Result<(), ServeError> {
