@@ -1,9 +1,13 @@
 //! The keys that sign capability tokens: the first is made on first start, all are
 //! kept 0600.
 
+mod change;
+mod list;
 mod ring;
 
-pub use ring::{AHEAD_S, KeyRing, Listed, Standing, list, revoke, rotate};
+pub use change::{list, revoke, rotate, rotate_if_due};
+pub use list::{AHEAD_S, CACHED_S, Listed, Standing};
+pub use ring::KeyRing;
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use jwt_simple::prelude::{
@@ -233,3 +237,6 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,7 @@ const NAMES: [(&str, &[&str]); 7] = [
         "axum",
         &[
             "control-plane/src/web/",
+            "control-plane/src/exchange/cache.rs",
             "control-plane/src/exchange/http.rs",
             "control-plane/src/serve/",
             "control-plane/examples/",

@@ -478,6 +478,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "edge_denial",
     "exchange_counts",
     "gap",
+    "keys",
     "login",
     "proxy",
     "question_refused",

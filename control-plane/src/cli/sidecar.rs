@@ -66,7 +66,7 @@ impl Sidecar {
     }
 
     async fn serve(self) -> Result<(), String> {
-        let stop = crate::serve::stop_on_signal();
+        let stop = crate::serve::signals::stop_on_signal();
         let issuer = Issuer::new(self.issuer, super::call::socket(&self.workload_api));
         let mut uids = self.uids;
         if uids.is_empty() {

@@ -8,6 +8,7 @@ mod clients;
 mod exempt;
 mod federated;
 mod issuers;
+mod keys;
 mod reader;
 mod rolling;
 mod sites;
@@ -16,6 +17,7 @@ mod types;
 pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use federated::Federated;
+pub use keys::Keys;
 pub use reader::ConfigError;
 pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
@@ -76,6 +78,7 @@ impl Config {
             clients: clients::read(&root),
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
+            keys: keys::read(&root.table_or_empty("keys")),
             approval: approval(&root.table_or_empty("approval")),
             edge: Arc::new(edge(&root.table("edge"), Whose::Config)),
             canary: canary(&root.table_or_empty("canary")),
@@ -93,6 +96,7 @@ impl Config {
         config.check_clients(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
+        config.check_keys(&reader);
         look(&config, &reader);
         reader.result(config)
     }

@@ -281,3 +281,33 @@ fn what_a_start_needs_on_this_machine_is_looked_at_and_nothing_is_made() {
         ]
     );
 }
+
+#[test]
+fn a_schedule_of_keys_is_for_one_replica_or_a_shared_directory() {
+    let with = |keys: &str, store: &str| {
+        let store = if store.is_empty() {
+            String::new()
+        } else {
+            format!("[ledger]\nstore = \"{store}\"\n")
+        };
+        parse(&format!("{GOOD}\n[keys]\n{keys}\n{store}"))
+    };
+    assert_eq!(parse(GOOD).unwrap().keys.rotate_every_days, 0);
+    let keys = with("rotate_every_days = 90", "").unwrap().keys;
+    assert_eq!((keys.rotate_every_days, keys.shared), (90, false));
+    let store = "postgres://h/d";
+    assert!(with("rotate_every_days = 0", store).is_ok());
+    assert!(with("rotate_every_days = 90\nshared = true", store).is_ok());
+    let errors = with("rotate_every_days = 90", store).unwrap_err();
+    let error = said(&errors, "say keys.shared = true");
+    let line = GOOD.lines().count() + 3;
+    assert_eq!(error.line, line, "{error}");
+    for bad in [
+        "rotate_every_days = 3651",
+        "rotate_every_days = -1",
+        "every = 1",
+    ] {
+        let errors = with(bad, "").unwrap_err();
+        assert!(errors.iter().all(|it| it.line == line), "{errors:?}");
+    }
+}

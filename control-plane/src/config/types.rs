@@ -1,6 +1,7 @@
 //! What the file says, once it has been read.
 
 use super::exempt::Exempt;
+use super::keys::Keys;
 use capability::decide::Mode;
 use capability::gates::TokenCheck;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Config {
     pub approvers: Vec<policy::Approver>,
     /// `[token]`
     pub token: Token,
+    /// `[keys]`
+    pub keys: Keys,
     /// `[approval]`
     pub approval: ApprovalTimes,
     /// `[edge]`

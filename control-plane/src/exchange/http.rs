@@ -1,7 +1,8 @@
 //! The token endpoint and its neighbours over HTTP.
 
 use super::form::{BODY_MAX, Params};
-use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, metadata};
+use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, cache, metadata};
+use crate::keys::CACHED_S;
 use crate::state::random_id;
 use axum::Router;
 use axum::body::Body;
@@ -13,6 +14,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use identity::mtls::Peer;
 use serde_json::json;
 use std::sync::Arc;
+
+/// So long may metadata be gone by, and the key of decisions, which change at a start
+/// at most; seconds.
+const METADATA_CACHED_S: u64 = 60;
 
 /// The routes of the authorization server. No management route is among them.
 pub fn routes(exchange: Arc<Exchange>) -> Router {
@@ -188,25 +193,20 @@ async fn authorize() -> Response {
     no_store((StatusCode::BAD_REQUEST, axum::Json(body)).into_response())
 }
 
-async fn server_metadata(State(exchange): State<Arc<Exchange>>) -> Response {
+async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let config = &exchange.core.config;
     let clients = !config.clients.is_empty();
-    cached(metadata::server(&config.server, &config.edge, clients))
+    let body = metadata::server(&config.server, &config.edge, clients);
+    cache::json(&body, METADATA_CACHED_S, &headers)
 }
 
-async fn jwks(State(exchange): State<Arc<Exchange>>) -> Response {
+async fn jwks(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let core = &exchange.core;
-    cached(json!({ "keys": core.keys.known(core.now() / 1000) }))
+    let body = json!({ "keys": core.keys.known(core.now() / 1000) });
+    cache::json(&body, CACHED_S, &headers)
 }
 
-async fn decision_jwks(State(exchange): State<Arc<Exchange>>) -> Response {
-    cached(json!({ "keys": [exchange.core.decision_key.public_jwk()] }))
-}
-
-fn cached(body: serde_json::Value) -> Response {
-    (
-        [(header::CACHE_CONTROL, "public, max-age=60")],
-        axum::Json(body),
-    )
-        .into_response()
+async fn decision_jwks(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
+    let body = json!({ "keys": [exchange.core.decision_key.public_jwk()] });
+    cache::json(&body, METADATA_CACHED_S, &headers)
 }

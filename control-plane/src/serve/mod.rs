@@ -10,6 +10,8 @@ mod identities;
 pub(crate) mod probe;
 mod ready;
 mod rollout;
+mod rotation;
+pub(crate) mod signals;
 mod store;
 mod versions;
 
@@ -38,7 +40,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -83,6 +84,11 @@ pub enum ServeError {
         "--store and ledger.head_copy exclude each other: no head is kept of a log in a database; keep one with `writ audit verify URL`"
     )]
     HeadOfDatabase,
+    /// A schedule of keys, and a flag that makes several replicas of it.
+    #[error(
+        "--store and keys.rotate_every_days: several replicas may share the database, and each would make keys that the others don't know; say keys.shared = true where all of them have the same `keys` directory, else rotate with `writ keys rotate`"
+    )]
+    KeysOfReplicas,
     /// The database that holds the log.
     #[error("the ledger's database (ledger.store): {0}")]
     Database(#[from] ledger::postgres::PostgresError),
@@ -130,6 +136,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         if config.ledger.head_copy.is_some() {
             return Err(ServeError::HeadOfDatabase);
         }
+        if !config.keys.may_rotate_with_a_database() {
+            return Err(ServeError::KeysOfReplicas);
+        }
         config.ledger.store.url.clone_from(&options.store);
     }
     // What nobody has tried waits; the last good one is what all begin with.
@@ -140,8 +149,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         policy::Policies::load_with(&config.policies, &config.approvers, &config.facts())
             .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
-    outlive_hangups();
-    let stop = stop_on_signal();
+    signals::outlive_hangups();
+    let stop = signals::stop_on_signal();
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
 
@@ -156,7 +165,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
     let keys_dir = config.server.data_dir.join("keys");
-    let keys = KeyRing::open(&keys_dir)?;
+    let keys = KeyRing::open(&keys_dir, clock() / 1000)?;
     let decision_key = DecisionKey::open(&keys_dir)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
@@ -268,6 +277,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         tasks.spawn(until(stop.clone(), canary.run()));
     }
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
+    if core.config.keys.rotate_every_days > 0 {
+        tasks.spawn(until(stop.clone(), rotation::run(core.clone())));
+    }
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
         format!(
@@ -319,42 +331,6 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     } else {
         Ok(())
     }
-}
-
-fn outlive_hangups() {
-    tokio::spawn(async {
-        // The default action would end the process without a drain.
-        if let Ok(mut hangups) = signal(SignalKind::hangup()) {
-            while hangups.recv().await.is_some() {
-                tracing::info!(
-                    "SIGHUP: the module's file is watched anyway; a changed config or policy needs a restart"
-                );
-            }
-        }
-    });
-}
-
-/// Cancelled by SIGTERM or SIGINT.
-pub(crate) fn stop_on_signal() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    let (term, int) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    tokio::spawn(async move {
-        match (term, int) {
-            (Ok(mut term), Ok(mut int)) => {
-                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "signals can't be caught; stop this process with SIGKILL");
-                std::future::pending::<()>().await;
-            }
-        }
-        token.cancel();
-    });
-    stop
 }
 
 fn make_dir(dir: &Path) -> Result<(), ServeError> {

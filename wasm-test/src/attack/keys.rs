@@ -1,5 +1,6 @@
 //! Rows about the keys that sign tokens: rotated under load, and revoked.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -139,7 +140,7 @@ pub async fn rotated(stages: &mut Stages) -> Result<String, Error> {
             }
         });
     }
-    let work = rotate_twice(stage, &old).await;
+    let work = rotate_thrice(stage, &old).await;
     load.stop.store(true, Ordering::SeqCst);
     while clients.join_next().await.is_some() {}
     work?;
@@ -152,38 +153,49 @@ pub async fn rotated(stages: &mut Stages) -> Result<String, Error> {
     stage.good_request().await?;
     stage.each_once()?;
     Ok(format!(
-        "two rotations under load: {passed} requests passed, {away} of {all} were told to come again, none that it is bad"
+        "two rotations on demand and one on schedule under load: {passed} requests passed, {away} of {all} were told to come again, none that it is bad"
     ))
 }
 
-async fn rotate_twice(stage: &Stage, old: &Forger) -> Result<(), Error> {
-    let (mut before, file) = (old.kid.clone(), "token-keys.json");
+/// The one key that is to sign next, once it is made.
+async fn next_key(stage: &Stage) -> Result<String, Error> {
+    let start = Instant::now();
+    loop {
+        let next = standing(stage, "next")?;
+        if let [next] = next.as_slice() {
+            return Ok(next.clone());
+        }
+        holds(
+            next.is_empty() && start.elapsed() < Duration::from_secs(5),
+            format!("{} new keys", next.len()),
+        )?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A list whose last key has signed for two days: the schedule is due.
+fn make_old(path: &Path) -> Result<(), Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let mut list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+    let count = u64::try_from(list.len()).unwrap_or(0);
+    for (at, key) in (0..).zip(&mut list) {
+        if let Some(members) = key.as_object_mut() {
+            // The others signed until a moment ago.
+            let from_s = now_s() - 2 * 86_400 - (count - at);
+            members.insert("from_s".to_owned(), json!(from_s));
+            members.remove("made_s");
+        }
+    }
+    std::fs::write(path, json!(list).to_string()).map_err(Error::file("write", path))
+}
+
+async fn rotate_thrice(stage: &Stage, old: &Forger) -> Result<(), Error> {
+    let mut before = old.kid.clone();
+    let path = stage.system.state_dir().join("data/keys/token-keys.json");
     for _ in 0..2 {
         until_everywhere(stage, old, "token_unknown").await?;
         writ_keys(stage, &["rotate"])?;
-        let next = standing(stage, "next")?
-            .into_iter()
-            .next()
-            .unwrap_or_default();
-        holds(!next.is_empty() && next != before, "no new key")?;
-        // Its tokens pass the gates before any is issued, and once they are.
-        let start = Instant::now();
-        while kid(&stage.agent.token("GET", REPORT).await?) != next {
-            holds(
-                start.elapsed() < Duration::from_secs(30),
-                "the new key does not sign",
-            )?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        holds(
-            published(stage).await?.contains(&next),
-            "it is not published",
-        )?;
-        holds(
-            published(stage).await?.contains(&before),
-            "the old one is gone already",
-        )?;
-        before = next;
+        before = until_next_signs(stage, &before).await?;
     }
     // The new key under the old one's name, and the old key under the new one's.
     let new = Forger::active(&stage.system)?;
@@ -201,7 +213,6 @@ async fn rotate_twice(stage: &Stage, old: &Forger) -> Result<(), Error> {
         )?;
     }
     // A list with one name twice is no list, and changes nothing.
-    let path = stage.system.state_dir().join("data/keys").join(file);
     let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
     let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
     let doubled: Vec<&Value> = list.iter().chain(&list).collect();
@@ -231,7 +242,43 @@ async fn rotate_twice(stage: &Stage, old: &Forger) -> Result<(), Error> {
         "it is published still",
     )?;
     until_everywhere(stage, &new, "token_unknown").await?;
+    // Two days later, as far as the list goes: the schedule makes one by itself.
+    let count = |stage: &Stage| -> Result<usize, Error> {
+        let all = stage.entries()?;
+        let ours = all.iter().filter(|it| text_at(it, "/kind") == "keys");
+        let ours = ours.filter(|it| text_at(it, "/body/why") == "schedule");
+        Ok(ours.count())
+    };
+    same("rotations on schedule", count(stage)?, 0)?;
+    make_old(&path)?;
+    until_next_signs(stage, &new.kid).await?;
+    until_everywhere(stage, &new, "token_unknown").await?;
+    same("rotations on schedule", count(stage)?, 1)?;
     Ok(())
+}
+
+/// Waits until the key after this one signs; which it is.
+async fn until_next_signs(stage: &Stage, before: &str) -> Result<String, Error> {
+    let next = next_key(stage).await?;
+    holds(next != before, "no new key")?;
+    // Its tokens pass the gates before any is issued, and once they are.
+    let start = Instant::now();
+    while kid(&stage.agent.token("GET", REPORT).await?) != next {
+        holds(
+            start.elapsed() < Duration::from_secs(30),
+            "the new key does not sign",
+        )?;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    holds(
+        published(stage).await?.contains(&next),
+        "it is not published",
+    )?;
+    holds(
+        published(stage).await?.iter().any(|it| it == before),
+        "the old one is gone already",
+    )?;
+    Ok(next)
 }
 
 /// A key is revoked: none of its tokens is good any more, anywhere, in five seconds.

@@ -52,9 +52,15 @@ async fn signed_in() -> (System, Agent, String) {
     writeln!(file, "{}", system.serve_ready().approver_login).unwrap();
     file.rewind().unwrap();
     let mut command = system.writ();
-    command.env_remove("XDG_STATE_HOME").arg("login").stdin(file);
+    command
+        .env_remove("XDG_STATE_HOME")
+        .arg("login")
+        .stdin(file);
     assert!(run(command).await.status.success());
-    let id = agents(&system).await[0]["agent"].as_str().unwrap().to_owned();
+    let id = agents(&system).await[0]["agent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     (system, agent, id)
 }
 
@@ -93,7 +99,10 @@ async fn what_is_stopped_gets_nothing_and_what_it_had_is_void_for_good() {
         &["--owner", "demo"],
         &["--key", &agent.key().thumbprint()],
     ];
-    let owner = agents(&system).await[0]["owner"].as_str().unwrap().to_owned();
+    let owner = agents(&system).await[0]["owner"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     for target in targets {
         let target: Vec<&str> = target
             .iter()
@@ -109,7 +118,12 @@ async fn what_is_stopped_gets_nothing_and_what_it_had_is_void_for_good() {
         no_pass(&system, &agent, &token, "token_revoked").await;
         passes(&agent).await;
     }
-    refused(&system, &["revoke", "--lift", "--agent", &id], "nothing to lift").await;
+    refused(
+        &system,
+        &["revoke", "--lift", "--agent", &id],
+        "nothing to lift",
+    )
+    .await;
     // One token, and no other.
     let (gone, other) = (
         agent.token("GET", FREE).await.unwrap(),
@@ -121,7 +135,10 @@ async fn what_is_stopped_gets_nothing_and_what_it_had_is_void_for_good() {
     };
     done(&system, &["revoke", "--token", &hash], "stopped").await;
     no_pass(&system, &agent, &gone, "token_revoked").await;
-    assert_eq!(agent.present("GET", FREE, &other).await.unwrap().status, 200);
+    assert_eq!(
+        agent.present("GET", FREE, &other).await.unwrap().status,
+        200
+    );
     system.stop().await;
 }
 
@@ -142,11 +159,20 @@ async fn a_held_request_of_what_is_stopped_ends_within_a_second() {
     done(&system, &["revoke", "--agent", &id], "stopped").await;
     let began = Instant::now();
     let answer = waiting.await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(answer.reason(), "token_revoked", "{}", answer.text());
     let (code, said) = writ(&system, &["approvals", "approve", &approval]).await;
     assert_eq!(code, Some(1), "{said}");
-    done(&system, &["revoke", "--lift", "--agent", &id], "given again").await;
+    done(
+        &system,
+        &["revoke", "--lift", "--agent", &id],
+        "given again",
+    )
+    .await;
     let (_, said) = writ(&system, &["approvals", "list", "--json"]).await;
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["approvals"][0]["status"], "cancelled");
@@ -160,7 +186,12 @@ async fn everything_stops_and_one_person_does_not_undo_it() {
     done(&system, &["revoke", "--everything"], "stopped").await;
     no_pass(&system, &agent, &token, "token_revoked").await;
     for _ in 0..2 {
-        done(&system, &["revoke", "--lift", "--everything"], "second person").await;
+        done(
+            &system,
+            &["revoke", "--lift", "--everything"],
+            "second person",
+        )
+        .await;
         no_token(&agent, "token_revoked").await;
     }
     system.restart_control_plane().await.unwrap();
@@ -187,8 +218,21 @@ async fn an_agent_goes_from_state_to_state_as_it_may() {
     no_token(&agent, "agent_inactive").await;
     refused(&system, &set("active"), "does not become").await;
     let other = "spiffe://writ.test/agent/new";
-    refused(&system, &["agents", "set", other, "--state", "active"], "no such agent").await;
-    let more = ["agents", "set", other, "--owner", "team", "--purpose", "a try"];
+    refused(
+        &system,
+        &["agents", "set", other, "--state", "active"],
+        "no such agent",
+    )
+    .await;
+    let more = [
+        "agents",
+        "set",
+        other,
+        "--owner",
+        "team",
+        "--purpose",
+        "a try",
+    ];
     done(&system, &more, "is discovered, owner team").await;
     system.stop().await;
 }

@@ -1,0 +1,241 @@
+//! The list of keys, and what changes it.
+
+use super::list::{FIRST, FORGOTTEN_AFTER_S, LIST, RETIRED_S, is_due, standings};
+use super::*;
+use std::collections::BTreeSet;
+
+const NOW: u64 = 1_800_000_000;
+
+fn key(kid: &str, from_s: u64, revoked_s: Option<u64>) -> Listed {
+    Listed {
+        kid: kid.to_owned(),
+        file: format!("{kid}.pem"),
+        from_s,
+        made_s: None,
+        revoked_s,
+    }
+}
+
+#[test]
+fn where_a_key_stands_follows_from_the_list_and_the_time() {
+    use Standing::{Active, Next, Over, Retired, Revoked};
+    let list = [
+        key("a", 0, None),
+        key("b", NOW, None),
+        key("c", NOW + 50, None),
+    ];
+    for (at, wanted) in [
+        (NOW - 1, [Active, Next, Next]),
+        (NOW, [Retired, Active, Next]),
+        (NOW + 50, [Retired, Retired, Active]),
+        (NOW + RETIRED_S - 1, [Retired, Retired, Active]),
+        (NOW + RETIRED_S, [Over, Retired, Active]),
+        (NOW + RETIRED_S + 50, [Over, Over, Active]),
+    ] {
+        assert_eq!(standings(&list, at), wanted, "{at}");
+    }
+    let list = [
+        key("a", 0, None),
+        key("b", NOW, Some(NOW + 1)),
+        key("c", NOW + 1, None),
+    ];
+    assert_eq!(standings(&list, NOW + 1), [Retired, Revoked, Active]);
+    let list = [key("a", 0, Some(1))];
+    assert_eq!(standings(&list, NOW), [Revoked]);
+}
+
+#[test]
+fn a_rotated_key_is_known_before_it_signs_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let first = ring.active(NOW).unwrap().kid().to_owned();
+    assert_eq!(ring.known(NOW).len(), 1);
+    let made = rotate(dir.path(), NOW).unwrap();
+    assert!(ring.reload().unwrap());
+    assert!(!ring.reload().unwrap());
+    assert_eq!(ring.active(NOW).unwrap().kid(), first);
+    assert_eq!(ring.known(NOW).len(), 2, "known before it signs");
+    let then = NOW + AHEAD_S;
+    assert_eq!(ring.active(then).unwrap().kid(), made.kid);
+    assert_eq!(ring.known(then).len(), 2, "the old one's tokens are good");
+    assert_eq!(ring.known(then + RETIRED_S).len(), 1);
+    let again = KeyRing::open(dir.path(), NOW).unwrap();
+    assert_eq!(again.active(then).unwrap().kid(), made.kid);
+}
+
+#[test]
+fn a_revoked_key_is_so_for_good_and_another_signs() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let first = ring.active(NOW).unwrap().kid().to_owned();
+    let made = revoke(dir.path(), &first, NOW).unwrap().unwrap();
+    assert!(ring.reload().unwrap());
+    assert!(ring.is_revoked(&first) && !ring.is_revoked(&made.kid));
+    assert_eq!(ring.active(NOW).unwrap().kid(), made.kid);
+    assert_eq!(ring.known(NOW).len(), 1);
+    assert!(!dir.path().join(FIRST).exists(), "its private half is gone");
+    let again = KeyRing::open(dir.path(), NOW).unwrap();
+    assert!(again.is_revoked(&first));
+    for kid in [first.as_str(), "nobody's"] {
+        assert!(revoke(dir.path(), kid, NOW).is_err());
+    }
+    // One that does not sign leaves the one that does.
+    let next = rotate(dir.path(), NOW).unwrap();
+    assert_eq!(revoke(dir.path(), &next.kid, NOW).unwrap(), None);
+}
+
+#[test]
+fn what_cannot_be_used_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let first = ring.active(NOW).unwrap().kid().to_owned();
+    let entry = format!(r#"{{"kid":"{first}","file":"{FIRST}","from_s":0}}"#);
+    for text in [
+        "",
+        "[]",
+        "{}",
+        &format!("[{entry},{entry}]"),
+        r#"[{"kid":"x","file":"../a.pem","from_s":0}]"#,
+        r#"[{"kid":"x","file":"gone.pem","from_s":0}]"#,
+        &format!(r#"[{{"kid":"x","file":"{FIRST}","from_s":0}}]"#),
+        &entry.replace("from_s", "from"),
+    ] {
+        std::fs::write(dir.path().join(LIST), text).unwrap();
+        assert!(ring.reload().is_err(), "{text}");
+        assert_eq!(ring.active(NOW).unwrap().kid(), first);
+    }
+    std::fs::write(dir.path().join(LIST), format!("[{entry}]")).unwrap();
+    assert!(ring.reload().unwrap());
+    std::fs::remove_file(dir.path().join(FIRST)).unwrap();
+    std::fs::write(dir.path().join(LIST), format!("[{entry}] ")).unwrap();
+    assert!(ring.reload().is_err());
+    assert!(!dir.path().join(FIRST).exists(), "it is not made anew");
+}
+
+#[test]
+fn what_is_long_over_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    KeyRing::open(dir.path(), NOW).unwrap();
+    rotate(dir.path(), NOW).unwrap();
+    let later = NOW + AHEAD_S + RETIRED_S + FORGOTTEN_AFTER_S;
+    rotate(dir.path(), later).unwrap();
+    let left = list(dir.path(), later).unwrap();
+    assert_eq!(left.len(), 2);
+    assert!(!dir.path().join(FIRST).exists());
+}
+
+const DAY: u64 = 86_400;
+
+#[test]
+fn a_schedule_makes_one_key_when_it_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let (every, other) = (90 * DAY, KeyRing::open(dir.path(), NOW).unwrap());
+    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let due = |at| rotate_if_due(dir.path(), at, every).unwrap();
+    // The first key counts from when it was made, not from the beginning of time.
+    assert!(!ring.is_due(NOW, every) && !ring.is_due(NOW + every - 1, every));
+    assert_eq!(due(NOW + every - 1), None);
+    let first = ring.active(NOW).unwrap().kid().to_owned();
+    // Off for a year: one rotation, by whoever comes first.
+    let late = NOW + 365 * DAY;
+    assert!(ring.is_due(late, every) && other.is_due(late, every));
+    let made = due(late).unwrap();
+    assert_eq!(made.from_s, late + AHEAD_S);
+    assert_eq!(due(late), None, "another replica, or another look");
+    assert!(ring.reload().unwrap() && !ring.is_due(late, every));
+    assert_eq!(ring.active(late).unwrap().kid(), first);
+    assert_eq!(ring.known(late).len(), 2);
+    let signs = late + AHEAD_S;
+    assert_eq!(ring.active(signs).unwrap().kid(), made.kid);
+    assert_eq!(due(signs), None);
+    assert_eq!(due(signs + every - 1), None);
+    assert!(due(signs + every).is_some());
+    // By hand in between: the schedule begins anew.
+    let hand = rotate(dir.path(), signs + every + DAY).unwrap();
+    assert_eq!(due(hand.from_s + every - 1), None);
+    assert!(due(hand.from_s + every).is_some());
+}
+
+#[test]
+fn a_schedule_goes_by_the_key_that_signs() {
+    let every = 90 * DAY;
+    let at = |from_s, made_s| Listed {
+        made_s,
+        ..key("a", from_s, None)
+    };
+    for (list, due) in [
+        // Of an earlier version: nobody knows how old it is.
+        (vec![at(0, None)], true),
+        (vec![at(0, Some(NOW - 1))], false),
+        (vec![at(0, Some(NOW - every))], true),
+        // A clock that was wrong once does not end the schedule.
+        (vec![at(0, Some(NOW + 9 * every))], true),
+        (vec![at(0, None), key("b", NOW + 9 * every, None)], true),
+        (vec![at(0, None), key("b", NOW + AHEAD_S, None)], false),
+        // A revoked one is no successor, and where nothing signs nothing is due.
+        (vec![at(0, None), key("b", NOW + AHEAD_S, Some(NOW))], true),
+        (vec![key("b", 0, Some(NOW))], false),
+        (vec![key("b", NOW - 1, None), at(0, None)], false),
+    ] {
+        assert_eq!(is_due(&list, NOW, every), due, "{list:?}");
+    }
+}
+
+#[test]
+fn a_year_on_schedule_keeps_the_list_short() {
+    let dir = tempfile::tempdir().unwrap();
+    KeyRing::open(dir.path(), NOW).unwrap();
+    let mut made = 0;
+    for hour in (0..365 * 24).step_by(6) {
+        let at = NOW + hour * 3_600;
+        made += usize::from(rotate_if_due(dir.path(), at, DAY).unwrap().is_some());
+        let left = list(dir.path(), at).unwrap().len();
+        assert!(left <= 4, "{left} at {hour}");
+    }
+    assert!((290..=365).contains(&made), "{made}");
+}
+
+#[test]
+fn replicas_that_look_at_once_make_one_key() {
+    let dir = tempfile::tempdir().unwrap();
+    KeyRing::open(dir.path(), NOW).unwrap();
+    let made: usize = std::thread::scope(|scope| {
+        let look = || usize::from(rotate_if_due(dir.path(), NOW + DAY, DAY).unwrap().is_some());
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(look)).collect();
+        all.into_iter().map(|it| it.join().unwrap()).sum()
+    });
+    assert_eq!(made, 1);
+    assert_eq!(list(dir.path(), NOW + DAY).unwrap().len(), 2);
+}
+
+/// Whoever goes by what was fetched for as long as the answer says never meets a
+/// token of an unknown key: at whatever second of a rotation it fetched, from a
+/// replica that saw the list a second late, or one whose clock is behind.
+#[test]
+fn a_cache_of_the_published_keys_never_lacks_the_one_that_signs() {
+    const SEEN_LATE_S: u64 = 1;
+    const CLOCKS_S: u64 = 3;
+    let dir = tempfile::tempdir().unwrap();
+    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let kids = |at: u64| -> BTreeSet<String> {
+        let known = ring.known(at).into_iter();
+        known
+            .map(|it| it["kid"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let before = kids(NOW);
+    let rotated = NOW + 100;
+    rotate(dir.path(), rotated).unwrap();
+    ring.reload().unwrap();
+    for fetched in NOW..rotated + 2 * AHEAD_S + RETIRED_S {
+        let seen = fetched >= rotated + SEEN_LATE_S;
+        let cached = if seen { kids(fetched) } else { before.clone() };
+        for at in fetched..=fetched + CACHED_S {
+            let active = ring.active(at + CLOCKS_S).unwrap();
+            assert!(cached.contains(active.kid()), "{fetched} {at}");
+            // And the last token of the key before.
+            let last = ring.active(at.saturating_sub(crate::config::TOKEN_LIFETIME_MAX_S));
+            assert!(cached.contains(last.unwrap().kid()), "{fetched} {at}");
+        }
+    }
+}

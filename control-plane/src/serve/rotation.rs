@@ -1,0 +1,74 @@
+//! Another key that signs tokens, on schedule: what `writ keys rotate` does, done by
+//! the control plane itself.
+
+use crate::keys;
+use crate::state::Core;
+use ledger::model::Command;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it looks whether it is time.
+const LOOK: Duration = Duration::from_secs(1);
+/// What did not work is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(60);
+/// The key of the warning.
+const WARNING: &str = "keys rotation";
+/// Seconds of a day.
+const DAY_S: u64 = 86_400;
+
+/// Looks for as long as we run.
+pub async fn run(core: Arc<Core>) {
+    let every_s = core.config.keys.rotate_every_days.saturating_mul(DAY_S);
+    loop {
+        let wait = if look(&core, every_s).await {
+            core.warnings.lower(WARNING);
+            LOOK
+        } else {
+            AGAIN
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// False when a key should have been made and was not.
+async fn look(core: &Arc<Core>, every_s: u64) -> bool {
+    let now_s = core.now() / 1000;
+    if !core.keys.is_due(now_s, every_s) {
+        return true;
+    }
+    // It waits for a lock, and writes.
+    let dir = core.keys.dir().to_owned();
+    let rotate = move || keys::rotate_if_due(&dir, now_s, every_s);
+    let problem = match tokio::task::spawn_blocking(rotate).await {
+        Ok(Ok(None)) => return true,
+        Ok(Ok(Some(made))) => {
+            say(core, &made).await;
+            return true;
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let text = format!("the keys are due for their rotation, which failed: {problem}");
+    tracing::error!("{text}");
+    core.warnings.raise(WARNING, &text);
+    false
+}
+
+/// Its own entry says why there is another key. That proxies know it is an entry of
+/// its own, which comes before they do.
+async fn say(core: &Core, made: &keys::Listed) {
+    tracing::info!(
+        kid = made.kid,
+        from_s = made.from_s,
+        "another key, on schedule"
+    );
+    let body = json!({
+        "event": "rotated", "why": "schedule", "kid": made.kid, "from_s": made.from_s,
+        "every_days": core.config.keys.rotate_every_days,
+    });
+    let note = Command::Note { kind: "keys", body };
+    if let Err(error) = core.ledger.commit(note).await {
+        tracing::error!(%error, "a rotation on schedule could not be recorded; the entry of what proxies know has its key");
+    }
+}
