@@ -1,33 +1,22 @@
 //! Clients that are no SPIFFE workloads: `private_key_jwt` (RFC 7523, section 2.2).
 
 use crate::config::Config;
-use crate::exchange::{ExchangeError, SeenProofs};
+use crate::exchange::ExchangeError;
 use crate::fresh::keep_keys_fresh;
 use crate::state::Core;
 use capability::reason::Reason;
 use identity::oidc::{ForeignEvidence, ForeignIssuer, IssuerSettings, claimed_issuer};
 use identity::{JwtEvidence, SpiffeId};
-use ledger::model::Hash;
+use ledger::model::EvidenceOf;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// The longest that an assertion may live, from `iat` to `exp`, in ms.
 const ASSERTION_LIFETIME_MAX_MS: u64 = 300_000;
-/// Assertions that are remembered in all.
-const ASSERTIONS_MAX: usize = 65_536;
 /// Bytes of a `jti`.
 const JTI_MAX: usize = 256;
 /// `typ` of an assertion beside `JWT` (draft-ietf-oauth-rfc7523bis, section 4).
 const TYPES: &[&str] = &["client-authentication+jwt"];
-
-/// What counts once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Once {
-    /// SHA-256 over who made it and what it is called.
-    pub id: Hash,
-    /// Until when it could be shown again, in ms.
-    pub expires_ms: u64,
-}
 
 /// Who has authenticated.
 pub struct Authenticated {
@@ -37,8 +26,8 @@ pub struct Authenticated {
     pub told: serde_json::Value,
     /// When the assertion was made, in ms.
     pub issued_ms: u64,
-    /// What has to be used up before anything is issued for it.
-    pub once: Once,
+    /// SHA-256 over who made it and what it is called, and its end: it counts once.
+    pub once: EvidenceOf,
 }
 
 struct Client {
@@ -46,11 +35,8 @@ struct Client {
     agent: String,
 }
 
-/// The clients of the config, and the assertions of theirs that were used.
-pub struct Clients {
-    all: Vec<Arc<Client>>,
-    used: SeenProofs,
-}
+/// The clients of the config.
+pub struct Clients(Vec<Arc<Client>>);
 
 impl Clients {
     /// Those of the config; no keys are fetched yet.
@@ -77,10 +63,7 @@ impl Clients {
                 agent: client.agent.clone(),
             }))
         });
-        Ok(Self {
-            all: all.collect::<Result<_, String>>()?,
-            used: SeenProofs::new(ASSERTIONS_MAX, config.limits.proofs_per_agent),
-        })
+        all.collect::<Result<_, String>>().map(Self)
     }
 
     /// Verifies an assertion. `client_id` is the request's, where it has one.
@@ -95,7 +78,7 @@ impl Clients {
     ) -> Result<Authenticated, ExchangeError> {
         let refused = |reason, what: &str| Err(ExchangeError::Client(reason, what.to_owned()));
         let name = claimed_issuer(assertion);
-        let mut all = self.all.iter();
+        let mut all = self.0.iter();
         let Some(client) = all.find(|it| Some(it.keys.issuer()) == name.as_deref()) else {
             return refused(
                 Reason::TokenIssuer,
@@ -124,27 +107,9 @@ impl Clients {
         client.authenticated(&verified, jti)
     }
 
-    /// Uses an assertion up. The record is in memory, so one that was made before this
-    /// start may have been used before it.
-    ///
-    /// # Errors
-    /// [`ExchangeError::AssertionReplayed`]; [`ExchangeError::Limit`] when the agent's
-    /// share of the record is used up, [`ExchangeError::Unavailable`] when all of it is.
-    pub fn take(&self, proven: &Authenticated, now_ms: u64) -> Result<(), ExchangeError> {
-        let (agent, once) = (proven.evidence.agent.as_str(), proven.once);
-        let taken = self.used.insert(agent, once.id, once.expires_ms, now_ms);
-        taken.map_err(|error| match error {
-            ExchangeError::ProofReplayed => ExchangeError::AssertionReplayed,
-            ExchangeError::Limit(_) => {
-                ExchangeError::Limit("assertions of one agent that could still be replayed")
-            }
-            other => other,
-        })
-    }
-
     /// Keeps each one's keys fresh, and says so where that fails.
     pub async fn keep_fresh(core: Arc<Core>) {
-        let all = core.clients.all.iter().map(|client| {
+        let all = core.clients.0.iter().map(|client| {
             let (client, core) = (client.clone(), core.clone());
             async move { keep_keys_fresh(&client.keys, "client", &core).await }
         });
@@ -169,7 +134,7 @@ impl Client {
             },
             told: serde_json::json!({ "client": verified.issuer(), "assertion": jti }),
             issued_ms: verified.issued_ms(),
-            once: Once {
+            once: EvidenceOf {
                 id: Sha256::digest(named).into(),
                 expires_ms: verified.expires_ms(),
             },

@@ -1,8 +1,6 @@
-//! What the config declares of agents, brought into the registry, and what ends
-//! when rights are taken away.
+//! What the config declares of agents, brought into the registry.
 
 use crate::config::{Agent, Config};
-use crate::state::Core;
 use ledger::Ledger;
 use ledger::model::{AgentChange, AgentState, Command, Refused, Rights};
 use std::collections::BTreeSet;
@@ -94,20 +92,6 @@ pub async fn declare(config: &Config, ledger: &Ledger) -> Result<(), Refused> {
         }
     }
     Ok(())
-}
-
-/// Ends the open approvals of what is stopped, until there is none.
-pub async fn cancel_approvals(core: &Core) {
-    loop {
-        match core.ledger.commit(Command::CancelApprovals).await {
-            Ok(_) => {}
-            Err(Refused::ApprovalState(_)) => return,
-            Err(error) => {
-                tracing::warn!(%error, "approvals of what was stopped could not be ended; they will be, and none of them can be used");
-                return;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

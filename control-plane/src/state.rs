@@ -67,6 +67,9 @@ pub struct Core {
     /// The first second whose proofs nobody can have used before this start:
     /// the record of used ones is in memory.
     pub proofs_from_s: u64,
+    /// The same of clients' assertions, in ms: a client's clock may be ahead of ours,
+    /// and files begin each epoch without a record of those that were used.
+    pub assertions_from_ms: u64,
 }
 
 /// Whether an agent may act.

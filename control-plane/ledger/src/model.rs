@@ -17,7 +17,8 @@ pub use refused::{Committed, Refused};
 pub use request::RequestFacts;
 pub(crate) use rights::Right;
 pub use rights::{
-    AgentChange, AgentRecord, AgentState, Bar, Given, LIFT_WAITS_MS, Rights, Stop, Target,
+    AgentChange, AgentRecord, AgentState, Bar, Given, LIFT_WAITS_MS, LIFTED_KEPT_MS, Rights, Stop,
+    Target,
 };
 use serde::{Deserialize, Serialize};
 

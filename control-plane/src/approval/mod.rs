@@ -8,7 +8,9 @@ pub use bodies::{BODIES_MAX, Bodies, Room};
 use crate::state::Core;
 use crate::web::{Activity, Desk, DeskError, ProxyView, RightsChange};
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Command, Hash, Refused, Rights, Suspension, Target};
+use ledger::model::{
+    Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Suspension, Target,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +75,9 @@ impl ApprovalDesk {
             Err(Refused::ApprovalDigest) => Err(DeskError::Stale),
             Err(Refused::ApprovalState(Some(state))) => Err(DeskError::NotPending(state)),
             Err(Refused::ApprovalState(None)) => Err(DeskError::NotFound),
+            Err(Refused::Stopped(_) | Refused::Inactive) => {
+                Err(DeskError::NotPending(ApprovalState::Cancelled))
+            }
             Err(error) => {
                 tracing::error!(%error, id, "a human's decision could not be recorded");
                 Err(not_recorded(&error))
@@ -121,10 +126,7 @@ impl ApprovalDesk {
             RightsChange::Lift { target } => Command::Lift { target, by },
         };
         match self.core.ledger.commit(command).await {
-            Ok(_) => {
-                crate::rights::cancel_approvals(&self.core).await;
-                Ok(())
-            }
+            Ok(_) => Ok(()),
             Err(Refused::Unknown) => Err(DeskError::Unknown),
             Err(error) => {
                 tracing::warn!(%error, "a change of rights was not made");
@@ -302,6 +304,13 @@ pub async fn expire(core: Arc<Core>) {
         });
         if due && let Err(error) = core.ledger.commit(Command::ExpireApprovals).await {
             tracing::warn!(%error, "approvals that ran out could not be ended; they will be");
+        }
+        let rights = core.ledger.rights();
+        let gone = core.ledger.approvals().iter().any(|approval| {
+            approval.is_open() && rights.bar(&Given::from(approval), now).is_some()
+        });
+        if gone && let Err(error) = core.ledger.commit(Command::CancelApprovals).await {
+            tracing::warn!(%error, "approvals of what was stopped could not be ended; they will be, and none of them can be used");
         }
         // A hold ends by itself; one whose lapse could not be written ends here.
         let overdue = core

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Where an agent finds things.
+/// Where an agent's identity and tokens come from.
 #[derive(Args)]
-struct Where {
+pub(super) struct Issued {
     /// The issuer's URL
     #[arg(
         long,
@@ -19,7 +19,7 @@ struct Where {
         env = "WRIT_ISSUER",
         default_value = "http://127.0.0.1:8480"
     )]
-    issuer: String,
+    pub(super) issuer: String,
     /// The Workload API's socket
     #[arg(
         long,
@@ -27,7 +27,14 @@ struct Where {
         env = "WRIT_WORKLOAD_API",
         default_value = "/run/writ/workload.sock"
     )]
-    workload_api: PathBuf,
+    pub(super) workload_api: PathBuf,
+}
+
+/// Where an agent finds things.
+#[derive(Args)]
+struct Where {
+    #[command(flatten)]
+    from: Issued,
     /// The DPoP key's file, made when it is not there [default: writ/dpop-es256.pem in the state directory]
     #[arg(long, value_name = "FILE", env = "WRIT_KEY_FILE")]
     key: Option<PathBuf>,
@@ -41,7 +48,12 @@ impl Where {
                 .map_err(ClientError::Usage)?
                 .join("dpop-es256.pem"),
         };
-        Agent::new(&self.issuer, &socket(&self.workload_api), &key, timeout)
+        Agent::new(
+            &self.from.issuer,
+            &socket(&self.from.workload_api),
+            &key,
+            timeout,
+        )
     }
 }
 

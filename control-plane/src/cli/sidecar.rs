@@ -37,22 +37,8 @@ pub struct Sidecar {
     /// Log as JSON lines
     #[arg(long)]
     log_json: bool,
-    /// The issuer's URL
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "WRIT_ISSUER",
-        default_value = "http://127.0.0.1:8480"
-    )]
-    issuer: String,
-    /// The Workload API's socket
-    #[arg(
-        long,
-        value_name = "SOCKET",
-        env = "WRIT_WORKLOAD_API",
-        default_value = "/run/writ/workload.sock"
-    )]
-    workload_api: PathBuf,
+    #[command(flatten)]
+    from: super::call::Issued,
 }
 
 impl Sidecar {
@@ -67,7 +53,10 @@ impl Sidecar {
 
     async fn serve(self) -> Result<(), String> {
         let stop = crate::serve::signals::stop_on_signal();
-        let issuer = Issuer::new(self.issuer, super::call::socket(&self.workload_api));
+        let issuer = Issuer::new(
+            self.from.issuer,
+            super::call::socket(&self.from.workload_api),
+        );
         let mut uids = self.uids;
         if uids.is_empty() {
             uids.push(rustix::process::geteuid().as_raw());

@@ -2,7 +2,7 @@
 
 use super::reader::{Reader, Table};
 use super::types::Config;
-use identity::oidc::{KeysFrom, check_keys, may_have_keys};
+use identity::oidc::{KeysFrom, may_have_keys};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -104,23 +104,8 @@ impl Config {
                 KeysFrom::File(path) => Some(path),
                 _ => None,
             };
-            for (key, path) in [("keys", keys), ("ca_file", client.authorities.as_ref())] {
-                let Some(path) = path.filter(|it| it.is_absolute()) else {
-                    continue;
-                };
-                let shown = path.display();
-                let wrong = match std::fs::read(path) {
-                    Err(error) => Some(format!("can't read `{shown}`: {error}")),
-                    Ok(bytes) if key == "keys" => {
-                        let wrong = check_keys(&bytes).err();
-                        wrong.map(|what| format!("`{shown}` is no JWK set (RFC 7517): {what}"))
-                    }
-                    Ok(_) => None,
-                };
-                if let Some(wrong) = wrong {
-                    reader.error(client.line, format!("client.{key}: {wrong}"));
-                }
-            }
+            let files = [("keys", keys), ("ca_file", client.authorities.as_ref())];
+            reader.check_files(client.line, "client", &files, super::issuers::key_set);
         }
     }
 }

@@ -107,27 +107,20 @@ impl Config {
                 BundleFrom::File(path) => Some(path),
                 _ => None,
             };
-            for (key, path) in [
+            let files = [
                 ("bundle", bundle),
                 ("ca_file", federated.authorities.as_ref()),
-            ] {
-                let Some(path) = path.filter(|it| it.is_absolute()) else {
-                    continue;
-                };
-                let shown = path.display();
-                let wrong = match std::fs::read(path) {
-                    Err(error) => Some(format!("can't read `{shown}`: {error}")),
-                    Ok(bytes) if key == "bundle" => {
-                        let wrong = check_bundle(&federated.trust_domain, &bytes).err();
-                        wrong.map(|what| format!("`{shown}` is no SPIFFE bundle: {what}"))
-                    }
-                    Ok(_) => None,
-                };
-                if let Some(wrong) = wrong {
-                    let message = format!("identity.federated.{key}: {wrong}");
-                    reader.error(federated.line, message);
-                }
-            }
+            ];
+            reader.check_files(
+                federated.line,
+                "identity.federated",
+                &files,
+                |key, bytes| {
+                    let wrong = check_bundle(&federated.trust_domain, bytes).err();
+                    let wrong = wrong.filter(|_| key == "bundle")?;
+                    Some(format!("is no SPIFFE bundle: {wrong}"))
+                },
+            );
         }
     }
 }

@@ -10,8 +10,8 @@ use super::own;
 use crate::state::Core;
 use capability::reason::Reason;
 use ledger::model::{
-    Approval, ApprovalState, Bar, Command, Committed, Evidence, FirstUse, Given, Hash, PolicyFacts,
-    Refused, SpentRecord, TokenRecord, TokenState,
+    Approval, ApprovalState, Command, Committed, Evidence, FirstUse, Hash, PolicyFacts, Refused,
+    SpentRecord, TokenRecord, TokenState,
 };
 use policy::Demand;
 use sha2::{Digest, Sha256};
@@ -243,6 +243,13 @@ impl Engine {
         }
     }
 
+    /// The record of a token that is held for this request.
+    pub(super) async fn held(&self, facts: &Facts) -> Option<Arc<TokenRecord>> {
+        let hash = self.token_hash(facts).ok()?;
+        let found = self.core.ledger.token(&hash).await.ok()??;
+        Some(found.0)
+    }
+
     /// The token's hash, once the evidence beside the question is the question's:
     /// the token has that hash, the proof that `jti`.
     fn token_hash(&self, facts: &Facts) -> Result<Hash, Reason> {
@@ -285,7 +292,7 @@ impl Engine {
                 return Err((reason, first));
             }
         };
-        if self.is_revoked(facts) || self.is_stopped(&token) {
+        if self.is_revoked(facts) {
             return Err((Reason::TokenRevoked, None));
         }
         if state == TokenState::Held {
@@ -318,16 +325,6 @@ impl Engine {
     /// once it has been told, and here it is refused before that.
     fn is_revoked(&self, facts: &Facts) -> bool {
         crate::keys::kid(&facts.token).is_some_and(|kid| self.core.keys.is_revoked(&kid))
-    }
-
-    /// Whether rights were taken away that the token rests on.
-    fn is_stopped(&self, token: &TokenRecord) -> bool {
-        let bar = self
-            .core
-            .ledger
-            .rights()
-            .bar(&Given::from(token), self.core.now());
-        matches!(bar, Some(Bar::Stopped(_)))
     }
 
     /// A token that is not outstanding and whose use we do not remember: if it

@@ -32,7 +32,7 @@ pub enum ExchangeError {
     Evidence(Reason, String),
     /// The client assertion, and in words what is wrong with it.
     Client(Reason, String),
-    /// The client assertion was used before, or may have been.
+    /// The client assertion was used before.
     AssertionReplayed,
     /// The subject token is another workload's than the client certificate.
     Certificate,
@@ -47,8 +47,6 @@ pub enum ExchangeError {
     Inactive,
     /// Rights were taken away.
     Stopped,
-    /// What may be shown once was shown before.
-    Shown,
     /// Policy's no.
     Denied,
     /// The subject token has been shown under too many DPoP keys.
@@ -115,7 +113,6 @@ impl ExchangeError {
             | Self::Certificate
             | Self::CertificateExpired
             | Self::CertificateUnproven
-            | Self::Shown
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
@@ -151,7 +148,6 @@ impl ExchangeError {
             Self::CertificateUnproven => Reason::TokenSignature,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Stopped => Reason::TokenRevoked,
-            Self::Shown => Reason::ProofReplayed,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
             Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
@@ -184,7 +180,6 @@ impl ExchangeError {
                 | Self::Nonce
                 | Self::Evidence(..)
                 | Self::Client(..)
-                | Self::AssertionReplayed
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
         )
@@ -217,7 +212,7 @@ impl ExchangeError {
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
             Self::Client(_, what) => format!("the client_assertion is refused: {what}"),
             Self::AssertionReplayed => {
-                "the client_assertion was used before, or made before the server's start; make a new one for each request".into()
+                "the client_assertion was used before; make a new one for each request".into()
             }
             Self::Certificate => {
                 "the subject_token, or client_id, is another workload's than the client certificate".into()
@@ -235,7 +230,6 @@ impl ExchangeError {
             Self::Stopped => {
                 "the rights of this agent, or of what it asks with, were taken away".into()
             }
-            Self::Shown => "this assertion was used before; make a new one for each request".into(),
             Self::Denied => "policy does not allow this action".into(),
             Self::PolicyError => {
                 "policy could not be evaluated; nothing is allowed until it can".into()

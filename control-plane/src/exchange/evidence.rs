@@ -5,6 +5,7 @@ use super::{Exchange, ExchangeError};
 use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
+use ledger::model::EvidenceOf;
 
 /// What evidence proves.
 pub(super) struct Mapped {
@@ -13,6 +14,8 @@ pub(super) struct Mapped {
     /// Who said so, and of whom, for the log, where that was another issuer: never the
     /// token.
     pub(super) told: serde_json::Value,
+    /// What of it counts once, where it does: the commit that issues on it uses it up.
+    pub(super) once: Option<EvidenceOf>,
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
@@ -24,6 +27,7 @@ fn certified(peer: &Peer) -> Mapped {
             evidence_id: peer.evidence_id,
         },
         told: serde_json::Value::Null,
+        once: None,
     }
 }
 
@@ -81,6 +85,7 @@ impl Exchange {
                 .federation
                 .verify_jwt_svid(token, issuer, now_ms)?,
             told: serde_json::Value::Null,
+            once: None,
         })
     }
 
@@ -90,15 +95,16 @@ impl Exchange {
         let proven = clients
             .verify(assertion, params.client_id(), now_ms)
             .await?;
-        // The record of those that were used is in memory.
-        if proven.issued_ms / 1000 < self.core.proofs_from_s {
-            return Err(ExchangeError::AssertionReplayed);
+        // An epoch begins without the record of those that were used.
+        let began_ms = self.core.ledger.epoch_since().unwrap_or_default();
+        if proven.issued_ms < began_ms.max(self.core.assertions_from_ms) {
+            let what = "it was made before the server's start, or seconds after it, and may have been used: make a new one";
+            return Err(ExchangeError::Client(Reason::TokenSpent, what.to_owned()));
         }
-        // Here and nowhere else: a ledger that all replicas share can take it later.
-        clients.take(&proven, now_ms)?;
         Ok(Mapped {
             evidence: proven.evidence,
             told: proven.told,
+            once: Some(proven.once),
         })
     }
 }

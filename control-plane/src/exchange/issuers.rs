@@ -115,6 +115,7 @@ impl Known {
                 "subject": verified.text("sub"),
                 "claims": mapping.claims,
             }),
+            once: None,
         })
     }
 }

@@ -89,11 +89,7 @@ impl SeenProofs {
         }
     }
 
-    /// Keeps an id until `until`, in ms, once.
-    ///
-    /// # Errors
-    /// As [`SeenProofs::take`].
-    pub fn insert(
+    fn insert(
         &self,
         agent: &str,
         id: [u8; 32],

@@ -184,9 +184,16 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     } else {
         started_ms.div_ceil(1000)
     };
+    let kept = begun || config.ledger.store.url.is_some();
+    let assertions_from_ms = if kept {
+        proofs_from_s.saturating_mul(1000)
+    } else {
+        started_ms.saturating_add(identity::oidc::SKEW_MS)
+    };
     let core = Arc::new(Core {
         started_ms,
         proofs_from_s,
+        assertions_from_ms,
         ledger,
         policies,
         keys,

@@ -20,6 +20,8 @@ use super::{Desk, RightsChange};
 const STEP_UP_MS: u64 = 5 * 60 * 1000;
 /// Letters of a name or a reason.
 const TEXT_MAX: usize = 256;
+/// Bytes of what is stopped: the longest SPIFFE ID has as many.
+const NAME_MAX: usize = 2048;
 
 pub(super) fn routes() -> Router<Site> {
     Router::new()
@@ -200,6 +202,15 @@ struct Named {
 impl Named {
     /// The one thing that is meant.
     fn target(self) -> Option<Target> {
+        let user = self.user.as_ref();
+        let texts = [&self.agent, &self.owner, &self.key, &self.token];
+        let texts = texts.into_iter().flatten();
+        let texts = texts.chain(user.into_iter().flat_map(|it| [&it.issuer, &it.subject]));
+        let bad =
+            |it: &String| it.is_empty() || it.len() > NAME_MAX || it.chars().any(char::is_control);
+        if texts.into_iter().any(bad) {
+            return None;
+        }
         let hash = |text: &str| <[u8; 32]>::try_from(hex::decode(text).ok()?).ok();
         match (
             self.everything,
@@ -232,7 +243,7 @@ struct Stopping {
 }
 
 fn no_target() -> Response {
-    let detail = "`target` names one thing: {\"everything\": true}, {\"agent\": ID}, {\"owner\": NAME}, {\"user\": {\"issuer\", \"subject\"}}, that with an \"agent\", {\"key\": THUMBPRINT} or {\"token\": SHA-256 in hex}";
+    let detail = "`target` names one thing: {\"everything\": true}, {\"agent\": ID}, {\"owner\": NAME}, {\"user\": {\"issuer\", \"subject\"}}, that with an \"agent\", {\"key\": THUMBPRINT} or {\"token\": SHA-256 in hex}, each of 2048 bytes at most";
     problem(StatusCode::BAD_REQUEST, "bad_target", detail)
 }
 

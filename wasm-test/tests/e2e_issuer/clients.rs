@@ -356,6 +356,14 @@ async fn an_assertion_counts_once_whoever_shows_it_when() {
         spent,
     );
 
+    // What was refused has used nothing up.
+    let again = assertion(&key, &us, &json!({}), &json!({}));
+    let mut wrong = with(&bench, JWT, again.clone());
+    wrong.set("authorization_details", "[]".to_owned());
+    let no_action = no("invalid_authorization_details", "action_mismatch");
+    refused("no action", &bench.send(wrong).await, no_action);
+    issued("again", &bench.send(with(&bench, JWT, again)).await);
+
     // Nor after a start, whose record is empty.
     let fresh = assertion(&key, &us, &json!({}), &json!({}));
     issued(
@@ -366,6 +374,12 @@ async fn an_assertion_counts_once_whoever_shows_it_when() {
     for used in [one, fresh] {
         refused("after", &bench.send(with(&bench, JWT, used)).await, spent);
     }
+    // A client's clock may be ahead by so much: one of before could say that it is of now.
+    let ahead = assertion(&key, &us, &json!({}), &json!({}));
+    refused("ahead", &bench.send(with(&bench, JWT, ahead)).await, spent);
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    let later = assertion(&key, &us, &json!({}), &json!({}));
+    issued("later", &bench.send(with(&bench, JWT, later)).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

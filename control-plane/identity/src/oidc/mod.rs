@@ -10,7 +10,7 @@ mod token;
 
 pub use fetch::{FetchError, KeysFrom, may_have_keys};
 pub use keys::check_keys;
-pub use token::{ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, claimed_issuer};
+pub use token::{ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, SKEW_MS, claimed_issuer};
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -13,7 +13,7 @@ pub const MAX_FOREIGN_TOKEN_BYTES: usize = 8 * 1024;
 /// The algorithms that tokens may be signed with, as `alg` names them.
 pub const ALGORITHMS: &[&str] = &["RS256", "PS256", "ES256", "ES384", "EdDSA", "Ed25519"];
 /// `iat` and `nbf` may be so far ahead, in ms.
-const SKEW_MS: Millis = 10_000;
+pub const SKEW_MS: Millis = 10_000;
 
 /// Why another issuer's token proves nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -368,7 +368,9 @@ impl State {
     fn usable(&self, id: String, digest: Hash, now: Millis) -> Result<ApprovalUse, Refused> {
         self.approval_in(&id, &digest, ApprovalState::Approved, now)?;
         let approval = self.approval(&id).ok_or(Refused::ApprovalState(None))?;
-        self.may_use(&Given::from(approval), now)?;
+        // It grants nothing any more; who asks is not barred by that.
+        self.may_use(&Given::from(approval), now)
+            .map_err(|_| Refused::ApprovalState(Some(ApprovalState::Cancelled)))?;
         Ok(ApprovalUse { id, digest })
     }
 

@@ -25,9 +25,7 @@ use crate::{
         tally::Tally,
     },
     event::{Entry, Event},
-    model::{
-        Approval, ApprovalState, FirstUse, Hash, Millis, Rights, SpentRecord, Stop, Suspension,
-    },
+    model::{Approval, ApprovalState, FirstUse, Hash, Millis, Rights, SpentRecord, Suspension},
 };
 pub(crate) use by_hash::ByAgent;
 pub(crate) use tokens::{Made, Outstanding};
@@ -343,11 +341,7 @@ impl State {
 
     /// Forgets what is past its end. A held token stays: its end was checked on entry.
     fn sweep(&mut self) {
-        let now = self.time_ms;
-        let over = |stop: &Arc<Stop>| stop.until_ms.is_some_and(|until| until <= now);
-        if self.rights.stops.values().any(over) {
-            Arc::make_mut(&mut self.rights).sweep(now);
-        }
+        Rights::sweep(&mut self.rights, self.time_ms);
         while let Some(&(end, hash)) = self.ends.first() {
             if end.saturating_add(LINGER_MS) > self.time_ms {
                 break;

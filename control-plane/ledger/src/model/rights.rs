@@ -13,6 +13,9 @@ use super::{Approval, Hash, Millis, TokenRecord, User, hash_hex};
 /// How long the first person's word that everything may go on waits for a second
 /// person's, in milliseconds.
 pub const LIFT_WAITS_MS: Millis = 15 * 60 * 1000;
+/// How long a stop that was lifted is kept, in milliseconds: longer than anything
+/// lives that was given before it.
+pub const LIFTED_KEPT_MS: Millis = 7 * 24 * 60 * 60 * 1000;
 
 /// Where an agent stands in the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,11 +286,11 @@ impl Rights {
         None
     }
 
-    /// Forgets stops whose time is over.
-    pub(crate) fn sweep(&mut self, now: Millis) {
-        let over = |stop: &Stop| stop.until_ms.is_some_and(|until| until <= now);
-        if self.stops.values().any(|stop| over(stop)) {
-            self.stops.retain(|_, stop| !over(stop));
+    /// Forgets stops whose time is over. What is shared is copied only where there is one.
+    pub(crate) fn sweep(shared: &mut Arc<Self>, now: Millis) {
+        let over = |stop: &Arc<Stop>| stop.until_ms.is_some_and(|until| until <= now);
+        if shared.stops.values().any(over) {
+            Arc::make_mut(shared).stops.retain(|_, stop| !over(stop));
         }
     }
 }
@@ -301,6 +304,14 @@ pub(crate) enum Right {
 }
 
 impl Right {
+    /// When it is forgotten.
+    pub(crate) fn until_ms(&self) -> Option<Millis> {
+        match self {
+            Self::Agent(_) => None,
+            Self::Stop(stop) => stop.until_ms,
+        }
+    }
+
     /// What it is known by.
     pub(crate) fn key(&self) -> String {
         match self {

@@ -355,6 +355,8 @@ statements! {
     fn sweep_awaited(ended: i64, kept: i64, most: i64) -> ();
     /// Evidence that ended by then.
     fn sweep_evidence(now: i64, most: i64) -> ();
+    /// Stops that ended by then.
+    fn sweep_rights(now: i64, most: i64) -> ();
     /// Approvals that ended, all but the newest `kept`.
     fn sweep_approvals(kept: i64, most: i64) -> ();
 }

@@ -183,6 +183,7 @@ impl View {
             self.rights = (version, rights);
             changed.approvals = true;
         }
+        Rights::sweep(&mut self.rights.1, self.time_ms);
         self.forget();
         self.suspended = news.suspended;
         if changed.entries {

@@ -162,7 +162,7 @@ bugs! {
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
     /// New evidence is brought side by side.
-    EvidenceNotLocked: Limit | Once,
+    EvidenceNotLocked: Limit,
     /// What humans decide is committed side by side.
     SerialNotLocked: Limit | Approval | Token | View | State | Deadlock,
     // Commits.
@@ -183,14 +183,14 @@ bugs! {
     /// A server that loses what it acknowledged is used.
     SettingsUnchecked: Durable | Gap | EarlyAnswer | Chain,
     /// A standby is used.
-    StandbyTaken: State | Stuck | View | Deadlock,
+    StandbyTaken: State | Stuck | View,
     // The log.
     /// Who lost the lease is not stopped.
     FenceIgnored: Fence,
     /// The lease is looked at and not locked.
     LeaseNotLocked: Chain | Fence | Gap | Deadlock,
     /// A group that is committed after later ones gets no place.
-    LateSkipped: Gap | Limit,
+    LateSkipped: Gap,
     /// Groups get their places in another order than theirs.
     PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit,
     /// The log's time goes back with a replica's clock.

@@ -2,6 +2,7 @@
 
 mod deciding;
 mod fake;
+mod rights;
 mod routes;
 mod session;
 mod socket;

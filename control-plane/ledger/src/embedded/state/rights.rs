@@ -8,7 +8,7 @@ use crate::{
     event::Event,
     model::{
         AgentChange, AgentRecord, AgentState, ApprovalState, Bar, EXPIRED_PER_ENTRY, Given,
-        LIFT_WAITS_MS, Limits, Millis, Refused, Stop, Target,
+        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Stop, Target,
     },
 };
 
@@ -121,6 +121,7 @@ impl State {
         } else {
             stop.lifted = Some((by, now));
             stop.at_ms = now;
+            stop.until_ms = Some(now.saturating_add(LIFTED_KEPT_MS));
         }
         Ok(Draft::plain(Event::Lift(stop)))
     }

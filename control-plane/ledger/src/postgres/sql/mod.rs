@@ -28,8 +28,8 @@ pub(super) use self::{
     },
     news::{
         approvals_since, discovered_since, entries_of, groups_from, last_time, listed, log_len,
-        log_of, newest, rights_since, sweep_approvals, sweep_awaited, sweep_evidence, sweep_tokens,
-        sweep_uses,
+        log_of, newest, rights_since, sweep_approvals, sweep_awaited, sweep_evidence, sweep_rights,
+        sweep_tokens, sweep_uses,
     },
     places::{
         drafts, is_waiting, lease, lock_head, lock_head_of, put_head, put_places, release, waiting,

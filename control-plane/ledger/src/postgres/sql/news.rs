@@ -159,6 +159,18 @@ pub(crate) async fn sweep_evidence(conn: &mut PgConnection, now: i64, most: i64)
     Ok(())
 }
 
+pub(crate) async fn sweep_rights(conn: &mut PgConnection, now: i64, most: i64) -> Done<()> {
+    sqlx::query(
+        "DELETE FROM rights WHERE key IN (SELECT key FROM rights WHERE until_ms <= $1 \
+           LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(now)
+    .bind(most)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 pub(crate) async fn sweep_approvals(conn: &mut PgConnection, kept: i64, most: i64) -> Done<()> {
     sqlx::query(
         "DELETE FROM approvals WHERE id IN (SELECT id FROM approvals WHERE ended IS NOT NULL \

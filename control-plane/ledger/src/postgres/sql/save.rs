@@ -264,14 +264,15 @@ pub(crate) async fn put_right(conn: &mut PgConnection, right: &Right) -> Done<i6
             .await?;
     }
     Ok(sqlx::query_scalar(
-        "WITH put AS (INSERT INTO rights (key, record, version) \
-           VALUES ($1, $2, nextval('changes')) \
+        "WITH put AS (INSERT INTO rights (key, record, until_ms, version) \
+           VALUES ($1, $2, $3, nextval('changes')) \
            ON CONFLICT (key) DO UPDATE SET record = excluded.record, \
-             version = excluded.version RETURNING version) \
+             until_ms = excluded.until_ms, version = excluded.version RETURNING version) \
          UPDATE meta SET rights = put.version FROM put RETURNING meta.rights",
     )
     .bind(right.key())
     .bind(serde_json::to_vec(right)?)
+    .bind(right.until_ms().map(to_i64))
     .fetch_one(conn)
     .await?)
 }

@@ -86,6 +86,7 @@ pub(crate) enum Change {
     Approval(String, Option<ApprovalRow>),
     Discovered(String, Millis, i64),
     Right(Right, i64),
+    RightGone(String),
     Group(i64, Group),
     Placed(i64, Placing),
     Head(Head),
@@ -152,6 +153,7 @@ impl Tables {
                     meta.rights = *version;
                 }
             }
+            Change::RightGone(key) => put(&mut self.rights, key, None),
             Change::Group(id, group) => put(&mut self.groups, id, Some(group)),
             Change::Placed(id, placing) => {
                 if let Some(group) = Arc::make_mut(&mut self.groups).get_mut(id) {

@@ -332,6 +332,22 @@ impl Conn {
         self.told(Ok(())).await
     }
 
+    pub(crate) async fn sweep_rights(&mut self, now: i64, _: i64) -> Done<()> {
+        let seen = self.ask(&[(T::Rights, WRITE)]).await?;
+        let over = |(right, _): &(Right, i64)| right.until_ms().is_some_and(|at| to_i64(at) <= now);
+        let rows = seen.rights.iter().filter(|(_, row)| over(row));
+        let keys: Vec<String> = rows.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if self.skips(T::Rights, Key::Name(key.clone())) {
+                continue;
+            }
+            if self.view().rights.get(&key).is_some_and(over) {
+                self.change(Change::RightGone(key));
+            }
+        }
+        self.told(Ok(())).await
+    }
+
     /// There are never so many that some of them would go.
     pub(crate) async fn sweep_approvals(&mut self, _: i64, _: i64) -> Done<()> {
         self.ask(&[(T::Approvals, WRITE)]).await?;
