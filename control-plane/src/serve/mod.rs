@@ -234,6 +234,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .saturating_mul(1000)
         .saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
+    crate::federated::fetch_bundles(&core).await;
     let http = listen(http, core.config.server.listen)?;
     let grpc = listen(grpc, core.config.server.grpc_listen)?;
     let metrics = match (metrics, core.config.server.metrics_listen) {
