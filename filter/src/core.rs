@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::outcomes::Outcomes;
 use crate::peers::Peers;
 use crate::questions::{Entry, Phase, Questions, cut};
-use crate::stream::{NotSent, Stream};
+use crate::stream::{NotSent, Stream, Ticked};
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{DenialBatch, Outcome, QuestionId, Withdraw};
 use prost::Message;
@@ -191,11 +191,13 @@ impl Core {
     /// Some time has passed. Deadlines count ticks: the host's clock may jump.
     pub fn tick(&mut self, passed_ms: u64) {
         self.now_ms = self.now_ms.saturating_add(passed_ms);
-        if self
-            .stream
-            .tick(self.now_ms, &self.settings.upstream, &self.settings.module)
-        {
-            self.metrics.streams_opened.add(1);
+        let Settings {
+            upstream, module, ..
+        } = &self.settings;
+        match self.stream.tick((self.now_ms, passed_ms), upstream, module) {
+            Ticked::Opened => self.metrics.streams_opened.add(1),
+            Ticked::FellSilent => self.metrics.silences.add(1),
+            Ticked::Nothing => {}
         }
         for id in self.questions.overdue(self.now_ms) {
             self.overdue(&id);

@@ -42,6 +42,8 @@ mod observing;
 mod reporting;
 #[path = "scripted_host/rows.rs"]
 mod rows;
+#[path = "scripted_host/silence.rs"]
+mod silence;
 #[expect(dead_code, reason = "each test file uses its own part")]
 #[path = "../../capability/tests/common/rows.rs"]
 mod table;

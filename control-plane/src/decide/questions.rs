@@ -2,12 +2,14 @@
 //! to whichever stream the prefix's owner has open now.
 
 use crate::fleet::Seat;
-use decision_api::{Answer, BodyWanted, FromControlPlane, QuestionId, from_control_plane::Message};
+use decision_api::{
+    Answer, BodyWanted, FromControlPlane, Heartbeat, QuestionId, from_control_plane::Message,
+};
 use ledger::model::Hash;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Questions that are remembered under one prefix. What is forgotten was
@@ -15,6 +17,10 @@ use tokio_util::sync::CancellationToken;
 const REMEMBERED_MAX: usize = 16_384;
 /// How long an answered question, or a prefix that nobody uses, is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+
+/// Between two heartbeats on a stream. A filter that has heard nothing for three
+/// seconds refuses.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a question stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,6 +136,17 @@ impl Prefix {
             .stream
             .as_ref()
             .is_some_and(|(_, stream)| !stream.is_closed())
+    }
+
+    /// Says again and again that we are there, until it is dropped.
+    pub async fn beat(&self, now_ms: impl Fn() -> u64) {
+        let mut beats = tokio::time::interval(HEARTBEAT_EVERY);
+        // After a standstill one is as good as all that are due.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            self.send(Message::Heartbeat(Heartbeat { time_ms: now_ms() }));
+        }
     }
 
     /// Takes a question in.

@@ -167,6 +167,7 @@ impl Shared {
         let result = tokio::select! {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
+            () = prefix.beat(|| self.now_ms()) => Ok(()),
         };
         prefix.detach(&replaced);
         core.fleet.ended(&prefix.seat);

@@ -51,6 +51,11 @@ impl Core {
             Some(FromServer::Withdrawn(withdrawn)) => self.withdrawn(&withdrawn),
             Some(FromServer::BodyWanted(wanted)) => self.body_wanted(&wanted),
             Some(FromServer::DenialsTaken(taken)) => self.denials.taken(taken.sequence),
+            Some(FromServer::Heartbeat(beat)) => {
+                if let Ok(here_ms) = host::now_ms() {
+                    self.metrics.clock.compare(here_ms, beat.time_ms);
+                }
+            }
             None => {}
         }
     }

@@ -34,4 +34,5 @@ mod rig;
 mod rollout;
 mod rollout_config;
 mod signed;
+mod silence;
 mod watching;

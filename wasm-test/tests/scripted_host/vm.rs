@@ -5,8 +5,8 @@ use super::world::{Http, ROOT, Reply, World};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{
-    Allow, Answer, Ask, DenialBatch, Deny, FromControlPlane, Hello, Hold, Outcome, PROTOCOL,
-    QuestionId, Welcome, Withdraw, Withdrawn, answer,
+    Allow, Answer, Ask, DenialBatch, Deny, FromControlPlane, Heartbeat, Hello, Hold, Outcome,
+    PROTOCOL, QuestionId, Welcome, Withdraw, Withdrawn, answer,
 };
 use prost::Message;
 use std::path::PathBuf;
@@ -40,6 +40,8 @@ pub struct Vm {
     seen: usize,
     /// Outcomes of the newest stream that a test has looked at already.
     seen_outcomes: usize,
+    /// The stream that was welcomed last.
+    welcomed: Option<u32>,
 }
 
 impl Vm {
@@ -70,6 +72,7 @@ impl Vm {
             next_context: ROOT + 1,
             seen: 0,
             seen_outcomes: 0,
+            welcomed: None,
         };
         vm.call::<(), ()>(ROOT, "_initialize", ());
         vm.call::<_, ()>(ROOT, "proxy_on_context_create", (ROOT.cast_signed(), 0));
@@ -122,11 +125,25 @@ impl Vm {
         self.call::<_, ()>(ROOT, "proxy_on_tick", ROOT.cast_signed());
     }
 
-    /// Ticks until so much time has passed.
-    pub fn pass_ms(&mut self, span_ms: u64) {
+    /// Ticks until so much time has passed, in which the control plane says nothing.
+    pub fn pass_in_silence_ms(&mut self, span_ms: u64) {
         let end = self.world().now_ns + span_ms * 1_000_000;
         while self.world().now_ns < end {
             self.tick();
+        }
+    }
+
+    /// The same, but it sends its heartbeats on a stream that it has welcomed.
+    pub fn pass_ms(&mut self, span_ms: u64) {
+        let end = self.world().now_ns + span_ms * 1_000_000;
+        while self.world().now_ns < end {
+            let left = (end - self.world().now_ns).div_ceil(1_000_000);
+            self.pass_in_silence_ms(left.min(1_000));
+            if let Some(stream) = self.welcomed
+                && self.world().streams[&stream].open
+            {
+                self.say_on(stream, FromServer::Heartbeat(Heartbeat { time_ms: 0 }));
+            }
         }
     }
 
@@ -352,6 +369,7 @@ impl Vm {
         let Some(ToServer::Hello(hello)) = self.heard().into_iter().next() else {
             panic!("the filter greets first");
         };
+        self.welcomed = Some(self.newest_stream());
         self.say(FromServer::Welcome(Welcome {
             protocol: PROTOCOL,
             prefix: prefix.to_vec(),
