@@ -203,6 +203,12 @@ impl Checked {
         &self.claims
     }
 
+    /// All that the token says, when nothing else is wanted any more.
+    #[must_use]
+    pub fn into_claims(self) -> Claims {
+        self.claims
+    }
+
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &str {

@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Queue};
 use crate::metrics::Metrics;
+use crate::open::OpenTable;
 use crate::outcomes::Outcomes;
 use crate::peers::Peers;
 use crate::questions::{Entry, Phase, Questions, cut};
@@ -63,6 +64,7 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    open: OpenTable,
     peers: Peers,
     readings: Readings,
     /// Refusals that a context which went away could not hand in.
@@ -81,6 +83,7 @@ impl Core {
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
             outcomes: Outcomes::new(),
+            open: OpenTable::new(settings.open),
             peers: Peers::default(),
             readings: Readings::new(),
             settings,
@@ -91,6 +94,7 @@ impl Core {
     /// Takes a new configuration; what is in flight goes on.
     pub fn reconfigure(&mut self, settings: Settings, metrics: Metrics) {
         self.questions.resize(settings.questions);
+        self.open.resize(settings.open);
         self.denials.resize(settings.denials);
         self.settings = settings;
         self.metrics.flush();
@@ -131,6 +135,8 @@ impl Core {
 
     /// A request that was let through ended.
     pub fn ended(&mut self, id: &QuestionId, status: u32, response_bytes: u64, details: &str) {
+        // One that was stopped is not there any more.
+        let _over = self.open.take(id);
         self.outcome(Outcome {
             id: Some(id.clone()),
             status,

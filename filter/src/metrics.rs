@@ -28,6 +28,8 @@ pub struct Metrics {
     pub silences: Metric,
     /// `writ.unheard`: requests that could not be asked about for that reason.
     pub unheard: Metric,
+    /// `writ.ended`: requests that went on and were stopped then.
+    pub ended: Metric,
     /// `writ.denials_dropped`: refusals that found the buffer full.
     pub denials_dropped: Metric,
     /// `writ.outcomes_dropped`: outcomes that found the buffer full.
@@ -70,6 +72,7 @@ impl Metrics {
             streams_opened: counter("writ.streams_opened")?,
             silences: counter("writ.silences")?,
             unheard: counter("writ.unheard")?,
+            ended: counter("writ.ended")?,
             denials_dropped: counter("writ.denials_dropped")?,
             outcomes_dropped: counter("writ.outcomes_dropped")?,
             in_flight: Metric::of(host::gauge("writ.in_flight")?),
@@ -114,6 +117,7 @@ impl Metrics {
             &self.streams_opened,
             &self.silences,
             &self.unheard,
+            &self.ended,
             &self.denials_dropped,
             &self.outcomes_dropped,
             &self.in_flight,

@@ -38,6 +38,8 @@ mod hostile;
 mod imports;
 #[path = "scripted_host/observing.rs"]
 mod observing;
+#[path = "scripted_host/open.rs"]
+mod open;
 #[path = "scripted_host/reporting.rs"]
 mod reporting;
 #[path = "scripted_host/rows.rs"]

@@ -480,6 +480,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "exchange_counts",
     "gap",
     "keys",
+    "late_outcome",
     "login",
     "proxy",
     "question_refused",

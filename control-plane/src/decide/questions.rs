@@ -1,6 +1,7 @@
 //! Questions under one prefix: asking again is idempotent, and an answer goes
 //! to whichever stream the prefix's owner has open now.
 
+use super::open::Table;
 use crate::fleet::Seat;
 use decision_api::{
     Answer, BodyWanted, FromControlPlane, Heartbeat, QuestionId, from_control_plane::Message,
@@ -77,6 +78,8 @@ pub struct Prefix {
     pub seat: Seat,
     /// The last denial batch that is durable; held while one is being written.
     pub denials: tokio::sync::Mutex<u64>,
+    /// What it has let through that is not over.
+    pub(super) open: Table,
     inner: Mutex<Inner>,
 }
 
@@ -102,6 +105,7 @@ impl Prefix {
             bytes,
             seat,
             denials: tokio::sync::Mutex::new(0),
+            open: Table::default(),
             inner: Mutex::default(),
         }
     }
@@ -115,6 +119,7 @@ impl Prefix {
     /// cancelled when this stream is replaced in turn.
     pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
         let replaced = CancellationToken::new();
+        self.open.reconnected();
         let mut inner = self.lock();
         if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
             before.cancel();
@@ -146,6 +151,7 @@ impl Prefix {
         loop {
             beats.tick().await;
             self.send(Message::Heartbeat(Heartbeat { time_ms: now_ms() }));
+            self.send_ends();
         }
     }
 
@@ -159,6 +165,9 @@ impl Prefix {
                 Stage::Answered(answer) | Stage::Held(answer) => Asked::Answered(answer.clone()),
                 _ => Asked::UnderWay,
             };
+        }
+        if self.open.is_full() {
+            return Asked::Full;
         }
         let most = in_flight_max.min(REMEMBERED_MAX);
         if inner.entries.len() >= most {
@@ -361,6 +370,11 @@ impl Entry {
             Stage::Evaluating | Stage::Held(_) => Some(Stage::Committing { left: false }),
             _ => None,
         })
+    }
+
+    /// Whether its client left while it was being decided.
+    pub(super) fn was_left(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Committing { left: true })
     }
 
     /// The hold is committed. False when the client left meanwhile.

@@ -139,7 +139,10 @@ impl Core {
     /// Whether there is somebody to ask, and room for a question.
     fn can_ask(&self) -> Result<(), Refusal> {
         if self.stream.is_up() && !self.questions.is_full() {
-            return Ok(());
+            return match self.open.is_full(self.questions.len()) {
+                false => Ok(()),
+                true => Err(Refusal::too_many_open()),
+            };
         }
         if self.stream.fell_silent() {
             self.metrics.unheard.add(1);

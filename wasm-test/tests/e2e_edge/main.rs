@@ -16,6 +16,7 @@ mod bodies;
 mod certificates;
 mod crash;
 mod denials;
+mod ended;
 mod exempt;
 mod headers;
 mod hold;
