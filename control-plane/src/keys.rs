@@ -61,6 +61,13 @@ pub enum KeyError {
 pub struct CapabilityClaims {
     /// The current actor's SPIFFE ID (RFC 9068).
     pub client_id: String,
+    /// The actors, the current one outermost, where the subject is another (RFC 8693,
+    /// section 4.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act: Option<serde_json::Value>,
+    /// The user by issuer and subject (RFC 9493), where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_id: Option<serde_json::Value>,
     /// The task that the action belongs to.
     pub txn: String,
     /// `{"jkt": …}` (RFC 9449, section 6).
