@@ -33,6 +33,7 @@ mod races;
 mod single_use;
 mod soak;
 mod stages;
+mod stops;
 mod store;
 mod storm;
 mod stress;
@@ -128,6 +129,7 @@ const GROUPS: &[&[Row]] = &[
     traps::ROWS,
     unguarded::ROWS,
     life::ROWS,
+    stops::ROWS,
     soak::ROWS,
 ];
 

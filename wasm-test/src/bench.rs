@@ -6,4 +6,5 @@ pub mod edge;
 mod footprint;
 mod load;
 mod report;
+pub mod revocation;
 mod rivals;

@@ -55,6 +55,15 @@ enum Command {
         #[arg(long, default_value_t = 11)]
         rounds: usize,
     },
+    /// Measure how soon a stop is felt at twenty proxies.
+    BenchRevocation {
+        /// Write the figures to this file, as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Stops.
+        #[arg(long, default_value_t = 30)]
+        rounds: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -89,6 +98,9 @@ fn main() -> ExitCode {
                 .await
             }
             Command::BenchEdge { json, rounds } => bench::edge::run(json.as_deref(), rounds).await,
+            Command::BenchRevocation { json, rounds } => {
+                bench::revocation::run(json.as_deref(), rounds).await
+            }
         }
     });
     match outcome {

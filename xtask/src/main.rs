@@ -116,6 +116,16 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 11)]
         rounds: usize,
     },
+    /// How soon a stop is felt: open streams and running requests at twenty Envoys on
+    /// one control plane, about 2 GB of memory.
+    Revocation {
+        /// Write the figures to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Stops.
+        #[arg(long, value_name = "N", default_value_t = 30)]
+        rounds: usize,
+    },
     /// Durable spends per second and their cost, beside what the disk alone can do.
     Ledger {
         /// Write the figures to this file as well.
@@ -152,14 +162,10 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Demo => run::system(&progress, &["demo".into()]),
         Command::Bench {
             what: Bench::Edge { json, rounds },
-        } => {
-            let mut arguments: Vec<OsString> = vec!["bench-edge".into()];
-            arguments.extend(["--rounds".into(), rounds.to_string().into()]);
-            if let Some(path) = json.map(absolute).transpose()? {
-                arguments.extend(["--json".into(), path.into_os_string()]);
-            }
-            run::bench(&progress, &arguments)
-        }
+        } => measured("bench-edge", json, rounds, &progress),
+        Command::Bench {
+            what: Bench::Revocation { json, rounds },
+        } => measured("bench-revocation", json, rounds, &progress),
         Command::Bench {
             what: Bench::Ledger { json },
         } => {
@@ -245,6 +251,21 @@ fn writable(path: &Path) -> Result<(), Error> {
         .open(&probe)
         .and_then(|_| std::fs::remove_file(&probe))
         .map_err(refused)
+}
+
+/// A measurement on running systems, in optimised builds.
+fn measured(
+    what: &str,
+    json: Option<PathBuf>,
+    rounds: usize,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let mut arguments: Vec<OsString> = vec![what.into()];
+    arguments.extend(["--rounds".into(), rounds.to_string().into()]);
+    if let Some(path) = json.map(absolute).transpose()? {
+        arguments.extend(["--json".into(), path.into_os_string()]);
+    }
+    run::bench(progress, &arguments)
 }
 
 /// Paths are the caller's; what runs later may work in another directory.

@@ -477,3 +477,6 @@ fn read(open: OpenRequest) -> Option<Told> {
         issued_ms: open.issued_s.saturating_mul(1000),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,12 +99,6 @@ pub const ROWS: &[Row] = &[
         how: How::Never("no token has more than one use: there is no counter"),
     },
     Row {
-        id: "H28",
-        how: How::Never(
-            "nothing is revoked on the wire yet: decision.proto keeps the fields for it",
-        ),
-    },
-    Row {
         id: "H32",
         how: How::Live(|it| Box::pin(super::storm::storm(it))),
     },
