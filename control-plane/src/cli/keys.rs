@@ -52,9 +52,13 @@ pub struct Place {
 }
 
 impl Place {
-    fn dir(&self) -> Result<PathBuf, ExitCode> {
+    /// The token is opened only to change something.
+    fn keys(&self, change: bool) -> Result<keys::Place, ExitCode> {
         match Config::read(&self.config) {
-            Ok(config) => Ok(config.server.data_dir.join("keys")),
+            Ok(config) if change => {
+                keys::Place::of(&config).map_err(|error| fail(&error.to_string()))
+            }
+            Ok(config) => Ok(keys::Place::files(&config.server.data_dir.join("keys"))),
             Err(errors) => {
                 let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
                 Err(fail(&format!("the config is not usable:{lines}")))
@@ -69,17 +73,17 @@ impl Keys {
         let place = match &self {
             Self::List { place, .. } | Self::Rotate { place } | Self::Revoke { place, .. } => place,
         };
-        let dir = match place.dir() {
-            Ok(dir) => dir,
+        let place = match place.keys(!matches!(self, Self::List { .. })) {
+            Ok(place) => place,
             Err(code) => return code,
         };
         let now_s = (crate::state::system_clock())() / 1000;
         let done = match &self {
-            Self::List { json, .. } => keys::list(&dir, now_s).map(|all| show(&all, *json)),
-            Self::Rotate { .. } => keys::rotate(&dir, now_s).map(|made| {
+            Self::List { json, .. } => keys::list(&place, now_s).map(|all| show(&all, *json)),
+            Self::Rotate { .. } => keys::rotate(&place, now_s).map(|made| {
                 println!("{} signs in {AHEAD_S} s", made.kid);
             }),
-            Self::Revoke { kid, .. } => keys::revoke(&dir, kid, now_s).map(|made| {
+            Self::Revoke { kid, .. } => keys::revoke(&place, kid, now_s).map(|made| {
                 println!("{kid} is revoked");
                 if let Some(made) = made {
                     println!("{} signs now", made.kid);

@@ -14,7 +14,7 @@ mod sites;
 mod types;
 
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
-pub use keys::Keys;
+pub use keys::{Keys, Pkcs11};
 pub use reader::ConfigError;
 pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Federated, Group, Identity, Issuer,

@@ -20,7 +20,7 @@ pub use issuers::Issuers;
 pub use proofs::SeenProofs;
 
 use crate::config::Site;
-use crate::keys::{CapabilityClaims, Mint};
+use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{Core, Standing, element, random_id, split_location};
 use capability::action::HttpAction;
 use capability::proof::VerifiedProof;
@@ -351,9 +351,16 @@ impl Exchange {
                 authorization_details: [element.clone()],
             },
         });
-        let access_token = access_token.map_err(|error| {
+        let access_token = access_token.await.map_err(|error| {
             tracing::error!(%error, "minting failed");
-            ExchangeError::Internal
+            // Nothing came of it.
+            self.proofs.give_back(proof);
+            match error {
+                KeyError::TokenAway(_) | KeyError::PinRefused(_) | KeyError::Pin(_) => {
+                    ExchangeError::Unavailable
+                }
+                _ => ExchangeError::Internal,
+            }
         })?;
         // The edge would refuse it, so it is not issued.
         if access_token.len() > config.limits.read.token {

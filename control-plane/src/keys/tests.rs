@@ -4,12 +4,18 @@ use super::list::{FIRST, FORGOTTEN_AFTER_S, LIST, RETIRED_S, is_due, standings};
 use super::*;
 use std::collections::BTreeSet;
 
+fn files(dir: &tempfile::TempDir) -> Place {
+    Place::files(dir.path())
+}
+
 const NOW: u64 = 1_800_000_000;
 
 fn key(kid: &str, from_s: u64, revoked_s: Option<u64>) -> Listed {
     Listed {
         kid: kid.to_owned(),
         file: format!("{kid}.pem"),
+        object: None,
+        point: None,
         from_s,
         made_s: None,
         revoked_s,
@@ -47,10 +53,10 @@ fn where_a_key_stands_follows_from_the_list_and_the_time() {
 #[test]
 fn a_rotated_key_is_known_before_it_signs_and_after() {
     let dir = tempfile::tempdir().unwrap();
-    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
     let first = ring.active(NOW).unwrap().kid().to_owned();
     assert_eq!(ring.known(NOW).len(), 1);
-    let made = rotate(dir.path(), NOW).unwrap();
+    let made = rotate(&files(&dir), NOW).unwrap();
     assert!(ring.reload().unwrap());
     assert!(!ring.reload().unwrap());
     assert_eq!(ring.active(NOW).unwrap().kid(), first);
@@ -59,35 +65,35 @@ fn a_rotated_key_is_known_before_it_signs_and_after() {
     assert_eq!(ring.active(then).unwrap().kid(), made.kid);
     assert_eq!(ring.known(then).len(), 2, "the old one's tokens are good");
     assert_eq!(ring.known(then + RETIRED_S).len(), 1);
-    let again = KeyRing::open(dir.path(), NOW).unwrap();
+    let again = KeyRing::open(&files(&dir), NOW).unwrap();
     assert_eq!(again.active(then).unwrap().kid(), made.kid);
 }
 
 #[test]
 fn a_revoked_key_is_so_for_good_and_another_signs() {
     let dir = tempfile::tempdir().unwrap();
-    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
     let first = ring.active(NOW).unwrap().kid().to_owned();
-    let made = revoke(dir.path(), &first, NOW).unwrap().unwrap();
+    let made = revoke(&files(&dir), &first, NOW).unwrap().unwrap();
     assert!(ring.reload().unwrap());
     assert!(ring.is_revoked(&first) && !ring.is_revoked(&made.kid));
     assert_eq!(ring.active(NOW).unwrap().kid(), made.kid);
     assert_eq!(ring.known(NOW).len(), 1);
     assert!(!dir.path().join(FIRST).exists(), "its private half is gone");
-    let again = KeyRing::open(dir.path(), NOW).unwrap();
+    let again = KeyRing::open(&files(&dir), NOW).unwrap();
     assert!(again.is_revoked(&first));
     for kid in [first.as_str(), "nobody's"] {
-        assert!(revoke(dir.path(), kid, NOW).is_err());
+        assert!(revoke(&files(&dir), kid, NOW).is_err());
     }
     // One that does not sign leaves the one that does.
-    let next = rotate(dir.path(), NOW).unwrap();
-    assert_eq!(revoke(dir.path(), &next.kid, NOW).unwrap(), None);
+    let next = rotate(&files(&dir), NOW).unwrap();
+    assert_eq!(revoke(&files(&dir), &next.kid, NOW).unwrap(), None);
 }
 
 #[test]
 fn what_cannot_be_used_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
     let first = ring.active(NOW).unwrap().kid().to_owned();
     let entry = format!(r#"{{"kid":"{first}","file":"{FIRST}","from_s":0}}"#);
     for text in [
@@ -115,11 +121,11 @@ fn what_cannot_be_used_changes_nothing() {
 #[test]
 fn what_is_long_over_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
-    KeyRing::open(dir.path(), NOW).unwrap();
-    rotate(dir.path(), NOW).unwrap();
+    KeyRing::open(&files(&dir), NOW).unwrap();
+    rotate(&files(&dir), NOW).unwrap();
     let later = NOW + AHEAD_S + RETIRED_S + FORGOTTEN_AFTER_S;
-    rotate(dir.path(), later).unwrap();
-    let left = list(dir.path(), later).unwrap();
+    rotate(&files(&dir), later).unwrap();
+    let left = list(&files(&dir), later).unwrap();
     assert_eq!(left.len(), 2);
     assert!(!dir.path().join(FIRST).exists());
 }
@@ -129,9 +135,9 @@ const DAY: u64 = 86_400;
 #[test]
 fn a_schedule_makes_one_key_when_it_is_due() {
     let dir = tempfile::tempdir().unwrap();
-    let (every, other) = (90 * DAY, KeyRing::open(dir.path(), NOW).unwrap());
-    let ring = KeyRing::open(dir.path(), NOW).unwrap();
-    let due = |at| rotate_if_due(dir.path(), at, every).unwrap();
+    let (every, other) = (90 * DAY, KeyRing::open(&files(&dir), NOW).unwrap());
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
+    let due = |at| rotate_if_due(&files(&dir), at, every).unwrap();
     // The first key counts from when it was made, not from the beginning of time.
     assert!(!ring.is_due(NOW, every) && !ring.is_due(NOW + every - 1, every));
     assert_eq!(due(NOW + every - 1), None);
@@ -151,7 +157,7 @@ fn a_schedule_makes_one_key_when_it_is_due() {
     assert_eq!(due(signs + every - 1), None);
     assert!(due(signs + every).is_some());
     // By hand in between: the schedule begins anew.
-    let hand = rotate(dir.path(), signs + every + DAY).unwrap();
+    let hand = rotate(&files(&dir), signs + every + DAY).unwrap();
     assert_eq!(due(hand.from_s + every - 1), None);
     assert!(due(hand.from_s + every).is_some());
 }
@@ -184,12 +190,12 @@ fn a_schedule_goes_by_the_key_that_signs() {
 #[test]
 fn a_year_on_schedule_keeps_the_list_short() {
     let dir = tempfile::tempdir().unwrap();
-    KeyRing::open(dir.path(), NOW).unwrap();
+    KeyRing::open(&files(&dir), NOW).unwrap();
     let mut made = 0;
     for hour in (0..365 * 24).step_by(6) {
         let at = NOW + hour * 3_600;
-        made += usize::from(rotate_if_due(dir.path(), at, DAY).unwrap().is_some());
-        let left = list(dir.path(), at).unwrap().len();
+        made += usize::from(rotate_if_due(&files(&dir), at, DAY).unwrap().is_some());
+        let left = list(&files(&dir), at).unwrap().len();
         assert!(left <= 4, "{left} at {hour}");
     }
     assert!((290..=365).contains(&made), "{made}");
@@ -198,14 +204,20 @@ fn a_year_on_schedule_keeps_the_list_short() {
 #[test]
 fn replicas_that_look_at_once_make_one_key() {
     let dir = tempfile::tempdir().unwrap();
-    KeyRing::open(dir.path(), NOW).unwrap();
+    KeyRing::open(&files(&dir), NOW).unwrap();
     let made: usize = std::thread::scope(|scope| {
-        let look = || usize::from(rotate_if_due(dir.path(), NOW + DAY, DAY).unwrap().is_some());
+        let look = || {
+            usize::from(
+                rotate_if_due(&files(&dir), NOW + DAY, DAY)
+                    .unwrap()
+                    .is_some(),
+            )
+        };
         let all: Vec<_> = (0..8).map(|_| scope.spawn(look)).collect();
         all.into_iter().map(|it| it.join().unwrap()).sum()
     });
     assert_eq!(made, 1);
-    assert_eq!(list(dir.path(), NOW + DAY).unwrap().len(), 2);
+    assert_eq!(list(&files(&dir), NOW + DAY).unwrap().len(), 2);
 }
 
 /// Whoever goes by what was fetched for as long as the answer says never meets a
@@ -216,7 +228,7 @@ fn a_cache_of_the_published_keys_never_lacks_the_one_that_signs() {
     const SEEN_LATE_S: u64 = 1;
     const CLOCKS_S: u64 = 3;
     let dir = tempfile::tempdir().unwrap();
-    let ring = KeyRing::open(dir.path(), NOW).unwrap();
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
     let kids = |at: u64| -> BTreeSet<String> {
         let known = ring.known(at).into_iter();
         known
@@ -225,7 +237,7 @@ fn a_cache_of_the_published_keys_never_lacks_the_one_that_signs() {
     };
     let before = kids(NOW);
     let rotated = NOW + 100;
-    rotate(dir.path(), rotated).unwrap();
+    rotate(&files(&dir), rotated).unwrap();
     ring.reload().unwrap();
     for fetched in NOW..rotated + 2 * AHEAD_S + RETIRED_S {
         let seen = fetched >= rotated + SEEN_LATE_S;

@@ -31,6 +31,36 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
+/// The key of the warning about the token.
+const AWAY: &str = "keys token";
+/// How often the PKCS#11 token is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Says that the PKCS#11 token is away, and that it is back.
+pub async fn watch_token(core: Arc<Core>) {
+    let Some(token) = core.keys.place().token.clone() else {
+        return;
+    };
+    loop {
+        let looked = token.clone();
+        let seen = tokio::task::spawn_blocking(move || looked.look()).await;
+        match seen {
+            Ok(Err(error)) => {
+                let text = format!("NO TOKEN IS ISSUED: {error}");
+                if core.warnings.raise(AWAY, &text) {
+                    tracing::error!("{text}");
+                }
+            }
+            _ => {
+                if core.warnings.lower(AWAY) {
+                    tracing::info!("the PKCS#11 token is back");
+                }
+            }
+        }
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
 /// False when a key should have been made and was not.
 async fn look(core: &Arc<Core>, every_s: u64) -> bool {
     let now_s = core.now() / 1000;
@@ -38,8 +68,8 @@ async fn look(core: &Arc<Core>, every_s: u64) -> bool {
         return true;
     }
     // It waits for a lock, and writes.
-    let dir = core.keys.dir().to_owned();
-    let rotate = move || keys::rotate_if_due(&dir, now_s, every_s);
+    let place = core.keys.place().clone();
+    let rotate = move || keys::rotate_if_due(&place, now_s, every_s);
     let problem = match tokio::task::spawn_blocking(rotate).await {
         Ok(Ok(None)) => return true,
         Ok(Ok(Some(made))) => {

@@ -17,6 +17,7 @@ mod certificates;
 mod crash;
 mod denials;
 mod exempt;
+mod hardware;
 mod headers;
 mod hold;
 mod mesh;
