@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use control_plane::web::{Activity, Desk, DeskError, Logins, ProxyView, WebSettings, pages};
+use control_plane::web::{
+    Activity, Desk, DeskError, Logins, ProxyView, RightsChange, WebSettings, pages,
+};
 use ledger::model::{Approval, ApprovalState, Millis};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -361,10 +361,13 @@ impl Canary {
                 x5t: None,
                 action: self.action(route),
                 txn: "canary".to_owned(),
+                issued_ms: 0,
                 expires_ms: expires_s.saturating_mul(1000),
             },
             evidence_id: rand::random(),
             evidence_expires_ms: expires_s.saturating_mul(1000),
+            also: Vec::new(),
+            once: Vec::new(),
             policy: policy.clone(),
             attachments: Vec::new(),
         };

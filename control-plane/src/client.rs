@@ -3,8 +3,10 @@
 
 mod key;
 mod secure;
+mod show;
 
 pub use key::DpopKey;
+pub(crate) use show::Shown;
 
 use crate::exchange::{GRANT_EXCHANGE, TYPE_JWT};
 use crate::keys::KeyError;
@@ -12,6 +14,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -19,7 +22,7 @@ use tokio::sync::OnceCell;
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a lost answer's outcome may take to be known, look by look.
-const OUTCOME_WAITS: [Duration; 4] = [
+pub(crate) const OUTCOME_WAITS: [Duration; 4] = [
     Duration::from_millis(200),
     Duration::from_millis(500),
     Duration::from_secs(1),
@@ -70,7 +73,7 @@ pub struct Agent {
     /// The Workload API's socket.
     pub workload_api: PathBuf,
     /// The key.
-    pub key: DpopKey,
+    pub key: Arc<DpopKey>,
     /// Now, in ms.
     pub clock: crate::state::Clock,
     timeout: Duration,
@@ -127,6 +130,22 @@ impl Agent {
         key: &Path,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
+        Self::with_key(issuer, workload_api, timeout, || {
+            Ok(Arc::new(DpopKey::open(key)?))
+        })
+    }
+
+    /// As [`Agent::new`], with a key that need not be in a file. It is asked for
+    /// once the rest is good.
+    ///
+    /// # Errors
+    /// As [`Agent::new`].
+    pub fn with_key(
+        issuer: &str,
+        workload_api: &Path,
+        timeout: Duration,
+        key: impl FnOnce() -> Result<Arc<DpopKey>, ClientError>,
+    ) -> Result<Self, ClientError> {
         if !may_carry_secrets(issuer) {
             return Err(ClientError::Usage(format!(
                 "{issuer} is not https: identities would cross the network in the clear"
@@ -138,7 +157,7 @@ impl Agent {
         Ok(Self {
             issuer: issuer.trim_end_matches('/').to_owned(),
             workload_api: workload_api.to_owned(),
-            key: DpopKey::open(key)?,
+            key: key()?,
             clock: crate::state::system_clock(),
             timeout,
             http,
@@ -300,28 +319,21 @@ impl Agent {
         body: Option<&[u8]>,
         content_type: &str,
     ) -> Result<Answer, ClientError> {
-        let verb = reqwest::Method::from_bytes(method.as_bytes())
-            .map_err(|_| ClientError::Usage(format!("`{method}` is not an HTTP method")))?;
-        let client = self.client_for(url).await?;
-        let mut request = client
-            .request(verb, url)
-            .header("authorization", format!("DPoP {token}"))
-            .header(
-                "dpop",
-                self.key.proof(method, url, Some(token), self.now_s()),
-            );
-        if let Some(body) = body {
-            request = request
-                .header("content-type", content_type)
-                .body(body.to_vec());
+        let mut headers = http::HeaderMap::new();
+        let body = body.map(bytes::Bytes::copy_from_slice);
+        if body.is_some() {
+            let value = http::HeaderValue::from_str(content_type)
+                .map_err(|_| ClientError::Usage(format!("`{content_type}` is no content type")))?;
+            headers.insert(http::header::CONTENT_TYPE, value);
         }
-        let response = request.send().await.map_err(|error| {
-            if error.is_connect() || error.is_builder() {
-                ClientError::NotSent(causes(&error))
-            } else {
-                ClientError::Unknown(causes(&error))
-            }
-        })?;
+        let shown = Shown {
+            method,
+            url,
+            headers: &headers,
+            body: body.as_ref(),
+            within: None,
+        };
+        let response = self.show(token, shown).await?;
         let status = response.status().as_u16();
         let content_type = response
             .headers()

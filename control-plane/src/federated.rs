@@ -5,7 +5,10 @@ use crate::state::Core;
 use identity::Source;
 use identity::federation::{DomainSettings, Federation};
 use std::sync::Arc;
+use std::time::Duration;
 
+/// How long a start waits for the first bundles.
+const FIRST_FETCH: Duration = Duration::from_secs(3);
 /// Letters of a failure that are said.
 const WHY_MAX: usize = 512;
 
@@ -28,6 +31,14 @@ pub fn federation(config: &Config, source: Source) -> Result<Federation, String>
     });
     let domains = domains.collect::<Result<_, String>>()?;
     Federation::new(source, domains).map_err(|error| error.to_string())
+}
+
+/// Fetches each bundle once before anybody is served, so that who asks at once is not
+/// told to come again. What does not come in time is fetched beside what else goes on.
+pub async fn fetch_bundles(core: &Core) {
+    let all = core.federation.fetched();
+    let all = all.map(|name| core.federation.refresh(name, core.now()));
+    let _ = tokio::time::timeout(FIRST_FETCH, futures::future::join_all(all)).await;
 }
 
 /// Keeps each one's bundle fresh, and says so where that fails.

@@ -48,6 +48,8 @@ pub struct Core {
     pub federation: identity::federation::Federation,
     /// Who else may say it.
     pub issuers: crate::exchange::Issuers,
+    /// Clients that are no workloads.
+    pub clients: crate::clients::Clients,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
     /// Bodies that humans are asked about.
@@ -65,6 +67,9 @@ pub struct Core {
     /// The first second whose proofs nobody can have used before this start:
     /// the record of used ones is in memory.
     pub proofs_from_s: u64,
+    /// The same of clients' assertions, in ms: a client's clock may be ahead of ours,
+    /// and files begin each epoch without a record of those that were used.
+    pub assertions_from_ms: u64,
 }
 
 /// Whether an agent may act.
@@ -90,13 +95,8 @@ impl Core {
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {
         let suspended = self.ledger.suspended().is_some();
-        match self
-            .config
-            .agents
-            .iter()
-            .find(|known| known.spiffe_id == agent)
-        {
-            Some(known) if known.active && !suspended => Standing::Active,
+        match self.ledger.rights().agent(agent) {
+            Some(known) if known.is_active(self.now()) && !suspended => Standing::Active,
             Some(_) => Standing::Inactive,
             None => Standing::Unknown,
         }

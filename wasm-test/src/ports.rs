@@ -1,6 +1,8 @@
 //! Free loopback ports.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Error;
 
@@ -8,6 +10,11 @@ use crate::Error;
 // connection of a busy test can take one between our look and the bind.
 const LOWEST: u16 = 18_000;
 const HIGHEST: u16 = 31_999;
+
+// What was given out in this process, whether somebody listens there by now or not:
+// systems start side by side, and an Envoy binds its port seconds after it was found
+// free. Two of them on one port would even share it.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 
 /// The loopback ports of one system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +47,7 @@ pub const USUAL: Ports = Ports {
 pub fn free(wanted: Option<Ports>) -> Result<Ports, Error> {
     // Every probe stays bound until all are found, so that no two are the same.
     let mut held = Vec::new();
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut next = |wanted: Option<u16>| -> Result<u16, Error> {
         if let Some(port) = wanted
             && let Some(listener) = probe(port)
@@ -49,8 +57,11 @@ pub fn free(wanted: Option<Ports>) -> Result<Ports, Error> {
         }
         for _ in 0..2_000 {
             let port = LOWEST + rand::random_range(0..=(HIGHEST - LOWEST));
-            if let Some(listener) = probe(port) {
+            if !given.contains(&port)
+                && let Some(listener) = probe(port)
+            {
                 held.push(listener);
+                given.insert(port);
                 return Ok(port);
             }
         }
@@ -96,6 +107,14 @@ mod tests {
         assert_ne!(got.proxy, taken_port);
         assert_eq!(got.http, some.http);
         assert_eq!(got.upstream, some.upstream);
+    }
+
+    #[test]
+    fn what_was_given_out_is_not_given_out_again() {
+        let mut seen = BTreeSet::new();
+        for _ in 0..200 {
+            assert!(seen.insert(one().unwrap()));
+        }
     }
 
     #[test]

@@ -41,10 +41,13 @@ fn issue(n: u64) -> Command {
                 content_digest: None,
             },
             txn: name,
+            issued_ms: 0,
             expires_ms: now() + 300_000,
         },
         evidence_id: audit::leaf_hash(&n.to_be_bytes()),
         evidence_expires_ms: now() + 300_000,
+        also: Vec::new(),
+        once: Vec::new(),
         policy: PolicyFacts::default(),
         attachments: vec![Evidence::new("proof", &[b'x'; 400])],
     }

@@ -42,10 +42,13 @@ fn issue(run: u64, n: u64, agents: u64) -> Command {
                 content_digest: None,
             },
             txn: name,
+            issued_ms: 0,
             expires_ms: now() + 300_000,
         },
         evidence_id: audit::leaf_hash(&agent.to_be_bytes()),
         evidence_expires_ms: now() + 600_000,
+        also: Vec::new(),
+        once: Vec::new(),
         policy: policy(),
         attachments: vec![Evidence::new("proof", &[b'x'; 400])],
     }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use crate::model::{
-    ActionRecord, Approval, Hash, HexHash, Millis, NOTE_KINDS, PolicyFacts, RequestFacts,
-    TokenRecord, User, hash_hex,
+    ActionRecord, AgentRecord, Approval, EvidenceOf, Hash, HexHash, Millis, NOTE_KINDS,
+    PolicyFacts, RequestFacts, Stop, TokenRecord, User, hash_hex,
 };
 
 /// The token that a decision is about, as its record has it.
@@ -36,14 +36,6 @@ impl From<&TokenRecord> for Subject {
             user: token.user.clone(),
         }
     }
-}
-
-/// The evidence that a token was issued on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct EvidenceUse {
-    #[serde(with = "hash_hex")]
-    pub(crate) id: Hash,
-    pub(crate) expires_ms: Millis,
 }
 
 /// The approval that an allow consumes.
@@ -115,7 +107,11 @@ pub(crate) enum Event {
     Issue {
         #[serde(with = "shared")]
         token: Arc<TokenRecord>,
-        evidence: EvidenceUse,
+        evidence: EvidenceOf,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        also: Vec<EvidenceOf>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        once: Vec<EvidenceOf>,
         policy: PolicyFacts,
     },
     ExchangeRefused {
@@ -177,6 +173,13 @@ pub(crate) enum Event {
     ApprovalsExpired {
         ids: Vec<String>,
     },
+    ApprovalsCancelled {
+        ids: Vec<String>,
+    },
+    Agent(AgentRecord),
+    Stop(Stop),
+    /// Somebody said that a stop may end: it has, or waits for a second person.
+    Lift(Stop),
     Outcome {
         attempt: String,
         status: u16,

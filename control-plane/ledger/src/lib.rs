@@ -47,8 +47,8 @@ use tokio::sync::watch;
 use crate::{
     embedded::Embedded,
     model::{
-        Approval, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, Suspension,
-        TokenRecord, TokenState,
+        Approval, Command, Committed, Hash, Limits, Millis, Refused, Rights, SpentRecord,
+        Suspension, TokenRecord, TokenState,
     },
     postgres::{Postgres, PostgresError, PostgresOptions},
 };
@@ -264,6 +264,16 @@ impl Ledger {
         match &*self.store {
             Store::Embedded(store) => store.discovered(),
             Store::Postgres(store) => store.discovered(),
+        }
+    }
+
+    /// The registry and the stops. What is granted is checked against them again by
+    /// the commit.
+    #[must_use]
+    pub fn rights(&self) -> Arc<Rights> {
+        match &*self.store {
+            Store::Embedded(store) => store.rights(),
+            Store::Postgres(store) => store.rights(),
         }
     }
 

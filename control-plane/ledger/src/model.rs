@@ -7,11 +7,19 @@
 mod action;
 pub(crate) mod hash_hex;
 mod limits;
+mod refused;
 mod request;
+mod rights;
 
 pub use action::{ActionRecord, BodyRecord};
 pub use limits::Limits;
+pub use refused::{Committed, Refused};
 pub use request::RequestFacts;
+pub(crate) use rights::Right;
+pub use rights::{
+    AgentChange, AgentRecord, AgentState, Bar, Given, LIFT_WAITS_MS, LIFTED_KEPT_MS, Rights, Stop,
+    Target,
+};
 use serde::{Deserialize, Serialize};
 
 /// SHA-256, shown as lower-case hex in lines.
@@ -101,6 +109,9 @@ pub struct TokenRecord {
     pub action: ActionRecord,
     /// The task that the action belongs to.
     pub txn: String,
+    /// When it was issued; earlier records have none.
+    #[serde(default)]
+    pub issued_ms: Millis,
     /// When it ends.
     pub expires_ms: Millis,
 }
@@ -128,6 +139,8 @@ pub enum ApprovalState {
     Expired,
     /// Used, once.
     Consumed,
+    /// Taken back with the rights of whoever asked.
+    Cancelled,
 }
 
 /// One request that waits, or waited, for a human.
@@ -228,6 +241,17 @@ pub enum FirstUse {
     Lapsed,
 }
 
+/// A piece of evidence, and when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvidenceOf {
+    /// SHA-256 of what it is known by.
+    #[serde(with = "hash_hex")]
+    pub id: Hash,
+    /// When it ends.
+    pub expires_ms: Millis,
+}
+
 /// What policy said, for the line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyFacts {
@@ -265,6 +289,11 @@ pub enum Command {
         evidence_id: Hash,
         /// When that evidence ends.
         evidence_expires_ms: Millis,
+        /// Further evidence that the token rests on (RFC 8693's other token), counted alike.
+        also: Vec<EvidenceOf>,
+        /// What may be shown once: an assertion (RFC 7523), an ID-JAG. Refused with
+        /// [`Refused::Shown`] when one was.
+        once: Vec<EvidenceOf>,
         /// What policy said.
         policy: PolicyFacts,
         /// The agent's DPoP proof of the exchange.
@@ -373,6 +402,39 @@ pub enum Command {
     /// [`EXPIRED_PER_ENTRY`] of them in one entry. Refused with
     /// [`Refused::ApprovalState`]`(None)` when there is none, so that nothing is written.
     ExpireApprovals,
+    /// The registry learns of an agent, or changes what it knows.
+    PutAgent {
+        /// The agent's SPIFFE ID.
+        agent: String,
+        /// What changes.
+        change: AgentChange,
+        /// Who changes it.
+        by: String,
+    },
+    /// Rights are taken away. Once this is durable nothing that it covers is
+    /// issued, allowed, held or approved. A stop that stands already is made anew.
+    Stop {
+        /// What it covers.
+        target: Target,
+        /// Who stops it.
+        by: String,
+        /// Why.
+        why: String,
+        /// When it is forgotten, where nothing that it covers lives longer.
+        until_ms: Option<Millis>,
+    },
+    /// A stop ends: what is given from now on counts, what was given before does
+    /// not. Of [`Target::Everything`] it takes two people: the first one's word is
+    /// kept for [`LIFT_WAITS_MS`].
+    Lift {
+        /// What is stopped.
+        target: Target,
+        /// Who lifts it.
+        by: String,
+    },
+    /// Open approvals of what is stopped end, at most [`EXPIRED_PER_ENTRY`] of them
+    /// in one entry. Refused with [`Refused::ApprovalState`]`(None)` when there is none.
+    CancelApprovals,
     /// An admin has looked at what was restored, and lets agents act again.
     /// Refused with [`Refused::AttemptKnown`] when nothing waits for that, or
     /// something else does.
@@ -435,60 +497,3 @@ pub const EXPIRED_PER_ENTRY: usize = 64;
 pub const OVERDUE_PER_ENTRY: usize = 48;
 /// How many allowed requests may still report an outcome.
 pub const OUTCOMES_AWAITED: usize = 65_536;
-
-/// A commit that is durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// The entry's index, where the store knows it already: with PostgreSQL the
-    /// place in the log is given within a second after the commit.
-    pub index: Option<u64>,
-    /// The ledger's time of it.
-    pub time_ms: Millis,
-    /// The approval that was opened or joined (hold), decided, or consumed.
-    pub approval: Option<Box<Approval>>,
-}
-
-/// Why a command was not committed. Nothing was spent by it, [`Refused::Unknown`] apart.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// No such outstanding token, or no such allowed request; what is known of
-    /// the token's first use.
-    #[error("the token is not outstanding")]
-    NotOutstanding(Option<SpentRecord>),
-    /// The token ended before the commit.
-    #[error("the token expired")]
-    TokenExpired,
-    /// The token is held by another attempt.
-    #[error("the token is held by another request")]
-    HeldElsewhere,
-    /// The attempt was committed before.
-    #[error("this attempt has been decided already")]
-    AttemptKnown,
-    /// A named limit is reached, or a note is of no known kind or no canonical form.
-    #[error("limit reached: {0}")]
-    Limit(&'static str),
-    /// No such approval, or not in the state that the command needs.
-    #[error("the approval is {0:?}")]
-    ApprovalState(Option<ApprovalState>),
-    /// The digest is not the approval's.
-    #[error("the approval covers another action")]
-    ApprovalDigest,
-    /// The entry would be longer than a line may be.
-    #[error("the entry would be larger than a line may be")]
-    TooLarge,
-    /// Agents are suspended since a restore, until an admin confirms.
-    #[error("agents are suspended since a restore, until an admin confirms it")]
-    Suspended,
-    /// There is no room for the journal to grow, and this is not what takes rights
-    /// away. Nothing was written.
-    #[error("no space is left for the journal, so only what takes rights away is taken")]
-    Full,
-    /// The queue is full, the command waited in it for too long, or the ledger
-    /// is stopping. Nothing was written.
-    #[error("the ledger does not take this now")]
-    Unavailable,
-    /// The store was asked to commit and its answer is not known: it may have
-    /// been written. What it spends counts as spent, what it grants as not granted.
-    #[error("it is not known whether this was committed")]
-    Unknown,
-}

@@ -6,9 +6,11 @@ mod bodies;
 pub use bodies::{BODIES_MAX, Bodies, Room};
 
 use crate::state::Core;
-use crate::web::{Activity, Desk, DeskError, ProxyView};
+use crate::web::{Activity, Desk, DeskError, ProxyView, RightsChange};
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Command, Hash, Refused, Suspension};
+use ledger::model::{
+    Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Suspension, Target,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +75,9 @@ impl ApprovalDesk {
             Err(Refused::ApprovalDigest) => Err(DeskError::Stale),
             Err(Refused::ApprovalState(Some(state))) => Err(DeskError::NotPending(state)),
             Err(Refused::ApprovalState(None)) => Err(DeskError::NotFound),
+            Err(Refused::Stopped(_) | Refused::Inactive) => {
+                Err(DeskError::NotPending(ApprovalState::Cancelled))
+            }
             Err(error) => {
                 tracing::error!(%error, id, "a human's decision could not be recorded");
                 Err(not_recorded(&error))
@@ -98,6 +103,41 @@ impl ApprovalDesk {
         }
     }
 }
+
+impl ApprovalDesk {
+    async fn rights_changed(&self, change: RightsChange, by: String) -> Result<(), DeskError> {
+        if by != self.core.config.server.login_as {
+            return Err(DeskError::NotAdmin);
+        }
+        let command = match change {
+            RightsChange::Agent { agent, change } => Command::PutAgent { agent, change, by },
+            RightsChange::Stop { target, why } => {
+                // A token's stop is over when no token of now is left.
+                let now = self.core.ledger.now();
+                let until_ms =
+                    matches!(target, Target::Token(_)).then(|| now.saturating_add(TOKEN_STOP_MS));
+                Command::Stop {
+                    target,
+                    by,
+                    why,
+                    until_ms,
+                }
+            }
+            RightsChange::Lift { target } => Command::Lift { target, by },
+        };
+        match self.core.ledger.commit(command).await {
+            Ok(_) => Ok(()),
+            Err(Refused::Unknown) => Err(DeskError::Unknown),
+            Err(error) => {
+                tracing::warn!(%error, "a change of rights was not made");
+                Err(DeskError::Rights(error))
+            }
+        }
+    }
+}
+
+/// How long a token's stop is kept, in ms: longer than any token lives, or is held.
+const TOKEN_STOP_MS: u64 = 600_000;
 
 /// Whether there is a body that has to be shown.
 fn hides_its_body(approval: &Approval) -> bool {
@@ -147,6 +187,23 @@ impl Desk for ApprovalDesk {
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>> {
         let by = by.to_owned();
         Box::pin(async move { self.confirmed(restored, by).await })
+    }
+
+    fn rights(&self) -> Arc<Rights> {
+        self.core.ledger.rights()
+    }
+
+    fn discovered(&self) -> Vec<(String, u64)> {
+        self.core.ledger.discovered()
+    }
+
+    fn change_rights(
+        &self,
+        change: RightsChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<(), DeskError>> {
+        let by = by.to_owned();
+        Box::pin(async move { self.rights_changed(change, by).await })
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
@@ -247,6 +304,13 @@ pub async fn expire(core: Arc<Core>) {
         });
         if due && let Err(error) = core.ledger.commit(Command::ExpireApprovals).await {
             tracing::warn!(%error, "approvals that ran out could not be ended; they will be");
+        }
+        let rights = core.ledger.rights();
+        let gone = core.ledger.approvals().iter().any(|approval| {
+            approval.is_open() && rights.bar(&Given::from(approval), now).is_some()
+        });
+        if gone && let Err(error) = core.ledger.commit(Command::CancelApprovals).await {
+            tracing::warn!(%error, "approvals of what was stopped could not be ended; they will be, and none of them can be used");
         }
         // A hold ends by itself; one whose lapse could not be written ends here.
         let overdue = core

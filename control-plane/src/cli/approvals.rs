@@ -143,7 +143,7 @@ fn print_approval(approval: &Value) {
     println!("    digest {}", text("/digest"));
 }
 
-async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
+pub(super) async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
     match admin_get(&socket.admin_socket, path).await {
         Ok((status, value)) if status.is_success() => Ok(value),
         Ok((_, problem)) => {

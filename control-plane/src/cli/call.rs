@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Where an agent finds things.
+/// Where an agent's identity and tokens come from.
 #[derive(Args)]
-struct Where {
+pub(super) struct Issued {
     /// The issuer's URL
     #[arg(
         long,
@@ -19,7 +19,7 @@ struct Where {
         env = "WRIT_ISSUER",
         default_value = "http://127.0.0.1:8480"
     )]
-    issuer: String,
+    pub(super) issuer: String,
     /// The Workload API's socket
     #[arg(
         long,
@@ -27,7 +27,14 @@ struct Where {
         env = "WRIT_WORKLOAD_API",
         default_value = "/run/writ/workload.sock"
     )]
-    workload_api: PathBuf,
+    pub(super) workload_api: PathBuf,
+}
+
+/// Where an agent finds things.
+#[derive(Args)]
+struct Where {
+    #[command(flatten)]
+    from: Issued,
     /// The DPoP key's file, made when it is not there [default: writ/dpop-es256.pem in the state directory]
     #[arg(long, value_name = "FILE", env = "WRIT_KEY_FILE")]
     key: Option<PathBuf>,
@@ -41,14 +48,22 @@ impl Where {
                 .map_err(ClientError::Usage)?
                 .join("dpop-es256.pem"),
         };
-        // The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
-        let text = self.workload_api.to_string_lossy();
-        let socket = text
-            .strip_prefix("unix://")
-            .or_else(|| text.strip_prefix("unix:"))
-            .unwrap_or(&text);
-        Agent::new(&self.issuer, std::path::Path::new(socket), &key, timeout)
+        Agent::new(
+            &self.from.issuer,
+            &socket(&self.from.workload_api),
+            &key,
+            timeout,
+        )
     }
+}
+
+/// The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
+pub(super) fn socket(path: &std::path::Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    let text = text
+        .strip_prefix("unix://")
+        .or_else(|| text.strip_prefix("unix:"));
+    text.map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
 /// Make one call as an agent.

@@ -12,6 +12,8 @@ mod keys;
 mod ledger;
 mod local;
 mod policy;
+mod rights;
+mod sidecar;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -42,6 +44,11 @@ enum Command {
     Call(call::Call),
     /// Get a token for one action, and a proof to show with it
     Token(call::Token),
+    /// Be a proxy on this machine for an agent that knows nothing of Writ
+    #[command(
+        after_help = "Example:\n  writ sidecar --listen 127.0.0.1:8401 --target http://127.0.0.1:8400\n  curl http://127.0.0.1:8401/files/report.txt\n\nA request to http://127.0.0.1:8401/PATH goes to TARGET/PATH with a token of its own. Exit codes: 0 stopped by a signal, 2 it could not start."
+    )]
+    Sidecar(sidecar::Sidecar),
     /// List approvals, and decide them with a human's session
     Approvals {
         #[command(subcommand)]
@@ -72,6 +79,13 @@ enum Command {
         #[command(subcommand)]
         command: keys::Keys,
     },
+    /// The registry of agents
+    Agents {
+        #[command(subcommand)]
+        command: rights::Agents,
+    },
+    /// Take rights away at once: an agent's, an owner's, a user's, a key's, everybody's
+    Revoke(rights::Revoke),
     /// Policy
     Policy {
         #[command(subcommand)]
@@ -150,6 +164,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Serve(serve) => run_serve(serve).await,
         Command::Call(call) => call.run().await,
         Command::Token(token) => token.run().await,
+        Command::Sidecar(sidecar) => sidecar.run().await,
         Command::Approvals { command } => command.run().await,
         Command::Login(login) => login.run().await,
         Command::Status(status) => status.run().await,
@@ -157,6 +172,8 @@ async fn run(command: Command) -> ExitCode {
         Command::Ledger { command } => command.run().await,
         Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
         Command::Keys { command } => command.run(),
+        Command::Agents { command } => command.run().await,
+        Command::Revoke(revoke) => revoke.run().await,
         Command::Policy { command } => command.run(),
         Command::Edge { command } => command.run(),
     }

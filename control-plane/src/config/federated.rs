@@ -1,15 +1,29 @@
 //! `[[identity.federated]]`: other trust domains, whose SVIDs count as evidence.
 
 use super::reader::{Reader, Table};
-use super::types::{Config, Federated};
+use super::types::Config;
 use identity::federation::{BundleFrom, check_bundle};
 use identity::oidc::may_have_keys;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// Trust domains that are believed beside our own.
 const FEDERATED_MAX: usize = 64;
 /// What `bundle` is where the Workload API sends it.
 const FROM_WORKLOAD_API: &str = "workload_api";
+
+/// Another trust domain that is believed of its own workloads.
+#[derive(Clone, Debug)]
+pub struct Federated {
+    /// Its bare name.
+    pub trust_domain: String,
+    /// Where its bundle comes from.
+    pub bundle: BundleFrom,
+    /// PEM of the authorities of its endpoint's TLS certificate.
+    pub authorities: Option<PathBuf>,
+    /// The line of the config that names it.
+    pub line: usize,
+}
 
 /// Reads them.
 pub(super) fn read(identity: &Table<'_>) -> Vec<Federated> {
@@ -93,27 +107,20 @@ impl Config {
                 BundleFrom::File(path) => Some(path),
                 _ => None,
             };
-            for (key, path) in [
+            let files = [
                 ("bundle", bundle),
                 ("ca_file", federated.authorities.as_ref()),
-            ] {
-                let Some(path) = path.filter(|it| it.is_absolute()) else {
-                    continue;
-                };
-                let shown = path.display();
-                let wrong = match std::fs::read(path) {
-                    Err(error) => Some(format!("can't read `{shown}`: {error}")),
-                    Ok(bytes) if key == "bundle" => {
-                        let wrong = check_bundle(&federated.trust_domain, &bytes).err();
-                        wrong.map(|what| format!("`{shown}` is no SPIFFE bundle: {what}"))
-                    }
-                    Ok(_) => None,
-                };
-                if let Some(wrong) = wrong {
-                    let message = format!("identity.federated.{key}: {wrong}");
-                    reader.error(federated.line, message);
-                }
-            }
+            ];
+            reader.check_files(
+                federated.line,
+                "identity.federated",
+                &files,
+                |key, bytes| {
+                    let wrong = check_bundle(&federated.trust_domain, bytes).err();
+                    let wrong = wrong.filter(|_| key == "bundle")?;
+                    Some(format!("is no SPIFFE bundle: {wrong}"))
+                },
+            );
         }
     }
 }

@@ -109,23 +109,7 @@ impl Config {
                 ("ca_file", issuer.authorities.as_ref()),
                 ("token_file", issuer.token_file.as_ref()),
             ];
-            for (key, path) in files {
-                let Some(path) = path.filter(|it| it.is_absolute()) else {
-                    continue;
-                };
-                let shown = path.display();
-                let wrong = match std::fs::read(path) {
-                    Err(error) => Some(format!("can't read `{shown}`: {error}")),
-                    Ok(bytes) if key == "keys" => {
-                        let wrong = check_keys(&bytes).err();
-                        wrong.map(|what| format!("`{shown}` is no JWK set (RFC 7517): {what}"))
-                    }
-                    Ok(_) => None,
-                };
-                if let Some(wrong) = wrong {
-                    reader.error(issuer.line, format!("identity.issuer.{key}: {wrong}"));
-                }
-            }
+            reader.check_files(issuer.line, "identity.issuer", &files, key_set);
         }
     }
 
@@ -167,4 +151,10 @@ impl Config {
             }
         }
     }
+}
+
+/// What is wrong with a file of keys.
+pub(super) fn key_set(key: &str, bytes: &[u8]) -> Option<String> {
+    let wrong = check_keys(bytes).err().filter(|_| key == "keys")?;
+    Some(format!("is no JWK set (RFC 7517): {wrong}"))
 }

@@ -4,6 +4,7 @@
 mod beside;
 mod body;
 mod check;
+mod clients;
 mod exempt;
 mod federated;
 mod issuers;
@@ -13,12 +14,14 @@ mod rolling;
 mod sites;
 mod types;
 
+pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
+pub use federated::Federated;
 pub use keys::{Keys, Pkcs11};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Federated, Group, Identity, Issuer,
-    Ledger, Limits, Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
+    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
+    Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 
 use beside::Whose;
@@ -72,6 +75,7 @@ impl Config {
             server: server(&root.table("server")),
             proxies: root.tables("proxy").iter().map(proxy).collect(),
             agents: root.tables("agent").iter().map(agent).collect(),
+            clients: clients::read(&root),
             approvers: root.tables("approver").iter().map(approver).collect(),
             token: token(&root.table_or_empty("token")),
             keys: keys::read(&root.table_or_empty("keys")),
@@ -89,6 +93,7 @@ impl Config {
         config.check_groups(&reader);
         config.check_issuers(&reader);
         config.check_federated(&reader);
+        config.check_clients(&reader);
         config.check_places(&reader);
         config.check_certificates(&reader);
         config.check_keys(&reader);

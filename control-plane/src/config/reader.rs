@@ -115,6 +115,30 @@ impl<'t> Reader<'t> {
         });
     }
 
+    /// Files on this machine that keys of a table name: each has to be there, and
+    /// `judge` says of a key and its file's bytes what is wrong with them.
+    pub(super) fn check_files(
+        &self,
+        line: usize,
+        table: &str,
+        files: &[(&str, Option<&PathBuf>)],
+        judge: impl Fn(&str, &[u8]) -> Option<String>,
+    ) {
+        for (key, path) in files {
+            let Some(path) = path.filter(|it| it.is_absolute()) else {
+                continue;
+            };
+            let shown = path.display();
+            let wrong = match std::fs::read(path) {
+                Err(error) => Some(format!("can't read `{shown}`: {error}")),
+                Ok(bytes) => judge(key, &bytes).map(|what| format!("`{shown}` {what}")),
+            };
+            if let Some(wrong) = wrong {
+                self.error(line, format!("{table}.{key}: {wrong}"));
+            }
+        }
+    }
+
     /// A problem of a key that was found to be wrong only together with others;
     /// where the key was left out, its table is shown.
     pub(super) fn error_at(&self, key: &str, message: String) {

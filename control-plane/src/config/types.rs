@@ -21,6 +21,8 @@ pub struct Config {
     pub proxies: Vec<String>,
     /// `[[agent]]`
     pub agents: Vec<Agent>,
+    /// `[[client]]`
+    pub clients: Vec<super::Client>,
     /// `[[approver]]`
     pub approvers: Vec<policy::Approver>,
     /// `[token]`
@@ -150,20 +152,7 @@ pub struct Identity {
     /// Whose tokens count as evidence beside SVIDs.
     pub issuers: Vec<Issuer>,
     /// Whose SVIDs count beside our own trust domain's.
-    pub federated: Vec<Federated>,
-}
-
-/// Another trust domain that is believed of its own workloads.
-#[derive(Clone, Debug)]
-pub struct Federated {
-    /// Its bare name.
-    pub trust_domain: String,
-    /// Where its bundle comes from.
-    pub bundle: identity::federation::BundleFrom,
-    /// PEM of the authorities of its endpoint's TLS certificate.
-    pub authorities: Option<PathBuf>,
-    /// The line of the config that names it.
-    pub line: usize,
+    pub federated: Vec<super::Federated>,
 }
 
 /// An OpenID Connect issuer, or one that makes its tokens alike.

@@ -243,6 +243,13 @@ impl Engine {
         }
     }
 
+    /// The record of a token that is held for this request.
+    pub(super) async fn held(&self, facts: &Facts) -> Option<Arc<TokenRecord>> {
+        let hash = self.token_hash(facts).ok()?;
+        let found = self.core.ledger.token(&hash).await.ok()??;
+        Some(found.0)
+    }
+
     /// The token's hash, once the evidence beside the question is the question's:
     /// the token has that hash, the proof that `jti`.
     fn token_hash(&self, facts: &Facts) -> Result<Hash, Reason> {
@@ -449,8 +456,14 @@ impl Engine {
                 Ruling::Refused(Reason::LimitExceeded, None)
             }
             Refused::TooLarge => Ruling::Refused(Reason::TooLarge, None),
-            Refused::Suspended => Ruling::Refused(Reason::AgentInactive, None),
-            Refused::AttemptKnown | Refused::ApprovalState(_) | Refused::ApprovalDigest => {
+            Refused::Suspended | Refused::Inactive => Ruling::Refused(Reason::AgentInactive, None),
+            Refused::Stopped(_) => Ruling::Refused(Reason::TokenRevoked, None),
+            Refused::AttemptKnown
+            | Refused::ApprovalState(_)
+            | Refused::ApprovalDigest
+            | Refused::Shown
+            | Refused::Unregistered
+            | Refused::Transition(_) => {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)
             }

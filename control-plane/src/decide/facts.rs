@@ -291,6 +291,7 @@ mod tests {
                 content_digest: None,
             },
             txn: "x".into(),
+            issued_ms: 0,
             expires_ms: 1,
         }
     }

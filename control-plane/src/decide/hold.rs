@@ -7,7 +7,7 @@ use super::service::{DecisionsService, Shared};
 use super::verdicts::{pending_verdict, refused_verdict, status_url, verdict};
 use capability::reason::Reason;
 use decision_api::{Answer, Hold, answer::Verdict, from_control_plane::Message as Down};
-use ledger::model::{Approval, ApprovalState};
+use ledger::model::{Approval, ApprovalState, Bar, Given};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -90,7 +90,19 @@ impl Shared {
         let deadline = Instant::now() + wait;
         let mut stream_lost: Option<Instant> = None;
         let mut shown = false;
+        let token = self.engine.held(facts).await;
         loop {
+            // Of a key or a token no approval knows: what is held asks itself.
+            let bar = token
+                .as_deref()
+                .and_then(|token| core.ledger.rights().bar(&Given::from(token), core.now()));
+            if let Some(bar) = bar {
+                let reason = match bar {
+                    Bar::Stopped(_) => Reason::TokenRevoked,
+                    Bar::Inactive => Reason::AgentInactive,
+                };
+                return self.end(entry, facts, "revoked", reason, &approval).await;
+            }
             let state = core.ledger.approval(&approval.id);
             shown |= state.is_some();
             match state.as_ref().map(|found| found.state) {
@@ -117,6 +129,11 @@ impl Shared {
                 Some(ApprovalState::Consumed) => {
                     return self
                         .end(entry, facts, "policy", Reason::ApprovalExpired, &approval)
+                        .await;
+                }
+                Some(ApprovalState::Cancelled) => {
+                    return self
+                        .end(entry, facts, "revoked", Reason::TokenRevoked, &approval)
                         .await;
                 }
                 Some(ApprovalState::Expired) | None => {

@@ -30,6 +30,10 @@ pub enum ExchangeError {
     TooLarge,
     /// The subject token, and in words what is wrong with it.
     Evidence(Reason, String),
+    /// The client assertion, and in words what is wrong with it.
+    Client(Reason, String),
+    /// The client assertion was used before.
+    AssertionReplayed,
     /// The subject token is another workload's than the client certificate.
     Certificate,
     /// The client certificate has ended, and its connection has not.
@@ -41,6 +45,8 @@ pub enum ExchangeError {
     Unregistered,
     /// The registry says that it may not act.
     Inactive,
+    /// Rights were taken away.
+    Stopped,
     /// Policy's no.
     Denied,
     /// The subject token has been shown under too many DPoP keys.
@@ -87,6 +93,15 @@ impl ExchangeError {
         }
     }
 
+    /// The same of a client assertion instead of a subject token.
+    #[must_use]
+    pub fn of_client(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Client(reason, what),
+            other => other,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -99,15 +114,19 @@ impl ExchangeError {
             | Self::CertificateExpired
             | Self::CertificateUnproven
             | Self::EvidenceKeys => "invalid_request",
+            // RFC 6749, section 5.2.
+            Self::Client(..) | Self::AssertionReplayed => "invalid_client",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
             Self::Details(_) => "invalid_authorization_details",
             Self::Proof(_) | Self::ProofReplayed => "invalid_dpop_proof",
             Self::Nonce => "use_dpop_nonce",
-            Self::Unregistered | Self::Inactive | Self::Denied | Self::PolicyError => {
-                "access_denied"
-            }
+            Self::Unregistered
+            | Self::Inactive
+            | Self::Stopped
+            | Self::Denied
+            | Self::PolicyError => "access_denied",
             Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
@@ -119,7 +138,8 @@ impl ExchangeError {
         match self {
             Self::Request(_) | Self::Grant | Self::Scope => Reason::MalformedCredentials,
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
-            Self::Proof(reason) | Self::Evidence(reason, _) => *reason,
+            Self::Proof(reason) | Self::Evidence(reason, _) | Self::Client(reason, _) => *reason,
+            Self::AssertionReplayed => Reason::TokenSpent,
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
@@ -127,6 +147,7 @@ impl ExchangeError {
             Self::CertificateExpired => Reason::TokenExpired,
             Self::CertificateUnproven => Reason::TokenSignature,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
+            Self::Stopped => Reason::TokenRevoked,
             Self::Denied => Reason::PolicyDenied,
             Self::PolicyError => Reason::PolicyError,
             Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
@@ -158,6 +179,7 @@ impl ExchangeError {
                 | Self::Proof(_)
                 | Self::Nonce
                 | Self::Evidence(..)
+                | Self::Client(..)
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
         )
@@ -169,7 +191,7 @@ impl ExchangeError {
         match self {
             Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
             Self::Grant => format!(
-                "grant_type must be {}; {} is for those who show an X.509-SVID",
+                "grant_type must be {}; {} is for those who show an X.509-SVID or a client_assertion",
                 super::GRANT_EXCHANGE,
                 super::GRANT_CLIENT
             ),
@@ -188,6 +210,10 @@ impl ExchangeError {
             }
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
+            Self::Client(_, what) => format!("the client_assertion is refused: {what}"),
+            Self::AssertionReplayed => {
+                "the client_assertion was used before; make a new one for each request".into()
+            }
             Self::Certificate => {
                 "the subject_token, or client_id, is another workload's than the client certificate".into()
             }
@@ -201,6 +227,9 @@ impl ExchangeError {
                 "this agent is not registered; its operator can see that it asked".into()
             }
             Self::Inactive => "this agent is not active".into(),
+            Self::Stopped => {
+                "the rights of this agent, or of what it asks with, were taken away".into()
+            }
             Self::Denied => "policy does not allow this action".into(),
             Self::PolicyError => {
                 "policy could not be evaluated; nothing is allowed until it can".into()

@@ -2,8 +2,10 @@
 
 use super::form::{Grant, Params};
 use super::{Exchange, ExchangeError};
+use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
+use ledger::model::EvidenceOf;
 
 /// What evidence proves.
 pub(super) struct Mapped {
@@ -12,6 +14,8 @@ pub(super) struct Mapped {
     /// Who said so, and of whom, for the log, where that was another issuer: never the
     /// token.
     pub(super) told: serde_json::Value,
+    /// What of it counts once, where it does: the commit that issues on it uses it up.
+    pub(super) once: Option<EvidenceOf>,
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
@@ -23,6 +27,7 @@ fn certified(peer: &Peer) -> Mapped {
             evidence_id: peer.evidence_id,
         },
         told: serde_json::Value::Null,
+        once: None,
     }
 }
 
@@ -46,11 +51,33 @@ impl Exchange {
         if let (Grant::Certificate, Some(peer)) = (grant, peer) {
             return Ok(certified(peer));
         }
-        let token = params.subject_token()?;
-        if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
-            return mapped;
+        match grant {
+            Grant::Svid => {
+                let svid = params.client_assertion()?;
+                let mapped = self.svid(svid, now_ms).map_err(ExchangeError::of_client)?;
+                // A client that says who it is has to be that (RFC 7521, section 4.2).
+                if params
+                    .client_id()
+                    .is_some_and(|id| id != mapped.evidence.agent.as_str())
+                {
+                    let what = "its `sub` is another workload than client_id".to_owned();
+                    return Err(ExchangeError::Client(Reason::TokenIssuer, what));
+                }
+                Ok(mapped)
+            }
+            Grant::Assertion => self.assertion(params, now_ms).await,
+            Grant::Exchange | Grant::Certificate => {
+                let token = params.subject_token()?;
+                if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
+                    return mapped;
+                }
+                params.check_svid()?;
+                self.svid(token, now_ms)
+            }
         }
-        params.check_svid()?;
+    }
+
+    fn svid(&self, token: &str, now_ms: u64) -> Result<Mapped, ExchangeError> {
         let issuer = &self.core.config.server.issuer;
         Ok(Mapped {
             evidence: self
@@ -58,6 +85,26 @@ impl Exchange {
                 .federation
                 .verify_jwt_svid(token, issuer, now_ms)?,
             told: serde_json::Value::Null,
+            once: None,
+        })
+    }
+
+    async fn assertion(&self, params: &Params, now_ms: u64) -> Result<Mapped, ExchangeError> {
+        let assertion = params.client_assertion()?;
+        let clients = &self.core.clients;
+        let proven = clients
+            .verify(assertion, params.client_id(), now_ms)
+            .await?;
+        // An epoch begins without the record of those that were used.
+        let began_ms = self.core.ledger.epoch_since().unwrap_or_default();
+        if proven.issued_ms < began_ms.max(self.core.assertions_from_ms) {
+            let what = "it was made before the server's start, or seconds after it, and may have been used: make a new one";
+            return Err(ExchangeError::Client(Reason::TokenSpent, what.to_owned()));
+        }
+        Ok(Mapped {
+            evidence: proven.evidence,
+            told: proven.told,
+            once: Some(proven.once),
         })
     }
 }

@@ -10,13 +10,22 @@ use std::collections::BTreeMap;
 /// The largest body that is read, in bytes.
 pub const BODY_MAX: usize = 32 * 1024;
 
-/// What the caller shows: a subject token, or its certificate.
+/// A JWT-SVID as client assertion (draft-ietf-oauth-spiffe-client-auth, section 3.1).
+const ASSERTION_SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe";
+/// `private_key_jwt` (RFC 7523, section 2.2).
+const ASSERTION_JWT: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// What the caller shows: a subject token, a client assertion, or its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
     /// RFC 8693.
     Exchange,
     /// RFC 6749, section 4.4, with RFC 8705.
     Certificate,
+    /// RFC 6749, section 4.4, with a JWT-SVID as client assertion.
+    Svid,
+    /// The same with an assertion by a client's own key.
+    Assertion,
 }
 
 /// Parameters, each of which came once.
@@ -68,33 +77,30 @@ impl Params {
         let grant = match (self.get("grant_type"), peer) {
             (None, _) => return Err(ExchangeError::Request("grant_type is missing".into())),
             (Some(GRANT_EXCHANGE), _) => Grant::Exchange,
-            (Some(GRANT_CLIENT), Some(peer)) if peer.certificate.is_some() => {
-                // RFC 8705, section 2: with a certificate a client says who it is.
-                let id = self.get("client_id");
-                if id.is_some_and(|id| id != peer.id.as_str()) {
-                    return Err(ExchangeError::Certificate);
-                }
-                Grant::Certificate
-            }
+            (Some(GRANT_CLIENT), peer) => self.client_grant(peer)?,
             (Some(_), _) => return Err(ExchangeError::Grant),
         };
         if self.get("scope").is_some() {
             return Err(ExchangeError::Scope);
         }
-        for unserved in [
-            "actor_token",
-            "actor_token_type",
-            "client_assertion",
-            "client_assertion_type",
-            "client_secret",
+        let asserted = matches!(grant, Grant::Svid | Grant::Assertion);
+        for (unserved, served) in [
+            ("actor_token", false),
+            ("actor_token_type", false),
+            ("client_assertion", asserted),
+            ("client_assertion_type", asserted),
+            ("client_secret", false),
         ] {
+            if served {
+                continue;
+            }
             if self.get(unserved).is_some() {
                 return Err(ExchangeError::Request(format!(
                     "`{unserved}` is not used here"
                 )));
             }
         }
-        if grant == Grant::Certificate {
+        if grant != Grant::Exchange {
             for other in [
                 "subject_token",
                 "subject_token_type",
@@ -130,6 +136,39 @@ impl Params {
             )));
         }
         Ok(grant)
+    }
+
+    /// How a client authenticates that has no subject token.
+    fn client_grant(&self, peer: Option<&Peer>) -> Result<Grant, ExchangeError> {
+        match (self.get("client_assertion_type"), peer) {
+            (Some(ASSERTION_SVID), _) => Ok(Grant::Svid),
+            (Some(ASSERTION_JWT), _) => Ok(Grant::Assertion),
+            (Some(_), _) => Err(ExchangeError::Request(format!(
+                "client_assertion_type must be {ASSERTION_SVID} or {ASSERTION_JWT}"
+            ))),
+            (None, _) if self.get("client_assertion").is_some() => Err(ExchangeError::Request(
+                "client_assertion_type is missing".into(),
+            )),
+            (None, Some(peer)) if peer.certificate.is_some() => {
+                // RFC 8705, section 2: with a certificate a client says who it is.
+                let other = self.client_id().is_some_and(|id| id != peer.id.as_str());
+                if other {
+                    return Err(ExchangeError::Certificate);
+                }
+                Ok(Grant::Certificate)
+            }
+            (None, _) => Err(ExchangeError::Grant),
+        }
+    }
+
+    /// Who the client says that it is.
+    pub(super) fn client_id(&self) -> Option<&str> {
+        self.get("client_id")
+    }
+
+    pub(super) fn client_assertion(&self) -> Result<&str, ExchangeError> {
+        self.get("client_assertion")
+            .ok_or_else(|| ExchangeError::Request("client_assertion is missing".into()))
     }
 
     /// A JWT-SVID is a JWT, and no ID token.

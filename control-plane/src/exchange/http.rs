@@ -195,7 +195,8 @@ async fn authorize() -> Response {
 
 async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let config = &exchange.core.config;
-    let body = metadata::server(&config.server, &config.edge);
+    let clients = !config.clients.is_empty();
+    let body = metadata::server(&config.server, &config.edge, clients);
     cache::json(&body, METADATA_CACHED_S, &headers)
 }
 

@@ -3,21 +3,14 @@
 use super::ExchangeError;
 use super::evidence::Mapped;
 use crate::config::{Config, Issuer};
+use crate::fresh::keep_keys_fresh;
 use crate::state::Core;
 use capability::reason::Reason;
 use identity::oidc::{
-    FetchError, ForeignError, ForeignEvidence, ForeignIssuer, IssuerSettings, claimed_issuer,
+    ForeignError, ForeignEvidence, ForeignIssuer, IssuerSettings, claimed_issuer,
 };
 use identity::{JwtEvidence, SpiffeId};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How often keys are fetched anew, so that one which is withdrawn counts no more.
-const REFRESH: Duration = Duration::from_secs(300);
-/// The same after a failure.
-const RETRY: Duration = Duration::from_secs(15);
-/// Letters of a failure that are said.
-const WHY_MAX: usize = 512;
 
 /// One that is believed, and what it is believed of.
 struct Known {
@@ -46,6 +39,7 @@ impl Issuers {
                     .map_err(|error| wrong(format!("can't read its ca_file: {error}")))?,
                 token_file: issuer.token_file.clone(),
                 lifetime_max_ms: issuer.lifetime_max_s.saturating_mul(1000),
+                types: &[],
             };
             let known = Known {
                 issuer: ForeignIssuer::new(settings).map_err(|error| wrong(error.to_string()))?,
@@ -86,7 +80,7 @@ impl Issuers {
     pub async fn keep_fresh(core: Arc<Core>) {
         let all = core.issuers.0.iter().map(|known| {
             let (known, core) = (known.clone(), core.clone());
-            async move { known.keep_fresh(&core).await }
+            async move { keep_keys_fresh(&known.issuer, "issuer", &core).await }
         });
         futures::future::join_all(all).await;
     }
@@ -121,44 +115,9 @@ impl Known {
                 "subject": verified.text("sub"),
                 "claims": mapping.claims,
             }),
+            once: None,
         })
     }
-
-    async fn keep_fresh(&self, core: &Core) {
-        let name = self.issuer.issuer();
-        let key = format!("issuer {name}");
-        loop {
-            let wait = match self.issuer.refresh(core.now()).await {
-                Ok(0) => {
-                    let text =
-                        format!("the issuer {name} has no keys now: all of its tokens are refused");
-                    core.warnings.raise(&key, &text);
-                    RETRY
-                }
-                Ok(keys) => {
-                    tracing::debug!(issuer = name, keys, "an issuer's keys are fetched");
-                    core.warnings.lower(&key);
-                    REFRESH
-                }
-                Err(error) => {
-                    let text = failed(name, &error);
-                    if core.warnings.raise(&key, &text) {
-                        tracing::error!(issuer = name, warning = ?text, "an issuer's keys can't be fetched");
-                    }
-                    RETRY
-                }
-            };
-            tokio::time::sleep(wait).await;
-        }
-    }
-}
-
-fn failed(name: &str, error: &FetchError) -> String {
-    // Some of it are the issuer's words.
-    let error: String = error.to_string().chars().take(WHY_MAX).collect();
-    format!(
-        "the keys of the issuer {name} can't be fetched, so tokens under new ones are refused, and all of its within a day: {error}"
-    )
 }
 
 impl From<ForeignError> for ExchangeError {

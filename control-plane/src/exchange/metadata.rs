@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 /// `authorization_endpoint` and `response_types_supported`. Where there is a
 /// token endpoint for client certificates, its tokens are bound to them, and
 /// clients find it by its alias (RFC 8705, sections 3.3 and 5).
-pub fn server(server: &Server, edge: &Edge) -> Value {
+///
+/// `clients`: whether there are clients with keys of their own.
+pub fn server(server: &Server, edge: &Edge, clients: bool) -> Value {
     let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
@@ -27,20 +29,28 @@ pub fn server(server: &Server, edge: &Edge) -> Value {
         "authorization_endpoint": format!("{issuer}/oauth2/authorize"),
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "response_types_supported": ["none"],
-        "grant_types_supported": [GRANT_EXCHANGE],
-        "token_endpoint_auth_methods_supported": ["none"],
+        "grant_types_supported": [GRANT_EXCHANGE, GRANT_CLIENT],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
         "authorization_details_types_supported": ["http_request"],
     });
+    // draft-ietf-oauth-spiffe-client-auth, section 4.
+    let mut methods = vec!["none", "spiffe_jwt"];
+    if mtls_url.is_some() {
+        methods.extend(["tls_client_auth", "spiffe_x509"]);
+    }
+    if clients {
+        methods.push("private_key_jwt");
+    }
+    if let Some(members) = metadata.as_object_mut() {
+        if clients {
+            // Required where there are such clients (RFC 8414, section 2).
+            let name = "token_endpoint_auth_signing_alg_values_supported";
+            members.insert(name.into(), json!(identity::oidc::ALGORITHMS));
+        }
+        let name = "token_endpoint_auth_methods_supported";
+        members.insert(name.into(), json!(methods));
+    }
     if let (Some(url), Some(members)) = (mtls_url, metadata.as_object_mut()) {
-        members.insert(
-            "grant_types_supported".into(),
-            json!([GRANT_EXCHANGE, GRANT_CLIENT]),
-        );
-        members.insert(
-            "token_endpoint_auth_methods_supported".into(),
-            json!(["none", "tls_client_auth"]),
-        );
         members.insert(
             "tls_client_certificate_bound_access_tokens".into(),
             true.into(),

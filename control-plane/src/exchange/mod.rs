@@ -27,7 +27,6 @@ use capability::proof::VerifiedProof;
 use capability::url::Target;
 use evidence::Mapped;
 use form::{Grant, Params};
-use identity::JwtEvidence;
 use identity::mtls::Peer;
 use ledger::model::{
     ActionRecord, Command, EVIDENCE_KEYS, Evidence, PolicyFacts, Refused, TokenRecord,
@@ -136,7 +135,8 @@ impl Exchange {
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
-        let Mapped { evidence, told } = self.evidence(grant, params, peer, now_ms).await?;
+        let mapped = self.evidence(grant, params, peer, now_ms).await?;
+        let evidence = &mapped.evidence;
         let agent = evidence.agent.to_string();
         let x5t = peer.and_then(|peer| peer.certificate);
         let x5t = x5t.map(|digest| capability::b64::encode(&digest));
@@ -174,14 +174,7 @@ impl Exchange {
                 .refused(caller, Some(action), Some(policy), error)
                 .await);
         }
-        let issued = self.issue(
-            caller,
-            (&evidence, told),
-            (&proof, proof_text),
-            action,
-            policy,
-            now_ms,
-        );
+        let issued = self.issue(caller, mapped, (&proof, proof_text), action, policy, now_ms);
         issued.await.map(|issued| Issued {
             exchanged: grant == Grant::Exchange,
             ..issued
@@ -317,13 +310,18 @@ impl Exchange {
     async fn issue(
         &self,
         caller: Caller<'_>,
-        (evidence, told): (&JwtEvidence, serde_json::Value),
+        mapped: Mapped,
         (proof, proof_text): (&VerifiedProof, &str),
         action: ActionRecord,
         policy: PolicyFacts,
         now_ms: u64,
     ) -> Result<Issued, ExchangeError> {
         let config = &self.core.config;
+        let Mapped {
+            evidence,
+            told,
+            once,
+        } = mapped;
         let agent = caller.agent.to_owned();
         let issued_s = now_ms / 1000;
         let expires_s = issued_s.saturating_add(config.token.lifetime_s);
@@ -379,6 +377,7 @@ impl Exchange {
             x5t: caller.x5t.map(str::to_owned),
             action: action.clone(),
             txn,
+            issued_ms: 0,
             expires_ms: expires_s.saturating_mul(1000),
         };
         let mut attachments = vec![Evidence::new("proof", proof_text.as_bytes())];
@@ -389,6 +388,8 @@ impl Exchange {
             token,
             evidence_id: evidence.evidence_id,
             evidence_expires_ms: evidence.expires_ms,
+            also: Vec::new(),
+            once: once.into_iter().collect(),
             policy: policy.clone(),
             attachments,
         });
@@ -438,7 +439,18 @@ impl Exchange {
                     .refused(caller, Some(action), Some(policy), error)
                     .await)
             }
-            Err(Refused::Suspended) => Err(self
+            Err(Refused::Shown) => Err(self
+                .refused(
+                    caller,
+                    Some(action),
+                    Some(policy),
+                    ExchangeError::AssertionReplayed,
+                )
+                .await),
+            Err(Refused::Stopped(_)) => Err(self
+                .refused(caller, Some(action), Some(policy), ExchangeError::Stopped)
+                .await),
+            Err(Refused::Suspended | Refused::Inactive) => Err(self
                 .refused(caller, Some(action), Some(policy), ExchangeError::Inactive)
                 .await),
             Err(error) => {

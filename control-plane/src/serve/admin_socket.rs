@@ -28,7 +28,8 @@ pub fn open(
 ) -> Result<(), ServeError> {
     let path = core.config.server.admin_socket.clone();
     let failed = |error| ServeError::AdminSocket(path.clone(), error);
-    let listener = bind(&path).map_err(failed)?;
+    // For this user and its group; peer credentials then tell workloads apart.
+    let listener = bind(&path, 0o660).map_err(failed)?;
     let refused_uids = core
         .config
         .identity
@@ -72,7 +73,7 @@ pub fn open(
 
 /// A socket that nobody answers on is a leftover; a live one, and anything that
 /// is no socket, is somebody else's.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
     use std::io::{Error, ErrorKind};
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -97,8 +98,7 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
         },
     }
     let listener = UnixListener::bind(path)?;
-    // For this user and its group; peer credentials then tell workloads apart.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

@@ -1,22 +1,23 @@
 //! `writ serve`: puts the rooms together, opens the doors, and closes them in
 //! order.
 
-mod admin_socket;
+pub(crate) mod admin_socket;
 pub(crate) mod advice;
 mod edge;
 mod hardening;
-mod http;
+pub(crate) mod http;
 mod identities;
 pub(crate) mod probe;
 mod ready;
 mod rollout;
 mod rotation;
-mod signals;
+pub(crate) mod signals;
 mod store;
 mod versions;
 
 use crate::approval::{ApprovalDesk, expire};
 use crate::canary::Canary;
+use crate::clients::Clients;
 use crate::config::{Config, ConfigError};
 use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
@@ -148,6 +149,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         policy::Policies::load_with(&config.policies, &config.approvers, &config.facts())
             .map_err(ServeError::Policy)?;
     // Before anything is started: a stop that comes now is not missed.
+    signals::outlive_hangups();
     let stop = signals::stop_on_signal();
     let failed = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -155,6 +157,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     // What may be taken or missing comes before anything is made.
     let pinned = edge::pinned(&config.edge).map_err(ServeError::Edge)?;
     let issuers = Issuers::new(&config).map_err(ServeError::Edge)?;
+    let clients = Clients::new(&config).map_err(ServeError::Edge)?;
     let http = bind(config.server.listen)?;
     let grpc = bind(config.server.grpc_listen)?;
     let mtls = config.server.mtls_listen.map(bind).transpose()?;
@@ -181,9 +184,16 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     } else {
         started_ms.div_ceil(1000)
     };
+    let kept = begun || config.ledger.store.url.is_some();
+    let assertions_from_ms = if kept {
+        proofs_from_s.saturating_mul(1000)
+    } else {
+        started_ms.saturating_add(identity::oidc::SKEW_MS)
+    };
     let core = Arc::new(Core {
         started_ms,
         proofs_from_s,
+        assertions_from_ms,
         ledger,
         policies,
         keys,
@@ -191,6 +201,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         identity: source,
         federation,
         issuers,
+        clients,
         refusals: Refusals::default(),
         bodies: crate::approval::Bodies::default(),
         fleet: Fleet::default(),
@@ -201,6 +212,13 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         config,
     });
     first_entry(&core, &begin).await?;
+    crate::rights::declare(&core.config, &core.ledger)
+        .await
+        .map_err(|error| {
+            ServeError::Edge(format!(
+                "the agents of the config can't be registered: {error}"
+            ))
+        })?;
     rollout::say_pinned(&core, &pinned).await?;
 
     let ads = edge::ads(&core, &begin, &pinned).map_err(ServeError::Edge)?;
@@ -216,6 +234,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         .saturating_mul(1000)
         .saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
+    crate::federated::fetch_bundles(&core).await;
     let http = listen(http, core.config.server.listen)?;
     let grpc = listen(grpc, core.config.server.grpc_listen)?;
     let metrics = match (metrics, core.config.server.metrics_listen) {
@@ -239,11 +258,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(serve_http(http, router, stop.clone(), failed.clone()));
     if let (Some(socket), Some(address)) = (mtls, core.config.server.mtls_listen) {
         let listener = listen(socket, address)?;
-        let incoming = identity::mtls::serve_workloads(
-            listener,
-            core.identity.clone(),
-            core.federation.clone(),
-        );
+        let (source, beside) = (core.identity.clone(), core.federation.clone());
+        let incoming = identity::mtls::serve_workloads(listener, source, beside);
         let router = crate::exchange::mtls_routes(exchange);
         tasks.spawn(http::serve_workloads(incoming, router, stop.clone()));
     }
@@ -263,11 +279,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
-    tasks.spawn(until(stop.clone(), Issuers::keep_fresh(core.clone())));
-    tasks.spawn(until(
-        stop.clone(),
-        crate::federated::keep_bundles_fresh(core.clone()),
-    ));
+    tasks.spawn(until(stop.clone(), crate::fresh::keep_fresh(core.clone())));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));

@@ -3,10 +3,8 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that SIGINT and SIGTERM cancel.
-pub fn stop_on_signal() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
+/// A hangup ends nothing here.
+pub fn outlive_hangups() {
     tokio::spawn(async {
         // The default action would end the process without a drain.
         if let Ok(mut hangups) = signal(SignalKind::hangup()) {
@@ -17,6 +15,12 @@ pub fn stop_on_signal() -> CancellationToken {
             }
         }
     });
+}
+
+/// A token that SIGINT and SIGTERM cancel.
+pub fn stop_on_signal() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
     let (term, int) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),

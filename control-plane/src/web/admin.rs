@@ -21,6 +21,7 @@ use super::api::{problem, suspension};
 use super::fence::harden;
 use super::inbox::sorted;
 use super::models::{standing, to_json};
+use super::rights::{agents_json, stops_json};
 use super::site::BODY_MAX;
 use super::text::time_for_programs;
 
@@ -64,6 +65,9 @@ pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/approvals", get(list))
+        .route("/api/v1/agents", get(agents).put(needs_a_human))
+        .route("/api/v1/stops", get(stops).post(needs_a_human))
+        .route("/api/v1/stops/lift", post(needs_a_human))
         .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
         .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
         .route("/api/v1/session", post(needs_a_human))
@@ -104,6 +108,14 @@ async fn gate(State(office): State<Office>, request: Request, next: Next) -> Res
     };
     harden(&mut response);
     response
+}
+
+async fn agents(State(office): State<Office>) -> Response {
+    Json(agents_json(&*office.desk)).into_response()
+}
+
+async fn stops(State(office): State<Office>) -> Response {
+    Json(stops_json(&office.desk.rights())).into_response()
 }
 
 async fn needs_a_human() -> Response {

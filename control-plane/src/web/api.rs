@@ -32,6 +32,7 @@ pub(super) fn routes() -> Router<Site> {
         .route("/api/v1/approvals/{id}", get(one))
         .route("/api/v1/approvals/{id}/approve", post(approve))
         .route("/api/v1/approvals/{id}/deny", post(deny))
+        .merge(super::rights::routes())
         .route("/api/v1/ledger", get(ledger))
         .route("/api/v1/ledger/confirm", post(confirm))
 }
@@ -72,13 +73,13 @@ pub(super) fn unauthenticated() -> Response {
     response
 }
 
-fn reader(site: &Site, headers: &HeaderMap) -> Option<Session> {
+pub(super) fn reader(site: &Site, headers: &HeaderMap) -> Option<Session> {
     site.command_line(headers)
         .or_else(|| site.browser(headers, By::Page))
         .map(|(_, session)| session)
 }
 
-fn bad_body(rejection: &JsonRejection) -> Response {
+pub(super) fn bad_body(rejection: &JsonRejection) -> Response {
     problem(
         rejection.status(),
         "bad_body",
@@ -292,7 +293,7 @@ async fn confirm(
     }
 }
 
-fn refused(error: DeskError) -> Response {
+pub(super) fn refused(error: DeskError) -> Response {
     let detail = error.to_string();
     match error {
         DeskError::NotFound => problem(StatusCode::NOT_FOUND, "not_found", &detail),
@@ -305,6 +306,10 @@ fn refused(error: DeskError) -> Response {
         ),
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
         DeskError::NotAdmin => problem(StatusCode::FORBIDDEN, "not_an_admin", &detail),
+        DeskError::Rights(why) => {
+            let (status, word) = super::rights::told(&why);
+            problem(status, word, &detail)
+        }
         DeskError::NotSuspended => problem(StatusCode::CONFLICT, "not_suspended", &detail),
         DeskError::Unknown => problem(StatusCode::SERVICE_UNAVAILABLE, "unknown", &detail),
         DeskError::Unavailable => {

@@ -92,6 +92,7 @@ async fn one(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMa
         ApprovalState::Denied => "This was denied",
         ApprovalState::Expired => "This ran out of time",
         ApprovalState::Consumed => "This was approved and used",
+        ApprovalState::Cancelled => "This was taken back, with the rights of who asked",
     };
     let shell = Shell::new(&site, Some(&session), "approvals", title);
     let body = site.desk.body(&approval.id);
@@ -212,7 +213,10 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             say(StatusCode::CONFLICT, "This is not waiting any more", &text)
         }
         // The last two are answers about restores, which no page asks for.
-        DeskError::NotAllowed | DeskError::NotAdmin | DeskError::NotSuspended => say(
+        DeskError::NotAllowed
+        | DeskError::NotAdmin
+        | DeskError::Rights(_)
+        | DeskError::NotSuspended => say(
             StatusCode::FORBIDDEN,
             "You may not decide this",
             "Nothing was decided. The rule that asks for a human names other approvers.",

@@ -54,6 +54,8 @@ pub struct Session {
     pub who: String,
     /// The token that this session's forms carry.
     pub csrf: String,
+    /// When it was opened, in ms since the epoch.
+    pub began_ms: Millis,
     /// When the session ends at the latest, in ms since the epoch.
     pub ends_ms: Millis,
 }
@@ -75,6 +77,7 @@ struct Link {
 }
 
 struct Opened {
+    began_ms: Millis,
     who: String,
     csrf: String,
     kind: Kind,
@@ -176,12 +179,14 @@ impl Logins {
             who: link.who,
             csrf: random(),
             kind,
+            began_ms: now,
             ends_ms: now.saturating_add(SESSION_MS),
             seen_ms: now,
         };
         let session = Session {
             who: opened.who.clone(),
             csrf: opened.csrf.clone(),
+            began_ms: opened.began_ms,
             ends_ms: opened.ends_ms,
         };
         inner.sessions.insert(digest(&id), opened);
@@ -207,6 +212,7 @@ impl Logins {
         Some(Session {
             who: opened.who.clone(),
             csrf: opened.csrf.clone(),
+            began_ms: opened.began_ms,
             ends_ms: opened.ends_ms,
         })
     }

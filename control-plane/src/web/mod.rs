@@ -15,6 +15,7 @@ mod inbox;
 mod logins;
 mod models;
 mod pages;
+mod rights;
 mod site;
 mod text;
 mod views;
@@ -25,7 +26,9 @@ mod tests;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use ledger::model::{Approval, ApprovalState, Hash, Millis, Suspension};
+use ledger::model::{
+    AgentChange, Approval, ApprovalState, Hash, Millis, Refused, Rights, Suspension, Target,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +64,13 @@ pub trait Desk: Send + Sync + 'static {
     /// Lets agents act again, after a restore whose entry has this index; `by` is
     /// the session's name. Answers once that is durable.
     fn confirm(&self, restored: u64, by: &str) -> BoxFuture<'_, Result<(), DeskError>>;
+    /// The registry of agents, and what is stopped.
+    fn rights(&self) -> Arc<Rights>;
+    /// Agents that showed valid evidence without being registered, and since when.
+    fn discovered(&self) -> Vec<(String, Millis)>;
+    /// Changes either; `by` is the session's name. Answers once that is durable.
+    fn change_rights(&self, change: RightsChange, by: &str)
+    -> BoxFuture<'_, Result<(), DeskError>>;
     /// Changes whenever any approval may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
     /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].
@@ -77,8 +87,32 @@ pub trait Desk: Send + Sync + 'static {
     fn proxies(&self) -> Vec<ProxyView>;
 }
 
+/// What an admin changes of rights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RightsChange {
+    /// The registry.
+    Agent {
+        /// The agent's SPIFFE ID.
+        agent: String,
+        /// What changes.
+        change: AgentChange,
+    },
+    /// Rights are taken away.
+    Stop {
+        /// Whose.
+        target: Target,
+        /// Why.
+        why: String,
+    },
+    /// They may be given again.
+    Lift {
+        /// Whose.
+        target: Target,
+    },
+}
+
 /// Why a decision was not taken. Nothing was committed, [`DeskError::Unknown`] apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeskError {
     /// No such approval.
     #[error("no such approval")]
@@ -96,8 +130,11 @@ pub enum DeskError {
     #[error("this person is not one of its approvers")]
     NotAllowed,
     /// This person is no admin.
-    #[error("only the person of server.login_as confirms a restore")]
+    #[error("only the person of server.login_as does that")]
     NotAdmin,
+    /// A change of rights was refused.
+    #[error("{0}")]
+    Rights(Refused),
     /// Nothing waits to be confirmed, or something else does.
     #[error("nothing waits to be confirmed, or not what was shown")]
     NotSuspended,

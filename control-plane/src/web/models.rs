@@ -32,6 +32,7 @@ pub(super) fn word(state: ApprovalState) -> &'static str {
         ApprovalState::Denied => "denied",
         ApprovalState::Expired => "expired",
         ApprovalState::Consumed => "consumed",
+        ApprovalState::Cancelled => "cancelled",
     }
 }
 
@@ -42,6 +43,7 @@ fn label(state: ApprovalState) -> &'static str {
         ApprovalState::Denied => "Denied",
         ApprovalState::Expired => "Expired",
         ApprovalState::Consumed => "Approved and used",
+        ApprovalState::Cancelled => "Taken back",
     }
 }
 

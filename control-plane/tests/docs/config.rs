@@ -163,6 +163,7 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
     let source: String = [
         "body",
         "check",
+        "clients",
         "exempt",
         "federated",
         "issuers",

@@ -11,6 +11,9 @@ impl System {
     /// # Errors
     /// When that takes longer than [`super::START_DEADLINE`].
     pub async fn settled(&self) -> Result<(), Error> {
+        // A worker that is about to change to what was sent anew has a stream too, and
+        // none for a moment after.
+        self.configured().await?;
         // One request asks one worker; the others must be there as well.
         let http = reqwest::Client::new();
         for admin in self.admin_urls() {

@@ -197,7 +197,7 @@ async fn an_x509_svid_alone_is_evidence() {
             "an assertion",
             vec![grant, ("client_assertion", &svid)],
             "invalid_request",
-            "`client_assertion` is not used here",
+            "client_assertion_type is missing",
         ),
     ];
     for (what, form, error, text) in table {

@@ -46,6 +46,19 @@ impl Authority {
         json!({ "kty": "EC", "use": "jwt-svid", "kid": self.kid, "crv": "P-256", "x": x, "y": y })
     }
 
+    /// Its key for signatures of any kind, as a client's JWK set has it.
+    pub fn client_jwk(&self) -> Value {
+        laid(self.jwk(), &json!({ "use": "sig", "alg": "ES256" }))
+    }
+
+    /// The same with its private part.
+    pub fn private_jwk(&self) -> Value {
+        laid(
+            self.client_jwk(),
+            &json!({ "d": encode(&self.key.to_bytes()) }),
+        )
+    }
+
     /// The same key under another's id.
     pub fn named_as(mut self, other: &Authority) -> Authority {
         self.kid.clone_from(&other.kid);

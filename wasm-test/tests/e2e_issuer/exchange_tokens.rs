@@ -152,10 +152,13 @@ async fn metadata_and_keys_are_what_standard_clients_demand() {
     let metadata = answer.json();
     assert_eq!(metadata["issuer"], issuer);
     assert_eq!(metadata["token_endpoint"], plane.token_endpoint());
-    assert_eq!(metadata["grant_types_supported"], json!([GRANT]));
+    assert_eq!(
+        metadata["grant_types_supported"],
+        json!([GRANT, "client_credentials"])
+    );
     assert_eq!(
         metadata["token_endpoint_auth_methods_supported"],
-        json!(["none"])
+        json!(["none", "spiffe_jwt"])
     );
     assert_eq!(
         metadata["authorization_details_types_supported"],

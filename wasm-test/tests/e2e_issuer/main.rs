@@ -15,6 +15,7 @@
 mod admin_socket;
 mod browser;
 mod calling;
+mod clients;
 mod cutter;
 mod deciding;
 mod evidence;
@@ -34,6 +35,8 @@ mod page_contents;
 mod pages;
 mod plane;
 mod programs;
+mod rights;
+mod sidecar;
 mod starting;
 mod terminal_approvals;
 mod visitor;

@@ -17,6 +17,7 @@ const SCRIPTS: &[&str] = &[
     "svid.py",
     "raw.py",
     "oauth.mjs",
+    "client.mjs",
     "dpop.mjs",
     "issuer.mjs",
     "browser.mjs",

@@ -10,7 +10,7 @@ mod token;
 
 pub use fetch::{FetchError, KeysFrom, may_have_keys};
 pub use keys::check_keys;
-pub use token::{ForeignError, MAX_FOREIGN_TOKEN_BYTES, claimed_issuer};
+pub use token::{ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, SKEW_MS, claimed_issuer};
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub struct IssuerSettings {
     pub token_file: Option<std::path::PathBuf>,
     /// The longest that a token of its may live, from `iat` to `exp`, in ms.
     pub lifetime_max_ms: Millis,
+    /// What `typ` of its tokens may be beside `JWT`.
+    pub types: &'static [&'static str],
 }
 
 impl IssuerSettings {
@@ -83,6 +85,7 @@ struct Known {
 pub struct ForeignEvidence {
     issuer: String,
     claims: Map<String, Value>,
+    issued_ms: Millis,
     expires_ms: Millis,
     evidence_id: [u8; 32],
 }
@@ -114,6 +117,12 @@ impl ForeignEvidence {
             }
         };
         found?.as_str()
+    }
+
+    /// When it was made, as it says, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn issued_ms(&self) -> Millis {
+        self.issued_ms
     }
 
     /// Until when it may be presented, in milliseconds since the Unix epoch.
@@ -156,9 +165,9 @@ impl ForeignIssuer {
     /// # Errors
     /// When it proves nothing, and why.
     pub async fn verify(&self, token: &str, now: Millis) -> Result<ForeignEvidence, ForeignError> {
-        let unverified = Unverified::parse(token)?;
+        let unverified = Unverified::parse(token, self.0.settings.types)?;
         // What costs nothing comes before keys are fetched and signatures checked.
-        let expires_ms = unverified.check_claims(&self.0.settings, now)?;
+        let (issued_ms, expires_ms) = unverified.check_claims(&self.0.settings, now)?;
         let keys = self.keys(unverified.kid(), now).await?;
         let mut fitting = keys.iter().filter(|key| key.fits(unverified.algorithm()));
         if !fitting.any(|key| unverified.is_signed_by(key)) {
@@ -166,6 +175,7 @@ impl ForeignIssuer {
         }
         Ok(ForeignEvidence {
             issuer: self.0.settings.issuer.clone(),
+            issued_ms,
             expires_ms,
             evidence_id: Sha256::digest(unverified.signed()).into(),
             claims: unverified.into_claims(),

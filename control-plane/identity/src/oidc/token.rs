@@ -10,8 +10,10 @@ use crate::Millis;
 
 /// The longest token that is looked at, in bytes.
 pub const MAX_FOREIGN_TOKEN_BYTES: usize = 8 * 1024;
+/// The algorithms that tokens may be signed with, as `alg` names them.
+pub const ALGORITHMS: &[&str] = &["RS256", "PS256", "ES256", "ES384", "EdDSA", "Ed25519"];
 /// `iat` and `nbf` may be so far ahead, in ms.
-const SKEW_MS: Millis = 10_000;
+pub const SKEW_MS: Millis = 10_000;
 
 /// Why another issuer's token proves nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,7 +82,8 @@ pub(super) struct Unverified<'t> {
 }
 
 impl<'t> Unverified<'t> {
-    pub(super) fn parse(token: &'t str) -> Result<Self, ForeignError> {
+    /// `types` are those that `typ` may have beside `JWT`.
+    pub(super) fn parse(token: &'t str, types: &[&str]) -> Result<Self, ForeignError> {
         use ForeignError::Malformed;
         if token.len() > MAX_FOREIGN_TOKEN_BYTES {
             return Err(ForeignError::TooLarge);
@@ -102,7 +105,11 @@ impl<'t> Unverified<'t> {
         let typ = header
             .get("typ")
             .map(|typ| typ.as_str().unwrap_or_default());
-        if typ.is_some_and(|typ| !typ.eq_ignore_ascii_case("jwt")) {
+        let taken = |typ: &str| {
+            let mut all = types.iter().chain(&["jwt"]);
+            all.any(|it| typ.eq_ignore_ascii_case(it))
+        };
+        if typ.is_some_and(|typ| !taken(typ)) {
             return Err(Malformed("its `typ` is not JWT"));
         }
         let text = |name: &str| header.get(name).and_then(Value::as_str);
@@ -140,12 +147,12 @@ impl<'t> Unverified<'t> {
         self.claims
     }
 
-    /// RFC 7519, section 4.1; when it ends, in ms.
+    /// RFC 7519, section 4.1; when it was made and when it ends, in ms.
     pub(super) fn check_claims(
         &self,
         settings: &IssuerSettings,
         now: Millis,
-    ) -> Result<Millis, ForeignError> {
+    ) -> Result<(Millis, Millis), ForeignError> {
         use ForeignError::Malformed;
         if self.claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
             return Err(ForeignError::Issuer);
@@ -178,7 +185,7 @@ impl<'t> Unverified<'t> {
                 most_s: settings.lifetime_max_ms / 1000,
             });
         }
-        Ok(expires)
+        Ok((issued, expires))
     }
 
     /// A NumericDate (RFC 7519, section 2), which may have a fraction, in ms.

@@ -32,6 +32,7 @@ fn settings(issuer: &str, keys: KeysFrom) -> IssuerSettings {
         keys,
         authorities_pem: None,
         token_file: None,
+        types: &[],
         lifetime_max_ms: 3_600_000,
     }
 }

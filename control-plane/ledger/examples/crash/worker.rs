@@ -106,12 +106,15 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
             content_digest: None,
         },
         txn: name.to_owned(),
+        issued_ms: 0,
         expires_ms: now() + 30_000,
     };
     Command::Issue {
         token,
         evidence_id: audit::leaf_hash(b"evidence"),
         evidence_expires_ms: now() + 60_000,
+        also: Vec::new(),
+        once: Vec::new(),
         policy: policy(),
         attachments: vec![Evidence::new("proof", &[b'x'; 300])],
     }

@@ -47,10 +47,13 @@ fn issue(n: usize) -> Command {
                 content_digest: None,
             },
             txn: format!("txn_{n:022}"),
+            issued_ms: 0,
             expires_ms: now() + LIFETIME_MS,
         },
         evidence_id: hash(usize::MAX - n % AGENTS),
         evidence_expires_ms: now() + LIFETIME_MS,
+        also: Vec::new(),
+        once: Vec::new(),
         policy: policy(),
         attachments: Vec::new(),
     }

@@ -2,13 +2,16 @@
 //! is written. Callers evaluated at an older version; what can have changed
 //! since is checked again here, in the ledger's one thread.
 
+mod approvals;
+
+use approvals::HoldParts;
+
 use crate::{
     embedded::state::{Outstanding, State},
-    event::{Answer, ApprovalUse, Entry, Event, EvidenceUse, Subject},
+    event::{ApprovalUse, Entry, Event, Subject},
     model::{
-        Approval, ApprovalState, Command, EVIDENCE_KEYS, EXPIRED_PER_ENTRY, Evidence, Hash,
-        HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, PolicyFacts, Refused, RequestFacts,
-        TokenRecord,
+        Approval, ApprovalState, Command, EVIDENCE_KEYS, EXPIRED_PER_ENTRY, Evidence, EvidenceOf,
+        Given, Hash, HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, Refused, TokenRecord,
     },
 };
 
@@ -61,18 +64,26 @@ impl State {
                 token,
                 evidence_id,
                 evidence_expires_ms,
+                also,
+                once,
                 policy,
                 attachments,
             } => {
-                self.check_issue(&token, &evidence_id, now, limits)?;
-                let evidence = EvidenceUse {
+                let token = TokenRecord {
+                    issued_ms: now,
+                    ..token
+                };
+                let evidence = EvidenceOf {
                     id: evidence_id,
                     expires_ms: evidence_expires_ms,
                 };
+                self.check_issue(&token, (&evidence, &also, &once), now, limits)?;
                 Ok(Draft::with(
                     Event::Issue {
                         token: token.into(),
                         evidence,
+                        also,
+                        once,
                         policy,
                     },
                     attachments,
@@ -103,6 +114,7 @@ impl State {
                 attachments,
             } => {
                 let token = self.spendable(&token_hash, &attempt, now)?;
+                self.may_use(&Given::from(&*self.outstanding(&token_hash)?.record), now)?;
                 let approval = match approval {
                     Some((id, digest)) => Some(self.usable(id, digest, now)?),
                     None => None,
@@ -150,6 +162,7 @@ impl State {
                 attachments,
             } => {
                 let token = self.holdable(&token_hash, &attempt, now, limits)?;
+                self.may_use(&Given::from(&*self.outstanding(&token_hash)?.record), now)?;
                 self.check_hold(
                     HoldParts {
                         token,
@@ -188,6 +201,17 @@ impl State {
                 usable_ms,
             } => self.check_decision(id, digest, approve, by, now, usable_ms),
             Command::ExpireApprovals => self.check_expiry(now),
+            Command::PutAgent { agent, change, by } => {
+                self.check_agent(agent, change, by, now, limits)
+            }
+            Command::Stop {
+                target,
+                by,
+                why,
+                until_ms,
+            } => self.check_stop(target, by, why, until_ms, now, limits),
+            Command::Lift { target, by } => self.check_lift(&target, by, now),
+            Command::CancelApprovals => self.check_cancel(now),
             Command::ConfirmRestore { restored, by } => match &self.suspended {
                 Some(waiting) if waiting.index == restored => {
                     Ok(Draft::plain(Event::Confirmed { restored, by }))
@@ -243,7 +267,7 @@ impl State {
     fn check_issue(
         &self,
         token: &TokenRecord,
-        evidence: &Hash,
+        (evidence, also, once): (&EvidenceOf, &[EvidenceOf], &[EvidenceOf]),
         now: Millis,
         limits: &Limits,
     ) -> Result<(), Refused> {
@@ -253,20 +277,32 @@ impl State {
         if self.is_known(&token.token_hash) {
             return Err(Refused::AttemptKnown);
         }
+        self.may_use(&Given::from(token), now)?;
         let most = limits.outstanding_per_agent;
         if self.counts(&token.agent).outstanding >= most + usize::from(planted!(OutstandingOverrun))
         {
             return Err(Refused::Limit("outstanding tokens per agent"));
         }
-        let (known, keys) = self.evidence_keys(evidence, &token.jkt);
-        if !known && keys >= limits.keys_per_evidence + usize::from(planted!(KeysOverrun)) {
-            return Err(Refused::Limit(EVIDENCE_KEYS));
+        let mut fresh = 0;
+        for piece in std::iter::once(evidence).chain(also) {
+            let (known, keys) = self.evidence_keys(&piece.id, &token.jkt);
+            if !known && keys >= limits.keys_per_evidence + usize::from(planted!(KeysOverrun)) {
+                return Err(Refused::Limit(EVIDENCE_KEYS));
+            }
+            fresh += usize::from(keys == 0);
         }
-        if keys == 0 {
-            if self.evidence_of(&token.agent) >= limits.evidence_per_agent {
+        for piece in once {
+            let (_, keys) = self.evidence_keys(&piece.id, &token.jkt);
+            if keys > 0 && !planted!(OnceTwice) {
+                return Err(Refused::Shown);
+            }
+            fresh += usize::from(keys == 0);
+        }
+        if fresh > 0 {
+            if self.evidence_of(&token.agent) + fresh > limits.evidence_per_agent {
                 return Err(Refused::Limit("evidence per agent"));
             }
-            if self.evidence_total() >= limits.evidence_total {
+            if self.evidence_total() + fresh > limits.evidence_total {
                 return Err(Refused::Limit("evidence"));
             }
         }
@@ -274,7 +310,7 @@ impl State {
     }
 
     fn check_discover(&self, agent: String, limits: &Limits) -> Result<Draft, Refused> {
-        if self.discovered().contains_key(&agent) {
+        if self.discovered().contains_key(&agent) || self.rights.agent(&agent).is_some() {
             return Err(Refused::AttemptKnown);
         }
         if self.discovered().len() >= limits.discovered {
@@ -328,72 +364,17 @@ impl State {
         Ok(Subject::from(&*token.record))
     }
 
-    fn check_hold(&self, hold: HoldParts, now: Millis, limits: &Limits) -> Result<Draft, Refused> {
-        let HoldParts {
-            token,
-            attempt,
-            request,
-            policy,
-            approval,
-            attachments,
-        } = hold;
-        let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
-        let mut found = None;
-        for other in self.open_with(&approval.digest).filter(equal) {
-            match other.state {
-                ApprovalState::Pending => found = Some(other.id.clone()),
-                // Approved after the caller looked: asking a human again would be a second notice.
-                ApprovalState::Approved if other.policy_version == approval.policy_version => {
-                    return Err(Refused::ApprovalState(Some(ApprovalState::Approved)));
-                }
-                _ => {}
-            }
-        }
-        let (id, opened) = match found {
-            Some(id) => (id, None),
-            None => {
-                // An agent's own share ends first: it cannot take what others need.
-                if self.open_approvals_of(&approval.agent) >= limits.approvals_open_per_agent {
-                    return Err(Refused::Limit("open approvals per agent"));
-                }
-                if self.open_approvals() >= limits.approvals_open {
-                    return Err(Refused::Limit("open approvals"));
-                }
-                if let Some(known) = self.approval(&approval.id) {
-                    return Err(Refused::ApprovalState(Some(known.state)));
-                }
-                let clean = Approval {
-                    state: ApprovalState::Pending,
-                    created_ms: now,
-                    decided_by: None,
-                    decided_ms: None,
-                    ..approval
-                };
-                (clean.id.clone(), Some(clean))
-            }
-        };
-        let event = Event::Hold {
-            token,
-            attempt,
-            request,
-            policy,
-            approval: id.clone(),
-            opened,
-        };
-        Ok(Draft {
-            entry: Entry::Event(Box::new(event)),
-            attachments,
-            approval: Some(id),
-        })
-    }
-
     /// The approval that an allow names: approved, unused, in time, for this digest.
     fn usable(&self, id: String, digest: Hash, now: Millis) -> Result<ApprovalUse, Refused> {
         self.approval_in(&id, &digest, ApprovalState::Approved, now)?;
+        let approval = self.approval(&id).ok_or(Refused::ApprovalState(None))?;
+        // It grants nothing any more; who asks is not barred by that.
+        self.may_use(&Given::from(approval), now)
+            .map_err(|_| Refused::ApprovalState(Some(ApprovalState::Cancelled)))?;
         Ok(ApprovalUse { id, digest })
     }
 
-    fn approval_in(
+    pub(super) fn approval_in(
         &self,
         id: &str,
         digest: &Hash,
@@ -412,35 +393,6 @@ impl State {
             return Err(Refused::ApprovalDigest);
         }
         Ok(())
-    }
-
-    fn check_decision(
-        &self,
-        id: String,
-        digest: Hash,
-        approve: bool,
-        by: String,
-        now: Millis,
-        usable_ms: Millis,
-    ) -> Result<Draft, Refused> {
-        self.approval_in(&id, &digest, ApprovalState::Pending, now)?;
-        let (decision, expires_ms) = if approve {
-            (Answer::Approved, now.saturating_add(usable_ms))
-        } else {
-            (Answer::Denied, now)
-        };
-        let event = Event::Approval {
-            id: id.clone(),
-            digest,
-            decision,
-            by,
-            expires_ms,
-        };
-        Ok(Draft {
-            entry: Entry::Event(Box::new(event)),
-            attachments: Vec::new(),
-            approval: Some(id),
-        })
     }
 
     fn check_overdue(&self, held_before_ms: Millis) -> Result<Draft, Refused> {
@@ -482,13 +434,4 @@ fn grants(command: &Command) -> bool {
             | Command::Hold { .. }
             | Command::DecideApproval { approve: true, .. }
     )
-}
-
-struct HoldParts {
-    token: Subject,
-    attempt: String,
-    request: RequestFacts,
-    policy: PolicyFacts,
-    approval: Approval,
-    attachments: Vec<Evidence>,
 }

@@ -46,7 +46,7 @@ use crate::{
     },
     event::Entry,
     model::{
-        Approval, ApprovalState, Command, Committed, Hash, Millis, Refused, SpentRecord,
+        Approval, ApprovalState, Command, Committed, Hash, Millis, Refused, Rights, SpentRecord,
         Suspension, TokenRecord, TokenState,
     },
 };
@@ -266,6 +266,11 @@ impl Embedded {
             .iter()
             .map(|(agent, at)| (agent.clone(), *at))
             .collect()
+    }
+
+    /// The registry and the stops.
+    pub(crate) fn rights(&self) -> Arc<Rights> {
+        Arc::clone(&self.inner.shared.read().rights)
     }
 
     /// What agents wait for an admin to confirm.

@@ -8,6 +8,7 @@ mod approvals;
 mod by_hash;
 pub(crate) mod keep;
 pub(crate) mod partial;
+mod rights;
 mod tokens;
 
 use std::{
@@ -24,7 +25,7 @@ use crate::{
         tally::Tally,
     },
     event::{Entry, Event},
-    model::{Approval, ApprovalState, FirstUse, Hash, Millis, SpentRecord, Suspension},
+    model::{Approval, ApprovalState, FirstUse, Hash, Millis, Rights, SpentRecord, Suspension},
 };
 pub(crate) use by_hash::ByAgent;
 pub(crate) use tokens::{Made, Outstanding};
@@ -100,7 +101,9 @@ pub(crate) struct State {
     discovered: BTreeMap<String, Millis>,
     /// Set while agents wait for an admin, after a restore.
     pub(crate) suspended: Option<Suspension>,
-    /// How often an approval or a held token changed.
+    /// The registry of agents, and what is stopped.
+    pub(crate) rights: Arc<Rights>,
+    /// How often an approval, a held token, the registry or a stop changed.
     pub(crate) holds_changed: u64,
 }
 
@@ -237,8 +240,20 @@ impl State {
             Event::Restored(restored) => self.restored(index, now, restored),
             Event::Confirmed { .. } => self.suspended = None,
             Event::Issue {
-                token, evidence, ..
-            } => self.issue(token, evidence),
+                token,
+                evidence,
+                also,
+                once,
+                ..
+            } => {
+                self.issue(token);
+                for piece in std::iter::once(evidence).chain(also).chain(once) {
+                    self.shown_as_evidence(token, piece);
+                }
+            }
+            Event::Agent(record) => self.put_agent(record),
+            Event::Stop(stop) | Event::Lift(stop) => self.put_stop(stop),
+            Event::ApprovalsCancelled { ids } => self.cancel(ids),
             Event::Discover { agent } => {
                 self.discovered.entry(agent.clone()).or_insert(now);
             }
@@ -326,6 +341,7 @@ impl State {
 
     /// Forgets what is past its end. A held token stays: its end was checked on entry.
     fn sweep(&mut self) {
+        Rights::sweep(&mut self.rights, self.time_ms);
         while let Some(&(end, hash)) = self.ends.first() {
             if end.saturating_add(LINGER_MS) > self.time_ms {
                 break;

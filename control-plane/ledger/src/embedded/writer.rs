@@ -316,6 +316,8 @@ fn is_essential(command: &Command) -> bool {
         | Command::LapseOverdue { .. }
         | Command::DecideApproval { approve: false, .. }
         | Command::ExpireApprovals
+        | Command::CancelApprovals
+        | Command::Stop { .. }
         | Command::Outcome { .. } => true,
         Command::Note { kind, .. } => RESERVED_NOTE_KINDS.contains(kind),
         _ => false,

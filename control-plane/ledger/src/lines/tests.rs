@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::{
-    event::{Answer, ApprovalUse, EvidenceUse, Restored, Subject, Superseded},
+    event::{Answer, ApprovalUse, Restored, Subject, Superseded},
     model::{
-        ActionRecord, ApprovalState, Hash, HexHash, PolicyFacts, RequestFacts, TokenRecord, User,
+        ActionRecord, AgentRecord, AgentState, ApprovalState, EvidenceOf, Hash, HexHash,
+        PolicyFacts, RequestFacts, Stop, Target, TokenRecord, User,
     },
 };
 
@@ -84,7 +85,37 @@ fn token(user: Option<User>) -> TokenRecord {
         x5t: None,
         action: action(),
         txn: "t".into(),
+        issued_ms: 0,
         expires_ms: 9,
+    }
+}
+
+fn agent(full: bool) -> AgentRecord {
+    let text = || if full { TEXT } else { "" }.to_owned();
+    AgentRecord {
+        agent: TEXT.into(),
+        owner: TEXT.into(),
+        purpose: text(),
+        environment: text(),
+        state: AgentState::Suspended,
+        created_ms: 1,
+        changed_ms: 2,
+        changed_by: TEXT.into(),
+        why: text(),
+        expires_ms: full.then_some(7),
+        void_ms: 0,
+    }
+}
+
+fn stop(target: Target, full: bool) -> Stop {
+    Stop {
+        target,
+        at_ms: 3,
+        by: TEXT.into(),
+        why: if full { TEXT } else { "" }.into(),
+        until_ms: full.then_some(8),
+        lift_asked: full.then(|| (TEXT.into(), 4)),
+        lifted: full.then(|| (TEXT.into(), 5)),
     }
 }
 
@@ -100,6 +131,10 @@ fn events(full: bool) -> Vec<Event> {
         log: "ab".repeat(16),
         entries: 3,
         head: hash,
+    };
+    let piece = EvidenceOf {
+        id: hash,
+        expires_ms: 2,
     };
     vec![
         Event::Epoch {
@@ -128,10 +163,12 @@ fn events(full: bool) -> Vec<Event> {
         },
         Event::Issue {
             token: token(user.clone()).into(),
-            evidence: EvidenceUse {
+            evidence: EvidenceOf {
                 id: hash,
                 expires_ms: 1,
             },
+            also: full.then_some(piece).into_iter().collect(),
+            once: full.then_some(piece).into_iter().collect(),
             policy: policy(),
         },
         Event::ExchangeRefused {
@@ -195,6 +232,13 @@ fn events(full: bool) -> Vec<Event> {
         Event::ApprovalsExpired {
             ids: vec![TEXT.into()],
         },
+        Event::ApprovalsCancelled {
+            ids: vec![TEXT.into()],
+        },
+        Event::Agent(agent(full)),
+        Event::Stop(stop(Target::Everything, false)),
+        Event::Stop(stop(Target::Token(hash), full)),
+        Event::Lift(stop(Target::Agent(TEXT.into()), full)),
         Event::Outcome {
             attempt: "a".into(),
             status: u16::MAX,
@@ -224,6 +268,10 @@ fn kind(event: &Event) -> usize {
         Event::Approval { .. } => 13,
         Event::ApprovalsExpired { .. } => 14,
         Event::Outcome { .. } => 15,
+        Event::ApprovalsCancelled { .. } => 16,
+        Event::Agent(_) => 17,
+        Event::Stop(_) => 18,
+        Event::Lift(_) => 19,
     }
 }
 
@@ -256,5 +304,5 @@ fn every_event_is_the_line_that_its_value_makes() {
         let read = Entry::from_parts(&line.kind, line.body).unwrap();
         assert_eq!(read, entry, "{named}");
     }
-    assert_eq!(kinds.len(), 16);
+    assert_eq!(kinds.len(), 20);
 }

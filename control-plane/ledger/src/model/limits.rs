@@ -18,6 +18,10 @@ pub struct Limits {
     pub evidence_total: usize,
     /// Discovered agents that are remembered.
     pub discovered: usize,
+    /// Agents in the registry.
+    pub agents: usize,
+    /// Stops that stand, or whose past still counts.
+    pub stops: usize,
     /// Approvals of one agent that are pending or approved. Joining one is free.
     pub approvals_open_per_agent: usize,
     /// Approvals that are pending or approved, in all.
@@ -34,6 +38,8 @@ impl Default for Limits {
             evidence_per_agent: 262_144,
             evidence_total: 524_288,
             discovered: 1024,
+            agents: 262_144,
+            stops: 65_536,
             approvals_open_per_agent: 32,
             approvals_open: 1024,
         }

@@ -15,7 +15,7 @@ use crate::{
     event::{Entry, Event},
     model::{
         Approval, Command, Committed, EXPIRED_PER_ENTRY, Hash, HexHash, Limits, Millis,
-        OVERDUE_PER_ENTRY, Refused,
+        OVERDUE_PER_ENTRY, Refused, Right,
     },
 };
 
@@ -41,6 +41,8 @@ pub(crate) struct Keys {
     pub(crate) overdue: Option<(Millis, usize)>,
     /// So many approvals that are over may end.
     pub(crate) expiring: usize,
+    /// Whether those of what is stopped end: all that are open are read.
+    pub(crate) cancelling: bool,
 }
 
 /// Whether a command belongs to those that are committed one batch after the
@@ -54,10 +56,22 @@ pub(crate) fn is_serial(command: &Command) -> bool {
             | Command::LapseOverdue { .. }
             | Command::Discover { .. }
             | Command::ConfirmRestore { .. }
+            | Command::CancelApprovals
+            | Command::PutAgent { .. }
+            | Command::Stop { .. }
+            | Command::Lift { .. }
             | Command::Allow {
                 approval: Some(_),
                 ..
             }
+    )
+}
+
+/// Whether a command changes rights: no other batch is under way beside it.
+pub(crate) fn changes_rights(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::PutAgent { .. } | Command::Stop { .. } | Command::Lift { .. }
     )
 }
 
@@ -78,6 +92,8 @@ pub(crate) fn is_storable(command: &Command) -> bool {
             attempt, approval, ..
         } => name(attempt) && name(&approval.id) && name(&approval.agent),
         Command::DecideApproval { id, .. } => name(id),
+        Command::PutAgent { agent, .. } => name(agent),
+        Command::Stop { target, .. } => serde_json::to_string(target).is_ok_and(|text| name(&text)),
         _ => true,
     }
 }
@@ -94,8 +110,14 @@ impl Keys {
     fn add(&mut self, command: &Command) {
         match command {
             Command::Issue {
-                token, evidence_id, ..
+                token,
+                evidence_id,
+                also,
+                once,
+                ..
             } => {
+                let further = also.iter().chain(once).map(|piece| piece.id);
+                self.evidence.extend(further);
                 *self.agents.entry(token.agent.clone()).or_default() += 1;
                 self.evidence.insert(*evidence_id);
                 self.tokens.insert(token.token_hash);
@@ -143,6 +165,7 @@ impl Keys {
             Command::DecideApproval { id, .. } => {
                 self.approvals.insert(id.clone());
             }
+            Command::CancelApprovals => self.cancelling = true,
             Command::ExpireApprovals => self.expiring += EXPIRED_PER_ENTRY,
             Command::Outcome { attempt, .. } => {
                 self.attempts.insert(attempt.clone());
@@ -153,6 +176,9 @@ impl Keys {
             }
             Command::ExchangeRefused { .. }
             | Command::Note { .. }
+            | Command::PutAgent { .. }
+            | Command::Stop { .. }
+            | Command::Lift { .. }
             | Command::ConfirmRestore { .. } => {}
         }
     }
@@ -194,6 +220,8 @@ pub(crate) struct Writes {
     pub(crate) outstanding: Vec<(String, usize)>,
     pub(crate) approvals: Vec<Approval>,
     pub(crate) discovered: Vec<(String, Millis)>,
+    /// Agents and stops as they are now, in their order.
+    pub(crate) rights: Vec<Right>,
     /// Agents are not suspended any more.
     pub(crate) confirmed: bool,
     /// An approval or a held token changed.
@@ -267,6 +295,7 @@ struct Touched {
     agents: BTreeSet<String>,
     approvals: BTreeSet<String>,
     discovered: BTreeSet<String>,
+    rights: Vec<Right>,
     confirmed: bool,
 }
 
@@ -277,8 +306,14 @@ impl Touched {
         };
         match &**event {
             Event::Issue {
-                token, evidence, ..
+                token,
+                evidence,
+                also,
+                once,
+                ..
             } => {
+                let further = also.iter().chain(once).map(|piece| piece.id);
+                self.evidence.extend(further);
                 self.tokens.insert(token.token_hash);
                 self.evidence.insert(evidence.id);
                 self.agents.insert(token.agent.clone());
@@ -303,7 +338,11 @@ impl Touched {
             Event::Approval { id, .. } => {
                 self.approvals.insert(id.clone());
             }
-            Event::ApprovalsExpired { ids } => self.approvals.extend(ids.iter().cloned()),
+            Event::Agent(record) => self.rights.push(Right::Agent(record.clone())),
+            Event::Stop(stop) | Event::Lift(stop) => self.rights.push(Right::Stop(stop.clone())),
+            Event::ApprovalsExpired { ids } | Event::ApprovalsCancelled { ids } => {
+                self.approvals.extend(ids.iter().cloned())
+            }
             Event::Outcome { attempt, .. } => {
                 self.outcomes.insert(attempt.clone());
             }
@@ -327,6 +366,7 @@ impl Touched {
     ) -> Writes {
         let mut writes = Writes {
             confirmed: self.confirmed,
+            rights: self.rights,
             ..Writes::default()
         };
         let mut uses = BTreeMap::new();

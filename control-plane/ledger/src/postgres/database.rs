@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, Hash, Millis, Suspension},
+    model::{Approval, Hash, Millis, Right, Suspension},
 };
 
 /// Where connections are made to.
@@ -129,6 +129,8 @@ pub(crate) struct Began {
     pub(crate) time_ms: Millis,
     /// How long the log is.
     pub(crate) entries: u64,
+    /// The newest version of rights.
+    pub(crate) rights: i64,
 }
 
 /// How many rows the statement that writes a batch has changed.
@@ -154,6 +156,7 @@ pub(crate) struct Newest {
     pub(crate) suspended: Option<Suspension>,
     pub(crate) head: Head,
     pub(crate) restored: u64,
+    pub(crate) rights: i64,
 }
 
 /// An entry that has its place, as it is listed.
@@ -262,6 +265,8 @@ statements! {
     fn put_approval(approval: &Approval) -> i64;
     /// A discovered agent.
     fn put_discovered(agent: &str, at_ms: Millis) -> ();
+    /// An agent or a stop as it is now; its version.
+    fn put_right(right: &Right) -> i64;
     /// Agents are not suspended any more.
     fn confirm() -> ();
     /// Tells whoever listens, once this commits.
@@ -324,6 +329,8 @@ statements! {
     fn approvals_since(version: i64) -> Vec<(i64, Approval)>;
     /// Discovered agents since, by version.
     fn discovered_since(version: i64) -> Vec<(i64, String, i64)>;
+    /// Agents and stops that changed since, by version.
+    fn rights_since(version: i64) -> Vec<(i64, Right)>;
     /// Entries from one index up to another.
     fn listed(from: i64, to: i64) -> Vec<ListedRow>;
     /// The latest time of what is committed and has no place yet.
@@ -348,6 +355,8 @@ statements! {
     fn sweep_awaited(ended: i64, kept: i64, most: i64) -> ();
     /// Evidence that ended by then.
     fn sweep_evidence(now: i64, most: i64) -> ();
+    /// Stops that ended by then.
+    fn sweep_rights(now: i64, most: i64) -> ();
     /// Approvals that ended, all but the newest `kept`.
     fn sweep_approvals(kept: i64, most: i64) -> ();
 }

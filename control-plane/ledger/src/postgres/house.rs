@@ -197,6 +197,7 @@ async fn sweep(conn: &mut Conn, time_ms: Millis) -> Result<bool, PostgresError> 
     let awaited = i64::try_from(OUTCOMES_AWAITED).unwrap_or(i64::MAX);
     conn.sweep_awaited(ended, awaited, SWEPT * 8).await?;
     conn.sweep_evidence(to_i64(time_ms), SWEPT).await?;
+    conn.sweep_rights(to_i64(time_ms), SWEPT).await?;
     conn.sweep_approvals(ENDED_APPROVALS, SWEPT).await?;
     Ok(all)
 }

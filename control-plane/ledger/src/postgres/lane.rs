@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Inner, PostgresError,
-    batch::{Decided, Keys, decide},
+    batch::{Decided, Keys, changes_rights, decide},
     epoch,
     error::{Fault, fault},
     load::{self, Lane, Loaded},
@@ -98,6 +98,9 @@ impl Worker {
     async fn tries(&mut self, commands: &[Command], until: Instant) -> Result<Answers, Fault> {
         let keys = Keys::of(commands);
         let mut lane = self.lane;
+        if commands.iter().any(changes_rights) {
+            lane = Lane::Rights;
+        }
         for tried in 0..TRIES {
             if now() >= until {
                 break;
@@ -134,7 +137,7 @@ impl Worker {
             let time_ms = rows.time_ms.max((inner.clock)());
             let decided = decide(rows, elsewhere, commands, time_ms, &inner.limits);
             let versions = if decided.writes.drafts.is_empty() {
-                Vec::new()
+                save::Versions::default()
             } else {
                 save::save(&mut session.conn, &decided.writes, &token, &session.ground).await?
             };
@@ -197,7 +200,7 @@ impl Worker {
         &mut self,
         mut session: Session,
         decided: Decided,
-        versions: Vec<i64>,
+        versions: save::Versions,
         token: &GroupToken,
     ) -> Once {
         if planted!(AnswerBeforeCommit) {
@@ -286,7 +289,7 @@ impl Worker {
 }
 
 enum Prepared {
-    Decided(Box<Decided>, Vec<i64>),
+    Decided(Box<Decided>, save::Versions),
     Agents(Vec<String>),
     Evidence,
 }

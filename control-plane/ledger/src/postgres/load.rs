@@ -4,6 +4,8 @@
 //! serial, new evidence, agents by name, evidence by id, tokens and uses by hash,
 //! approvals (which only what is serial touches).
 
+use std::{collections::HashSet, sync::Arc};
+
 use super::{
     PostgresError,
     batch::{Elsewhere, Keys},
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     embedded::state::partial::{EvidenceRow, Rows, forgotten_by},
-    model::{Approval, Hash, Limits, Millis},
+    model::{Approval, Hash, Limits, Millis, Rights},
 };
 
 /// How a batch is begun.
@@ -26,6 +28,8 @@ pub(crate) enum Lane {
     NewEvidence,
     /// One after the other, in all replicas.
     Serial,
+    /// The same, and beside no other of any kind: rights change.
+    Rights,
 }
 
 /// The rows, or what has to be there before.
@@ -42,6 +46,8 @@ pub(crate) struct Before {
     /// The latest ledger time that it knows of.
     pub(crate) time_ms: Millis,
     pub(crate) remembered: Remembered,
+    /// The rights that are known, and their version.
+    pub(crate) rights: (i64, Arc<Rights>),
 }
 
 /// Begins a transaction and loads what `keys` name.
@@ -64,7 +70,13 @@ pub(crate) async fn begin(
     if began.ground != ground || lost {
         return Err(PostgresError::Moved);
     }
+    let (known, rights) = &before.rights;
+    let rights = match began.rights == *known || planted!(RightsNotRead) {
+        true => Arc::clone(rights),
+        false => rights_of(conn, *known, began.rights, rights).await?,
+    };
     let mut rows = Rows {
+        rights,
         epoch: began.ground.epoch,
         suspended: began.suspended,
         time_ms: before.time_ms.max(began.time_ms),
@@ -83,10 +95,28 @@ pub(crate) async fn begin(
     let overdue = overdue(conn, keys).await?;
     tokens(conn, keys, &overdue, &mut rows).await?;
     uses(conn, keys, &overdue, &mut rows).await?;
-    if lane == Lane::Serial {
+    if matches!(lane, Lane::Serial | Lane::Rights) {
         serial(conn, keys, &mut rows, &mut elsewhere).await?;
     }
     Ok(Loaded::Rows(Box::new(rows), elsewhere))
+}
+
+/// The rights of this version. What is known may be of tables that were set back.
+pub(crate) async fn rights_of(
+    conn: &mut Conn,
+    known: i64,
+    version: i64,
+    rights: &Arc<Rights>,
+) -> Result<Arc<Rights>, PostgresError> {
+    let (since, mut rights) = if version < known || known < 0 {
+        (0, Rights::default())
+    } else {
+        (known, Rights::clone(rights))
+    };
+    for (_, right) in conn.rights_since(since).await? {
+        rights.put(right);
+    }
+    Ok(Arc::new(rights))
 }
 
 /// Locks the rows of agents that get tokens; gives those that have none.
@@ -226,7 +256,11 @@ async fn serial(
 }
 
 async fn approvals(conn: &mut Conn, keys: &Keys, rows: &mut Rows) -> Result<(), PostgresError> {
-    if keys.approvals.is_empty() && keys.digests.is_empty() && keys.expiring == 0 {
+    if keys.approvals.is_empty()
+        && keys.digests.is_empty()
+        && keys.expiring == 0
+        && !keys.cancelling
+    {
         return Ok(());
     }
     let ids: Vec<&str> = keys.approvals.iter().map(String::as_str).collect();
@@ -234,6 +268,12 @@ async fn approvals(conn: &mut Conn, keys: &Keys, rows: &mut Rows) -> Result<(), 
     // A little more than is over by the time that is known: the clock goes on.
     let expiring = i64::try_from(keys.expiring).unwrap_or(i64::MAX);
     rows.approvals = conn.approvals(&ids, &digests, expiring).await?;
+    if keys.cancelling {
+        let known: HashSet<String> = rows.approvals.iter().map(|a| a.id.clone()).collect();
+        let open = conn.open_approvals().await?.into_iter();
+        rows.approvals
+            .extend(open.filter(|a| !known.contains(&a.id)));
+    }
     Ok(())
 }
 

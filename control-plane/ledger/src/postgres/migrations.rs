@@ -18,6 +18,11 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "restored",
             include_str!("../../migrations/0002_restored.sql"),
         ),
+        (
+            3,
+            "rights",
+            include_str!("../../migrations/0003_rights.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

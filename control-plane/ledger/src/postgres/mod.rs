@@ -47,8 +47,8 @@ use crate::{
     Clock, OpenReport,
     embedded::{listing::ListedEntry, queue::cost, state::partial::is_remembered},
     model::{
-        Approval, Command, Committed, Hash, Limits, Millis, Refused, SpentRecord, Suspension,
-        TokenRecord, TokenState,
+        Approval, Command, Committed, Hash, Limits, Millis, Refused, Rights, SpentRecord,
+        Suspension, TokenRecord, TokenState,
     },
 };
 use batch::{Writes, is_serial, is_storable};
@@ -134,6 +134,7 @@ impl Inner {
         Before {
             time_ms: view.time_ms,
             remembered: view.remembered(),
+            rights: view.rights(),
         }
     }
 
@@ -174,8 +175,11 @@ impl Inner {
     }
 
     /// Shows what was committed here, before anybody is answered.
-    fn publish(&self, writes: &Writes, versions: Vec<i64>) {
-        let approvals = versions.into_iter().zip(writes.approvals.iter().cloned());
+    fn publish(&self, writes: &Writes, versions: save::Versions) {
+        let approvals = versions
+            .approvals
+            .into_iter()
+            .zip(writes.approvals.iter().cloned());
         let mut view = self.write();
         view.committed(
             writes.time_ms,
@@ -183,6 +187,7 @@ impl Inner {
             &writes.discovered,
             writes.confirmed,
         );
+        view.righted(versions.rights, &writes.rights);
         let entries = view.head.entries;
         drop(view);
         self.stirred.notify_one();
@@ -382,6 +387,10 @@ impl Postgres {
         let view = self.inner().read();
         let all = view.discovered().iter();
         all.map(|(agent, at)| (agent.clone(), *at)).collect()
+    }
+
+    pub(crate) fn rights(&self) -> Arc<Rights> {
+        self.inner().read().rights().1
     }
 
     pub(crate) fn suspended(&self) -> Option<Suspension> {

@@ -10,7 +10,15 @@ use super::{
 /// What a committed batch is known by.
 pub(crate) type GroupToken = [u8; 16];
 
-/// Writes a batch, and gives the versions of its approvals. Nothing is durable
+/// The versions of what was written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Versions {
+    pub(crate) approvals: Vec<i64>,
+    /// The newest; 0: no right changed.
+    pub(crate) rights: i64,
+}
+
+/// Writes a batch, and gives the versions of what it wrote. Nothing is durable
 /// before the commit.
 ///
 /// # Errors
@@ -22,7 +30,7 @@ pub(crate) async fn save(
     writes: &Writes,
     token: &GroupToken,
     ground: &Ground,
-) -> Result<Vec<i64>, PostgresError> {
+) -> Result<Versions, PostgresError> {
     let done = conn.spend(writes, token, ground).await?;
     if done.lines == 0 && !writes.drafts.is_empty() {
         return Err(PostgresError::Moved);
@@ -59,6 +67,10 @@ pub(crate) async fn save(
     for (agent, at_ms) in &writes.discovered {
         conn.put_discovered(agent, *at_ms).await?;
     }
+    let mut rights = 0;
+    for right in &writes.rights {
+        rights = conn.put_right(right).await?;
+    }
     if writes.confirmed {
         conn.confirm().await?;
     }
@@ -67,5 +79,8 @@ pub(crate) async fn save(
         // lock of notifications is rare: only what humans are asked about.
         conn.notify().await?;
     }
-    Ok(versions)
+    Ok(Versions {
+        approvals: versions,
+        rights,
+    })
 }

@@ -1,13 +1,17 @@
 //! What a replica keeps in memory of the database, for showing and for waking who
 //! waits: it may be a moment behind. No decision rests on it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     PostgresError,
     database::{Conn, ListedRow},
     draft,
     ground::Remembered,
+    load::rights_of,
     sequencer::Head,
     values::from_i64,
     values::to_i64,
@@ -16,7 +20,7 @@ use crate::{
     embedded::listing::ListedEntry,
     event::Entry,
     lines::Place,
-    model::{Approval, ApprovalState, Hash, Millis, Suspension},
+    model::{Approval, ApprovalState, Hash, Millis, Right, Rights, Suspension},
 };
 
 /// Approvals that ended and are still shown.
@@ -34,6 +38,8 @@ pub(crate) struct View {
     version: i64,
     discoveries: i64,
     pub(crate) suspended: Option<Suspension>,
+    /// With their version; less than 0: to be read anew.
+    rights: (i64, Arc<Rights>),
     pub(crate) head: Head,
     /// The latest ledger time that is known here.
     pub(crate) time_ms: Millis,
@@ -49,6 +55,7 @@ pub(crate) struct News {
     approvals: Vec<(i64, Approval)>,
     discovered: Vec<(i64, String, Millis)>,
     suspended: Option<Suspension>,
+    rights: Option<(i64, Arc<Rights>)>,
     head: Head,
     epoch: u64,
     /// The log is not the one that was known: all that was known is void.
@@ -108,6 +115,31 @@ impl View {
         }
     }
 
+    /// The rights that are known, and their version.
+    pub(crate) fn rights(&self) -> (i64, Arc<Rights>) {
+        (self.rights.0, Arc::clone(&self.rights.1))
+    }
+
+    /// Takes in rights that this replica itself changed. Another's changes of before
+    /// may not be known here: then they are read anew, and these shown at once.
+    pub(crate) fn righted(&mut self, version: i64, changed: &[Right]) {
+        if changed.is_empty() {
+            return;
+        }
+        let rights = Arc::make_mut(&mut self.rights.1);
+        for right in changed {
+            if let Right::Agent(record) = right {
+                self.discovered.remove(&record.agent);
+            }
+            rights.put(right.clone());
+        }
+        let next = self
+            .rights
+            .0
+            .saturating_add(i64::try_from(changed.len()).unwrap_or(i64::MAX));
+        self.rights.0 = if version == next { version } else { -1 };
+    }
+
     fn put(&mut self, version: i64, approval: Approval) -> bool {
         let known = self.approvals.get(&approval.id);
         if known.is_some_and(|(known, _)| *known >= version) {
@@ -122,6 +154,7 @@ impl View {
     pub(crate) fn merge(&mut self, news: News) -> Changed {
         if news.anew {
             *self = Self {
+                rights: (-1, Arc::clone(&self.rights.1)),
                 time_ms: self.time_ms,
                 stands: self.stands,
                 ..Self::default()
@@ -142,6 +175,15 @@ impl View {
         if planted!(OneVersionOfTwo) {
             self.version = self.version.max(self.discoveries);
         }
+        if let Some((version, rights)) = news.rights
+            && (version > self.rights.0 || news.anew)
+        {
+            self.discovered
+                .retain(|agent, _| rights.agent(agent).is_none());
+            self.rights = (version, rights);
+            changed.approvals = true;
+        }
+        Rights::sweep(&mut self.rights.1, self.time_ms);
         self.forget();
         self.suspended = news.suspended;
         if changed.entries {
@@ -181,6 +223,7 @@ impl View {
                 self.discoveries
             },
             entries: self.head.entries,
+            rights: self.rights(),
             epoch: self.epoch,
         }
     }
@@ -189,6 +232,8 @@ impl View {
     pub(crate) fn stand(&mut self, epoch: u64, now: Millis) {
         if self.stands.0 != epoch {
             self.stands = (epoch, now);
+            // Versions may be counted from elsewhere.
+            self.rights.0 = -1;
         }
     }
 
@@ -206,8 +251,9 @@ impl View {
 }
 
 /// From where on a poll asks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Since {
+    rights: (i64, Arc<Rights>),
     version: i64,
     discoveries: i64,
     entries: u64,
@@ -237,6 +283,12 @@ pub(crate) async fn poll(conn: &mut Conn, mut since: Since) -> Result<News, Post
         .into_iter()
         .map(|(version, agent, at)| (version, agent, from_i64(at)))
         .collect();
+    let (known, rights) = &since.rights;
+    if newest.rights != *known || news.anew {
+        let known = if news.anew { -1 } else { *known };
+        let read = rights_of(conn, known, newest.rights, rights).await?;
+        news.rights = Some((newest.rights, read));
+    }
     if news.head.entries > since.entries {
         news.listed = listed(conn, since.entries, news.head.entries).await?;
     }

@@ -36,6 +36,13 @@ macro_rules! bugs {
 }
 
 bugs! {
+    // Rights.
+    /// What is stopped may go on.
+    StopUnchecked: Stopped,
+    /// One person lifts the stop of everything.
+    OneLifts: Stopped,
+    /// What may be shown once is taken twice.
+    OnceTwice: Once,
     // The order of writing, syncing and answering.
     /// A group is not synced.
     NoSync: EarlyAnswer | Durable,
@@ -203,6 +210,11 @@ bugs! {
     TablesNotLocked: Epoch | Spend | Token | State | Limit | Chain | EarlyAnswer | Deadlock,
     /// An epoch locks tables, and not what every batch reads first.
     MetaNotLocked: Deadlock | Stuck,
+    // Rights.
+    /// Rights change beside batches that rest on them.
+    RightsNotLocked: Stopped,
+    /// A replica goes on with the rights that it knew.
+    RightsNotRead: Stopped | Chain,
     // Showing.
     /// What was asked for first counts as seen up to what was asked for next.
     OneVersionOfTwo: View,

@@ -2,8 +2,9 @@
 
 use crate::{
     model::{
-        ActionRecord, Approval, ApprovalState, Command, Committed, Evidence, Hash, Millis,
-        PolicyFacts, RESERVED_NOTE_KINDS, RequestFacts, TokenRecord,
+        ActionRecord, AgentChange, AgentState, Approval, ApprovalState, Command, Committed,
+        Evidence, EvidenceOf, Hash, Millis, PolicyFacts, RESERVED_NOTE_KINDS, RequestFacts, Target,
+        TokenRecord,
     },
     sim::{history::Brief, rng::Rng},
 };
@@ -33,6 +34,7 @@ pub(crate) struct Callers {
     attempts: Vec<String>,
     /// The last command of each kind that was asked for, to be asked again.
     again: Vec<Command>,
+    stopped: Vec<Target>,
 }
 
 fn hash(name: &str) -> Hash {
@@ -80,6 +82,10 @@ pub(crate) fn brief(command: &Command) -> Brief {
             ..plain("outcome")
         },
         Command::ExchangeRefused { .. } => plain("exchange_refused"),
+        Command::PutAgent { .. } => plain("agent"),
+        Command::Stop { .. } => plain("stop"),
+        Command::Lift { .. } => plain("lift"),
+        Command::CancelApprovals => plain("approvals_cancelled"),
         Command::Discover { .. } => plain("discover"),
         Command::Note { kind, .. } => plain(kind),
         _ => plain("another"),
@@ -93,6 +99,8 @@ pub(crate) fn is_essential(command: &Command) -> bool {
         | Command::LapseOverdue { .. }
         | Command::DecideApproval { approve: false, .. }
         | Command::ExpireApprovals
+        | Command::CancelApprovals
+        | Command::Stop { .. }
         | Command::Outcome { .. } => true,
         Command::Note { kind, .. } => RESERVED_NOTE_KINDS.contains(kind),
         _ => false,
@@ -108,6 +116,7 @@ impl Callers {
             approvals: Vec::new(),
             attempts: Vec::new(),
             again: Vec::new(),
+            stopped: Vec::new(),
         }
     }
 
@@ -203,7 +212,59 @@ impl Callers {
                 action: Some(self.action(&[3, 3, 3_900])),
                 policy: Some(self.policy()),
             },
+            94..96 => self.rights(now),
             _ => self.note(),
+        }
+    }
+
+    /// Mostly what ends a stop again: else nothing would happen any more.
+    fn rights(&mut self, now: Millis) -> Command {
+        let by = self.rng.one(&["alice", "bob"]).to_owned();
+        if !self.stopped.is_empty() && self.rng.percent(60) {
+            let at = self.rng.below(self.stopped.len());
+            let target = self.stopped[at].clone();
+            if self
+                .rng
+                .percent(if target == Target::Everything { 20 } else { 60 })
+            {
+                self.stopped.remove(at);
+            }
+            return Command::Lift { target, by };
+        }
+        let agent: String = self.rng.one(&AGENTS).into();
+        if self.rng.percent(30) {
+            let state = self.rng.one(&[
+                AgentState::Active,
+                AgentState::Active,
+                AgentState::Suspended,
+            ]);
+            return Command::PutAgent {
+                agent,
+                change: AgentChange {
+                    owner: Some(format!("owner {}", self.rng.below(2))),
+                    state: Some(state),
+                    ..AgentChange::default()
+                },
+                by,
+            };
+        }
+        if self.rng.percent(15) {
+            return Command::CancelApprovals;
+        }
+        let target = match self.rng.below(8) {
+            0 => Target::Everything,
+            1..4 => Target::Agent(agent),
+            4 => Target::Owner(format!("owner {}", self.rng.below(2))),
+            5..7 => Target::Key(format!("key {}", self.rng.below(4))),
+            _ => Target::Token(self.token(0).0),
+        };
+        self.stopped.push(target.clone());
+        let until_ms = matches!(target, Target::Token(_)).then_some(now + 60_000);
+        Command::Stop {
+            target,
+            by,
+            why: "why".into(),
+            until_ms,
         }
     }
 
@@ -238,15 +299,30 @@ impl Callers {
             // What is cut in the line is whole in the state until the epoch ends.
             action: self.action(&[3, 60]),
             txn: "task".into(),
+            issued_ms: 0,
             expires_ms,
         };
         Command::Issue {
             token,
             evidence_id: [self.rng.below(3) as u8; 32],
             evidence_expires_ms: now + 1_000_000_000,
+            also: Vec::new(),
+            once: self.once(now),
             policy: self.policy(),
             attachments: self.attachments(),
         }
+    }
+
+    fn once(&mut self, now: Millis) -> Vec<EvidenceOf> {
+        if self.rng.percent(97) {
+            return Vec::new();
+        }
+        let mut id = [9; 32];
+        id[0] = self.rng.below(2) as u8;
+        vec![EvidenceOf {
+            id,
+            expires_ms: now + 1_000_000_000,
+        }]
     }
 
     /// A token, mostly one of now, with the attempt that it was last used by.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use audit::{Line, group::Group};
 use serde_json::Value;
 
+use crate::sim::rights::Judge;
 use crate::{
     model::{Hash, Limits},
     sim::{Broken, Invariant},
@@ -68,6 +69,7 @@ pub(crate) struct History {
     keys: HashMap<String, HashSet<String>>,
     approvals: BTreeMap<String, Approval>,
     discovered: HashSet<String>,
+    rights: Judge,
 }
 
 fn text<'a>(body: &'a Value, at: &str) -> &'a str {
@@ -172,6 +174,7 @@ impl History {
             Invariant::Gap,
             || "no epoch follows a torn line".into(),
         )?;
+        self.rights.entry(kind, body)?;
         match kind {
             "torn" => {
                 self.torn = Some(body.clone());
@@ -215,6 +218,12 @@ impl History {
                     format!("an outcome of {attempt}, which awaits none")
                 })?;
             }
+            "approvals_cancelled" => {
+                let ids = body.pointer("/ids").and_then(Value::as_array);
+                for id in ids.into_iter().flatten() {
+                    self.cancel(id.as_str().unwrap_or_default());
+                }
+            }
             "discover" => {
                 let new = self.discovered.insert(text(body, "/agent").to_owned());
                 must(
@@ -245,6 +254,12 @@ impl History {
         self.attempts.clear();
         self.allowed.clear();
         self.keys.clear();
+    }
+
+    fn cancel(&mut self, id: &str) {
+        if let Some(approval) = self.approvals.get_mut(id) {
+            approval.state = "cancelled";
+        }
     }
 
     fn issue(&mut self, body: &Value, limits: &Limits) -> Result<(), Broken> {

@@ -17,6 +17,7 @@ mod judging;
 mod machine;
 pub(crate) mod postgres;
 mod process;
+pub(crate) mod rights;
 mod rng;
 mod tests;
 mod world;
@@ -34,6 +35,10 @@ pub(crate) enum Invariant {
     Token,
     /// Approvals do.
     Approval,
+    /// What is stopped gets nothing.
+    Stopped,
+    /// What may be shown once is taken once.
+    Once,
     /// No limit is overrun.
     Limit,
     /// Lines and groups continue each other; the verifier agrees.

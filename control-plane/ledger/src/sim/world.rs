@@ -29,6 +29,8 @@ pub(crate) fn small_limits() -> Limits {
         evidence_per_agent: 2,
         evidence_total: 3,
         discovered: 3,
+        agents: 3,
+        stops: 6,
         approvals_open_per_agent: 3,
         approvals_open: 4,
     }

@@ -36,9 +36,14 @@ async fn a_token_is_issued_spent_once_and_remembered(rig: Rig) {
         ledger.commit(issue(token("a"))).await,
         Err(Refused::AttemptKnown)
     );
+    // When it was issued is the ledger's to say.
+    let issued = TokenRecord {
+        issued_ms: ledger.now(),
+        ..token("a")
+    };
     assert_eq!(
         ledger.token(&hash("a")).await.unwrap().unwrap(),
-        (std::sync::Arc::new(token("a")), TokenState::Issued)
+        (std::sync::Arc::new(issued), TokenState::Issued)
     );
 
     let committed = ledger.commit(allow("a", "1", None)).await.unwrap();

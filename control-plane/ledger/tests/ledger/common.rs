@@ -66,6 +66,7 @@ pub fn token(name: &str) -> TokenRecord {
         x5t: None,
         action: action(),
         txn: "task".into(),
+        issued_ms: 0,
         expires_ms: START + 30_000,
     }
 }
@@ -75,6 +76,8 @@ pub fn issue(token: TokenRecord) -> Command {
         token,
         evidence_id: [3; 32],
         evidence_expires_ms: START + 3_600_000,
+        also: Vec::new(),
+        once: Vec::new(),
         policy: policy(),
         attachments: vec![Evidence::new("proof", b"e.x.change")],
     }

@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use ledger::model::{ActionRecord, Approval, ApprovalState, Hash, Millis, Suspension, User};
 use tokio::sync::watch;
 
-use super::{Activity, Desk, DeskError, ProxyView};
+use super::{Activity, Desk, DeskError, ProxyView, RightsChange};
 
 pub(super) struct FakeDesk {
     pub(super) approvals: Mutex<Vec<Approval>>,
@@ -17,6 +17,7 @@ pub(super) struct FakeDesk {
     pub(super) activity: Vec<Activity>,
     pub(super) proxies: Vec<ProxyView>,
     pub(super) suspended: Mutex<Option<Suspension>>,
+    pub(super) rights: Mutex<std::sync::Arc<ledger::model::Rights>>,
     /// The body of any approval that has one.
     pub(super) body: Mutex<Option<std::sync::Arc<[u8]>>>,
     changes: watch::Sender<u64>,
@@ -35,6 +36,7 @@ impl FakeDesk {
             activity: Vec::new(),
             proxies: Vec::new(),
             suspended: Mutex::default(),
+            rights: Mutex::default(),
             body: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -126,6 +128,26 @@ impl Desk for FakeDesk {
         if result.is_ok() {
             *suspended = None;
         }
+        async move { result }.boxed()
+    }
+
+    fn rights(&self) -> std::sync::Arc<ledger::model::Rights> {
+        lock(&self.rights).clone()
+    }
+
+    fn discovered(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    fn change_rights(
+        &self,
+        _change: RightsChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<(), DeskError>> {
+        let result = match by {
+            "operator" => Ok(()),
+            _ => Err(DeskError::NotAdmin),
+        };
         async move { result }.boxed()
     }
 

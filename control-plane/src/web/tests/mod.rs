@@ -2,6 +2,7 @@
 
 mod deciding;
 mod fake;
+mod rights;
 mod routes;
 mod session;
 mod socket;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use self::fake::{FakeDesk, approval, lock};
-use super::{Activity, Desk, DeskError, Logins, ProxyView, WebSettings, pages};
+use super::{Activity, Desk, DeskError, Logins, ProxyView, RightsChange, WebSettings, pages};
 
 const ISSUER: &str = "http://127.0.0.1:8480";
 const NOW: Millis = 1_795_348_805_250;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::State;
-use crate::model::{Approval, Hash, Millis, Suspension};
+use crate::model::{AgentRecord, Approval, Hash, Millis, Rights, Stop, Suspension};
 
 /// What a start needs of all the entries before it. One state has one form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,28 +20,34 @@ pub(crate) struct Kept {
     pub(crate) time_ms: Millis,
     pub(crate) epoch: u64,
     /// Pending and approved, by digest, those of one digest in the order of their opening.
-    pub(crate) open: Vec<Shared>,
+    pub(crate) open: Vec<Shared<Approval>>,
     /// Ended and still shown, those that ended first before.
-    pub(crate) ended: Vec<Shared>,
+    pub(crate) ended: Vec<Shared<Approval>>,
     /// By name.
     pub(crate) discovered: Vec<(String, Millis)>,
+    /// By name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) agents: Vec<Shared<AgentRecord>>,
+    /// By what they cover.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stops: Vec<Shared<Stop>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) suspended: Option<Suspension>,
 }
 
-/// An approval that is shared with the state it came from.
+/// What is shared with the state it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shared(Arc<Approval>);
+pub(crate) struct Shared<T>(Arc<T>);
 
-impl Serialize for Shared {
+impl<T: Serialize> Serialize for Shared<T> {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(to)
     }
 }
 
-impl<'de> Deserialize<'de> for Shared {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Shared<T> {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Approval::deserialize(from).map(|approval| Self(Arc::new(approval)))
+        T::deserialize(from).map(|it| Self(Arc::new(it)))
     }
 }
 
@@ -68,13 +74,22 @@ impl State {
                 .iter()
                 .map(|(agent, at)| (agent.clone(), *at))
                 .collect(),
+            agents: self.rights.agents.values().cloned().map(Shared).collect(),
+            stops: self.rights.stops.values().cloned().map(Shared).collect(),
             suspended: self.suspended.clone(),
         }
     }
 
     /// The state that a start goes on from.
     pub(crate) fn from_kept(kept: Kept) -> Self {
+        let agents = kept.agents.into_iter();
+        let stops = kept.stops.into_iter();
+        let rights = Rights {
+            agents: agents.map(|Shared(it)| (it.agent.clone(), it)).collect(),
+            stops: stops.map(|Shared(it)| (it.target.clone(), it)).collect(),
+        };
         let mut state = Self {
+            rights: Arc::new(rights),
             entries: kept.entries,
             head: kept.head,
             time_ms: kept.time_ms,

@@ -1,14 +1,14 @@
 //! A state of some rows only: what a store that keeps rows loads for the commands
 //! at hand, has checked and applied, and writes back.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Counts, EvidenceKeys, LINGER_MS, Outstanding, State,
     tokens::{Holding, Known, Spent},
 };
 use crate::model::{
-    Approval, ApprovalState, Hash, Millis, SpentRecord, Suspension, TokenRecord, TokenState,
+    Approval, ApprovalState, Hash, Millis, Rights, SpentRecord, Suspension, TokenRecord, TokenState,
 };
 
 /// A token that can still be spent.
@@ -51,6 +51,7 @@ pub(crate) struct Rows {
     pub(crate) time_ms: Millis,
     pub(crate) epoch: u64,
     pub(crate) suspended: Option<Suspension>,
+    pub(crate) rights: Arc<Rights>,
     pub(crate) tokens: Vec<TokenRow>,
     pub(crate) uses: Vec<UseRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
@@ -97,6 +98,7 @@ impl State {
             time_ms: rows.time_ms,
             epoch: rows.epoch,
             suspended: rows.suspended,
+            rights: rows.rights,
             discovered: rows.discovered.into_iter().collect(),
             ..Self::default()
         };

@@ -6,11 +6,9 @@
 use std::sync::Arc;
 
 use super::{Counts, EVIDENCE_LINGER_MS, EvidenceKeys, State};
-use crate::{
-    event::EvidenceUse,
-    model::{
-        FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord, TokenRecord, TokenState,
-    },
+use crate::model::{
+    EvidenceOf, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord, TokenRecord,
+    TokenState,
 };
 
 /// A token as long as it is remembered.
@@ -112,7 +110,7 @@ impl Made {
 }
 
 impl State {
-    pub(super) fn issue(&mut self, token: &Arc<TokenRecord>, evidence: &EvidenceUse) {
+    pub(super) fn issue(&mut self, token: &Arc<TokenRecord>) {
         self.ends.insert((token.expires_ms, token.token_hash));
         let outstanding = Outstanding {
             record: Arc::clone(token),
@@ -124,6 +122,13 @@ impl State {
             return;
         }
         self.count(&token.agent, |counts| counts.outstanding += 1);
+    }
+
+    /// Counts the key that a piece of evidence was shown under.
+    pub(super) fn shown_as_evidence(&mut self, token: &TokenRecord, evidence: &EvidenceOf) {
+        if self.is_shown {
+            return;
+        }
         let until_ms = evidence
             .expires_ms
             .max(self.time_ms)

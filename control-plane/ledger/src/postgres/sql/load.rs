@@ -15,16 +15,26 @@ use crate::{
     },
 };
 
+// Rights change while no batch is under way that rests on them: such a batch shares a
+// lock, and what changes them has it alone. What is read behind it is the newest.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
-     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     SELECT pg_advisory_xact_lock_shared(1465010516, 4); \
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries, m.rights \
      FROM meta m, sequencer s";
 const BEGIN_EVIDENCE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SELECT pg_advisory_xact_lock(1465010516, 3); \
-     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     SELECT pg_advisory_xact_lock_shared(1465010516, 4); \
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries, m.rights \
      FROM meta m, sequencer s";
 const BEGIN_SERIAL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SELECT pg_advisory_xact_lock(1465010516, 2); \
-     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries \
+     SELECT pg_advisory_xact_lock_shared(1465010516, 4); \
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries, m.rights \
+     FROM meta m, sequencer s";
+const BEGIN_RIGHTS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+     SELECT pg_advisory_xact_lock(1465010516, 2); \
+     SELECT pg_advisory_xact_lock(1465010516, 4); \
+     SELECT m.epoch, m.suspended, s.time_ms, m.tableoid::int8, s.entries, m.rights \
      FROM meta m, sequencer s";
 
 pub(crate) async fn begin(conn: &mut PgConnection, lane: Lane) -> Done<Began> {
@@ -32,6 +42,7 @@ pub(crate) async fn begin(conn: &mut PgConnection, lane: Lane) -> Done<Began> {
         Lane::Shared => BEGIN,
         Lane::NewEvidence => BEGIN_EVIDENCE,
         Lane::Serial => BEGIN_SERIAL,
+        Lane::Rights => BEGIN_RIGHTS,
     };
     let read = raw_sql(begin).fetch_all(conn).await?;
     let meta = read.last().ok_or(sqlx::Error::RowNotFound)?;
@@ -46,6 +57,7 @@ pub(crate) async fn begin(conn: &mut PgConnection, lane: Lane) -> Done<Began> {
             .transpose()?,
         time_ms: from_i64(meta.try_get(2)?),
         entries: from_i64(meta.try_get(4)?),
+        rights: meta.try_get(5)?,
     })
 }
 

@@ -28,14 +28,15 @@ pub(super) use self::{
     },
     news::{
         approvals_since, discovered_since, entries_of, groups_from, last_time, listed, log_len,
-        log_of, newest, sweep_approvals, sweep_awaited, sweep_evidence, sweep_tokens, sweep_uses,
+        log_of, newest, rights_since, sweep_approvals, sweep_awaited, sweep_evidence, sweep_rights,
+        sweep_tokens, sweep_uses,
     },
     places::{
         drafts, is_waiting, lease, lock_head, lock_head_of, put_head, put_places, release, waiting,
     },
     save::{
         add_agents, barrier, confirm, find_group, hold, issue, notify, put_approval,
-        put_discovered, put_evidence, put_outstanding, spend,
+        put_discovered, put_evidence, put_outstanding, put_right, spend,
     },
 };
 use super::{

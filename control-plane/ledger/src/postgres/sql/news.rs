@@ -4,7 +4,7 @@ use sqlx::{PgConnection, Row as _};
 
 use super::Done;
 use crate::{
-    model::Approval,
+    model::{Approval, Right},
     postgres::{
         database::{EntryRow, GroupRow, ListedRow, Newest},
         sequencer::Head,
@@ -14,7 +14,7 @@ use crate::{
 
 pub(crate) async fn newest(conn: &mut PgConnection) -> Done<Newest> {
     let row = sqlx::query(
-        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms, m.restored \
+        "SELECT m.epoch, m.suspended, s.entries, s.head, s.time_ms, m.restored, m.rights \
          FROM meta m, sequencer s",
     )
     .fetch_one(conn)
@@ -31,6 +31,7 @@ pub(crate) async fn newest(conn: &mut PgConnection) -> Done<Newest> {
             time_ms: from_i64(row.try_get(4)?),
         },
         restored: from_i64(row.try_get(5)?),
+        rights: row.try_get(6)?,
     })
 }
 
@@ -60,6 +61,19 @@ pub(crate) async fn discovered_since(
     .bind(version)
     .fetch_all(conn)
     .await?)
+}
+
+pub(crate) async fn rights_since(conn: &mut PgConnection, version: i64) -> Done<Vec<(i64, Right)>> {
+    let found: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, record FROM rights WHERE version > $1 ORDER BY version")
+            .bind(version)
+            .fetch_all(conn)
+            .await?;
+    let mut rights = Vec::with_capacity(found.len());
+    for (version, record) in found {
+        rights.push((version, serde_json::from_slice(&record)?));
+    }
+    Ok(rights)
 }
 
 pub(crate) async fn listed(conn: &mut PgConnection, from: i64, to: i64) -> Done<Vec<ListedRow>> {
@@ -136,6 +150,18 @@ pub(crate) async fn sweep_awaited(
 pub(crate) async fn sweep_evidence(conn: &mut PgConnection, now: i64, most: i64) -> Done<()> {
     sqlx::query(
         "DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE until_ms <= $1 \
+           LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(now)
+    .bind(most)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub(crate) async fn sweep_rights(conn: &mut PgConnection, now: i64, most: i64) -> Done<()> {
+    sqlx::query(
+        "DELETE FROM rights WHERE key IN (SELECT key FROM rights WHERE until_ms <= $1 \
            LIMIT $2 FOR UPDATE SKIP LOCKED)",
     )
     .bind(now)

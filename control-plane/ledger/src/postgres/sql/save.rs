@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::Done;
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis},
+    model::{Approval, ApprovalState, Hash, Millis, Right},
     postgres::{
         PostgresError,
         batch::Writes,
@@ -253,6 +253,28 @@ pub(crate) async fn put_discovered(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Under the lock that all batches share: no other changes `meta.rights`.
+pub(crate) async fn put_right(conn: &mut PgConnection, right: &Right) -> Done<i64> {
+    if let Right::Agent(record) = right {
+        sqlx::query("DELETE FROM discovered WHERE agent = $1")
+            .bind(&record.agent)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(sqlx::query_scalar(
+        "WITH put AS (INSERT INTO rights (key, record, until_ms, version) \
+           VALUES ($1, $2, $3, nextval('changes')) \
+           ON CONFLICT (key) DO UPDATE SET record = excluded.record, \
+             until_ms = excluded.until_ms, version = excluded.version RETURNING version) \
+         UPDATE meta SET rights = put.version FROM put RETURNING meta.rights",
+    )
+    .bind(right.key())
+    .bind(serde_json::to_vec(right)?)
+    .bind(right.until_ms().map(to_i64))
+    .fetch_one(conn)
+    .await?)
 }
 
 pub(crate) async fn confirm(conn: &mut PgConnection) -> Done<()> {

@@ -29,6 +29,7 @@ pub(crate) enum T {
     Evidence,
     Approvals,
     Discovered,
+    Rights,
     Groups,
     Sequencer,
     Barriers,
@@ -231,7 +232,7 @@ impl Core {
     /// Locks, or says who is in the way.
     pub(crate) fn try_lock(&mut self, tx: u64, lock: &Lock, mode: Mode) -> BTreeSet<u64> {
         let holders = self.locks.entry(lock.clone()).or_default();
-        let is_row = !matches!(lock, Lock::Table(_));
+        let is_row = !matches!(lock, Lock::Table(_) | Lock::Advisory(_));
         let others: BTreeSet<u64> = holders
             .iter()
             .filter(|(other, held)| **other != tx && (is_row || mode.conflicts(**held)))
@@ -441,6 +442,7 @@ fn marks_of(change: &Change) -> Vec<String> {
     group
         .entries
         .iter()
+        .filter(|draft| draft.kind != "lift")
         .filter_map(|draft| mark_of(&draft.head))
         .collect()
 }

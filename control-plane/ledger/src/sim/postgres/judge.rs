@@ -179,7 +179,9 @@ impl Judge {
                 );
             }
             history.entry(&line, leaf, group.time_ms, &self.limits)?;
-            self.in_log.extend(mark_of(&draft.head));
+            if draft.kind != "lift" {
+                self.in_log.extend(mark_of(&draft.head));
+            }
         }
         Ok(())
     }
@@ -261,6 +263,7 @@ impl Judge {
             .filter(|(_, lsn)| **lsn > after)
             .map(|(mark, lsn)| (mark.clone(), *lsn))
             .collect();
+        let owed_before = std::mem::take(&mut self.owed);
         for (mark, lsn) in gone {
             self.committed.remove(&mark);
             // A server that did not keep its promise: nothing of it may have been used.
@@ -274,7 +277,14 @@ impl Judge {
         self.placed.clear();
         self.in_log.clear();
         let groups = lock(&self.core).tables.groups.clone();
-        self.before = groups.keys().copied().collect();
+        if self.owed || !owed_before {
+            self.before = groups.keys().copied().collect();
+        } else {
+            // Nothing more is owed: what was committed since the first loss may say it.
+            // Numbers of what is gone come again.
+            self.before.retain(|id| groups.contains_key(id));
+        }
+        self.owed |= owed_before;
         self.places()
     }
 
@@ -345,5 +355,7 @@ pub(crate) fn is_marked(command: &Command) -> bool {
             | Command::LapseOverdue { .. }
             | Command::ExpireApprovals
             | Command::Discover { .. }
+            | Command::CancelApprovals
+            | Command::Lift { .. }
     )
 }

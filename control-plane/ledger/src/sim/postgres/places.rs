@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    model::{Approval, Suspension},
+    model::{Approval, Right, Suspension},
     postgres::{
         database::{EntryRow, GroupRow, ListedRow, Newest},
         ground::{Known, Place},
@@ -235,6 +235,7 @@ impl Conn {
             timeline: here.timeline.clone(),
             suspended: None,
             restored: 0,
+            rights: 0,
         }));
         self.told(Ok(())).await
     }
@@ -338,6 +339,7 @@ impl Conn {
             suspended: meta.suspended,
             head: seen.sequencer.head,
             restored: meta.restored,
+            rights: meta.rights,
         }))
         .await
     }
@@ -358,6 +360,13 @@ impl Conn {
             .collect();
         newer.sort();
         self.told(Ok(newer)).await
+    }
+
+    pub(crate) async fn rights_since(&mut self, version: i64) -> Done<Vec<(i64, Right)>> {
+        let seen = self.ask(&[(T::Rights, READ)]).await?;
+        let newer = seen.rights.values().filter(|(_, v)| *v > version);
+        let newer: BTreeMap<i64, Right> = newer.map(|(right, v)| (*v, right.clone())).collect();
+        self.told(Ok(newer.into_iter().collect())).await
     }
 
     pub(crate) async fn listed(&mut self, from: i64, to: i64) -> Done<Vec<ListedRow>> {

@@ -95,12 +95,17 @@ impl Conn {
         let lock = match lane {
             Lane::Shared => None,
             Lane::NewEvidence => (!planted!(EvidenceNotLocked)).then_some(3),
-            Lane::Serial => (!planted!(SerialNotLocked)).then_some(2),
+            Lane::Serial | Lane::Rights => (!planted!(SerialNotLocked)).then_some(2),
         };
         self.ask(&[]).await?;
         let lock = lock.map(|lock| (Lock::Advisory(lock), Mode::Exclusive));
+        let mode = match lane {
+            Lane::Rights if !planted!(RightsNotLocked) => Mode::Exclusive,
+            _ => Mode::RowShare,
+        };
+        let lock = lock.into_iter().chain([(Lock::Advisory(4), mode)]);
         let tables = [T::Meta, T::Sequencer].map(|table| (Lock::Table(table), READ));
-        for (lock, mode) in lock.into_iter().chain(tables) {
+        for (lock, mode) in lock.chain(tables) {
             if let Err(code) = self.acquire(&lock, mode).await {
                 return self.told(Err(code)).await;
             }
@@ -118,6 +123,7 @@ impl Conn {
             suspended: meta.suspended.clone(),
             time_ms: seen.sequencer.head.time_ms,
             entries: seen.sequencer.head.entries,
+            rights: meta.rights,
         };
         self.told(Ok(began)).await
     }

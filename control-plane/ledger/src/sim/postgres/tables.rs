@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, Hash, Millis, Suspension},
+    model::{Approval, Hash, Millis, Right, Suspension},
     postgres::{draft::Draft, ground::Place, save::GroupToken, sequencer::Head},
 };
 
@@ -16,6 +16,7 @@ pub(crate) struct Meta {
     pub(crate) timeline: String,
     pub(crate) suspended: Option<Suspension>,
     pub(crate) restored: u64,
+    pub(crate) rights: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +65,7 @@ pub(crate) struct Tables {
     pub(crate) evidence: Table<Hash, EvidenceRow>,
     pub(crate) approvals: Table<String, ApprovalRow>,
     pub(crate) discovered: Table<String, (Millis, i64)>,
+    pub(crate) rights: Table<String, (Right, i64)>,
     pub(crate) groups: Table<i64, Group>,
     pub(crate) sequencer: Sequencer,
     pub(crate) barriers: Table<i32, i64>,
@@ -83,6 +85,8 @@ pub(crate) enum Change {
     Evidence(Hash, Option<EvidenceRow>),
     Approval(String, Option<ApprovalRow>),
     Discovered(String, Millis, i64),
+    Right(Right, i64),
+    RightGone(String),
     Group(i64, Group),
     Placed(i64, Placing),
     Head(Head),
@@ -136,6 +140,20 @@ impl Tables {
             Change::Discovered(agent, at, version) => {
                 put(&mut self.discovered, agent, Some(&(*at, *version)));
             }
+            Change::Right(right, version) => {
+                if let Right::Agent(record) = right {
+                    put(&mut self.discovered, &record.agent, None);
+                }
+                put(
+                    &mut self.rights,
+                    &right.key(),
+                    Some(&(right.clone(), *version)),
+                );
+                if let Some(meta) = &mut self.meta {
+                    meta.rights = *version;
+                }
+            }
+            Change::RightGone(key) => put(&mut self.rights, key, None),
             Change::Group(id, group) => put(&mut self.groups, id, Some(group)),
             Change::Placed(id, placing) => {
                 if let Some(group) = Arc::make_mut(&mut self.groups).get_mut(id) {

@@ -554,6 +554,9 @@ fn put_mark(command: &mut Command, mark: &str) {
         Command::ExchangeRefused { request_id, .. } => *request_id = mark,
         Command::DecideApproval { by, .. } | Command::ConfirmRestore { by, .. } => *by = mark,
         Command::Outcome { details, .. } => *details = mark,
+        Command::PutAgent { change, .. } => change.why = mark,
+        // Its lift repeats it.
+        Command::Stop { why, .. } => *why = mark,
         Command::Note { body, .. } => *body = serde_json::json!({ "text": mark }),
         _ => debug_assert!(!is_marked(command)),
     }

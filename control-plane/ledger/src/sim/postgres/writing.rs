@@ -2,7 +2,7 @@
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis},
+    model::{Approval, ApprovalState, Hash, Millis, Right},
     postgres::{
         batch::Writes,
         database::Spent,
@@ -211,6 +211,22 @@ impl Conn {
         self.told(Ok(())).await
     }
 
+    pub(crate) async fn put_right(&mut self, right: &Right) -> Done<i64> {
+        self.ask(&[(T::Rights, WRITE), (T::Meta, WRITE)]).await?;
+        for (table, key) in [(T::Rights, Key::Name(right.key())), (T::Meta, Key::One)] {
+            if let Err(code) = self.acquire_row(table, key).await {
+                return self.told(Err(code)).await;
+            }
+        }
+        let version = {
+            let mut core = self.core();
+            core.changes += 1;
+            core.changes
+        };
+        self.change(Change::Right(right.clone(), version));
+        self.told(Ok(version)).await
+    }
+
     pub(crate) async fn confirm(&mut self) -> Done<()> {
         self.ask(&[(T::Meta, WRITE)]).await?;
         let locked = self.acquire_row(T::Meta, Key::One).await;
@@ -311,6 +327,22 @@ impl Conn {
             }
             if self.view().evidence.get(&id).is_some_and(over) {
                 self.change(Change::Evidence(id, None));
+            }
+        }
+        self.told(Ok(())).await
+    }
+
+    pub(crate) async fn sweep_rights(&mut self, now: i64, _: i64) -> Done<()> {
+        let seen = self.ask(&[(T::Rights, WRITE)]).await?;
+        let over = |(right, _): &(Right, i64)| right.until_ms().is_some_and(|at| to_i64(at) <= now);
+        let rows = seen.rights.iter().filter(|(_, row)| over(row));
+        let keys: Vec<String> = rows.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if self.skips(T::Rights, Key::Name(key.clone())) {
+                continue;
+            }
+            if self.view().rights.get(&key).is_some_and(over) {
+                self.change(Change::RightGone(key));
             }
         }
         self.told(Ok(())).await

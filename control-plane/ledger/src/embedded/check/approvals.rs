@@ -1,0 +1,117 @@
+//! Whether an approval may be opened, joined or decided.
+
+use super::Draft;
+use crate::{
+    embedded::state::State,
+    event::{Answer, Entry, Event, Subject},
+    model::{
+        Approval, ApprovalState, Evidence, Given, Hash, Limits, Millis, PolicyFacts, Refused,
+        RequestFacts,
+    },
+};
+
+pub(super) struct HoldParts {
+    pub(super) token: Subject,
+    pub(super) attempt: String,
+    pub(super) request: RequestFacts,
+    pub(super) policy: PolicyFacts,
+    pub(super) approval: Approval,
+    pub(super) attachments: Vec<Evidence>,
+}
+
+impl State {
+    pub(super) fn check_hold(
+        &self,
+        hold: HoldParts,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Draft, Refused> {
+        let HoldParts {
+            token,
+            attempt,
+            request,
+            policy,
+            approval,
+            attachments,
+        } = hold;
+        let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
+        let mut found = None;
+        for other in self.open_with(&approval.digest).filter(equal) {
+            match other.state {
+                ApprovalState::Pending => found = Some(other.id.clone()),
+                // Approved after the caller looked: asking a human again would be a second notice.
+                ApprovalState::Approved if other.policy_version == approval.policy_version => {
+                    return Err(Refused::ApprovalState(Some(ApprovalState::Approved)));
+                }
+                _ => {}
+            }
+        }
+        let (id, opened) = match found {
+            Some(id) => (id, None),
+            None => {
+                // An agent's own share ends first: it cannot take what others need.
+                if self.open_approvals_of(&approval.agent) >= limits.approvals_open_per_agent {
+                    return Err(Refused::Limit("open approvals per agent"));
+                }
+                if self.open_approvals() >= limits.approvals_open {
+                    return Err(Refused::Limit("open approvals"));
+                }
+                if let Some(known) = self.approval(&approval.id) {
+                    return Err(Refused::ApprovalState(Some(known.state)));
+                }
+                let clean = Approval {
+                    state: ApprovalState::Pending,
+                    created_ms: now,
+                    decided_by: None,
+                    decided_ms: None,
+                    ..approval
+                };
+                (clean.id.clone(), Some(clean))
+            }
+        };
+        let event = Event::Hold {
+            token,
+            attempt,
+            request,
+            policy,
+            approval: id.clone(),
+            opened,
+        };
+        Ok(Draft {
+            entry: Entry::Event(Box::new(event)),
+            attachments,
+            approval: Some(id),
+        })
+    }
+
+    pub(super) fn check_decision(
+        &self,
+        id: String,
+        digest: Hash,
+        approve: bool,
+        by: String,
+        now: Millis,
+        usable_ms: Millis,
+    ) -> Result<Draft, Refused> {
+        self.approval_in(&id, &digest, ApprovalState::Pending, now)?;
+        let (decision, expires_ms) = if approve {
+            let approval = self.approval(&id).ok_or(Refused::ApprovalState(None))?;
+            self.may_use(&Given::from(approval), now)?;
+            (Answer::Approved, now.saturating_add(usable_ms))
+        } else {
+            (Answer::Denied, now)
+        };
+        let event = Event::Approval {
+            id: id.clone(),
+            digest,
+            decision,
+            by,
+            expires_ms,
+        };
+        Ok(Draft {
+            entry: Entry::Event(Box::new(event)),
+            attachments: Vec::new(),
+            approval: Some(id),
+        })
+    }
+}

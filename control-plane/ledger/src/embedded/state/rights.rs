@@ -1,0 +1,165 @@
+//! Whose rights are taken away: the registry and the stops, checked and applied.
+
+use std::sync::Arc;
+
+use super::State;
+use crate::{
+    embedded::check::Draft,
+    event::Event,
+    model::{
+        AgentChange, AgentRecord, AgentState, ApprovalState, Bar, EXPIRED_PER_ENTRY, Given,
+        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Stop, Target,
+    },
+};
+
+impl State {
+    /// Whether whom something was given to may still use it.
+    ///
+    /// # Errors
+    /// [`Refused::Stopped`] and [`Refused::Inactive`].
+    pub(crate) fn may_use(&self, given: &Given<'_>, now: Millis) -> Result<(), Refused> {
+        if planted!(StopUnchecked) {
+            return Ok(());
+        }
+        match self.rights.bar(given, now) {
+            None => Ok(()),
+            Some(Bar::Stopped(what)) => Err(Refused::Stopped(what)),
+            Some(Bar::Inactive) => Err(Refused::Inactive),
+        }
+    }
+
+    pub(crate) fn check_agent(
+        &self,
+        agent: String,
+        change: AgentChange,
+        by: String,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Draft, Refused> {
+        let known = self.rights.agent(&agent);
+        if known.is_none() && self.rights.agents.len() >= limits.agents {
+            return Err(Refused::Limit("registered agents"));
+        }
+        let mut record = match known {
+            Some(known) => known.clone(),
+            None => AgentRecord {
+                agent,
+                owner: change.owner.clone().ok_or(Refused::Unregistered)?,
+                purpose: String::new(),
+                environment: String::new(),
+                state: AgentState::Discovered,
+                created_ms: now,
+                changed_ms: now,
+                changed_by: String::new(),
+                why: String::new(),
+                expires_ms: None,
+                void_ms: 0,
+            },
+        };
+        let was = record.state;
+        let next = change.state.unwrap_or(was);
+        if !was.may_become(next) {
+            return Err(Refused::Transition(was));
+        }
+        // What it had while it was active counts no more, also when it is active again.
+        let leaves = was == AgentState::Active && next != was;
+        let returns = was == AgentState::Suspended && next == AgentState::Active;
+        if leaves || returns {
+            record.void_ms = now;
+        }
+        record.state = next;
+        record.owner = change.owner.unwrap_or(record.owner);
+        record.purpose = change.purpose.unwrap_or(record.purpose);
+        record.environment = change.environment.unwrap_or(record.environment);
+        record.expires_ms = change.expires_ms.unwrap_or(record.expires_ms);
+        record.why = change.why;
+        record.changed_ms = now;
+        record.changed_by = by;
+        Ok(Draft::plain(Event::Agent(record)))
+    }
+
+    pub(crate) fn check_stop(
+        &self,
+        target: Target,
+        by: String,
+        why: String,
+        until_ms: Option<Millis>,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Draft, Refused> {
+        let known = self.rights.stops.contains_key(&target);
+        // Everything can always be stopped.
+        if !known && self.rights.stops.len() >= limits.stops && target != Target::Everything {
+            return Err(Refused::Limit("stops"));
+        }
+        Ok(Draft::plain(Event::Stop(Stop {
+            target,
+            at_ms: now,
+            by,
+            why,
+            until_ms,
+            lift_asked: None,
+            lifted: None,
+        })))
+    }
+
+    pub(crate) fn check_lift(
+        &self,
+        target: &Target,
+        by: String,
+        now: Millis,
+    ) -> Result<Draft, Refused> {
+        let known = self.rights.stops.get(target);
+        let known = known.filter(|stop| stop.lifted.is_none());
+        let mut stop = Stop::clone(known.ok_or(Refused::Unregistered)?);
+        let first = stop.lift_asked.take();
+        let second = first.is_some_and(|(other, at)| {
+            (other != by || planted!(OneLifts)) && now <= at.saturating_add(LIFT_WAITS_MS)
+        });
+        if *target == Target::Everything && !second {
+            stop.lift_asked = Some((by, now));
+        } else {
+            stop.lifted = Some((by, now));
+            stop.at_ms = now;
+            stop.until_ms = Some(now.saturating_add(LIFTED_KEPT_MS));
+        }
+        Ok(Draft::plain(Event::Lift(stop)))
+    }
+
+    pub(crate) fn check_cancel(&self, now: Millis) -> Result<Draft, Refused> {
+        let gone = self.approvals().filter(|approval| {
+            approval.is_open() && self.rights.bar(&Given::from(*approval), now).is_some()
+        });
+        let ids: Vec<String> = gone
+            .take(EXPIRED_PER_ENTRY)
+            .map(|approval| approval.id.clone())
+            .collect();
+        if ids.is_empty() {
+            return Err(Refused::ApprovalState(None));
+        }
+        Ok(Draft::plain(Event::ApprovalsCancelled { ids }))
+    }
+
+    pub(super) fn put_agent(&mut self, record: &AgentRecord) {
+        self.discovered.remove(&record.agent);
+        let rights = Arc::make_mut(&mut self.rights);
+        rights
+            .agents
+            .insert(record.agent.clone(), Arc::new(record.clone()));
+        self.holds_changed += 1;
+    }
+
+    pub(super) fn put_stop(&mut self, stop: &Stop) {
+        let rights = Arc::make_mut(&mut self.rights);
+        rights
+            .stops
+            .insert(stop.target.clone(), Arc::new(stop.clone()));
+        self.holds_changed += 1;
+    }
+
+    pub(super) fn cancel(&mut self, ids: &[String]) {
+        for id in ids {
+            self.end_approval(id, ApprovalState::Cancelled);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! `writ agents` and `writ revoke`: who may act, and taking that away. Looking goes
+//! over the admin socket; changing takes a human's session.
+
+use super::approvals::{Issuer, Socket, ask, with_session};
+use super::{fail, plain, refuse};
+use clap::{Args, Subcommand, ValueEnum};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use std::process::ExitCode;
+
+/// The registry.
+#[derive(Subcommand)]
+pub enum Agents {
+    /// List them, with those that asked without being registered
+    List {
+        #[command(flatten)]
+        socket: Socket,
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<State>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Register an agent, or change what is known of it
+    #[command(
+        after_help = "Example:\n  writ agents set spiffe://example.org/agent/a --owner platform --state active"
+    )]
+    Set(Set),
+}
+
+/// Where an agent stands.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum State {
+    /// Nobody has let it act
+    Discovered,
+    /// It may get tokens
+    Active,
+    /// It may not, until it is active again
+    Suspended,
+    /// It never may again
+    Decommissioned,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Discovered => "discovered",
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Decommissioned => "decommissioned",
+        }
+    }
+}
+
+/// Changes one agent.
+#[derive(Args)]
+pub struct Set {
+    #[command(flatten)]
+    issuer: Issuer,
+    /// Its SPIFFE ID
+    agent: String,
+    /// The person or team that answers for it; a new agent needs one
+    #[arg(long)]
+    owner: Option<String>,
+    /// What it is for
+    #[arg(long)]
+    purpose: Option<String>,
+    /// Where it runs
+    #[arg(long)]
+    environment: Option<String>,
+    /// Where it is to stand
+    #[arg(long)]
+    state: Option<State>,
+    /// When its registration ends, in seconds since the Unix epoch; 0: never
+    #[arg(long, value_name = "SECONDS")]
+    expires: Option<u64>,
+    /// Why, for the log
+    #[arg(long, default_value = "")]
+    why: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Agents {
+    /// Lists or changes.
+    pub async fn run(self) -> ExitCode {
+        match self {
+            Self::List {
+                socket,
+                state,
+                json,
+            } => list(&socket, state, json).await,
+            Self::Set(set) => set.run().await,
+        }
+    }
+}
+
+async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
+    let mut value = match ask(socket, "/api/v1/agents").await {
+        Ok(value) => value,
+        Err(code) => return code,
+    };
+    let text = |agent: &Value, name: &str| {
+        let text = agent.get(name).and_then(Value::as_str);
+        plain(text.unwrap_or("-"))
+    };
+    if let (Some(state), Some(all)) = (state, value.get_mut("agents").and_then(Value::as_array_mut))
+    {
+        all.retain(|agent| text(agent, "state") == state.word());
+    }
+    if json {
+        println!("{value}");
+        return ExitCode::SUCCESS;
+    }
+    let all = value.get("agents").and_then(Value::as_array);
+    let all = all.map(Vec::as_slice).unwrap_or_default();
+    if all.is_empty() {
+        println!("No agent is registered, and none has asked.");
+    }
+    for agent in all {
+        println!(
+            "{:<15}{}  owner {}{}",
+            text(agent, "state"),
+            text(agent, "agent"),
+            text(agent, "owner"),
+            match text(agent, "why").as_str() {
+                "" | "-" => String::new(),
+                why => format!("  ({why})"),
+            }
+        );
+    }
+    ExitCode::SUCCESS
+}
+
+impl Set {
+    async fn run(self) -> ExitCode {
+        let mut body = Map::new();
+        body.insert("agent".into(), self.agent.into());
+        body.insert("why".into(), self.why.into());
+        let texts = [
+            ("owner", self.owner),
+            ("purpose", self.purpose),
+            ("environment", self.environment),
+            ("state", self.state.map(|state| state.word().to_owned())),
+        ];
+        for (name, text) in texts {
+            body.extend(text.map(|text| (name.to_owned(), text.into())));
+        }
+        body.extend(self.expires.map(|at| ("expires".to_owned(), at.into())));
+        let path = "/api/v1/agents";
+        let said = |agent: &Value| {
+            let text = |name: &str| plain(agent.get(name).and_then(Value::as_str).unwrap_or("-"));
+            format!(
+                "{} is {}, owner {}",
+                text("agent"),
+                text("state"),
+                text("owner")
+            )
+        };
+        change(
+            &self.issuer,
+            Method::PUT,
+            path,
+            body.into(),
+            self.json,
+            said,
+        )
+        .await
+    }
+}
+
+/// Takes rights away, or lets them be given again.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  writ revoke --agent spiffe://example.org/agent/a --why 'it runs wild'\n  writ revoke --everything\n  writ revoke --lift --agent spiffe://example.org/agent/a\n\nWhat was given before a stop stays void when it is lifted. Lifting the stop of everything takes two people."
+)]
+pub struct Revoke {
+    #[command(flatten)]
+    issuer: Issuer,
+    #[command(flatten)]
+    what: What,
+    /// With --user: its subject at that issuer
+    #[arg(long, requires = "user")]
+    subject: Option<String>,
+    /// Let it be given again, instead
+    #[arg(long)]
+    lift: bool,
+    /// Why, for the log
+    #[arg(long, default_value = "", conflicts_with = "lift")]
+    why: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whose rights.
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+struct What {
+    /// Everybody's: nothing is issued, allowed or approved any more
+    #[arg(long)]
+    everything: bool,
+    /// An agent's, by its SPIFFE ID; with --user, what it does for that user
+    #[arg(long, value_name = "SPIFFE_ID")]
+    agent: Option<String>,
+    /// Those of all agents of an owner
+    #[arg(long)]
+    owner: Option<String>,
+    /// A user's, by the issuer that knows it; --subject names it
+    #[arg(long, value_name = "ISSUER", requires = "subject")]
+    user: Option<String>,
+    /// What is bound to a DPoP key, by its thumbprint
+    #[arg(long, value_name = "THUMBPRINT")]
+    key: Option<String>,
+    /// One token, by SHA-256 of its bytes in hex
+    #[arg(long, value_name = "SHA256")]
+    token: Option<String>,
+}
+
+impl Revoke {
+    /// Stops or lifts.
+    pub async fn run(self) -> ExitCode {
+        let mut target = Map::new();
+        if self.what.everything {
+            target.insert("everything".into(), true.into());
+        }
+        let texts = [
+            ("agent", self.what.agent),
+            ("owner", self.what.owner),
+            ("key", self.what.key),
+            ("token", self.what.token),
+        ];
+        for (name, text) in texts {
+            target.extend(text.map(|text| (name.to_owned(), text.into())));
+        }
+        if let (Some(issuer), Some(subject)) = (self.what.user, self.subject) {
+            let user = json!({ "issuer": issuer, "subject": subject });
+            target.insert("user".into(), user);
+        }
+        let (path, body) = if self.lift {
+            ("/api/v1/stops/lift", json!({ "target": target }))
+        } else {
+            (
+                "/api/v1/stops",
+                json!({ "target": target, "why": self.why }),
+            )
+        };
+        let said = |stop: &Value| {
+            let kind = plain(stop.get("kind").and_then(Value::as_str).unwrap_or("it"));
+            match (stop.get("stands"), stop.get("lift_asked")) {
+                (Some(Value::Bool(false)), _) => format!("{kind}: rights may be given again"),
+                (_, Some(Value::Object(_))) => format!(
+                    "{kind}: still stopped; a second person has to lift it within 15 minutes"
+                ),
+                _ => format!("{kind}: stopped"),
+            }
+        };
+        change(&self.issuer, Method::POST, path, body, self.json, said).await
+    }
+}
+
+async fn change(
+    issuer: &Issuer,
+    method: Method,
+    path: &str,
+    body: Value,
+    json: bool,
+    said: impl Fn(&Value) -> String,
+) -> ExitCode {
+    match with_session(&issuer.issuer, method, path, Some(body)).await {
+        Ok((status, value)) if status.is_success() => {
+            if json {
+                println!("{value}");
+            } else {
+                println!("{}", said(&value));
+            }
+            ExitCode::SUCCESS
+        }
+        Ok((_, value)) => {
+            let detail = value.get("detail").and_then(Value::as_str);
+            refuse(&plain(detail.unwrap_or("the control plane refused it")))
+        }
+        Err(error) => fail(&error),
+    }
+}

@@ -1,0 +1,58 @@
+//! Who may take rights away, and how it is asked for.
+
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+async fn stop(world: &World, session: Option<&str>, target: &str) -> (u16, String) {
+    let mut with = With::json(&serde_json::from_str(&format!("{{\"target\":{target}}}")).unwrap());
+    if let Some(session) = session {
+        with = with.header("authorization", session);
+    }
+    let answer = world.post("/api/v1/stops", with).await;
+    let said: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    let reason = said["reason"].as_str().unwrap_or_default().to_owned();
+    (answer.status.as_u16(), reason)
+}
+
+#[tokio::test]
+async fn everything_is_stopped_by_who_signed_in_just_now() {
+    let world = World::new();
+    let session = world.sign_in_by_command_line().await;
+    let everything = "{\"everything\":true}";
+    let minutes = |n: u64| n * 60_000;
+    for (at, wanted) in [
+        (NOW + minutes(5) - 1, (204, "")),
+        (NOW + minutes(5), (403, "step_up_needed")),
+    ] {
+        world.desk.now.store(at, Ordering::SeqCst);
+        let (status, reason) = stop(&world, Some(&session), everything).await;
+        assert_eq!((status, reason.as_str()), wanted);
+    }
+    // One agent can be stopped all the same.
+    let agent = "{\"agent\":\"spiffe://writ.example/a\"}";
+    assert_eq!(stop(&world, Some(&session), agent).await.0, 204);
+}
+
+#[tokio::test]
+async fn what_is_stopped_is_one_thing_and_has_bounds() {
+    let world = World::new();
+    let session = world.sign_in_by_command_line().await;
+    let long = format!("{{\"owner\":\"{}\"}}", "o".repeat(2049));
+    for target in [
+        "{}",
+        "{\"everything\":false}",
+        "{\"everything\":true,\"agent\":\"spiffe://writ.example/a\"}",
+        "{\"agent\":\"\"}",
+        "{\"agent\":\"a\\nb\"}",
+        "{\"key\":\"k\",\"token\":\"00\"}",
+        "{\"token\":\"00\"}",
+        "{\"user\":{\"issuer\":\"\",\"subject\":\"s\"}}",
+        &long,
+    ] {
+        let answered = stop(&world, Some(&session), target).await;
+        assert_eq!(answered, (400, "bad_target".to_owned()), "{target}");
+    }
+    let nobody = stop(&world, None, "{\"everything\":true}").await;
+    assert_eq!(nobody, (401, "not_signed_in".to_owned()));
+}
