@@ -60,7 +60,7 @@ pub enum KeyError {
     TokenAway(String),
     /// The token refused the PIN.
     #[error(
-        "the PKCS#11 token refused the PIN, which is not tried again: {0}; correct keys.pkcs11.pin_file and restart"
+        "the PKCS#11 token refused the PIN of {0}, which is not tried again; once another is there, that is"
     )]
     PinRefused(String),
     /// The PIN can't be read, or others may.
@@ -69,12 +69,28 @@ pub enum KeyError {
     /// The module can't be used.
     #[error("the PKCS#11 module `{0}` can't be used: {1}; correct keys.pkcs11.module")]
     Module(PathBuf, String),
-    /// The token made a key that could leave it.
-    #[error("the PKCS#11 token made a key that may leave it, which was removed again")]
-    Extractable,
+    /// The token made a key that may leave it, or may do more than sign.
+    #[error(
+        "the PKCS#11 token made a key that may leave it or do more than sign; it was removed again"
+    )]
+    Loose,
+    /// The token gave something that is no signature by the key that was asked for.
+    #[error("the PKCS#11 token signs wrongly: what it gave does not verify, and was thrown away")]
+    WrongSignature,
     /// Signing failed.
     #[error("the token could not be signed")]
     Sign,
+}
+
+impl KeyError {
+    /// Whether this is a PKCS#11 token's fault, which may pass by itself.
+    #[must_use]
+    pub fn is_of_token(&self) -> bool {
+        matches!(
+            self,
+            Self::TokenAway(_) | Self::PinRefused(_) | Self::Pin(_) | Self::WrongSignature
+        )
+    }
 }
 
 /// The claims of a capability token that RFC 7519 does not name.
@@ -154,10 +170,21 @@ impl TokenKey {
         self.signer().public_jwk()
     }
 
+    /// Whether it can sign now, where a token has it.
+    ///
+    /// # Errors
+    /// As [`TokenKey::mint`].
+    pub async fn try_out(&self) -> Result<(), KeyError> {
+        match &self.0 {
+            Held::File(_) => Ok(()),
+            Held::Token(signer) => signer.sign(signer::TRIAL).await.map(drop),
+        }
+    }
+
     /// Signs a capability token: `typ: at+jwt` (RFC 9068).
     ///
     /// # Errors
-    /// [`KeyError::TokenAway`] and its kin where a token signs; else
+    /// One that [is of the token](KeyError::is_of_token) where a token signs; else
     /// [`KeyError::Sign`], which is ours.
     pub async fn mint(&self, mint: Mint) -> Result<String, KeyError> {
         let claims = JWTClaims {

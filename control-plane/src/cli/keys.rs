@@ -32,6 +32,8 @@ pub enum Keys {
     )]
     Revoke {
         /// The key's id, as `list` prints it
+        // One of 64 begins with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         kid: String,
         #[command(flatten)]
         place: Place,

@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use zeroize::Zeroizing;
 
-/// Bytes of a PIN file.
-const PIN_MAX: u64 = 256;
+/// Bytes of a PIN, with the end of its line.
+const PIN_MAX: usize = 256;
 /// Bytes of a token's label.
 const LABEL_MAX: usize = 32;
 
@@ -35,33 +35,77 @@ pub struct Pkcs11 {
     pub module: PathBuf,
     /// Its label.
     pub token: String,
-    /// The file with the user's PIN.
-    pub pin_file: PathBuf,
+    /// Where the user's PIN is.
+    pub pin_from: PinFrom,
+}
+
+/// Where a PIN is; never the PIN itself.
+#[derive(Clone, Debug)]
+pub enum PinFrom {
+    /// A file.
+    File(PathBuf),
+    /// A variable of this process's environment.
+    Env(String),
+}
+
+impl std::fmt::Display for PinFrom {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(out, "the file `{}`", path.display()),
+            Self::Env(name) => write!(out, "the variable `{name}`"),
+        }
+    }
+}
+
+impl PinFrom {
+    /// `None`: it is neither.
+    fn parse(text: &str) -> Option<Self> {
+        if text.starts_with('/') {
+            return Some(Self::File(text.into()));
+        }
+        let name = text.strip_prefix("env:")?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        (!name.is_empty() && name.bytes().all(plain)).then(|| Self::Env(name.to_owned()))
+    }
+
+    fn read(&self) -> Result<Zeroizing<String>, String> {
+        let path = match self {
+            Self::File(path) => path,
+            Self::Env(name) => {
+                let value = std::env::var(name);
+                // Its error has the value, where that is no text.
+                return value
+                    .map(Zeroizing::new)
+                    .map_err(|_| format!("{self} is not set"));
+            }
+        };
+        let io = |error: std::io::Error| format!("can't read {self}, for the PIN: {error}");
+        let file = File::open(path).map_err(io)?;
+        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(format!(
+                "{self} has the PIN and may be read by others (mode {mode:o}); make it 0600, and change the PIN if somebody may have seen it"
+            ));
+        }
+        let mut text = Zeroizing::new(String::with_capacity(PIN_MAX + 1));
+        let most = u64::try_from(PIN_MAX).unwrap_or(0).saturating_add(1);
+        file.take(most).read_to_string(&mut text).map_err(io)?;
+        Ok(text)
+    }
 }
 
 impl Pkcs11 {
-    /// The PIN: what the file says, without the end of its line.
+    /// The PIN: what the file or the variable says, without the end of its line.
     ///
     /// # Errors
     /// When it can't be read, others may read it, or it is no PIN.
     pub fn pin(&self) -> Result<Zeroizing<String>, String> {
-        let shown = self.pin_file.display();
-        let io = |error: std::io::Error| format!("can't read the PIN file `{shown}`: {error}");
-        let file = File::open(&self.pin_file).map_err(io)?;
-        let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(format!(
-                "the PIN file `{shown}` may be read by others (mode {mode:o}); make it 0600, and change the PIN if somebody may have seen it"
-            ));
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(PIN_MAX + 1)
-            .read_to_string(&mut text)
-            .map_err(io)?;
+        let text = self.pin_from.read()?;
         let pin = text.trim_end_matches(['\r', '\n']);
-        if pin.is_empty() || text.len() > usize::try_from(PIN_MAX).unwrap_or(0) {
+        if pin.is_empty() || text.len() > PIN_MAX {
             return Err(format!(
-                "the PIN file `{shown}` is empty or longer than {PIN_MAX} bytes"
+                "{}, for the PIN, is empty or longer than {PIN_MAX} bytes",
+                self.pin_from
             ));
         }
         Ok(Zeroizing::new(pin.to_owned()))
@@ -87,10 +131,19 @@ pub(super) fn read(table: &Table<'_>) -> Keys {
 }
 
 fn pkcs11(table: &Table<'_>) -> Pkcs11 {
+    let pin_from = table.text("pin_from");
+    let pin_from = PinFrom::parse(&pin_from).unwrap_or_else(|| {
+        if !pin_from.is_empty() {
+            // What is there may be the PIN, and is not said again.
+            let message = "this is neither a file's absolute path nor `env:` and a variable's name; the PIN itself is nothing for this file";
+            table.error("pin_from", message.to_owned());
+        }
+        PinFrom::File(PathBuf::new())
+    });
     let token = Pkcs11 {
         module: table.path("module"),
         token: table.text("token"),
-        pin_file: table.path("pin_file"),
+        pin_from,
     };
     if token.token.len() > LABEL_MAX || token.token.trim_end() != token.token {
         let message = format!("a label has at most {LABEL_MAX} bytes, and no space at its end");
@@ -112,10 +165,8 @@ impl Config {
                 format!("there is no file `{}`", token.module.display()),
             );
         }
-        if token.pin_file.is_absolute()
-            && let Err(message) = token.pin()
-        {
-            reader.error_at("keys.pkcs11.pin_file", message);
+        if let Err(message) = token.pin() {
+            reader.error_at("keys.pkcs11.pin_from", message);
         }
     }
 

@@ -20,7 +20,7 @@ pub use issuers::Issuers;
 pub use proofs::SeenProofs;
 
 use crate::config::Site;
-use crate::keys::{CapabilityClaims, KeyError, Mint};
+use crate::keys::{CapabilityClaims, Mint};
 use crate::state::{Core, Standing, element, random_id, split_location};
 use capability::action::HttpAction;
 use capability::proof::VerifiedProof;
@@ -349,17 +349,23 @@ impl Exchange {
                 authorization_details: [element.clone()],
             },
         });
-        let access_token = access_token.await.map_err(|error| {
-            tracing::error!(%error, "minting failed");
-            // Nothing came of it.
-            self.proofs.give_back(proof);
-            match error {
-                KeyError::TokenAway(_) | KeyError::PinRefused(_) | KeyError::Pin(_) => {
-                    ExchangeError::Unavailable
+        let access_token = match access_token.await {
+            Ok(token) => token,
+            Err(error) => {
+                // Nothing came of it.
+                self.proofs.give_back(proof);
+                if error.is_of_token() {
+                    // A warning says it once for all of them.
+                    tracing::debug!(%error, "minting failed");
+                    let error = ExchangeError::Unavailable;
+                    return Err(self
+                        .refused(caller, Some(action), Some(policy), error)
+                        .await);
                 }
-                _ => ExchangeError::Internal,
+                tracing::error!(%error, "minting failed");
+                return Err(ExchangeError::Internal);
             }
-        })?;
+        };
         // The edge would refuse it, so it is not issued.
         if access_token.len() > config.limits.read.token {
             let error = ExchangeError::Details("the location is too long for a token".into());

@@ -7,8 +7,8 @@ use super::KeyError;
 use super::signer::{Point, SIGNATURE};
 use crate::config::Pkcs11;
 use module::Module;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -16,24 +16,33 @@ use tokio::sync::oneshot;
 const QUEUE_MAX: usize = 64;
 /// Nobody waits longer for a signature.
 const SIGN_WITHIN: Duration = Duration::from_secs(2);
+/// A token that says nothing for so long is away.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 /// Nobody waits longer for a new key, or for the token at a start.
 const MAKE_WITHIN: Duration = Duration::from_secs(30);
 
+/// What is signed, by which key.
+pub(super) struct Wanted {
+    /// The key's id in the token (CKA_ID).
+    pub id: Vec<u8>,
+    /// Its public half, which the signature has to fit.
+    pub point: Point,
+    pub input: Vec<u8>,
+}
+
+type Reply<T> = SyncSender<Result<T, KeyError>>;
+
 enum Job {
-    Sign {
-        id: Vec<u8>,
-        digest: [u8; 32],
-        reply: oneshot::Sender<Result<[u8; SIGNATURE], KeyError>>,
-    },
-    Make(Vec<u8>, SyncSender<Result<Point, KeyError>>),
-    Destroy(Vec<u8>, SyncSender<Result<(), KeyError>>),
-    Look(SyncSender<Result<(), KeyError>>),
+    Sign(Wanted, oneshot::Sender<Result<[u8; SIGNATURE], KeyError>>),
+    Make(Vec<u8>, Reply<Point>),
+    Destroy(Vec<u8>, Reply<()>),
+    Look(Reply<()>),
 }
 
 /// The token, as the rest of us knows it.
 pub struct Hsm {
     jobs: SyncSender<Job>,
-    trouble: std::sync::Arc<Mutex<Option<String>>>,
+    failing: AtomicBool,
 }
 
 impl Hsm {
@@ -41,53 +50,69 @@ impl Hsm {
     /// that is away is no error here: what needs it says so, until it is back.
     ///
     /// # Errors
-    /// When the module can't be loaded, the PIN file can't be used, or the token
-    /// refused the PIN, which is tried once.
+    /// When the module can't be loaded, there is no PIN, or the token refused it,
+    /// which is tried once.
     pub fn open(config: &Pkcs11) -> Result<Self, KeyError> {
+        config.pin().map_err(KeyError::Pin)?;
         let (jobs, todo) = sync_channel(QUEUE_MAX);
-        let trouble = std::sync::Arc::new(Mutex::new(None));
-        let module = Module::load(config)?;
-        let told = trouble.clone();
+        let (reply, loaded) = sync_channel(1);
+        let settings = config.clone();
         let thread = std::thread::Builder::new().name("pkcs11".to_owned());
         thread
-            .spawn(move || work(module, &todo, &told))
+            .spawn(move || match Module::load(&settings) {
+                Ok(module) => {
+                    let _left = reply.try_send(Ok(()));
+                    work(module, &todo);
+                }
+                Err(error) => drop(reply.try_send(Err(error))),
+            })
             .map_err(|error| KeyError::TokenAway(error.to_string()))?;
-        let hsm = Self { jobs, trouble };
-        match hsm.look() {
-            Ok(()) => {}
-            Err(KeyError::TokenAway(why)) => {
-                tracing::error!("{why}; no token is signed until it is back");
+        let late = || away("its module was not loaded in time");
+        loaded
+            .recv_timeout(MAKE_WITHIN)
+            .unwrap_or_else(|_| Err(late()))?;
+        let failing = AtomicBool::new(false);
+        let hsm = Self { jobs, failing };
+        match hsm.ask(Job::Look, MAKE_WITHIN) {
+            Err(error @ KeyError::TokenAway(_)) => {
+                tracing::error!("{error}; nothing is issued until it is back");
             }
-            Err(error) => return Err(error),
+            looked => looked?,
         }
         Ok(hsm)
     }
 
-    /// Signs a digest. Never on the caller's thread.
-    pub(super) async fn sign(
-        &self,
-        id: &[u8],
-        digest: [u8; 32],
-    ) -> Result<[u8; SIGNATURE], KeyError> {
+    /// Signs, never on the caller's thread. What comes back was verified.
+    pub(super) async fn sign(&self, wanted: Wanted) -> Result<[u8; SIGNATURE], KeyError> {
         let (reply, answer) = oneshot::channel();
-        let id = id.to_vec();
-        self.send(Job::Sign { id, digest, reply })?;
-        match tokio::time::timeout(SIGN_WITHIN, answer).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(away("its thread ended")),
-            Err(_) => Err(away("it did not sign in time")),
-        }
+        let sent = self.send(Job::Sign(wanted, reply));
+        let done = match sent {
+            Ok(()) => match tokio::time::timeout(SIGN_WITHIN, answer).await {
+                Ok(Ok(done)) => done,
+                Ok(Err(_)) => Err(away("its thread ended")),
+                Err(_) => Err(away("it did not sign in time")),
+            },
+            Err(error) => Err(error),
+        };
+        self.failing.store(done.is_err(), Ordering::Relaxed);
+        done
+    }
+
+    /// Whether the last signature that was asked for was none.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
     }
 
     /// Makes a key with this id, which never leaves the token. Waits: not for async
     /// threads.
     pub(super) fn make(&self, id: &[u8]) -> Result<Point, KeyError> {
-        self.ask(|reply| Job::Make(id.to_vec(), reply))
+        self.ask(|reply| Job::Make(id.to_vec(), reply), MAKE_WITHIN)
     }
 
     /// Removes the key with this id. Waits.
     pub(super) fn destroy(&self, id: &[u8]) -> Result<(), KeyError> {
-        self.ask(|reply| Job::Destroy(id.to_vec(), reply))
+        self.ask(|reply| Job::Destroy(id.to_vec(), reply), MAKE_WITHIN)
     }
 
     /// Whether the token is there, and lets us in. Waits.
@@ -95,23 +120,13 @@ impl Hsm {
     /// # Errors
     /// Why not.
     pub fn look(&self) -> Result<(), KeyError> {
-        self.ask(Job::Look)
+        self.ask(Job::Look, LOOK_WITHIN)
     }
 
-    /// What was wrong with the token the last time that somebody asked it.
-    #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        let held = self.trouble.lock();
-        held.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn ask<T>(
-        &self,
-        job: impl FnOnce(SyncSender<Result<T, KeyError>>) -> Job,
-    ) -> Result<T, KeyError> {
+    fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job, within: Duration) -> Result<T, KeyError> {
         let (reply, answer) = sync_channel(1);
         self.send(job(reply))?;
-        let answer = answer.recv_timeout(MAKE_WITHIN);
+        let answer = answer.recv_timeout(within);
         answer.unwrap_or_else(|_| Err(away("it did not answer in time")))
     }
 
@@ -127,27 +142,26 @@ fn away(why: &str) -> KeyError {
     KeyError::TokenAway(why.to_owned())
 }
 
-fn work(mut module: Module, todo: &Receiver<Job>, trouble: &Mutex<Option<String>>) {
+fn work(mut module: Module, todo: &Receiver<Job>) {
     while let Ok(job) = todo.recv() {
-        let problem = match job {
+        match job {
             // Whoever asked has left: nothing is signed for nobody.
-            Job::Sign { reply, .. } if reply.is_closed() => continue,
-            Job::Sign { id, digest, reply } => {
-                let done = module.sign(&id, &digest);
-                let problem = done.as_ref().err().map(ToString::to_string);
-                let _left = reply.send(done);
-                problem
+            Job::Sign(_, reply) if reply.is_closed() => {}
+            Job::Sign(wanted, reply) => drop(reply.send(module.sign(&wanted))),
+            Job::Make(id, reply) => {
+                let made = module.make(&id);
+                let is_made = made.is_ok();
+                // A key that nobody heard of would stay in the token for ever.
+                if reply.try_send(made).is_err()
+                    && is_made
+                    && let Err(error) = module.destroy(&id)
+                {
+                    let object = hex::encode(id);
+                    tracing::error!(object, %error, "a key that came too late is left in the token; remove it there");
+                }
             }
-            Job::Make(id, reply) => answer(&reply, module.make(&id)),
-            Job::Destroy(id, reply) => answer(&reply, module.destroy(&id)),
-            Job::Look(reply) => answer(&reply, module.look()),
-        };
-        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+            Job::Destroy(id, reply) => drop(reply.try_send(module.destroy(&id))),
+            Job::Look(reply) => drop(reply.try_send(module.look())),
+        }
     }
-}
-
-fn answer<T>(reply: &SyncSender<Result<T, KeyError>>, done: Result<T, KeyError>) -> Option<String> {
-    let problem = done.as_ref().err().map(ToString::to_string);
-    let _left = reply.try_send(done);
-    problem
 }

@@ -1,7 +1,7 @@
 //! Another key that signs tokens, on schedule: what `writ keys rotate` does, done by
 //! the control plane itself.
 
-use crate::keys;
+use crate::keys::{self, Hsm, KeyError};
 use crate::state::Core;
 use ledger::model::Command;
 use serde_json::json;
@@ -36,29 +36,39 @@ const AWAY: &str = "keys token";
 /// How often the PKCS#11 token is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Says that the PKCS#11 token is away, and that it is back.
+/// Says that the PKCS#11 token is away or signs wrongly, and that it is well again.
 pub async fn watch_token(core: Arc<Core>) {
     let Some(token) = core.keys.place().token.clone() else {
         return;
     };
     loop {
-        let looked = token.clone();
-        let seen = tokio::task::spawn_blocking(move || looked.look()).await;
-        match seen {
-            Ok(Err(error)) => {
+        match is_well(&core, &token).await {
+            Err(error) => {
                 let text = format!("NO TOKEN IS ISSUED: {error}");
                 if core.warnings.raise(AWAY, &text) {
                     tracing::error!("{text}");
                 }
             }
-            _ => {
+            Ok(()) => {
                 if core.warnings.lower(AWAY) {
-                    tracing::info!("the PKCS#11 token is back");
+                    tracing::info!("the PKCS#11 token is well again");
                 }
             }
         }
         tokio::time::sleep(WATCH).await;
     }
+}
+
+/// Whether it is there, and signs where it did not when it was asked last.
+async fn is_well(core: &Core, token: &Arc<Hsm>) -> Result<(), KeyError> {
+    let looked = token.clone();
+    let seen = tokio::task::spawn_blocking(move || looked.look()).await;
+    seen.unwrap_or_else(|error| Err(KeyError::TokenAway(error.to_string())))?;
+    if token.is_failing() {
+        let key = core.keys.active(core.now() / 1000)?;
+        key.try_out().await?;
+    }
+    Ok(())
 }
 
 /// False when a key should have been made and was not.
