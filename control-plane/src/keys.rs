@@ -7,7 +7,7 @@ mod list;
 mod ring;
 mod signer;
 
-pub use change::{Place, list, revoke, rotate, rotate_if_due};
+pub use change::{Place, Revoked, list, revoke, rotate, rotate_if_due};
 pub use hsm::Hsm;
 pub use list::{AHEAD_S, CACHED_S, Listed, Standing};
 pub use ring::KeyRing;

@@ -4,7 +4,7 @@
 
 use super::{REFUSED, fail};
 use crate::config::Config;
-use crate::keys::{self, AHEAD_S, KeyError, Listed};
+use crate::keys::{self, AHEAD_S, KeyError, Listed, Revoked};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub enum Keys {
     },
     /// Revoke a key: no token of it is good any more, anywhere
     #[command(
-        after_help = "When it is the key that signs, another is made and signs at once.\n\nExit codes: 0 revoked, 1 there is no such key or it is revoked already, 2 it could not be done."
+        after_help = "When it is the key that signs, another is made and signs at once.\n\nExit codes: 0 revoked, 1 there is no such key or it is revoked already, 2 it could not be done, or it is revoked and no other could be made."
     )]
     Revoke {
         /// The key's id, as `list` prints it
@@ -55,13 +55,16 @@ pub struct Place {
 
 impl Place {
     /// The token is opened only to change something.
-    fn keys(&self, change: bool) -> Result<keys::Place, ExitCode> {
-        match Config::read(&self.config) {
-            Ok(config) if change => {
+    fn keys(&self, what: &Keys) -> Result<keys::Place, ExitCode> {
+        match (Config::read(&self.config), what) {
+            (Ok(config), Keys::List { .. }) => {
+                Ok(keys::Place::files(&config.server.data_dir.join("keys")))
+            }
+            (Ok(config), Keys::Rotate { .. }) => {
                 keys::Place::of(&config).map_err(|error| fail(&error.to_string()))
             }
-            Ok(config) => Ok(keys::Place::files(&config.server.data_dir.join("keys"))),
-            Err(errors) => {
+            (Ok(config), Keys::Revoke { .. }) => Ok(keys::Place::at_any_rate(&config)),
+            (Err(errors), _) => {
                 let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
                 Err(fail(&format!("the config is not usable:{lines}")))
             }
@@ -75,7 +78,7 @@ impl Keys {
         let place = match &self {
             Self::List { place, .. } | Self::Rotate { place } | Self::Revoke { place, .. } => place,
         };
-        let place = match place.keys(!matches!(self, Self::List { .. })) {
+        let place = match place.keys(&self) {
             Ok(place) => place,
             Err(code) => return code,
         };
@@ -85,12 +88,19 @@ impl Keys {
             Self::Rotate { .. } => keys::rotate(&place, now_s).map(|made| {
                 println!("{} signs in {AHEAD_S} s", made.kid);
             }),
-            Self::Revoke { kid, .. } => keys::revoke(&place, kid, now_s).map(|made| {
-                println!("{kid} is revoked");
-                if let Some(made) = made {
-                    println!("{} signs now", made.kid);
+            Self::Revoke { kid, .. } => match keys::revoke(&place, kid, now_s) {
+                Ok(Revoked::Last(error)) => {
+                    return fail(&format!(
+                        "{kid} is revoked, and no key signs: {error}; then make one with `writ keys rotate`"
+                    ));
                 }
-            }),
+                done => done.map(|done| {
+                    println!("{kid} is revoked");
+                    if let Revoked::Replaced(made) = done {
+                        println!("{} signs now", made.kid);
+                    }
+                }),
+            },
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

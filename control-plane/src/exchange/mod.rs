@@ -406,64 +406,39 @@ impl Exchange {
         {
             self.proofs.give_back(proof);
         }
-        match committed {
+        let error = match committed {
             // Durable: only now does the token leave.
-            Ok(_) => Ok(Issued {
-                access_token,
-                expires_in: config.token.lifetime_s,
-                element,
-                exchanged: true,
-            }),
+            Ok(_) => {
+                return Ok(Issued {
+                    access_token,
+                    expires_in: config.token.lifetime_s,
+                    element,
+                    exchanged: true,
+                });
+            }
             Err(Refused::Limit(EVIDENCE_KEYS)) => {
                 tracing::error!(
                     agent,
                     "ALARM: a subject token is shown under ever more DPoP keys: somebody else may have it"
                 );
-                Err(self
-                    .refused(
-                        caller,
-                        Some(action),
-                        Some(policy),
-                        ExchangeError::EvidenceKeys,
-                    )
-                    .await)
+                ExchangeError::EvidenceKeys
             }
             Err(Refused::Limit(what)) => {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
-                Err(self
-                    .refused(
-                        caller,
-                        Some(action),
-                        Some(policy),
-                        ExchangeError::Limit(what),
-                    )
-                    .await)
+                ExchangeError::Limit(what)
             }
-            Err(Refused::TooLarge) => {
-                let error = ExchangeError::Details("the location is too long".into());
-                Err(self
-                    .refused(caller, Some(action), Some(policy), error)
-                    .await)
-            }
-            Err(Refused::Shown) => Err(self
-                .refused(
-                    caller,
-                    Some(action),
-                    Some(policy),
-                    ExchangeError::AssertionReplayed,
-                )
-                .await),
-            Err(Refused::Stopped(_)) => Err(self
-                .refused(caller, Some(action), Some(policy), ExchangeError::Stopped)
-                .await),
-            Err(Refused::Suspended | Refused::Inactive) => Err(self
-                .refused(caller, Some(action), Some(policy), ExchangeError::Inactive)
-                .await),
+            Err(Refused::TooLarge) => ExchangeError::Details("the location is too long".into()),
+            Err(Refused::Shown) => ExchangeError::AssertionReplayed,
+            Err(Refused::Stopped(_)) => ExchangeError::Stopped,
+            Err(Refused::Suspended | Refused::Inactive) => ExchangeError::Inactive,
             Err(error) => {
                 tracing::error!(%error, "the ledger did not take an issue entry");
-                Err(ExchangeError::not_recorded(&error))
+                return Err(ExchangeError::not_recorded(&error));
             }
-        }
+        };
+        Err(self
+            .refused(caller, Some(action), Some(policy), error)
+            .await)
     }
 
     /// The `aud` of a token for this action: its site's resource, and no other's.

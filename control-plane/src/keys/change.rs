@@ -39,6 +39,16 @@ impl Place {
             token: token.map(Arc::new),
         })
     }
+
+    /// As [`Place::of`], where a token that can't be opened is no error: revoking does
+    /// without.
+    #[must_use]
+    pub fn at_any_rate(config: &Config) -> Self {
+        Self::of(config).unwrap_or_else(|error| Self {
+            dir: config.server.data_dir.join("keys"),
+            token: Some(Arc::new(Hsm::never(&error))),
+        })
+    }
 }
 
 /// Each key of `dir` and where it stands, for people.
@@ -84,12 +94,22 @@ fn rotate_locked(place: &Place, mut list: Vec<Listed>, now_s: u64) -> Result<Lis
     Ok(made)
 }
 
-/// Revokes a key for good. When it is the one that signs, another signs from now
-/// on, which is returned.
+/// What became of a key that is revoked.
+#[derive(Debug)]
+pub enum Revoked {
+    /// It did not sign.
+    Beside,
+    /// It was the one that signs; now this one does.
+    Replaced(Listed),
+    /// It was the one that signs, and none could be made in its place.
+    Last(KeyError),
+}
+
+/// Revokes a key for good. When it is the one that signs, another signs from now on.
 ///
 /// # Errors
-/// When there is no such key, it is revoked already, or a file can't be written.
-pub fn revoke(place: &Place, kid: &str, now_s: u64) -> Result<Option<Listed>, KeyError> {
+/// When there is no such key, it is revoked already, or the list can't be written.
+pub fn revoke(place: &Place, kid: &str, now_s: u64) -> Result<Revoked, KeyError> {
     let _lock = lock(&place.dir)?;
     let mut list = read(place)?.ok_or_else(|| damaged(&place.dir))?.list;
     let found = list.iter_mut().find(|key| key.kid == kid);
@@ -101,12 +121,17 @@ pub fn revoke(place: &Place, kid: &str, now_s: u64) -> Result<Option<Listed>, Ke
     let gone = key.clone();
     let signs = standings(&list, now_s).contains(&Standing::Active);
     // A token that is away keeps nobody from revoking: then nothing signs.
-    let made = (!signs).then(|| make(place, now_s)).transpose();
-    list.extend(made.as_ref().ok().cloned().flatten());
+    let done = match signs {
+        true => Revoked::Beside,
+        false => make(place, now_s).map_or_else(Revoked::Last, Revoked::Replaced),
+    };
+    if let Revoked::Replaced(made) = &done {
+        list.push(made.clone());
+    }
     write(&place.dir, &list)?;
     // The list says what counts; a private key that may be known has no use.
     remove(place, &gone);
-    made
+    Ok(done)
 }
 
 /// A key of the kind that is configured.

@@ -43,6 +43,8 @@ enum Job {
 pub struct Hsm {
     jobs: SyncSender<Job>,
     failing: AtomicBool,
+    /// Why it was never opened.
+    never: Option<String>,
 }
 
 impl Hsm {
@@ -71,8 +73,11 @@ impl Hsm {
         loaded
             .recv_timeout(MAKE_WITHIN)
             .unwrap_or_else(|_| Err(late()))?;
-        let failing = AtomicBool::new(false);
-        let hsm = Self { jobs, failing };
+        let hsm = Self {
+            jobs,
+            failing: AtomicBool::new(false),
+            never: None,
+        };
         match hsm.ask(Job::Look, MAKE_WITHIN) {
             Err(error @ KeyError::TokenAway(_)) => {
                 tracing::error!("{error}; nothing is issued until it is back");
@@ -80,6 +85,16 @@ impl Hsm {
             looked => looked?,
         }
         Ok(hsm)
+    }
+
+    /// One that can't be opened, for this reason: what needs it says so.
+    #[must_use]
+    pub fn never(why: &KeyError) -> Self {
+        Self {
+            jobs: sync_channel(0).0,
+            failing: AtomicBool::new(true),
+            never: Some(why.to_string()),
+        }
     }
 
     /// Signs, never on the caller's thread. What comes back was verified.
@@ -133,7 +148,9 @@ impl Hsm {
     fn send(&self, job: Job) -> Result<(), KeyError> {
         self.jobs.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => away("too many wait for it"),
-            TrySendError::Disconnected(_) => away("its thread ended"),
+            TrySendError::Disconnected(_) => {
+                away(self.never.as_deref().unwrap_or("its thread ended"))
+            }
         })
     }
 }

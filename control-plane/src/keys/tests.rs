@@ -3,6 +3,7 @@
 use super::list::{FIRST, FORGOTTEN_AFTER_S, LIST, RETIRED_S, is_due, standings};
 use super::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 fn files(dir: &tempfile::TempDir) -> Place {
     Place::files(dir.path())
@@ -74,7 +75,9 @@ fn a_revoked_key_is_so_for_good_and_another_signs() {
     let dir = tempfile::tempdir().unwrap();
     let ring = KeyRing::open(&files(&dir), NOW).unwrap();
     let first = ring.active(NOW).unwrap().kid().to_owned();
-    let made = revoke(&files(&dir), &first, NOW).unwrap().unwrap();
+    let Revoked::Replaced(made) = revoke(&files(&dir), &first, NOW).unwrap() else {
+        panic!("it was the one that signs");
+    };
     assert!(ring.reload().unwrap());
     assert!(ring.is_revoked(&first) && !ring.is_revoked(&made.kid));
     assert_eq!(ring.active(NOW).unwrap().kid(), made.kid);
@@ -87,7 +90,8 @@ fn a_revoked_key_is_so_for_good_and_another_signs() {
     }
     // One that does not sign leaves the one that does.
     let next = rotate(&files(&dir), NOW).unwrap();
-    assert_eq!(revoke(&files(&dir), &next.kid, NOW).unwrap(), None);
+    let beside = revoke(&files(&dir), &next.kid, NOW).unwrap();
+    assert!(matches!(beside, Revoked::Beside), "{beside:?}");
 }
 
 #[test]
@@ -249,5 +253,108 @@ fn a_cache_of_the_published_keys_never_lacks_the_one_that_signs() {
             let last = ring.active(at.saturating_sub(crate::config::TOKEN_LIFETIME_MAX_S));
             assert!(cached.contains(last.unwrap().kid()), "{fetched} {at}");
         }
+    }
+}
+
+/// A place whose token can't be opened, and which had a key in a file before.
+fn away(dir: &tempfile::TempDir) -> (Place, String) {
+    let ring = KeyRing::open(&files(dir), NOW).unwrap();
+    let first = ring.active(NOW).unwrap().kid().to_owned();
+    let mut place = files(dir);
+    place.token = Some(Arc::new(Hsm::never(&KeyError::Pin("no PIN".to_owned()))));
+    (place, first)
+}
+
+#[test]
+fn a_token_that_is_away_keeps_nobody_from_revoking() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, first) = away(&dir);
+    let done = revoke(&place, &first, NOW).unwrap();
+    assert!(
+        matches!(&done, Revoked::Last(KeyError::TokenAway(why)) if why == "no PIN"),
+        "{done:?}"
+    );
+    // Nor is a key made in a file instead.
+    let all = list(&place, NOW).unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].1, Standing::Revoked);
+    let ring = KeyRing::open(&files(&dir), NOW).unwrap();
+    assert!(matches!(ring.active(NOW), Err(KeyError::NoneActive)));
+}
+
+#[test]
+fn nothing_is_made_while_a_token_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, first) = away(&dir);
+    for done in [
+        rotate(&place, NOW).map(drop),
+        rotate_if_due(&place, NOW + 86_400, 86_400).map(drop),
+        // The config says that keys are in the token from now on.
+        KeyRing::open(&place, NOW).map(drop),
+    ] {
+        assert!(matches!(done, Err(KeyError::TokenAway(_))), "{done:?}");
+    }
+    let all = list(&place, NOW).unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!(
+        (all[0].0.kid.as_str(), all[0].1),
+        (first.as_str(), Standing::Active)
+    );
+    let empty = tempfile::tempdir().unwrap();
+    let nowhere = Place {
+        dir: empty.path().to_owned(),
+        ..place
+    };
+    assert!(KeyRing::open(&nowhere, NOW).is_err());
+    assert!(!empty.path().join(FIRST).exists(), "no file instead");
+}
+
+/// A key of a token in the list, by what the list says of it.
+#[test]
+fn a_listed_key_of_a_token_is_bound_to_its_public_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let point = signer::Point([7; 64]);
+    let good = Listed {
+        file: String::new(),
+        object: Some("0011".to_owned()),
+        point: Some(point.text()),
+        ..key(&point.thumbprint(), 0, None)
+    };
+    let write = |listed: &Listed| {
+        let text = serde_json::to_vec(&[listed]).unwrap();
+        std::fs::write(dir.path().join(LIST), text).unwrap();
+        list(&files(&dir), NOW)
+    };
+    assert_eq!(write(&good).unwrap()[0].1, Standing::Active);
+    let other = signer::Point([8; 64]);
+    let bad = [
+        Listed {
+            point: Some(other.text()),
+            ..good.clone()
+        },
+        Listed {
+            point: None,
+            ..good.clone()
+        },
+        Listed {
+            point: Some("AAAA".to_owned()),
+            ..good.clone()
+        },
+        Listed {
+            object: Some("no hex".to_owned()),
+            ..good.clone()
+        },
+        Listed {
+            file: "token.pem".to_owned(),
+            ..good.clone()
+        },
+        Listed {
+            object: None,
+            ..good
+        },
+    ];
+    for listed in bad {
+        let refused = write(&listed);
+        assert!(matches!(refused, Err(KeyError::Damaged(_))), "{listed:?}");
     }
 }

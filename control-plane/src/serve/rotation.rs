@@ -64,8 +64,8 @@ async fn is_well(core: &Core, token: &Arc<Hsm>) -> Result<(), KeyError> {
     let looked = token.clone();
     let seen = tokio::task::spawn_blocking(move || looked.look()).await;
     seen.unwrap_or_else(|error| Err(KeyError::TokenAway(error.to_string())))?;
+    let key = core.keys.active(core.now() / 1000)?;
     if token.is_failing() {
-        let key = core.keys.active(core.now() / 1000)?;
         key.try_out().await?;
     }
     Ok(())

@@ -58,10 +58,22 @@ async fn a_token_that_is_away_issues_nothing_and_heals() {
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(hardware.calls("C_Login"), before + 1);
+    // Who may not log in may revoke, and is told what is missing.
+    let signs = kid(&held);
+    let revoked = writ(&rig, &hardware, &["keys", "revoke", &signs]);
+    let told = said(&revoked);
+    assert_eq!(revoked.status.code(), Some(2), "{told}");
+    let wanted = format!("{signs} is revoked, and no key signs: ");
+    assert!(told.contains(&wanted), "{told}");
+    assert_eq!(listed(&rig).len(), 1);
+    assert_eq!(hardware.calls("C_Login"), before + 2, "the command's");
     // Another is tried.
     hardware.put_pin(PIN, 0o600);
+    eventually("it is seen", async || warned(&rig, "all are revoked")).await;
+    assert_eq!(hardware.calls("C_Login"), before + 3);
+    let rotated = writ(&rig, &hardware, &["keys", "rotate"]);
+    assert!(rotated.status.success(), "{}", said(&rotated));
     rig.recovers().await;
-    assert_eq!(hardware.calls("C_Login"), before + 2);
     no_pin_anywhere(&rig);
     rig.finish().await;
 }
