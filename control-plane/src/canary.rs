@@ -301,6 +301,8 @@ impl Canary {
             issued_s,
             expires_s: issued_s.saturating_add(crate::config::TOKEN_LIFETIME_MAX_S),
             claims: CapabilityClaims {
+                act: None,
+                sub_id: None,
                 client_id: self.agent.clone(),
                 txn: "canary".to_owned(),
                 cnf: serde_json::json!({ "jkt": self.key.thumbprint() }),

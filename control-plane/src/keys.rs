@@ -83,12 +83,17 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// Whether this is a PKCS#11 token's fault, which may pass by itself.
+    /// Whether nothing can be signed for now, which passes by itself or with what
+    /// people do, and is no defect of ours.
     #[must_use]
-    pub fn is_of_token(&self) -> bool {
+    pub fn may_pass(&self) -> bool {
         matches!(
             self,
-            Self::TokenAway(_) | Self::PinRefused(_) | Self::Pin(_) | Self::WrongSignature
+            Self::NoneActive
+                | Self::TokenAway(_)
+                | Self::PinRefused(_)
+                | Self::Pin(_)
+                | Self::WrongSignature
         )
     }
 }
@@ -98,6 +103,13 @@ impl KeyError {
 pub struct CapabilityClaims {
     /// The current actor's SPIFFE ID (RFC 9068).
     pub client_id: String,
+    /// The actors, the current one outermost, where the subject is another (RFC 8693,
+    /// section 4.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act: Option<serde_json::Value>,
+    /// The user by issuer and subject (RFC 9493), where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_id: Option<serde_json::Value>,
     /// The task that the action belongs to.
     pub txn: String,
     /// `{"jkt": …}` (RFC 9449, section 6).
@@ -184,7 +196,7 @@ impl TokenKey {
     /// Signs a capability token: `typ: at+jwt` (RFC 9068).
     ///
     /// # Errors
-    /// One that [is of the token](KeyError::is_of_token) where a token signs; else
+    /// One that [may pass](KeyError::may_pass) where a token signs; else
     /// [`KeyError::Sign`], which is ours.
     pub async fn mint(&self, mint: Mint) -> Result<String, KeyError> {
         let claims = JWTClaims {

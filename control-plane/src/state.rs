@@ -91,6 +91,14 @@ impl Core {
         (self.clock)().max(self.ledger.now())
     }
 
+    /// The first moment, in ms, of which an assertion that counts once can be told to be
+    /// unused: an epoch begins without the record of those that were used.
+    #[must_use]
+    pub fn once_from_ms(&self) -> u64 {
+        let began_ms = self.ledger.epoch_since().unwrap_or_default();
+        began_ms.max(self.assertions_from_ms)
+    }
+
     /// What the registry says of this agent.
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {

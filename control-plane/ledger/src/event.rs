@@ -116,6 +116,8 @@ pub(crate) enum Event {
     },
     ExchangeRefused {
         agent: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<User>,
         reason: String,
         error: String,
         // Earlier entries have none.

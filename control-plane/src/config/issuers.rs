@@ -47,9 +47,9 @@ fn issuer(table: &Table<'_>) -> Issuer {
         table.error("audience", "this is empty".into());
     }
     let entries = table.tables("agent");
-    if entries.is_empty() {
-        let message =
-            "no [[identity.issuer.agent]]: nobody would be known by its tokens; map at least one";
+    let users = super::users::read(table);
+    if entries.is_empty() && users.is_none() {
+        let message = "neither [[identity.issuer.agent]] nor [identity.issuer.users]: nobody would be known by its tokens";
         table.error("issuer", message.into());
     }
     if entries.len() > AGENTS_MAX {
@@ -61,6 +61,7 @@ fn issuer(table: &Table<'_>) -> Issuer {
         token_file: table.optional_path("token_file"),
         lifetime_max_s: table.number("lifetime_max_s", 3_600, 60, 86_400),
         agents: entries.iter().map(mapping).collect(),
+        users,
         line: table.line_of("issuer"),
         issuer: name,
         keys,
@@ -132,6 +133,7 @@ impl Config {
                     "identity.issuer.issuer: this is server.issuer, whose tokens are no evidence";
                 reader.error(issuer.line, message.to_owned());
             }
+            issuer.check_users(&own, &agents, reader);
             for (at, mapping) in issuer.agents.iter().enumerate() {
                 let id = mapping.spiffe_id.as_str();
                 if !id.is_empty() && !agents.contains(id) {

@@ -13,6 +13,7 @@ mod reader;
 mod rolling;
 mod sites;
 mod types;
+mod users;
 
 pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
@@ -23,6 +24,7 @@ pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
     Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
+pub use users::Users;
 
 use beside::Whose;
 use reader::{Reader, Table};

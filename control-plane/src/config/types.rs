@@ -172,6 +172,8 @@ pub struct Issuer {
     pub lifetime_max_s: u64,
     /// Whose its tokens are.
     pub agents: Vec<Mapping>,
+    /// Its users, where agents may act for them.
+    pub users: Option<super::Users>,
     /// The line of the config that names it.
     pub line: usize,
 }

@@ -30,6 +30,12 @@ pub enum ExchangeError {
     TooLarge,
     /// The subject token, and in words what is wrong with it.
     Evidence(Reason, String),
+    /// The actor token, and in words what is wrong with it.
+    Actor(Reason, String),
+    /// The ID-JAG, and in words what is wrong with it.
+    Bearer(Reason, String),
+    /// The ID-JAG was used before, or the client assertion beside it.
+    BearerReplayed,
     /// The client assertion, and in words what is wrong with it.
     Client(Reason, String),
     /// The client assertion was used before.
@@ -102,6 +108,24 @@ impl ExchangeError {
         }
     }
 
+    /// The same of an actor token.
+    #[must_use]
+    pub fn of_actor(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Actor(reason, what),
+            other => other,
+        }
+    }
+
+    /// The same of an ID-JAG.
+    #[must_use]
+    pub fn of_grant(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Bearer(reason, what),
+            other => other,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -110,12 +134,14 @@ impl ExchangeError {
             Self::Request(_)
             | Self::TooLarge
             | Self::Evidence(..)
+            | Self::Actor(..)
             | Self::Certificate
             | Self::CertificateExpired
             | Self::CertificateUnproven
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
+            Self::Bearer(..) | Self::BearerReplayed => "invalid_grant",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -138,8 +164,12 @@ impl ExchangeError {
         match self {
             Self::Request(_) | Self::Grant | Self::Scope => Reason::MalformedCredentials,
             Self::Target(_) | Self::Details(_) => Reason::ActionMismatch,
-            Self::Proof(reason) | Self::Evidence(reason, _) | Self::Client(reason, _) => *reason,
-            Self::AssertionReplayed => Reason::TokenSpent,
+            Self::Proof(reason)
+            | Self::Evidence(reason, _)
+            | Self::Actor(reason, _)
+            | Self::Bearer(reason, _)
+            | Self::Client(reason, _) => *reason,
+            Self::AssertionReplayed | Self::BearerReplayed => Reason::TokenSpent,
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
@@ -179,6 +209,8 @@ impl ExchangeError {
                 | Self::Proof(_)
                 | Self::Nonce
                 | Self::Evidence(..)
+                | Self::Actor(..)
+                | Self::Bearer(..)
                 | Self::Client(..)
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
@@ -191,9 +223,10 @@ impl ExchangeError {
         match self {
             Self::Request(what) | Self::Target(what) | Self::Details(what) => what.clone(),
             Self::Grant => format!(
-                "grant_type must be {}; {} is for those who show an X.509-SVID or a client_assertion",
+                "grant_type must be {}; {} and {} are for those who show an X.509-SVID or a client_assertion",
                 super::GRANT_EXCHANGE,
-                super::GRANT_CLIENT
+                super::GRANT_CLIENT,
+                super::GRANT_BEARER
             ),
             Self::Scope => {
                 "scopes are not used here; say the one action in authorization_details".into()
@@ -210,6 +243,11 @@ impl ExchangeError {
             }
             Self::TooLarge => "the body is larger than 32 KiB".into(),
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
+            Self::Actor(_, what) => format!("the actor_token is refused: {what}"),
+            Self::Bearer(_, what) => format!("the assertion is refused: {what}"),
+            Self::BearerReplayed => {
+                "the assertion, or the client_assertion, was used before; get a new one for each request".into()
+            }
             Self::Client(_, what) => format!("the client_assertion is refused: {what}"),
             Self::AssertionReplayed => {
                 "the client_assertion was used before; make a new one for each request".into()

@@ -1,13 +1,15 @@
-//! What callers show of themselves: a certificate, a JWT-SVID, another issuer's token.
+//! What callers show: of themselves a certificate, a JWT-SVID, another issuer's token or an
+//! assertion; of whom they act for a user's token or an ID-JAG.
 
-use super::form::{Grant, Params};
+use super::form::{Asked, Client, Grant, Params};
+use super::users::{Acting, ForUser};
 use super::{Exchange, ExchangeError};
 use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
 use ledger::model::EvidenceOf;
 
-/// What evidence proves.
+/// What evidence proves of an agent.
 pub(super) struct Mapped {
     /// Whose it is.
     pub(super) evidence: JwtEvidence,
@@ -16,6 +18,14 @@ pub(super) struct Mapped {
     pub(super) told: serde_json::Value,
     /// What of it counts once, where it does: the commit that issues on it uses it up.
     pub(super) once: Option<EvidenceOf>,
+}
+
+/// Who acts, and for whom.
+pub(super) struct Proven {
+    /// The agent.
+    pub(super) agent: Mapped,
+    /// The user whom it acts for.
+    pub(super) user: Option<ForUser>,
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
@@ -32,15 +42,16 @@ fn certified(peer: &Peer) -> Mapped {
 }
 
 impl Exchange {
-    /// Who the evidence says it is: the certificate's or the JWT-SVID's subject, or the
-    /// agent that another issuer's claims are mapped to.
-    pub(super) async fn evidence(
+    /// Who the evidence says it is, and whom it acts for. `jkt` is the key of the proof,
+    /// and `x5t` the certificate: what a user's token may be bound to.
+    pub(super) async fn proven(
         &self,
-        grant: Grant,
+        asked: Asked,
         params: &Params,
         peer: Option<&Peer>,
+        (jkt, x5t): (&str, Option<&str>),
         now_ms: u64,
-    ) -> Result<Mapped, ExchangeError> {
+    ) -> Result<Proven, ExchangeError> {
         // The connection may have outlived it, whatever else is shown.
         if peer.is_some_and(|peer| peer.certificate.is_some() && now_ms >= peer.until_ms) {
             return Err(ExchangeError::CertificateExpired);
@@ -48,11 +59,72 @@ impl Exchange {
         if peer.is_some_and(|peer| !self.core.federation.still_proves(peer, now_ms)) {
             return Err(ExchangeError::CertificateUnproven);
         }
-        if let (Grant::Certificate, Some(peer)) = (grant, peer) {
-            return Ok(certified(peer));
+        let issuers = &self.core.issuers;
+        if asked.grant == Grant::Client {
+            let agent = self.client(asked.client, params, peer, now_ms).await?;
+            return Ok(Proven { agent, user: None });
         }
-        match grant {
-            Grant::Svid => {
+        let shown = match asked.grant {
+            Grant::Bearer => params.assertion()?,
+            Grant::Exchange | Grant::Client => params.subject_token()?,
+        };
+        let actor = params.actor_token();
+        let by_itself = asked.grant == Grant::Exchange
+            && actor.is_none()
+            && matches!(asked.client, Client::None | Client::Certificate)
+            && !issuers.is_a_users(shown);
+        if by_itself {
+            let agent = self.agent_of(shown, "subject", params, now_ms).await?;
+            return Ok(Proven { agent, user: None });
+        }
+        let agent = match actor {
+            Some(actor) => {
+                let agent = self.agent_of(actor, "actor", params, now_ms).await;
+                agent.map_err(ExchangeError::of_actor)?
+            }
+            None => self.client(asked.client, params, peer, now_ms).await?,
+        };
+        let id = agent.evidence.agent.as_str();
+        let acting = Acting {
+            agent: id,
+            names: self.names_of(id),
+            jkt,
+            x5t,
+        };
+        let user = match asked.grant {
+            Grant::Bearer => {
+                let granted = issuers.granted(shown, &self.core, &acting, now_ms).await;
+                granted.map_err(ExchangeError::of_grant)?
+            }
+            Grant::Exchange | Grant::Client => issuers.user(shown, &acting, now_ms).await?,
+        };
+        Ok(Proven {
+            agent,
+            user: Some(user),
+        })
+    }
+
+    /// What clients an agent is, here.
+    fn names_of(&self, agent: &str) -> Vec<&str> {
+        let own = self.core.config.clients.iter();
+        let own = own.filter(|it| it.agent == agent);
+        own.map(|it| it.client_id.as_str()).collect()
+    }
+
+    /// Whom a client authenticates as.
+    async fn client(
+        &self,
+        client: Client,
+        params: &Params,
+        peer: Option<&Peer>,
+        now_ms: u64,
+    ) -> Result<Mapped, ExchangeError> {
+        match (client, peer) {
+            (Client::Certificate, Some(peer)) => Ok(certified(peer)),
+            (Client::Certificate | Client::None, _) => Err(ExchangeError::Request(
+                "the subject_token is a user's: an actor_token, a client_assertion or a client certificate has to say which agent acts".into(),
+            )),
+            (Client::Svid, _) => {
                 let svid = params.client_assertion()?;
                 let mapped = self.svid(svid, now_ms).map_err(ExchangeError::of_client)?;
                 // A client that says who it is has to be that (RFC 7521, section 4.2).
@@ -65,16 +137,26 @@ impl Exchange {
                 }
                 Ok(mapped)
             }
-            Grant::Assertion => self.assertion(params, now_ms).await,
-            Grant::Exchange | Grant::Certificate => {
-                let token = params.subject_token()?;
-                if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
-                    return mapped;
-                }
-                params.check_svid()?;
-                self.svid(token, now_ms)
-            }
+            (Client::Assertion, _) => self.assertion(params, now_ms).await,
         }
+    }
+
+    /// Whose a token is: a JWT-SVID, or another issuer's. `role` is `subject` or `actor`.
+    async fn agent_of(
+        &self,
+        token: &str,
+        role: &str,
+        params: &Params,
+        now_ms: u64,
+    ) -> Result<Mapped, ExchangeError> {
+        if role == "subject" {
+            params.check_identity()?;
+        }
+        if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
+            return mapped;
+        }
+        params.check_svid(role)?;
+        self.svid(token, now_ms)
     }
 
     fn svid(&self, token: &str, now_ms: u64) -> Result<Mapped, ExchangeError> {
@@ -95,9 +177,7 @@ impl Exchange {
         let proven = clients
             .verify(assertion, params.client_id(), now_ms)
             .await?;
-        // An epoch begins without the record of those that were used.
-        let began_ms = self.core.ledger.epoch_since().unwrap_or_default();
-        if proven.issued_ms < began_ms.max(self.core.assertions_from_ms) {
+        if proven.issued_ms < self.core.once_from_ms() {
             let what = "it was made before the server's start, or seconds after it, and may have been used: make a new one";
             return Err(ExchangeError::Client(Reason::TokenSpent, what.to_owned()));
         }

@@ -2,7 +2,8 @@
 //! once (RFC 6749, section 3.2).
 
 use super::{
-    ExchangeError, GRANT_CLIENT, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN, TYPE_JWT,
+    ExchangeError, GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN,
+    TYPE_JWT,
 };
 use identity::mtls::Peer;
 use std::collections::BTreeMap;
@@ -15,18 +16,45 @@ const ASSERTION_SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-sp
 /// `private_key_jwt` (RFC 7523, section 2.2).
 const ASSERTION_JWT: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// What the caller shows: a subject token, a client assertion, or its certificate.
+/// What is asked for, by what is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Grant {
-    /// RFC 8693.
+    /// RFC 8693: a subject token, which may have an actor token beside it.
     Exchange,
-    /// RFC 6749, section 4.4, with RFC 8705.
+    /// RFC 6749, section 4.4: how the client authenticates says it all.
+    Client,
+    /// RFC 7523, section 2.1: an ID-JAG.
+    Bearer,
+}
+
+/// How the client authenticates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Client {
+    /// Not at all: what it shows besides has to say who it is.
+    None,
+    /// By its certificate (RFC 8705).
     Certificate,
-    /// RFC 6749, section 4.4, with a JWT-SVID as client assertion.
+    /// By a JWT-SVID as client assertion.
     Svid,
-    /// The same with an assertion by a client's own key.
+    /// By an assertion of its own key.
     Assertion,
 }
+
+/// A request's form, without what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) grant: Grant,
+    pub(super) client: Client,
+}
+
+/// The parameters that go with some grants alone.
+const OF_EXCHANGE: &[&str] = &[
+    "subject_token",
+    "subject_token_type",
+    "actor_token",
+    "actor_token_type",
+    "requested_token_type",
+];
 
 /// Parameters, each of which came once.
 #[derive(Debug)]
@@ -73,91 +101,99 @@ impl Params {
     }
 
     /// What can be judged without knowing the caller but by the certificate.
-    pub(super) fn check_grant(&self, peer: Option<&Peer>) -> Result<Grant, ExchangeError> {
-        let grant = match (self.get("grant_type"), peer) {
-            (None, _) => return Err(ExchangeError::Request("grant_type is missing".into())),
-            (Some(GRANT_EXCHANGE), _) => Grant::Exchange,
-            (Some(GRANT_CLIENT), peer) => self.client_grant(peer)?,
-            (Some(_), _) => return Err(ExchangeError::Grant),
+    pub(super) fn asked(&self, peer: Option<&Peer>) -> Result<Asked, ExchangeError> {
+        let request = |what: String| Err(ExchangeError::Request(what));
+        let grant = match self.get("grant_type") {
+            None => return request("grant_type is missing".into()),
+            Some(GRANT_EXCHANGE) => Grant::Exchange,
+            Some(GRANT_CLIENT) => Grant::Client,
+            Some(GRANT_BEARER) => Grant::Bearer,
+            Some(_) => return Err(ExchangeError::Grant),
         };
+        let client = self.client(grant, peer)?;
         if self.get("scope").is_some() {
             return Err(ExchangeError::Scope);
         }
-        let asserted = matches!(grant, Grant::Svid | Grant::Assertion);
-        for (unserved, served) in [
-            ("actor_token", false),
-            ("actor_token_type", false),
-            ("client_assertion", asserted),
-            ("client_assertion_type", asserted),
-            ("client_secret", false),
-        ] {
-            if served {
-                continue;
-            }
-            if self.get(unserved).is_some() {
-                return Err(ExchangeError::Request(format!(
-                    "`{unserved}` is not used here"
-                )));
-            }
+        if self.get("client_secret").is_some() {
+            return request("`client_secret` is not used here".into());
         }
-        if grant != Grant::Exchange {
-            for other in [
-                "subject_token",
-                "subject_token_type",
-                "requested_token_type",
-            ] {
-                if self.get(other).is_some() {
-                    return Err(ExchangeError::Request(format!(
-                        "`{other}` goes with {GRANT_EXCHANGE}"
-                    )));
-                }
-            }
-            return Ok(grant);
+        if grant == Grant::Exchange {
+            self.check_exchange(client)?;
+        } else if let Some(other) = OF_EXCHANGE.iter().find(|it| self.get(it).is_some()) {
+            return request(format!("`{other}` goes with {GRANT_EXCHANGE}"));
         }
+        match (grant, self.get("assertion")) {
+            (Grant::Bearer, None) => return request("assertion is missing".into()),
+            (Grant::Exchange | Grant::Client, Some(_)) => {
+                return request(format!("`assertion` goes with {GRANT_BEARER}"));
+            }
+            _ => {}
+        }
+        Ok(Asked { grant, client })
+    }
+
+    /// The types of RFC 8693's parameters.
+    fn check_exchange(&self, client: Client) -> Result<(), ExchangeError> {
+        let request = |what: String| Err(ExchangeError::Request(what));
         match self.get("subject_token_type") {
-            Some(TYPE_JWT | TYPE_ID_TOKEN) => {}
-            None => {
-                return Err(ExchangeError::Request(
-                    "subject_token_type is missing".into(),
-                ));
-            }
-            Some(_) => {
-                return Err(ExchangeError::Request(format!(
-                    "subject_token_type must be {TYPE_JWT}"
-                )));
-            }
+            Some(TYPE_JWT | TYPE_ID_TOKEN | TYPE_ACCESS_TOKEN) => {}
+            None => return request("subject_token_type is missing".into()),
+            Some(_) => return request(format!("subject_token_type must be {TYPE_JWT}")),
         }
         if self
             .get("requested_token_type")
             .is_some_and(|kind| kind != TYPE_ACCESS_TOKEN)
         {
-            return Err(ExchangeError::Request(format!(
-                "requested_token_type must be {TYPE_ACCESS_TOKEN}"
-            )));
+            return request(format!("requested_token_type must be {TYPE_ACCESS_TOKEN}"));
         }
-        Ok(grant)
+        match (self.get("actor_token"), self.get("actor_token_type")) {
+            (None, None) | (Some(_), Some(TYPE_JWT | TYPE_ID_TOKEN)) => {}
+            (None, Some(_)) => return request("actor_token is missing".into()),
+            (Some(_), None) => return request("actor_token_type is missing".into()),
+            (Some(_), Some(_)) => {
+                return request(format!("actor_token_type must be {TYPE_JWT}"));
+            }
+        }
+        if self.get("actor_token").is_some() && matches!(client, Client::Svid | Client::Assertion) {
+            let what = "one of actor_token and client_assertion says who acts, not both";
+            return request(what.into());
+        }
+        Ok(())
     }
 
-    /// How a client authenticates that has no subject token.
-    fn client_grant(&self, peer: Option<&Peer>) -> Result<Grant, ExchangeError> {
-        match (self.get("client_assertion_type"), peer) {
-            (Some(ASSERTION_SVID), _) => Ok(Grant::Svid),
-            (Some(ASSERTION_JWT), _) => Ok(Grant::Assertion),
-            (Some(_), _) => Err(ExchangeError::Request(format!(
-                "client_assertion_type must be {ASSERTION_SVID} or {ASSERTION_JWT}"
-            ))),
-            (None, _) if self.get("client_assertion").is_some() => Err(ExchangeError::Request(
-                "client_assertion_type is missing".into(),
-            )),
-            (None, Some(peer)) if peer.certificate.is_some() => {
+    /// How a client authenticates.
+    fn client(&self, grant: Grant, peer: Option<&Peer>) -> Result<Client, ExchangeError> {
+        let request = |what: String| Err(ExchangeError::Request(what));
+        match (
+            self.get("client_assertion_type"),
+            self.get("client_assertion"),
+        ) {
+            (Some(ASSERTION_SVID), Some(_)) => return Ok(Client::Svid),
+            (Some(ASSERTION_JWT), Some(_)) => return Ok(Client::Assertion),
+            (Some(ASSERTION_SVID | ASSERTION_JWT), None) => {
+                return request("client_assertion is missing".into());
+            }
+            (Some(_), _) => {
+                return request(format!(
+                    "client_assertion_type must be {ASSERTION_SVID} or {ASSERTION_JWT}"
+                ));
+            }
+            (None, Some(_)) => return request("client_assertion_type is missing".into()),
+            (None, None) => {}
+        }
+        let certificate = peer.filter(|peer| peer.certificate.is_some());
+        match (grant, certificate) {
+            (Grant::Exchange, None) => Ok(Client::None),
+            (Grant::Exchange, Some(_)) => Ok(Client::Certificate),
+            (_, Some(peer)) => {
                 // RFC 8705, section 2: with a certificate a client says who it is.
                 let other = self.client_id().is_some_and(|id| id != peer.id.as_str());
                 if other {
                     return Err(ExchangeError::Certificate);
                 }
-                Ok(Grant::Certificate)
+                Ok(Client::Certificate)
             }
-            (None, _) => Err(ExchangeError::Grant),
+            (_, None) => Err(ExchangeError::Grant),
         }
     }
 
@@ -166,24 +202,46 @@ impl Params {
         self.get("client_id")
     }
 
-    pub(super) fn client_assertion(&self) -> Result<&str, ExchangeError> {
-        self.get("client_assertion")
-            .ok_or_else(|| ExchangeError::Request("client_assertion is missing".into()))
+    fn needed(&self, name: &str) -> Result<&str, ExchangeError> {
+        let missing = || ExchangeError::Request(format!("{name} is missing"));
+        self.get(name).ok_or_else(missing)
     }
 
-    /// A JWT-SVID is a JWT, and no ID token.
-    pub(super) fn check_svid(&self) -> Result<(), ExchangeError> {
-        match self.get("subject_token_type") {
+    pub(super) fn client_assertion(&self) -> Result<&str, ExchangeError> {
+        self.needed("client_assertion")
+    }
+
+    /// The ID-JAG of a [`Grant::Bearer`].
+    pub(super) fn assertion(&self) -> Result<&str, ExchangeError> {
+        self.needed("assertion")
+    }
+
+    pub(super) fn subject_token(&self) -> Result<&str, ExchangeError> {
+        self.needed("subject_token")
+    }
+
+    pub(super) fn actor_token(&self) -> Option<&str> {
+        self.get("actor_token")
+    }
+
+    /// A JWT-SVID is a JWT, and no ID token. `role` is `subject` or `actor`.
+    pub(super) fn check_svid(&self, role: &str) -> Result<(), ExchangeError> {
+        match self.get(&format!("{role}_token_type")) {
             Some(TYPE_JWT) => Ok(()),
             _ => Err(ExchangeError::Request(format!(
-                "the subject_token is by no issuer that is known here, so it has to be a JWT-SVID, and subject_token_type {TYPE_JWT}"
+                "the {role}_token is by no issuer that is known here, so it has to be a JWT-SVID, and {role}_token_type {TYPE_JWT}"
             ))),
         }
     }
 
-    pub(super) fn subject_token(&self) -> Result<&str, ExchangeError> {
-        self.get("subject_token")
-            .ok_or_else(|| ExchangeError::Request("subject_token is missing".into()))
+    /// An access token is no statement of who an agent is.
+    pub(super) fn check_identity(&self) -> Result<(), ExchangeError> {
+        match self.get("subject_token_type") {
+            Some(TYPE_ACCESS_TOKEN) => Err(ExchangeError::Request(format!(
+                "subject_token_type must be {TYPE_JWT}: an access token of an agent is no evidence of who it is"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The one `authorization_details` element (RFC 9396).

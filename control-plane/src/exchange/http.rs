@@ -2,6 +2,7 @@
 
 use super::form::{BODY_MAX, Params};
 use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, cache, metadata};
+use crate::config::Issuer;
 use crate::keys::CACHED_S;
 use crate::state::random_id;
 use axum::Router;
@@ -196,7 +197,9 @@ async fn authorize() -> Response {
 async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let config = &exchange.core.config;
     let clients = !config.clients.is_empty();
-    let body = metadata::server(&config.server, &config.edge, clients);
+    let takes = |issuer: &Issuer| issuer.users.as_ref().is_some_and(|it| it.id_jag);
+    let id_jag = config.identity.issuers.iter().any(takes);
+    let body = metadata::server(&config.server, &config.edge, clients, id_jag);
     cache::json(&body, METADATA_CACHED_S, &headers)
 }
 

@@ -13,9 +13,9 @@ use identity::{JwtEvidence, SpiffeId};
 use std::sync::Arc;
 
 /// One that is believed, and what it is believed of.
-struct Known {
-    issuer: ForeignIssuer,
-    config: Issuer,
+pub(super) struct Known {
+    pub(super) issuer: ForeignIssuer,
+    pub(super) config: Issuer,
 }
 
 /// The issuers that are believed beside the trust domain.
@@ -51,7 +51,7 @@ impl Issuers {
     }
 
     /// The one that a token says is its own; nothing of that is believed.
-    fn named_in(&self, token: &str) -> Option<&Known> {
+    pub(super) fn named_in(&self, token: &str) -> Option<&Known> {
         if self.0.is_empty() {
             return None;
         }

@@ -1,16 +1,20 @@
 //! Authorization server metadata (RFC 8414).
 
-use super::{GRANT_CLIENT, GRANT_EXCHANGE};
+use super::{GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE};
 use crate::config::{Edge, Route, Server};
 use serde_json::{Value, json};
+
+/// The profile of grants that ID-JAGs are.
+const ID_JAG_PROFILE: &str = "urn:ietf:params:oauth:grant-profile:id-jag";
 
 /// What standard clients read before they do anything. They require
 /// `authorization_endpoint` and `response_types_supported`. Where there is a
 /// token endpoint for client certificates, its tokens are bound to them, and
 /// clients find it by its alias (RFC 8705, sections 3.3 and 5).
 ///
-/// `clients`: whether there are clients with keys of their own.
-pub fn server(server: &Server, edge: &Edge, clients: bool) -> Value {
+/// `clients`: whether there are clients with keys of their own; `id_jag`: whether an
+/// issuer's ID-JAGs are taken.
+pub fn server(server: &Server, edge: &Edge, clients: bool, id_jag: bool) -> Value {
     let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
@@ -42,6 +46,13 @@ pub fn server(server: &Server, edge: &Edge, clients: bool) -> Value {
         methods.push("private_key_jwt");
     }
     if let Some(members) = metadata.as_object_mut() {
+        if id_jag {
+            let grants = json!([GRANT_EXCHANGE, GRANT_CLIENT, GRANT_BEARER]);
+            members.insert("grant_types_supported".into(), grants);
+            // draft-ietf-oauth-identity-assertion-authz-grant.
+            let name = "authorization_grant_profiles_supported";
+            members.insert(name.into(), json!([ID_JAG_PROFILE]));
+        }
         if clients {
             // Required where there are such clients (RFC 8414, section 2).
             let name = "token_endpoint_auth_signing_alg_values_supported";

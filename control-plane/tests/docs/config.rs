@@ -171,6 +171,7 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "mod",
         "rolling",
         "sites",
+        "users",
     ]
     .map(|file| code(&format!("control-plane/src/config/{file}.rs")))
     .concat();

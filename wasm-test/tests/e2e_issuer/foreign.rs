@@ -19,15 +19,15 @@ const ELSEWHERE: &str = "https://elsewhere.example";
 const SUBJECT: &str = "repo:org/app:ref:refs/heads/main";
 
 /// The issuer, while it runs.
-struct Foreign {
+pub struct Foreign {
     child: Child,
     asks: ChildStdin,
     says: Lines<BufReader<ChildStdout>>,
-    url: String,
+    pub url: String,
 }
 
 impl Foreign {
-    async fn start(clients: &Clients) -> Foreign {
+    pub async fn start(clients: &Clients) -> Foreign {
         let mut command = tokio::process::Command::from(clients.node("issuer.mjs"));
         let mut child = command
             .stdin(Stdio::piped())
@@ -59,7 +59,7 @@ impl Foreign {
             .await
     }
 
-    async fn signed(&mut self, mut asked: Value) -> String {
+    pub async fn signed(&mut self, mut asked: Value) -> String {
         let mut claims = json!({
             "aud": AUDIENCE, "sub": SUBJECT, "repository": "org/app",
             "environment": { "name": "prod" },
@@ -72,7 +72,7 @@ impl Foreign {
         self.said().await["token"].as_str().unwrap().to_owned()
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.child.kill().await.unwrap();
     }
 }

@@ -16,6 +16,7 @@ use wasm_test::tools;
 const SCRIPTS: &[&str] = &[
     "svid.py",
     "raw.py",
+    "user.py",
     "oauth.mjs",
     "client.mjs",
     "dpop.mjs",

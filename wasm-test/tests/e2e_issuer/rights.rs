@@ -26,7 +26,7 @@ async fn writ(system: &System, args: &[&str]) -> (Option<i32>, String) {
 }
 
 /// It is done, and says this.
-async fn done(system: &System, args: &[&str], says: &str) {
+pub async fn done(system: &System, args: &[&str], says: &str) {
     let (code, said) = writ(system, args).await;
     assert_eq!(code, Some(0), "{args:?}: {said}");
     assert!(said.contains(says), "{args:?}: {said}");
@@ -48,6 +48,16 @@ async fn signed_in() -> (System, Agent, String) {
     .await
     .unwrap();
     let agent = system.agent().await.unwrap();
+    sign_in(&system).await;
+    let id = agents(&system).await[0]["agent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    (system, agent, id)
+}
+
+/// Signs whoever runs commands in.
+pub async fn sign_in(system: &System) {
     let mut file = tempfile::tempfile().unwrap();
     writeln!(file, "{}", system.serve_ready().approver_login).unwrap();
     file.rewind().unwrap();
@@ -57,11 +67,6 @@ async fn signed_in() -> (System, Agent, String) {
         .arg("login")
         .stdin(file);
     assert!(run(command).await.status.success());
-    let id = agents(&system).await[0]["agent"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    (system, agent, id)
 }
 
 async fn agents(system: &System) -> Vec<Value> {

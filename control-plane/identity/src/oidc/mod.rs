@@ -10,7 +10,10 @@ mod token;
 
 pub use fetch::{FetchError, KeysFrom, may_have_keys};
 pub use keys::check_keys;
-pub use token::{ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, SKEW_MS, claimed_issuer};
+pub use token::{
+    ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, SKEW_MS, Types, claimed_audience,
+    claimed_issuer,
+};
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -52,7 +55,26 @@ pub struct IssuerSettings {
     pub types: &'static [&'static str],
 }
 
+/// What a token has to be for, beside its issuer's own.
+#[derive(Clone, Debug)]
+pub struct Wanted<'w> {
+    /// Its one `aud` is among these.
+    pub audiences: Vec<&'w str>,
+    /// What its `typ` may be.
+    pub types: Types<'w>,
+    /// The longest that it may live, from `iat` to `exp`, in ms.
+    pub lifetime_max_ms: Millis,
+}
+
 impl IssuerSettings {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            audiences: vec![&self.audience],
+            types: Types::Plain(self.types),
+            lifetime_max_ms: self.lifetime_max_ms,
+        }
+    }
+
     fn token_file(&self) -> Option<&std::path::Path> {
         self.token_file.as_deref()
     }
@@ -119,6 +141,22 @@ impl ForeignEvidence {
         found?.as_str()
     }
 
+    /// A claim, whatever it is.
+    #[must_use]
+    pub fn claim(&self, name: &str) -> Option<&Value> {
+        self.claims.get(name)
+    }
+
+    /// The one audience that it is for.
+    #[must_use]
+    pub fn audience(&self) -> &str {
+        match self.claims.get("aud") {
+            Some(Value::Array(list)) => list.first().and_then(Value::as_str),
+            one => one.and_then(Value::as_str),
+        }
+        .unwrap_or_default()
+    }
+
     /// When it was made, as it says, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn issued_ms(&self) -> Millis {
@@ -165,9 +203,22 @@ impl ForeignIssuer {
     /// # Errors
     /// When it proves nothing, and why.
     pub async fn verify(&self, token: &str, now: Millis) -> Result<ForeignEvidence, ForeignError> {
-        let unverified = Unverified::parse(token, self.0.settings.types)?;
+        self.verify_as(token, &self.0.settings.wanted(), now).await
+    }
+
+    /// As [`ForeignIssuer::verify`], of a token that is for something else than the settings say.
+    ///
+    /// # Errors
+    /// When it proves nothing, and why.
+    pub async fn verify_as(
+        &self,
+        token: &str,
+        wanted: &Wanted<'_>,
+        now: Millis,
+    ) -> Result<ForeignEvidence, ForeignError> {
+        let unverified = Unverified::parse(token, wanted.types)?;
         // What costs nothing comes before keys are fetched and signatures checked.
-        let (issued_ms, expires_ms) = unverified.check_claims(&self.0.settings, now)?;
+        let (issued_ms, expires_ms) = unverified.check_claims(self.issuer(), wanted, now)?;
         let keys = self.keys(unverified.kid(), now).await?;
         let mut fitting = keys.iter().filter(|key| key.fits(unverified.algorithm()));
         if !fitting.any(|key| unverified.is_signed_by(key)) {

@@ -4,7 +4,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
-use super::IssuerSettings;
+use super::Wanted;
 use super::keys::Key;
 use crate::Millis;
 
@@ -72,6 +72,43 @@ pub fn claimed_issuer(token: &str) -> Option<String> {
     claims.get("iss")?.as_str().map(str::to_owned)
 }
 
+/// What a token's `typ` may be (RFC 8725, section 3.11).
+#[derive(Clone, Copy, Debug)]
+pub enum Types<'t> {
+    /// None, `JWT`, or one of these.
+    Plain(&'t [&'t str]),
+    /// This alone.
+    Only(&'t str),
+}
+
+impl Types<'_> {
+    fn take(self, typ: Option<&str>) -> bool {
+        let same = |it: &&str| typ.is_some_and(|typ| typ.eq_ignore_ascii_case(it));
+        match self {
+            Self::Plain(more) => typ.is_none() || same(&"JWT") || more.iter().any(same),
+            Self::Only(one) => same(&one),
+        }
+    }
+}
+
+/// The audiences that a token says it is for, unverified: as [`claimed_issuer`].
+#[must_use]
+pub fn claimed_audience(token: &str) -> Option<String> {
+    if token.len() > MAX_FOREIGN_TOKEN_BYTES {
+        return None;
+    }
+    only_audience(&object(token.split('.').nth(1)?)?).map(str::to_owned)
+}
+
+/// `aud`, where it is one.
+fn only_audience(claims: &Map<String, Value>) -> Option<&str> {
+    match claims.get("aud") {
+        Some(Value::String(one)) => Some(one.as_str()),
+        Some(Value::Array(list)) if list.len() == 1 => list.first().and_then(Value::as_str),
+        _ => None,
+    }
+}
+
 /// A token that was parsed, and not believed.
 pub(super) struct Unverified<'t> {
     signed: &'t str,
@@ -82,8 +119,7 @@ pub(super) struct Unverified<'t> {
 }
 
 impl<'t> Unverified<'t> {
-    /// `types` are those that `typ` may have beside `JWT`.
-    pub(super) fn parse(token: &'t str, types: &[&str]) -> Result<Self, ForeignError> {
+    pub(super) fn parse(token: &'t str, types: Types<'_>) -> Result<Self, ForeignError> {
         use ForeignError::Malformed;
         if token.len() > MAX_FOREIGN_TOKEN_BYTES {
             return Err(ForeignError::TooLarge);
@@ -105,12 +141,11 @@ impl<'t> Unverified<'t> {
         let typ = header
             .get("typ")
             .map(|typ| typ.as_str().unwrap_or_default());
-        let taken = |typ: &str| {
-            let mut all = types.iter().chain(&["jwt"]);
-            all.any(|it| typ.eq_ignore_ascii_case(it))
-        };
-        if typ.is_some_and(|typ| !taken(typ)) {
-            return Err(Malformed("its `typ` is not JWT"));
+        if !types.take(typ) {
+            return Err(Malformed(match types {
+                Types::Plain(_) => "its `typ` is not JWT",
+                Types::Only(_) => "its `typ` is another one",
+            }));
         }
         let text = |name: &str| header.get(name).and_then(Value::as_str);
         let algorithm = match text("alg") {
@@ -150,22 +185,24 @@ impl<'t> Unverified<'t> {
     /// RFC 7519, section 4.1; when it was made and when it ends, in ms.
     pub(super) fn check_claims(
         &self,
-        settings: &IssuerSettings,
+        issuer: &str,
+        wanted: &Wanted<'_>,
         now: Millis,
     ) -> Result<(Millis, Millis), ForeignError> {
         use ForeignError::Malformed;
-        if self.claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+        if self.claims.get("iss").and_then(Value::as_str) != Some(issuer) {
             return Err(ForeignError::Issuer);
         }
         // A token that somebody else accepts as well could come from there.
-        let audience = match self.claims.get("aud") {
-            Some(Value::String(one)) => Some(one.as_str()),
-            Some(Value::Array(list)) if list.len() == 1 => list.first().and_then(Value::as_str),
-            _ => None,
-        };
-        if audience != Some(settings.audience.as_str()) {
+        let audience = only_audience(&self.claims);
+        if !audience.is_some_and(|it| wanted.audiences.contains(&it)) {
             return Err(ForeignError::Audience {
-                wanted: settings.audience.clone(),
+                wanted: wanted
+                    .audiences
+                    .first()
+                    .copied()
+                    .unwrap_or_default()
+                    .to_owned(),
             });
         }
         let expires = self.time("exp")?.ok_or(Malformed("it has no `exp`"))?;
@@ -180,9 +217,9 @@ impl<'t> Unverified<'t> {
         if expires < issued {
             return Err(Malformed("its `exp` is before its `iat`"));
         }
-        if expires.saturating_sub(issued) > settings.lifetime_max_ms {
+        if expires.saturating_sub(issued) > wanted.lifetime_max_ms {
             return Err(ForeignError::Lifetime {
-                most_s: settings.lifetime_max_ms / 1000,
+                most_s: wanted.lifetime_max_ms / 1000,
             });
         }
         Ok((issued, expires))

@@ -91,6 +91,7 @@ impl State {
             }
             Command::ExchangeRefused {
                 agent,
+                user,
                 reason,
                 error,
                 request_id,
@@ -98,6 +99,7 @@ impl State {
                 policy,
             } => Ok(Draft::plain(Event::ExchangeRefused {
                 agent,
+                user,
                 reason,
                 error,
                 request_id: Some(request_id),

@@ -173,6 +173,7 @@ fn events(full: bool) -> Vec<Event> {
         },
         Event::ExchangeRefused {
             agent: TEXT.into(),
+            user: user.clone(),
             reason: "policy_denied".into(),
             error: "access_denied".into(),
             request_id: full.then(|| "req_1".into()),

@@ -207,6 +207,7 @@ impl Callers {
             93 => Command::ExchangeRefused {
                 request_id: self.name("r"),
                 agent: self.rng.one(&AGENTS).into(),
+                user: None,
                 reason: "policy_denied".into(),
                 error: "access_denied".into(),
                 action: Some(self.action(&[3, 3, 3_900])),

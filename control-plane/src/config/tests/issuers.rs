@@ -79,7 +79,7 @@ fn what_is_wrong_with_an_issuer_is_said_with_its_line() {
         (
             "[[identity.issuer.agent]]\n",
             "",
-            "no [[identity.issuer.agent]]",
+            "neither [[identity.issuer.agent]] nor",
         ),
         ("claims", "claim", "claim: no such key"),
     ];
@@ -111,6 +111,56 @@ fn what_is_wrong_with_an_issuer_is_said_with_its_line() {
             .any(|it| it.message.contains("has the same ones")),
         "{same:?}"
     );
+}
+
+const USERS: &str = r#"
+[[identity.issuer]]
+issuer = "https://idp.example"
+[identity.issuer.users]
+id_jag = true
+[[identity.issuer.users.client]]
+client_id = "app"
+agent = "spiffe://writ.example/agent/demo"
+"#;
+
+#[test]
+fn an_issuer_may_have_users_whose_tokens_are_told_apart_from_agents() {
+    let config = with(USERS).unwrap();
+    let users = config.identity.issuers[0].users.as_ref().unwrap();
+    assert_eq!(users.audience, "http://127.0.0.1:8480", "server.issuer");
+    assert!(users.id_jag && users.scopes.is_empty());
+    assert!(users.is_client("app", "spiffe://writ.example/agent/demo"));
+    assert!(!users.is_client("app", "spiffe://writ.example/agent/other"));
+    let agents = "[[identity.issuer.agent]]\nspiffe_id = \"spiffe://writ.example/agent/demo\"\nclaims = { sub = \"a\" }\n";
+    let users = "[identity.issuer.users]\n";
+    let table = [
+        (
+            users,
+            format!("{agents}{users}"),
+            "agents' tokens of this issuer have it",
+        ),
+        (
+            users,
+            format!("{users}audience = \"app\"\n"),
+            "another client, or an audience, has this name",
+        ),
+        (users, format!("{users}audience = \"\"\n"), "this is empty"),
+        (
+            users,
+            format!("{users}scope = \"x\"\n"),
+            "scope: no such key",
+        ),
+        ("agent/demo", "agent/other".to_owned(), "is no [[agent]]"),
+        ("\"app\"", "\"\"".to_owned(), "this is empty"),
+        ("true", "1".to_owned(), "true or false is wanted"),
+    ];
+    for (from, to, wanted) in table {
+        let errors = with(&USERS.replacen(from, &to, 1)).map(|_| ()).unwrap_err();
+        let said = said(&errors, wanted);
+        assert!(said.line > 15, "{said}");
+    }
+    let apart = format!("{agents}{users}audience = \"https://users.example\"\n");
+    with(&USERS.replacen(users, &apart, 1)).unwrap();
 }
 
 #[test]

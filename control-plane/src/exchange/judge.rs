@@ -1,0 +1,148 @@
+//! Whether this action may be had by this agent: its site, the registry, policy.
+
+use super::evidence::Proven;
+use super::form::Params;
+use super::{Caller, Exchange, ExchangeError};
+use crate::config::Site;
+use crate::state::{Standing, split_location};
+use capability::action::HttpAction;
+use capability::url::Target;
+use ledger::model::{ActionRecord, Command, PolicyFacts, Refused};
+use policy::Verdict;
+
+/// Resources that a refusal names; the metadata has them all.
+const SITES_TOLD: usize = 4;
+
+impl Exchange {
+    pub(super) fn action(
+        &self,
+        element: &serde_json::Value,
+        params: &Params,
+        proven: &Proven,
+    ) -> Result<ActionRecord, ExchangeError> {
+        let action = HttpAction::from_details(element)
+            .map_err(|error| ExchangeError::Details(error.to_string()))?;
+        let site = self.site(&action)?;
+        let content_digest = action.content_digest();
+        let authority = site.authority();
+        let path = action.path_and_query();
+        let reads = self.core.config.edge.body_of(authority, &path).is_some();
+        if content_digest.is_some() && !reads {
+            return Err(ExchangeError::Details(
+                "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
+            ));
+        }
+        params.check_target(&site.resource)?;
+        if let Some(user) = &proven.user {
+            user.check(&action)?;
+        }
+        Ok(ActionRecord {
+            kind: "http_request".into(),
+            method: action.method().to_owned(),
+            location: action.location().to_owned(),
+            content_digest: content_digest.map(|digest| capability::b64::encode(&digest)),
+        })
+    }
+
+    /// The site that an action is at: its location is the site's resource, or
+    /// under it.
+    fn site(&self, action: &HttpAction) -> Result<Site, ExchangeError> {
+        let edge = &self.core.config.edge;
+        let under = |site: &Site| {
+            let resource = Target::location(&site.resource);
+            resource.is_ok_and(|resource| action.target().is_within(&resource))
+        };
+        let found = edge.site_of(action.origin()).filter(under);
+        found.ok_or_else(|| {
+            let known = edge.all_sites().take(SITES_TOLD).map(|site| site.resource);
+            let known = known.collect::<Vec<_>>().join(" or ");
+            ExchangeError::Details(format!("`locations` must be a URL under {known}"))
+        })
+    }
+
+    /// Records agents that nobody has registered, so that somebody can.
+    pub(super) async fn standing(&self, agent: &str) -> Option<ExchangeError> {
+        match self.core.standing(agent) {
+            Standing::Active => None,
+            Standing::Inactive => Some(ExchangeError::Inactive),
+            Standing::Unknown => {
+                match self
+                    .core
+                    .ledger
+                    .commit(Command::Discover {
+                        agent: agent.to_owned(),
+                    })
+                    .await
+                {
+                    // Known already, or too many to remember: refused all the same.
+                    Ok(_) | Err(Refused::Limit(_) | Refused::AttemptKnown) => {
+                        Some(ExchangeError::Unregistered)
+                    }
+                    Err(refused) => Some(ExchangeError::not_recorded(&refused)),
+                }
+            }
+        }
+    }
+
+    pub(super) fn ask(
+        &self,
+        caller: Caller<'_>,
+        action: &ActionRecord,
+        now_ms: u64,
+    ) -> (PolicyFacts, Option<ExchangeError>) {
+        let (origin, path, query) = split_location(&action.location);
+        let verdict = self.core.policies.may_issue(&policy::Question {
+            agent: caller.agent,
+            user: caller
+                .user
+                .map(|user| (user.issuer.as_str(), user.subject.as_str())),
+            method: &action.method,
+            location: &action.location,
+            origin,
+            path,
+            query,
+            time_s: now_ms / 1000,
+            // There is no body yet.
+            body: None,
+        });
+        let version = self.core.policies.version().to_owned();
+        match verdict {
+            Verdict::Allow(determining) => (
+                PolicyFacts {
+                    version,
+                    determining,
+                },
+                None,
+            ),
+            Verdict::Deny(determining) => (
+                PolicyFacts {
+                    version,
+                    determining,
+                },
+                Some(ExchangeError::Denied),
+            ),
+            // A hold is for the edge; `may_issue` has left those rules aside.
+            Verdict::Hold(_) => (
+                PolicyFacts {
+                    version,
+                    determining: Vec::new(),
+                },
+                Some(ExchangeError::Denied),
+            ),
+            Verdict::Error(problems) => {
+                tracing::error!(
+                    agent = caller.agent,
+                    ?problems,
+                    "policy could not be evaluated; the exchange is refused"
+                );
+                (
+                    PolicyFacts {
+                        version,
+                        determining: Vec::new(),
+                    },
+                    Some(ExchangeError::PolicyError),
+                )
+            }
+        }
+    }
+}
