@@ -159,7 +159,15 @@ fn away(why: &str) -> KeyError {
     KeyError::TokenAway(why.to_owned())
 }
 
-fn work(mut module: Module, todo: &Receiver<Job>) {
+/// What speaks with the token.
+trait Speaks {
+    fn sign(&mut self, wanted: &Wanted) -> Result<[u8; SIGNATURE], KeyError>;
+    fn make(&mut self, id: &[u8]) -> Result<Point, KeyError>;
+    fn destroy(&mut self, id: &[u8]) -> Result<(), KeyError>;
+    fn look(&mut self) -> Result<(), KeyError>;
+}
+
+fn work(mut module: impl Speaks, todo: &Receiver<Job>) {
     while let Ok(job) = todo.recv() {
         match job {
             // Whoever asked has left: nothing is signed for nobody.
@@ -180,5 +188,92 @@ fn work(mut module: Module, todo: &Receiver<Job>) {
             Job::Destroy(id, reply) => drop(reply.try_send(module.destroy(&id))),
             Job::Look(reply) => drop(reply.try_send(module.look())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Writes down what it is asked.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<String>>>);
+
+    impl Heard {
+        fn note<T>(&self, what: &str, id: &[u8], answer: T) -> Result<T, KeyError> {
+            self.0.lock().unwrap().push(format!("{what} {id:?}"));
+            Ok(answer)
+        }
+    }
+
+    impl Speaks for Heard {
+        fn sign(&mut self, wanted: &Wanted) -> Result<[u8; SIGNATURE], KeyError> {
+            self.note("sign", &wanted.id, [0; SIGNATURE])
+        }
+        fn make(&mut self, id: &[u8]) -> Result<Point, KeyError> {
+            self.note("make", id, Point([0; 64]))
+        }
+        fn destroy(&mut self, id: &[u8]) -> Result<(), KeyError> {
+            self.note("destroy", id, ())
+        }
+        fn look(&mut self) -> Result<(), KeyError> {
+            self.note("look", &[], ())
+        }
+    }
+
+    fn wanted(number: u8) -> Wanted {
+        Wanted {
+            id: vec![number],
+            point: Point([0; 64]),
+            input: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_signed_and_not_kept() {
+        let (jobs, todo) = sync_channel(QUEUE_MAX);
+        let (left, _) = oneshot::channel();
+        let (stays, signed) = oneshot::channel();
+        let (late, _) = sync_channel(1);
+        let (waits, made) = sync_channel(1);
+        for job in [
+            Job::Sign(wanted(1), left),
+            Job::Sign(wanted(2), stays),
+            Job::Make(vec![3], late),
+            Job::Make(vec![4], waits),
+        ] {
+            assert!(jobs.try_send(job).is_ok());
+        }
+        drop(jobs);
+        let heard = Heard::default();
+        work(heard.clone(), &todo);
+        assert!(signed.blocking_recv().unwrap().is_ok());
+        assert!(made.recv().unwrap().is_ok());
+        let heard = heard.0.lock().unwrap();
+        assert_eq!(*heard, ["sign [2]", "make [3]", "destroy [3]", "make [4]"]);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever_and_no_queue_is_endless() {
+        // One that never does anything.
+        let (jobs, _todo) = sync_channel(QUEUE_MAX);
+        let hsm = Arc::new(Hsm {
+            jobs,
+            failing: AtomicBool::new(false),
+            never: None,
+        });
+        let all = (0..QUEUE_MAX).map(|_| hsm.sign(wanted(1)));
+        let all = futures::future::join_all(all).await;
+        let why = |done: &Result<_, KeyError>| done.as_ref().unwrap_err().to_string();
+        assert!(
+            all.iter()
+                .all(|it| why(it).contains("did not sign in time"))
+        );
+        assert!(hsm.is_failing());
+        let start = std::time::Instant::now();
+        assert!(why(&hsm.sign(wanted(1)).await).contains("too many wait for it"));
+        assert!(start.elapsed() < SIGN_WITHIN, "at once");
+        assert!(hsm.look().unwrap_err().to_string().contains("too many"));
     }
 }

@@ -3,7 +3,7 @@
 
 use super::super::KeyError;
 use super::super::signer::{Point, SIGNATURE, verified};
-use super::Wanted;
+use super::{Speaks, Wanted};
 use crate::config::Pkcs11 as Settings;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -79,84 +79,11 @@ impl Module {
         })
     }
 
-    /// Whether the token is there. It reads from each of our private keys: some
-    /// modules answer everything else from memory.
-    pub fn look(&mut self) -> Result<(), KeyError> {
-        self.with(|session, _| {
-            session.get_session_info()?;
-            let ours = [
-                Attribute::Class(ObjectClass::PRIVATE_KEY),
-                Attribute::Label(LABEL.to_vec()),
-            ];
-            for handle in session.find_objects(&ours)? {
-                session.get_attributes(handle, &[AttributeType::Sign])?;
-            }
-            Ok(())
-        })
-    }
-
-    pub fn sign(&mut self, wanted: &Wanted) -> Result<[u8; SIGNATURE], KeyError> {
-        let Wanted { id, point, input } = wanted;
-        let digest = Sha256::digest(input);
-        let signed = self.with(|session, handles| {
-            let handle = match handles.get(id) {
-                Some(handle) => *handle,
-                None => match private(session, id)? {
-                    Some(handle) => {
-                        handles.insert(id.clone(), handle);
-                        handle
-                    }
-                    None => return Ok(None),
-                },
-            };
-            let bytes = session.sign(&Mechanism::Ecdsa, handle, &digest)?;
-            verified(point, input, &bytes).ok_or(Fault::Wrong).map(Some)
-        })?;
-        signed.ok_or_else(|| {
-            let id = hex::encode(id);
-            KeyError::TokenAway(format!("it has not one private key with the id {id}"))
-        })
-    }
-
-    pub fn make(&mut self, id: &[u8]) -> Result<Point, KeyError> {
-        let (public, private) = templates(id);
-        let (point, held) = self.with(|session, _| {
-            let (open, held) =
-                session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)?;
-            let point = session.get_attributes(open, &[AttributeType::EcPoint])?;
-            Ok((point, session.get_attributes(held, &ASKED)?))
-        })?;
-        let point = point.into_iter().find_map(|attribute| match attribute {
-            Attribute::EcPoint(bytes) => uncompressed(&bytes),
-            _ => None,
-        });
-        let made = match point {
-            _ if !is_bound(&held) => Err(KeyError::Loose),
-            // It has to work before anybody is told of it.
-            Some(point) => self.try_out(id, point).map(|_| point),
-            None => Err(KeyError::WrongSignature),
-        };
-        if made.is_err() {
-            let _gone = self.destroy(id);
-        }
-        made
-    }
-
     fn try_out(&mut self, id: &[u8], point: Point) -> Result<[u8; SIGNATURE], KeyError> {
         self.sign(&Wanted {
             id: id.to_vec(),
             point,
             input: super::super::signer::TRIAL.to_vec(),
-        })
-    }
-
-    pub fn destroy(&mut self, id: &[u8]) -> Result<(), KeyError> {
-        self.with(|session, handles| {
-            handles.remove(id);
-            for object in session.find_objects(&[Attribute::Id(id.to_vec())])? {
-                session.destroy_object(object)?;
-            }
-            Ok(())
         })
     }
 
@@ -274,6 +201,81 @@ impl Module {
             }
             Err(error) => Err(gone(error)),
         }
+    }
+}
+
+impl Speaks for Module {
+    /// Whether the token is there. It reads from each of our private keys: some
+    /// modules answer everything else from memory.
+    fn look(&mut self) -> Result<(), KeyError> {
+        self.with(|session, _| {
+            session.get_session_info()?;
+            let ours = [
+                Attribute::Class(ObjectClass::PRIVATE_KEY),
+                Attribute::Label(LABEL.to_vec()),
+            ];
+            for handle in session.find_objects(&ours)? {
+                session.get_attributes(handle, &[AttributeType::Sign])?;
+            }
+            Ok(())
+        })
+    }
+
+    fn sign(&mut self, wanted: &Wanted) -> Result<[u8; SIGNATURE], KeyError> {
+        let Wanted { id, point, input } = wanted;
+        let digest = Sha256::digest(input);
+        let signed = self.with(|session, handles| {
+            let handle = match handles.get(id) {
+                Some(handle) => *handle,
+                None => match private(session, id)? {
+                    Some(handle) => {
+                        handles.insert(id.clone(), handle);
+                        handle
+                    }
+                    None => return Ok(None),
+                },
+            };
+            let bytes = session.sign(&Mechanism::Ecdsa, handle, &digest)?;
+            verified(point, input, &bytes).ok_or(Fault::Wrong).map(Some)
+        })?;
+        signed.ok_or_else(|| {
+            let id = hex::encode(id);
+            KeyError::TokenAway(format!("it has not one private key with the id {id}"))
+        })
+    }
+
+    fn make(&mut self, id: &[u8]) -> Result<Point, KeyError> {
+        let (public, private) = templates(id);
+        let (point, held) = self.with(|session, _| {
+            let (open, held) =
+                session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)?;
+            let point = session.get_attributes(open, &[AttributeType::EcPoint])?;
+            Ok((point, session.get_attributes(held, &ASKED)?))
+        })?;
+        let point = point.into_iter().find_map(|attribute| match attribute {
+            Attribute::EcPoint(bytes) => uncompressed(&bytes),
+            _ => None,
+        });
+        let made = match point {
+            _ if !is_bound(&held) => Err(KeyError::Loose),
+            // It has to work before anybody is told of it.
+            Some(point) => self.try_out(id, point).map(|_| point),
+            None => Err(KeyError::WrongSignature),
+        };
+        if made.is_err() {
+            let _gone = self.destroy(id);
+        }
+        made
+    }
+
+    fn destroy(&mut self, id: &[u8]) -> Result<(), KeyError> {
+        self.with(|session, handles| {
+            handles.remove(id);
+            for object in session.find_objects(&[Attribute::Id(id.to_vec())])? {
+                session.destroy_object(object)?;
+            }
+            Ok(())
+        })
     }
 }
 
