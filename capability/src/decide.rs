@@ -97,6 +97,12 @@ impl Permit {
     pub fn checked(&self) -> &Checked {
         &self.checked
     }
+
+    /// Uses it up: what was forwarded by it.
+    #[must_use]
+    pub fn into_checked(self) -> Checked {
+        self.checked
+    }
 }
 
 /// What a route makes of a no.

@@ -114,8 +114,7 @@ impl EdgeConfig {
 pub struct RequestView<'a> {
     /// The whole header map, pseudo headers included, names in lower case.
     pub headers: &'a [(Vec<u8>, Vec<u8>)],
-    /// The client certificate of the connection, if there is one: from TLS and
-    /// never from a header.
+    /// The connection's client certificate, if there is one: from TLS and never from a header.
     pub peer: Option<&'a Leaf>,
     /// The body, where it is known.
     pub body: Body,
@@ -203,6 +202,12 @@ impl Checked {
         &self.claims
     }
 
+    /// All that the token says, when nothing else is wanted any more.
+    #[must_use]
+    pub fn into_claims(self) -> Claims {
+        self.claims
+    }
+
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &str {
@@ -215,9 +220,8 @@ impl Checked {
         &self.authority
     }
 
-    /// Path and query as the request has them, which is what is forwarded. The
-    /// path is in normal form; the query may spell the action's in another way
-    /// that [`crate::url`] holds to be the same.
+    /// Path and query as the request has them, which is what is forwarded. The path is in normal
+    /// form; the query may spell the action's in another way that [`crate::url`] holds the same.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path

@@ -49,6 +49,7 @@ pub struct Metrics {
     nacks: Counts<1>,
     canary: Counts<1>,
     rollouts: Counts<1>,
+    ended: Counts<1>,
     took: Mutex<Durations>,
     /// By the proxy's identity, which the config names, the filter's versions.
     versions: Mutex<BTreeMap<String, BTreeMap<String, u64>>>,
@@ -102,6 +103,11 @@ impl Metrics {
     /// A step of a roll-out.
     pub fn rolled(&self, step: &'static str) {
         self.rollouts.add([step], 1);
+    }
+
+    /// Open requests were ended for this reason.
+    pub fn ended(&self, reason: Reason, count: u64) {
+        self.ended.add([reason.as_str()], count);
     }
 
     /// A filter of this version connected; the proxy is one that the config names.
@@ -169,6 +175,14 @@ impl Metrics {
             ("writ_rollout_steps_total", "Steps of roll-outs to proxies."),
             ["step"],
             &self.rollouts,
+        );
+        page.counts(
+            (
+                "writ_open_requests_ended_total",
+                "Requests under way that were ended, since they were stopped.",
+            ),
+            ["reason"],
+            &self.ended,
         );
         self.durations(&mut page);
         page.family(

@@ -10,4 +10,4 @@
 include!(concat!(env!("OUT_DIR"), "/writ.decision.v1.rs"));
 
 /// The protocol version that both ends must speak.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;

@@ -38,6 +38,8 @@ pub struct Settings {
     pub hold_ms: u64,
     /// Questions without an answer, per worker.
     pub questions: usize,
+    /// Requests that went on and are not over, per worker.
+    pub open: usize,
     /// Refusals that wait to be sent, per worker.
     pub denials: usize,
     /// Which requests' bodies this instance reads.
@@ -168,6 +170,7 @@ impl Settings {
             decision_deadline_ms: decision_deadline_ms?,
             hold_ms: hold_ms?,
             questions: numbers.questions,
+            open: numbers.open,
             denials: numbers.denials,
             bodies: bodies?,
             body_deadline_ms: body_deadline_ms?,
@@ -202,6 +205,7 @@ struct Numbers {
     token_skew_s: u64,
     token_lifetime_max_s: u64,
     questions: usize,
+    open: usize,
     denials: usize,
     bodies_at_once: usize,
 }
@@ -219,6 +223,7 @@ impl Numbers {
                 "token_skew_s",
                 "token_lifetime_max_s",
                 "questions_in_flight",
+                "open_requests",
                 "denials_buffered",
                 "bodies_at_once",
             ],
@@ -245,6 +250,7 @@ impl Numbers {
         let token_lifetime_max_s =
             members.number("token_lifetime_max_s", Some(300), (1, 300), faults);
         let questions = members.size("questions_in_flight", 4_096, 65_536, faults);
+        let open = members.size("open_requests", 16_384, 16_384, faults);
         let denials = members.size("denials_buffered", 1_024, 65_536, faults);
         let bodies_at_once = members.size("bodies_at_once", 256, 4_096, faults);
         Some(Self {
@@ -259,6 +265,7 @@ impl Numbers {
             token_skew_s: token_skew_s?,
             token_lifetime_max_s: token_lifetime_max_s?,
             questions: questions?,
+            open: open?,
             denials: denials?,
             bodies_at_once: bodies_at_once?,
         })

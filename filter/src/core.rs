@@ -18,10 +18,11 @@ use crate::config::Settings;
 use crate::denials::{Denials, Kept};
 use crate::host::{self, ContextGone, Queue};
 use crate::metrics::Metrics;
+use crate::open::OpenTable;
 use crate::outcomes::Outcomes;
 use crate::peers::Peers;
 use crate::questions::{Entry, Phase, Questions, cut};
-use crate::stream::{NotSent, Stream};
+use crate::stream::{NotSent, Stream, Ticked};
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{DenialBatch, Outcome, QuestionId, Withdraw};
 use prost::Message;
@@ -63,6 +64,7 @@ pub struct Core {
     questions: Questions,
     denials: Denials,
     outcomes: Outcomes,
+    open: OpenTable,
     peers: Peers,
     readings: Readings,
     /// Refusals that a context which went away could not hand in.
@@ -81,6 +83,7 @@ impl Core {
             questions: Questions::new(settings.questions),
             denials: Denials::new(settings.denials),
             outcomes: Outcomes::new(),
+            open: OpenTable::new(settings.open),
             peers: Peers::default(),
             readings: Readings::new(),
             settings,
@@ -91,6 +94,7 @@ impl Core {
     /// Takes a new configuration; what is in flight goes on.
     pub fn reconfigure(&mut self, settings: Settings, metrics: Metrics) {
         self.questions.resize(settings.questions);
+        self.open.resize(settings.open);
         self.denials.resize(settings.denials);
         self.settings = settings;
         self.metrics.flush();
@@ -131,6 +135,8 @@ impl Core {
 
     /// A request that was let through ended.
     pub fn ended(&mut self, id: &QuestionId, status: u32, response_bytes: u64, details: &str) {
+        // One that was stopped is not there any more.
+        let _over = self.open.take(id);
         self.outcome(Outcome {
             id: Some(id.clone()),
             status,
@@ -191,11 +197,13 @@ impl Core {
     /// Some time has passed. Deadlines count ticks: the host's clock may jump.
     pub fn tick(&mut self, passed_ms: u64) {
         self.now_ms = self.now_ms.saturating_add(passed_ms);
-        if self
-            .stream
-            .tick(self.now_ms, &self.settings.upstream, &self.settings.module)
-        {
-            self.metrics.streams_opened.add(1);
+        let Settings {
+            upstream, module, ..
+        } = &self.settings;
+        match self.stream.tick((self.now_ms, passed_ms), upstream, module) {
+            Ticked::Opened => self.metrics.streams_opened.add(1),
+            Ticked::FellSilent => self.metrics.silences.add(1),
+            Ticked::Nothing => {}
         }
         for id in self.questions.overdue(self.now_ms) {
             self.overdue(&id);

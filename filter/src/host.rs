@@ -147,6 +147,12 @@ pub fn reply(status: u16, headers: Vec<(&str, &str)>, body: &[u8]) -> Result<(),
         .map_err(|_status| HostFault)
 }
 
+/// Ends a request that went on, and its answer: both sides of it are reset when the
+/// callback returns.
+pub fn reset_request() -> Result<(), HostFault> {
+    hostcalls::reset_http_request().map_err(|_status| HostFault)
+}
+
 /// Leaves the reason where access logs find it: filter state `wasm.writ.reason`.
 pub fn set_reason(reason: &str) -> Result<(), HostFault> {
     hostcalls::set_property(vec!["writ.reason"], Some(reason.as_bytes()))

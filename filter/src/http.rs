@@ -103,7 +103,10 @@ impl Request {
             return;
         }
         let bytes = host::number_property(&["response", "size"]).unwrap_or_default();
-        let details = host::text_property(&["response", "code_details"]).unwrap_or_default();
+        let details = match passage.ended() {
+            Some(reason) => format!("writ: ended, {}", reason.as_str()),
+            None => host::text_property(&["response", "code_details"]).unwrap_or_default(),
+        };
         core.ended(passage.id(), self.upstream_status, bytes, &details);
     }
 }

@@ -15,6 +15,7 @@ mod denials;
 mod host;
 mod http;
 mod metrics;
+mod open;
 mod outcomes;
 mod peers;
 mod questions;

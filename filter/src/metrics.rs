@@ -24,6 +24,12 @@ pub struct Metrics {
     pub deadlines: Metric,
     /// `writ.streams_opened`: streams to the control plane.
     pub streams_opened: Metric,
+    /// `writ.silences`: streams that were given up since their peer was silent.
+    pub silences: Metric,
+    /// `writ.unheard`: requests that could not be asked about for that reason.
+    pub unheard: Metric,
+    /// `writ.ended`: requests that went on and were stopped then.
+    pub ended: Metric,
     /// `writ.denials_dropped`: refusals that found the buffer full.
     pub denials_dropped: Metric,
     /// `writ.outcomes_dropped`: outcomes that found the buffer full.
@@ -64,6 +70,9 @@ impl Metrics {
             contexts_lost: counter("writ.contexts_lost")?,
             deadlines: counter("writ.deadlines")?,
             streams_opened: counter("writ.streams_opened")?,
+            silences: counter("writ.silences")?,
+            unheard: counter("writ.unheard")?,
+            ended: counter("writ.ended")?,
             denials_dropped: counter("writ.denials_dropped")?,
             outcomes_dropped: counter("writ.outcomes_dropped")?,
             in_flight: Metric::of(host::gauge("writ.in_flight")?),
@@ -106,6 +115,9 @@ impl Metrics {
             &self.contexts_lost,
             &self.deadlines,
             &self.streams_opened,
+            &self.silences,
+            &self.unheard,
+            &self.ended,
             &self.denials_dropped,
             &self.outcomes_dropped,
             &self.in_flight,

@@ -4,6 +4,7 @@
 use crate::host::Header;
 use capability::decide::{Leave, Mode, Pending};
 use capability::gates::Checked;
+use capability::reason::Reason;
 use decision_api::{Ask, Denial, FromFilter, Question, QuestionId, from_filter};
 use prost::Message;
 use std::cell::Cell;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 pub struct Passage {
     id: QuestionId,
     state: Cell<State>,
+    ended: Cell<Option<Reason>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,6 +30,7 @@ impl Passage {
         Rc::new(Self {
             id,
             state: Cell::new(State::Closed),
+            ended: Cell::new(None),
         })
     }
 
@@ -36,12 +39,25 @@ impl Passage {
         Self::closed(QuestionId::default())
     }
 
-    /// Opens it, for good. The leave is used up.
-    pub fn open(&self, leave: Leave) {
-        self.state.set(match leave {
-            Leave::Permitted(_used_up) => State::Permitted,
-            Leave::Observed(_used_up) => State::Observed,
-        });
+    /// Opens it, for good. The leave is used up; what the control plane allowed comes
+    /// back.
+    pub fn open(&self, leave: Leave) -> Option<Checked> {
+        let (state, allowed) = match leave {
+            Leave::Permitted(permit) => (State::Permitted, Some(permit.into_checked())),
+            Leave::Observed(_used_up) => (State::Observed, None),
+        };
+        self.state.set(state);
+        allowed
+    }
+
+    /// What has gone through is ended, for this reason.
+    pub fn end(&self, reason: Reason) {
+        self.ended.set(Some(reason));
+    }
+
+    /// Why what has gone through was ended, if it was.
+    pub fn ended(&self) -> Option<Reason> {
+        self.ended.get()
     }
 
     /// True once the request may go on.
@@ -337,6 +353,11 @@ impl Questions {
     /// All without a last answer, oldest first.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// How many wait for an answer.
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// True when nothing waits for an answer.

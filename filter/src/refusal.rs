@@ -100,6 +100,14 @@ impl Refusal {
         }
     }
 
+    /// As many requests are under way here as may. Nothing was spent.
+    pub fn too_many_open() -> Self {
+        Self {
+            retry_after_s: Some(UNAVAILABLE_RETRY_S),
+            ..Self::new(Reason::LimitExceeded)
+        }
+    }
+
     /// The same about a request whose body was read: what is too large is that.
     pub fn of_a_body(mut self) -> Self {
         if self.reason == Reason::TooLarge {

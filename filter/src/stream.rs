@@ -13,6 +13,12 @@ const WELCOME_WITHIN_MS: u64 = 2_000;
 /// The pause after the first failure, doubled up to the ceiling; milliseconds.
 const RETRY_FLOOR_MS: u64 = 50;
 const RETRY_CEILING_MS: u64 = 1_000;
+/// A peer that has welcomed us and then says nothing for so long is given up;
+/// milliseconds. It sends a heartbeat about each second.
+const SILENCE_MS: u64 = 3_000;
+/// A tick that comes late counts as at most so much silence; milliseconds. What
+/// the peer said meanwhile may not have been read either.
+const TICK_COUNTS_MS: u64 = 400;
 /// A prefix has exactly this many bytes.
 const PREFIX_BYTES: usize = 16;
 
@@ -22,6 +28,31 @@ pub struct Stream {
     retry_ms: u64,
     prefix: Vec<u8>,
     heard_ms: u64,
+    silence: Silence,
+    /// The last stream ended in silence, and no other is up yet.
+    fell_silent: bool,
+}
+
+/// How long the peer has said nothing. Ticks are counted, each by what the host's
+/// clock says of it: no less than its period, so that a clock that is set back
+/// hides nothing, and not much more, so that one that jumps, a machine that slept or
+/// a thread that was busy is not taken for a peer that is silent.
+#[derive(Default)]
+struct Silence {
+    for_ms: u64,
+    ticked_ms: Option<u64>,
+}
+
+impl Silence {
+    fn tick(&mut self, period_ms: u64, here_ms: Option<u64>) -> u64 {
+        let before_ms = std::mem::replace(&mut self.ticked_ms, here_ms);
+        let passed_ms = here_ms
+            .zip(before_ms)
+            .map_or(0, |(now_ms, before_ms)| now_ms.saturating_sub(before_ms));
+        let counted_ms = passed_ms.min(TICK_COUNTS_MS).max(period_ms);
+        self.for_ms = self.for_ms.saturating_add(counted_ms);
+        self.for_ms
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +65,17 @@ enum Link {
 /// The message did not leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotSent;
+
+/// What a tick did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticked {
+    /// Nothing.
+    Nothing,
+    /// A stream was opened.
+    Opened,
+    /// One was given up, since its peer is silent.
+    FellSilent,
+}
 
 /// What a Welcome brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,30 +96,43 @@ impl Stream {
             retry_ms: RETRY_FLOOR_MS,
             prefix: Vec::new(),
             heard_ms: 0,
+            silence: Silence::default(),
+            fell_silent: false,
         }
     }
 
-    /// Opens what is due, and gives up on a greeting that does not come. True
-    /// when a stream was opened.
-    pub fn tick(&mut self, now_ms: u64, upstream: &Upstream, module: &str) -> bool {
+    /// Opens what is due, and gives up on a greeting that does not come and on a
+    /// peer that is silent. A tick is every `period_ms`.
+    pub fn tick(
+        &mut self,
+        (now_ms, period_ms): (u64, u64),
+        upstream: &Upstream,
+        module: &str,
+    ) -> Ticked {
+        let silent_ms = self.silence.tick(period_ms, host::now_ms().ok());
         match self.link {
+            Link::Up { .. } if silent_ms >= SILENCE_MS => {
+                self.drop_link(now_ms);
+                self.fell_silent = true;
+                Ticked::FellSilent
+            }
             Link::Greeting { since_ms, .. }
                 if now_ms >= since_ms.saturating_add(WELCOME_WITHIN_MS) =>
             {
                 self.drop_link(now_ms);
-                false
+                Ticked::Nothing
             }
             Link::Down { retry_at_ms } if now_ms >= retry_at_ms => {
                 self.open(now_ms, upstream, module)
             }
-            Link::Down { .. } | Link::Greeting { .. } | Link::Up { .. } => false,
+            Link::Down { .. } | Link::Greeting { .. } | Link::Up { .. } => Ticked::Nothing,
         }
     }
 
-    fn open(&mut self, now_ms: u64, upstream: &Upstream, module: &str) -> bool {
+    fn open(&mut self, now_ms: u64, upstream: &Upstream, module: &str) -> Ticked {
         let Ok(stream) = host::open_stream(upstream, SERVICE, METHOD) else {
             self.back_off(now_ms);
-            return false;
+            return Ticked::Nothing;
         };
         self.link = Link::Greeting {
             stream,
@@ -101,7 +156,7 @@ impl Stream {
         {
             self.drop_link(now_ms);
         }
-        true
+        Ticked::Opened
     }
 
     /// The peer's first message.
@@ -120,6 +175,7 @@ impl Stream {
             return Greeting::Refused;
         }
         self.link = Link::Up { stream };
+        self.fell_silent = false;
         self.retry_ms = RETRY_FLOOR_MS;
         if self.prefix == welcome.prefix {
             return Greeting::Resumed;
@@ -186,6 +242,12 @@ impl Stream {
     /// Notes that the peer said something.
     pub fn heard(&mut self, now_ms: u64) {
         self.heard_ms = now_ms;
+        self.silence.for_ms = 0;
+    }
+
+    /// True when there is no stream, since the peer of the last one fell silent.
+    pub fn fell_silent(&self) -> bool {
+        self.fell_silent
     }
 
     /// True when the peer has said nothing since then.

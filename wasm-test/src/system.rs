@@ -318,6 +318,14 @@ impl System {
         client::Approver::login_at(&self.serve.approver_login, &self.http_url()).await
     }
 
+    /// As [`System::approver`], for who takes rights away.
+    ///
+    /// # Errors
+    /// When the link is refused.
+    pub async fn operator(&self) -> Result<client::Operator, Error> {
+        client::Operator::login_at(&self.serve.approver_login, &self.http_url()).await
+    }
+
     /// What the ready file says.
     pub fn ready(&self) -> Ready {
         let env = BTreeMap::from([

@@ -38,10 +38,14 @@ mod hostile;
 mod imports;
 #[path = "scripted_host/observing.rs"]
 mod observing;
+#[path = "scripted_host/open.rs"]
+mod open;
 #[path = "scripted_host/reporting.rs"]
 mod reporting;
 #[path = "scripted_host/rows.rs"]
 mod rows;
+#[path = "scripted_host/silence.rs"]
+mod silence;
 #[expect(dead_code, reason = "each test file uses its own part")]
 #[path = "../../capability/tests/common/rows.rs"]
 mod table;

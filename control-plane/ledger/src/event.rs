@@ -112,6 +112,10 @@ pub(crate) enum Event {
         also: Vec<EvidenceOf>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         once: Vec<EvidenceOf>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        under: Option<HexHash>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<Box<TokenRecord>>,
         policy: PolicyFacts,
     },
     ExchangeRefused {

@@ -203,11 +203,30 @@ impl Ledger {
         }
     }
 
-    /// An outstanding token, up to a few seconds past its end: compare `expires_ms`.
+    /// An outstanding token, up to a few seconds past its end: compare `expires_ms`. A
+    /// grant is none.
     ///
     /// # Errors
     /// [`Refused::Unavailable`] when the store can't be read.
     pub async fn token(
+        &self,
+        hash: &Hash,
+    ) -> Result<Option<(Arc<TokenRecord>, TokenState)>, Refused> {
+        let found = self.outstanding(hash).await?;
+        Ok(found.filter(|(token, _)| token.grant.is_none()))
+    }
+
+    /// A grant that is outstanding, as [`Ledger::token`].
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the store can't be read.
+    pub async fn grant(&self, hash: &Hash) -> Result<Option<Arc<TokenRecord>>, Refused> {
+        let found = self.outstanding(hash).await?;
+        let grant = found.map(|(token, _)| token);
+        Ok(grant.filter(|token| token.grant.is_some()))
+    }
+
+    async fn outstanding(
         &self,
         hash: &Hash,
     ) -> Result<Option<(Arc<TokenRecord>, TokenState)>, Refused> {

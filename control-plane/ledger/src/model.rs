@@ -6,6 +6,7 @@
 
 mod action;
 mod command;
+mod grant;
 pub(crate) mod hash_hex;
 mod limits;
 mod refused;
@@ -14,6 +15,7 @@ mod rights;
 
 pub use action::{ActionRecord, BodyRecord};
 pub use command::Command;
+pub use grant::{GRANT_USES, GrantKind, GrantTerms, Scope};
 pub use limits::Limits;
 pub use refused::{Committed, Refused};
 pub use request::RequestFacts;
@@ -30,7 +32,7 @@ pub type Hash = [u8; 32];
 /// A [`Hash`] in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct HexHash(#[serde(with = "hash_hex")] pub(crate) Hash);
+pub struct HexHash(#[serde(with = "hash_hex")] pub Hash);
 
 /// The limit that a piece of evidence shown under one DPoP key too many has
 /// reached, as [`Refused::Limit`] says it.
@@ -116,6 +118,13 @@ pub struct TokenRecord {
     pub issued_ms: Millis,
     /// When it ends.
     pub expires_ms: Millis,
+    /// The grants that it was got with, by their hashes, the first one first: a stop of one
+    /// of them covers it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<HexHash>,
+    /// What it stands for, where it is a grant: then it allows no request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<GrantTerms>,
 }
 
 /// Where a token stands. A lapsed or spent one is not outstanding any more.
@@ -160,6 +169,9 @@ pub struct Approval {
     pub user: Option<User>,
     /// The `act` chain.
     pub chain: Vec<String>,
+    /// The grants that its token was got with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<HexHash>,
     /// The one action.
     pub action: ActionRecord,
     /// The body that goes with it, where bodies are read; it is part of the digest.
@@ -284,6 +296,7 @@ pub const NOTE_KINDS: &[&str] = &[
     "exchange_counts",
     "gap",
     "keys",
+    "late_outcome",
     "login",
     "proxy",
     "question_refused",

@@ -367,6 +367,7 @@ impl Engine {
             agent: token.agent.clone(),
             user: token.user.clone(),
             chain: token.chain.clone(),
+            lineage: token.lineage.clone(),
             action: token.action.clone(),
             body: body_record(&facts.question),
             rules: demands.iter().map(|demand| demand.rule.clone()).collect(),
@@ -462,6 +463,7 @@ impl Engine {
             | Refused::ApprovalState(_)
             | Refused::ApprovalDigest
             | Refused::Shown
+            | Refused::NoGrant
             | Refused::Unregistered
             | Refused::Transition(_) => {
                 tracing::error!(%refused, "a decision could not be committed");

@@ -293,6 +293,8 @@ mod tests {
             txn: "x".into(),
             issued_ms: 0,
             expires_ms: 1,
+            lineage: Vec::new(),
+            grant: None,
         }
     }
 

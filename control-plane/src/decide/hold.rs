@@ -2,9 +2,10 @@
 
 use super::engine::Ruling;
 use super::facts::Facts;
-use super::questions::{Entry, Prefix, Stage};
+use super::open::Way;
+use super::questions::{Entry, Stage};
 use super::service::{DecisionsService, Shared};
-use super::verdicts::{pending_verdict, refused_verdict, status_url, verdict};
+use super::verdicts::{pending_verdict, refused_verdict, status_url};
 use capability::reason::Reason;
 use decision_api::{Answer, Hold, answer::Verdict, from_control_plane::Message as Down};
 use ledger::model::{Approval, ApprovalState, Bar, Given};
@@ -57,12 +58,12 @@ impl Shared {
     /// client is gone. `None`: it was withdrawn, and nobody waits for an answer.
     pub(super) async fn hold(
         &self,
-        prefix: &Prefix,
-        entry: &Entry,
+        way: Way<'_>,
         facts: &Facts,
         answer: &(impl Fn(Verdict) -> Answer + Sync),
         approval: Approval,
     ) -> Option<Verdict> {
+        let (prefix, entry) = (way.prefix, way.entry);
         let core = &self.engine.core;
         let _held = Held::one(&self.holds);
         let url = format!("{}/approvals/{}", core.config.server.issuer, approval.id);
@@ -111,7 +112,7 @@ impl Shared {
                 None if !shown => {}
                 Some(ApprovalState::Approved) => {
                     let approved = state.unwrap_or_else(|| approval.clone());
-                    return self.release(prefix, entry, facts, &approved).await;
+                    return self.release(way, facts, &approved).await;
                 }
                 Some(ApprovalState::Pending) => {}
                 Some(ApprovalState::Denied) => {
@@ -190,13 +191,8 @@ impl Shared {
 
     /// The approval was given: one commit that asks everything again and spends,
     /// for a client that still waits.
-    async fn release(
-        &self,
-        prefix: &Prefix,
-        entry: &Entry,
-        facts: &Facts,
-        approval: &Approval,
-    ) -> Option<Verdict> {
+    async fn release(&self, way: Way<'_>, facts: &Facts, approval: &Approval) -> Option<Verdict> {
+        let (prefix, entry) = (way.prefix, way.entry);
         if !prefix.connected() {
             return self
                 .end(
@@ -225,7 +221,7 @@ impl Shared {
                 let reason = self.engine.record_refusal(facts, reason).await;
                 Some(refused_verdict(reason, first))
             }
-            ruling => Some(verdict(ruling, &self.engine.core, facts)),
+            ruling => Some(self.verdict(way, ruling, facts)),
         }
     }
 

@@ -4,6 +4,7 @@ mod body;
 mod engine;
 mod facts;
 mod hold;
+mod open;
 mod opinion;
 mod own;
 mod questions;

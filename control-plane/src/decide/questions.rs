@@ -1,13 +1,16 @@
 //! Questions under one prefix: asking again is idempotent, and an answer goes
 //! to whichever stream the prefix's owner has open now.
 
+use super::open::Table;
 use crate::fleet::Seat;
-use decision_api::{Answer, BodyWanted, FromControlPlane, QuestionId, from_control_plane::Message};
+use decision_api::{
+    Answer, BodyWanted, FromControlPlane, Heartbeat, QuestionId, from_control_plane::Message,
+};
 use ledger::model::Hash;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Questions that are remembered under one prefix. What is forgotten was
@@ -15,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 const REMEMBERED_MAX: usize = 16_384;
 /// How long an answered question, or a prefix that nobody uses, is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+
+/// Between two heartbeats on a stream. A filter that has heard nothing for three
+/// seconds refuses.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a question stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +78,8 @@ pub struct Prefix {
     pub seat: Seat,
     /// The last denial batch that is durable; held while one is being written.
     pub denials: tokio::sync::Mutex<u64>,
+    /// What it has let through that is not over.
+    pub(super) open: Table,
     inner: Mutex<Inner>,
 }
 
@@ -96,6 +105,7 @@ impl Prefix {
             bytes,
             seat,
             denials: tokio::sync::Mutex::new(0),
+            open: Table::default(),
             inner: Mutex::default(),
         }
     }
@@ -109,6 +119,7 @@ impl Prefix {
     /// cancelled when this stream is replaced in turn.
     pub fn attach(&self, stream: mpsc::Sender<FromControlPlane>) -> CancellationToken {
         let replaced = CancellationToken::new();
+        self.open.reconnected();
         let mut inner = self.lock();
         if let Some((before, _)) = inner.stream.replace((replaced.clone(), stream)) {
             before.cancel();
@@ -132,6 +143,18 @@ impl Prefix {
             .is_some_and(|(_, stream)| !stream.is_closed())
     }
 
+    /// Says again and again that we are there, until it is dropped.
+    pub async fn beat(&self, now_ms: impl Fn() -> u64) {
+        let mut beats = tokio::time::interval(HEARTBEAT_EVERY);
+        // After a standstill one is as good as all that are due.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            beats.tick().await;
+            self.send(Message::Heartbeat(Heartbeat { time_ms: now_ms() }));
+            self.send_ends();
+        }
+    }
+
     /// Takes a question in.
     pub fn ask(&self, counter: u64, digest: Hash, in_flight_max: usize) -> Asked {
         let mut inner = self.lock();
@@ -142,6 +165,9 @@ impl Prefix {
                 Stage::Answered(answer) | Stage::Held(answer) => Asked::Answered(answer.clone()),
                 _ => Asked::UnderWay,
             };
+        }
+        if self.open.is_full() {
+            return Asked::Full;
         }
         let most = in_flight_max.min(REMEMBERED_MAX);
         if inner.entries.len() >= most {
@@ -344,6 +370,11 @@ impl Entry {
             Stage::Evaluating | Stage::Held(_) => Some(Stage::Committing { left: false }),
             _ => None,
         })
+    }
+
+    /// Whether its client left while it was being decided.
+    pub(super) fn was_left(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Committing { left: true })
     }
 
     /// The hold is committed. False when the client left meanwhile.

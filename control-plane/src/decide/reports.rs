@@ -1,23 +1,107 @@
 //! What filters report: refusals at the edge and outcomes. A batch is
 //! acknowledged when it is durable; what is missing is an entry too.
 
+use super::open::Over;
+use super::questions::Prefix;
+use super::service::{Shared, attempt, own_counter};
 use crate::fleet::Requests;
 use crate::state::Core;
 use capability::reason::Reason;
-use decision_api::{Denial, DenialBatch, Outcome};
+use decision_api::{
+    Denial, DenialBatch, DenialsTaken, Outcome, from_control_plane::Message as Down,
+};
 use ledger::model::Command;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// Bytes of a reported string that reach a line.
 const TEXT_MAX: usize = 512;
 
 /// Refusals that one batch may carry.
-pub const BATCH_MAX: usize = 256;
+const BATCH_MAX: usize = 256;
+
+impl Shared {
+    /// Takes what became of allowed requests. Waits when too many are being
+    /// written, so that a proxy can't queue without end.
+    pub(super) async fn outcomes(&self, prefix: &Prefix, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            let over = outcome.id.as_ref().and_then(|id| prefix.open.over(id));
+            let own = own_counter(prefix, outcome.id.as_ref());
+            let Ok(room) = self.writes.clone().acquire_owned().await else {
+                return;
+            };
+            let core = self.engine.core.clone();
+            match (own, over) {
+                (Some(counter), _) => {
+                    let attempt = attempt(prefix, counter);
+                    tokio::spawn(Box::pin(async move {
+                        outcome_of(&core, attempt, &outcome).await;
+                        drop(room);
+                    }));
+                }
+                // It was let through before we knew this proxy.
+                (None, Some(over)) => {
+                    let body = late(&prefix.seat.peer, &outcome, &over);
+                    tokio::spawn(async move {
+                        let kind = "late_outcome";
+                        let note = Command::Note { kind, body };
+                        if let Err(error) = core.ledger.commit(note).await {
+                            tracing::warn!(%error, "an outcome was not recorded");
+                        }
+                        drop(room);
+                    });
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Takes one prefix's batches in their order; one is acknowledged when it is
+    /// durable, and not before.
+    pub(super) async fn take_denials(
+        self: Arc<Self>,
+        prefix: Arc<Prefix>,
+        mut queue: mpsc::Receiver<DenialBatch>,
+    ) {
+        let core = &self.engine.core;
+        while let Some(batch) = queue.recv().await {
+            let mut durable = prefix.denials.lock().await;
+            if batch.sequence > *durable {
+                let missing = batch.sequence - *durable - 1;
+                let name = format!("{}-{}", hex::encode(prefix.bytes), batch.sequence);
+                if !take(core, &prefix.seat.peer, &name, &batch, missing).await {
+                    continue;
+                }
+                *durable = batch.sequence;
+                core.fleet.decided(&prefix.seat, requests(&batch));
+            }
+            drop(durable);
+            prefix.send(Down::DenialsTaken(DenialsTaken {
+                sequence: batch.sequence,
+            }));
+        }
+    }
+}
+
+/// What became of a request that an earlier control plane let through.
+fn late(proxy: &str, outcome: &Outcome, over: &Over) -> serde_json::Value {
+    let id = outcome.id.clone().unwrap_or_default();
+    json!({
+        "proxy": proxy,
+        "attempt": format!("{}-{}", hex::encode(&id.prefix), id.counter),
+        "agent": cut(&over.agent),
+        "token": hex::encode(over.token_hash),
+        "status": outcome.status.min(u32::from(u16::MAX)),
+        "response_bytes": outcome.response_bytes.min(1 << 53),
+        "details": cut(&outcome.details),
+    })
+}
 
 /// Makes a batch durable, by one name that a repeat has as well. False when it
 /// could not be, so that it comes again.
-pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, missing: u64) -> bool {
+async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, missing: u64) -> bool {
     let mut entries = Vec::new();
     let over = batch.entries.len().saturating_sub(BATCH_MAX);
     if missing > 0 || batch.dropped > 0 || over > 0 {
@@ -57,7 +141,7 @@ pub async fn take(core: &Core, proxy: &str, name: &str, batch: &DenialBatch, mis
 }
 
 /// What a batch says of requests, for whoever judges the filter.
-pub fn requests(batch: &DenialBatch) -> Requests {
+fn requests(batch: &DenialBatch) -> Requests {
     let known = |observed| {
         let entries = batch.entries.iter();
         let these = entries.filter(|it| it.observed == observed).count();
@@ -73,7 +157,7 @@ pub fn requests(batch: &DenialBatch) -> Requests {
 }
 
 /// Makes an outcome durable. One that can't be leaves the outcome unknown.
-pub async fn outcome(core: &Core, attempt: String, outcome: &Outcome) {
+pub(super) async fn outcome_of(core: &Core, attempt: String, outcome: &Outcome) {
     let command = Command::Outcome {
         attempt,
         status: u16::try_from(outcome.status).unwrap_or(0),

@@ -2,18 +2,17 @@
 
 use super::engine::{Engine, Ruling};
 use super::facts::{Facts, cut};
+use super::open::{Rooms, Way};
 use super::questions::{Asked, Entry, Prefix};
-use super::reports;
-use super::verdicts::{answer_with, refused_verdict, verdict};
+use super::verdicts::{answer_with, refused_verdict};
 use super::wire::decisions_server::{Decisions, DecisionsServer};
 use crate::canary;
 use crate::fleet::{Requests, Seat};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
-    Answer, Ask, DenialBatch, DenialsTaken, FromControlPlane, FromFilter, Outcome, PROTOCOL,
-    Question, QuestionId, Welcome, Withdrawn, answer::Verdict, from_control_plane::Message as Down,
-    from_filter::Message as Up,
+    Answer, Ask, FromControlPlane, FromFilter, PROTOCOL, Question, QuestionId, Welcome, Withdrawn,
+    answer::Verdict, from_control_plane::Message as Down, from_filter::Message as Up,
 };
 use ledger::model::Command;
 use prost::Message as _;
@@ -53,7 +52,9 @@ pub struct DecisionsService {
 pub(super) struct Shared {
     pub(super) engine: Engine,
     prefixes: Mutex<BTreeMap<[u8; 16], Arc<Prefix>>>,
-    writes: Arc<Semaphore>,
+    pub(super) writes: Arc<Semaphore>,
+    /// Room for what is let through.
+    pub(super) rooms: Rooms,
     /// Whether requests are held no longer.
     pub(super) stopping: CancellationToken,
     /// How many are held now.
@@ -70,6 +71,7 @@ impl DecisionsService {
                 engine: Engine { core },
                 prefixes: Mutex::default(),
                 writes,
+                rooms: Rooms::default(),
                 stopping: CancellationToken::new(),
                 holds: AtomicUsize::new(0),
             }),
@@ -167,6 +169,7 @@ impl Shared {
         let result = tokio::select! {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
+            () = prefix.beat(|| self.now_ms()) => Ok(()),
         };
         prefix.detach(&replaced);
         core.fleet.ended(&prefix.seat);
@@ -188,6 +191,7 @@ impl Shared {
             match up.message {
                 Some(Up::Ask(ask)) => self.ask(prefix, ask).await,
                 Some(Up::Withdraw(withdraw)) => self.withdraw(prefix, withdraw.id),
+                Some(Up::Open(part)) => self.told(prefix, part)?,
                 Some(Up::Body(body)) => {
                     if let Some(counter) = own_counter(prefix, body.id.as_ref()) {
                         prefix.body_came(counter, body.content);
@@ -365,6 +369,18 @@ impl Shared {
         if !entry.begin_commit() {
             return;
         }
+        // Where a route only observes, whatever the answer is the request goes on.
+        let room = match facts.question.observed {
+            true => None,
+            false => match self.rooms.take() {
+                Some(room) => Some(room),
+                None => {
+                    self.engine.core.refusals.count(Reason::LimitExceeded);
+                    prefix.answer(&entry, answer(refused_verdict(Reason::LimitExceeded, None)));
+                    return;
+                }
+            },
+        };
         let asked = Instant::now();
         let mut ruling = self.engine.decide(&facts).await;
         self.engine.core.metrics.took(asked.elapsed());
@@ -383,13 +399,27 @@ impl Shared {
         let verdict = match ruling {
             Ruling::Hold(approval) => {
                 self.keep_body(&facts, &approval);
-                self.hold(&prefix, &entry, &facts, &answer, *approval).await
+                let way = Way {
+                    prefix: &prefix,
+                    counter,
+                    entry: &entry,
+                    room,
+                };
+                self.hold(way, &facts, &answer, *approval).await
             }
             Ruling::Refused(reason, first) => {
                 let reason = self.engine.record_refusal(&facts, reason).await;
                 Some(refused_verdict(reason, first))
             }
-            ruling => Some(verdict(ruling, &self.engine.core, &facts)),
+            ruling => {
+                let way = Way {
+                    prefix: &prefix,
+                    counter,
+                    entry: &entry,
+                    room,
+                };
+                Some(self.verdict(way, ruling, &facts))
+            }
         };
         if let Some(verdict) = verdict {
             self.engine.core.fleet.decided(
@@ -420,56 +450,18 @@ impl Shared {
             return;
         };
         let confirmed = prefix.withdraw(counter);
+        // Whoever takes a question back lets nothing through by its answer.
+        prefix.open.over(&prefix.id(counter));
         prefix.send(Down::Withdrawn(Withdrawn {
             id: Some(prefix.id(counter)),
             confirmed,
         }));
     }
 
-    /// Takes what became of allowed requests. Waits when too many are being
-    /// written, so that a proxy can't queue without end.
-    async fn outcomes(&self, prefix: &Prefix, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            let Some(counter) = own_counter(prefix, outcome.id.as_ref()) else {
-                continue;
-            };
-            let Ok(room) = self.writes.clone().acquire_owned().await else {
-                return;
-            };
-            let (core, attempt) = (self.engine.core.clone(), attempt(prefix, counter));
-            tokio::spawn(Box::pin(async move {
-                reports::outcome(&core, attempt, &outcome).await;
-                drop(room);
-            }));
-        }
-    }
-
-    /// Takes one prefix's batches in their order; one is acknowledged when it is
-    /// durable, and not before.
-    async fn take_denials(
-        self: Arc<Self>,
-        prefix: Arc<Prefix>,
-        mut queue: mpsc::Receiver<DenialBatch>,
-    ) {
-        while let Some(batch) = queue.recv().await {
-            let mut durable = prefix.denials.lock().await;
-            if batch.sequence > *durable {
-                let missing = batch.sequence - *durable - 1;
-                let name = format!("{}-{}", hex::encode(prefix.bytes), batch.sequence);
-                if !reports::take(&self.engine.core, &prefix.seat.peer, &name, &batch, missing)
-                    .await
-                {
-                    continue;
-                }
-                *durable = batch.sequence;
-                let requests = reports::requests(&batch);
-                self.engine.core.fleet.decided(&prefix.seat, requests);
-            }
-            drop(durable);
-            prefix.send(Down::DenialsTaken(DenialsTaken {
-                sequence: batch.sequence,
-            }));
-        }
+    /// All workers that are remembered.
+    pub(super) fn prefixes(&self) -> Vec<Arc<Prefix>> {
+        let prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        prefixes.values().cloned().collect()
     }
 
     /// Forgets what is over, so that memory follows what is in use.
@@ -480,11 +472,11 @@ impl Shared {
     }
 }
 
-fn own_counter(prefix: &Prefix, id: Option<&QuestionId>) -> Option<u64> {
+pub(super) fn own_counter(prefix: &Prefix, id: Option<&QuestionId>) -> Option<u64> {
     id.filter(|id| id.prefix == prefix.bytes)
         .map(|id| id.counter)
 }
 
-fn attempt(prefix: &Prefix, counter: u64) -> String {
+pub(super) fn attempt(prefix: &Prefix, counter: u64) -> String {
     format!("{}-{counter}", hex::encode(prefix.bytes))
 }

@@ -79,6 +79,8 @@ impl Exchange {
             txn,
             issued_ms: 0,
             expires_ms: expires_s.saturating_mul(1000),
+            lineage: Vec::new(),
+            grant: None,
         };
         let mut attachments = vec![Evidence::new("proof", proof_text.as_bytes())];
         if !of.told.is_null() {
@@ -94,6 +96,8 @@ impl Exchange {
             evidence_expires_ms: of.evidence.expires_ms,
             also: user.iter().map(|it| it.evidence).collect(),
             once: of.once.into_iter().chain(users_once).collect(),
+            under: None,
+            next: None,
             policy: policy.clone(),
             attachments,
         });

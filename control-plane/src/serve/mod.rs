@@ -276,6 +276,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         stop.clone(),
         failed.clone(),
     ));
+    tasks.spawn(until(stop.clone(), decisions.clone().end_what_is_stopped()));
     tasks.spawn(until(stop.clone(), decisions.sweep()));
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));

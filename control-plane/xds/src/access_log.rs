@@ -16,7 +16,7 @@ pub const REASON_FILTER_STATE: &str = "wasm.writ.reason";
 
 /// What is logged. Neither credentials nor anything that could carry them: the
 /// path is there without its query.
-const FIELDS: [(&str, &str); 18] = [
+const FIELDS: [(&str, &str); 19] = [
     ("time", "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"),
     ("request_id", "%STREAM_ID%"),
     ("method", "%REQ(:METHOD)%"),
@@ -26,6 +26,7 @@ const FIELDS: [(&str, &str); 18] = [
     ("status", "%RESPONSE_CODE%"),
     ("reason", "%FILTER_STATE(wasm.writ.reason:PLAIN)%"),
     ("observed", "%FILTER_STATE(wasm.writ.observed:PLAIN)%"),
+    ("ended", "%FILTER_STATE(wasm.writ.ended:PLAIN)%"),
     ("token_id", "%FILTER_STATE(wasm.writ.token_id:PLAIN)%"),
     ("question", "%FILTER_STATE(wasm.writ.question:PLAIN)%"),
     ("decision_us", "%FILTER_STATE(wasm.writ.decision_us:PLAIN)%"),

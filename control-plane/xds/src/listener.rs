@@ -49,6 +49,9 @@ const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const HEADERS_TIMEOUT_MS: u64 = 10_000;
 const CONNECTION_IDLE_MS: u64 = 300_000;
+/// How long a client's connection that Envoy ends waits for the client to have read
+/// all: an answer that is cut off looks open for as long.
+const DELAYED_CLOSE_MS: u64 = 500;
 /// What a request may take to arrive, besides the hold.
 const REQUEST_MARGIN_MS: u64 = 60_000;
 
@@ -130,6 +133,7 @@ fn connection_manager(settings: &Settings) -> Result<HttpConnectionManager, Sett
         stream_idle_timeout: milliseconds(settings.stream_idle_ms),
         request_headers_timeout: milliseconds(HEADERS_TIMEOUT_MS),
         request_timeout: milliseconds(settings.hold_ms + REQUEST_MARGIN_MS),
+        delayed_close_timeout: milliseconds(DELAYED_CLOSE_MS),
         access_log: access_log::build(&settings.access_log)?,
         ..Default::default()
     })

@@ -51,6 +51,12 @@ impl Core {
             Some(FromServer::Withdrawn(withdrawn)) => self.withdrawn(&withdrawn),
             Some(FromServer::BodyWanted(wanted)) => self.body_wanted(&wanted),
             Some(FromServer::DenialsTaken(taken)) => self.denials.taken(taken.sequence),
+            Some(FromServer::End(end)) => self.end(&end),
+            Some(FromServer::Heartbeat(beat)) => {
+                if let Ok(here_ms) = host::now_ms() {
+                    self.metrics.clock.compare(here_ms, beat.time_ms);
+                }
+            }
             None => {}
         }
     }
@@ -71,7 +77,12 @@ impl Core {
                 Phase::Withdrawing { .. } => withdrawn.push(entry.request.passage.id().clone()),
             }
         }
-        for message in asked {
+        // First what is over, then what is not: what the other side does not know of
+        // it can't end.
+        self.report_outcomes();
+        let waiting = self.questions.entries();
+        let waiting = waiting.map(|entry| entry.request.passage.id().clone());
+        for message in self.open.tell(waiting).into_iter().chain(asked) {
             if self.stream.send_encoded(&message, self.now_ms).is_err() {
                 return;
             }
@@ -82,7 +93,6 @@ impl Core {
             }
         }
         self.denials.reconnected(new_prefix);
-        self.report_outcomes();
         self.report_denials();
     }
 

@@ -121,9 +121,7 @@ impl Core {
         }
         let content = Content::of(headers).map_err(Refusal::new)?;
         // None is read, or kept waiting, that could not be asked about.
-        if !self.stream.is_up() || self.questions.is_full() {
-            return Err(Refusal::not_asked());
-        }
+        self.can_ask()?;
         let (authority, path) = (checked.authority(), checked.path());
         let Some(rule) = self.settings.body_rule(authority, path).cloned() else {
             return self.ask_unread(http, (checked, content), ended, facts, now_us);
@@ -136,6 +134,20 @@ impl Core {
                 self.begin_reading(http, (checked, content), headers, ended, (rule, facts))
             }
         }
+    }
+
+    /// Whether there is somebody to ask, and room for a question.
+    fn can_ask(&self) -> Result<(), Refusal> {
+        if self.stream.is_up() && !self.questions.is_full() {
+            return match self.open.is_full(self.questions.len()) {
+                false => Ok(()),
+                true => Err(Refusal::too_many_open()),
+            };
+        }
+        if self.stream.fell_silent() {
+            self.metrics.unheard.add(1);
+        }
+        Err(Refusal::not_asked())
     }
 
     /// Asks about a request whose body is not looked at.
@@ -161,9 +173,7 @@ impl Core {
         facts: &mut Facts,
         asked_us: u64,
     ) -> Result<Rc<Passage>, Refusal> {
-        if !self.stream.is_up() || self.questions.is_full() {
-            return Err(Refusal::not_asked());
-        }
+        self.can_ask()?;
         let (body, waiting) = body.unzip();
         let question = Question {
             token_hash: checked.token_hash().to_vec(),

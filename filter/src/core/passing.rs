@@ -4,13 +4,14 @@ use super::{By, Core};
 use crate::config::Bodies;
 use crate::denials::Kept;
 use crate::host::{self, HostFault};
+use crate::open::Given;
 use crate::outcomes::not_forwarded;
 use crate::questions::{Facts, Passage, Paused};
 use crate::refusal::Refusal;
 use capability::decide::{self, Leave, Mode, Observed, Permit};
 use capability::headers::CREDENTIALS;
 use capability::reason::Reason;
-use decision_api::Allow;
+use decision_api::{Allow, End};
 use std::rc::Rc;
 
 impl Core {
@@ -38,15 +39,46 @@ impl Core {
             return;
         }
         leave_facts(&request.facts, Some(&allow.token_id));
-        request.passage.open(Leave::Permitted(permit));
+        // Where a route only observes nothing ends what goes on.
+        let enforced = request.facts.mode == Mode::Enforce;
+        if let (Some(allowed), true) = (request.passage.open(Leave::Permitted(permit)), enforced) {
+            let given = Given::of(allowed, &allow.user);
+            self.open.enter(request.http, &request.passage, given);
+        }
         self.metrics.accepted.add(1);
         resume();
+    }
+
+    /// Ends requests that were let through and have been stopped since. What is over,
+    /// or was never let through, is left alone.
+    pub(super) fn end(&mut self, end: &End) {
+        // A word that is not on the closed list is never passed on.
+        let reason = Reason::parse(&end.reason).unwrap_or(Reason::InternalError);
+        for id in &end.ids {
+            let Some(http) = self.open.context_of(id) else {
+                continue;
+            };
+            if self.put(http).is_err() {
+                // It stays: the end is said again until its outcome is there.
+                self.metrics.contexts_lost.add(1);
+                continue;
+            }
+            let Some(open) = self.open.take(id) else {
+                continue;
+            };
+            open.passage.end(reason);
+            let _lost = host::set_fact("ended", reason.as_str());
+            if host::reset_request().is_err() {
+                host::warn("writ: the host did not end a request that was stopped");
+            }
+            self.metrics.ended.add(1);
+        }
     }
 
     /// Refuses a request that waits, or lets it go on where its route observes.
     pub(super) fn refuse_paused(&mut self, request: &Paused, refusal: &Refusal, by: By) {
         if let Some(observed) = self.refuse(request.http, &request.facts, refusal, by) {
-            request.passage.open(Leave::Observed(observed));
+            let _nothing = request.passage.open(Leave::Observed(observed));
             resume();
         }
     }
@@ -61,7 +93,7 @@ impl Core {
     ) -> Option<Rc<Passage>> {
         let observed = self.refuse(http, facts, refusal, By::Filter)?;
         let passage = Passage::unasked();
-        passage.open(Leave::Observed(observed));
+        let _nothing = passage.open(Leave::Observed(observed));
         Some(passage)
     }
 

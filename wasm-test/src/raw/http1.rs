@@ -94,6 +94,35 @@ impl Http1 {
         answer.unwrap_or_else(|_| Err(broken("it does not come")))
     }
 
+    /// How many bytes come next; 0 when the connection has ended.
+    ///
+    /// # Errors
+    /// When nothing comes within that time.
+    pub async fn next_piece(&mut self, time: Duration) -> Result<usize, Error> {
+        self.unread.clear();
+        let read = timeout(time, self.stream.read_buf(&mut self.unread)).await;
+        let read = read.map_err(|_| broken("nothing comes"))?;
+        Ok(read.unwrap_or(0))
+    }
+
+    /// All that comes until the connection ends.
+    ///
+    /// # Errors
+    /// When it does not end within [`PATIENCE`].
+    pub async fn until_it_ends(&mut self) -> Result<Vec<u8>, Error> {
+        let mut all = std::mem::take(&mut self.unread);
+        let read = timeout(PATIENCE, async {
+            while self
+                .stream
+                .read_buf(&mut all)
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        });
+        read.await.map_err(|_| broken("it does not end"))?;
+        Ok(all)
+    }
+
     /// Whether an answer begins, or the connection ends, within that time.
     pub async fn answers_within(&mut self, time: Duration) -> bool {
         if !self.unread.is_empty() {

@@ -16,7 +16,7 @@ const RELOADS: u8 = 4;
 const OTHER: &str = "/files/notes.txt";
 
 /// The module with another hash: a custom section (id 0) is no code.
-fn relabelled(module: &[u8], label: u8) -> Vec<u8> {
+pub(super) fn relabelled(module: &[u8], label: u8) -> Vec<u8> {
     let section = [0, 5, 4, b'w', b'r', b't', label];
     [module, &section].concat()
 }

@@ -123,14 +123,14 @@ fn a_decision_that_never_comes_ends_in_a_refusal() {
     let mut vm = Vm::ready();
     let context = vm.request(&Headers::good("/files/a", "jti-1"));
     let ask = vm.asked();
-    vm.pass_ms(1_900);
+    vm.pass_in_silence_ms(1_900);
     vm.assert_paused(context);
     assert!(withdrawals(&vm.heard()).is_empty());
-    vm.pass_ms(300);
+    vm.pass_in_silence_ms(300);
     vm.assert_paused(context);
     let heard = vm.heard();
     assert_eq!(withdrawals(&heard)[0].id, ask.id);
-    vm.pass_ms(700);
+    vm.pass_in_silence_ms(700);
     // Nobody knows what became of the token, so nobody is told to try again.
     let reply = vm.assert_refused(context, 503, "control_plane_unavailable");
     assert!(!reply.headers.contains_key("retry-after"));

@@ -279,6 +279,18 @@ fn requests(linker: &mut Linker<World>) {
         .unwrap()
         .func_wrap(
             "env",
+            "proxy_close_stream",
+            |mut guest: Guest<'_>, kind: i32| {
+                assert_eq!(kind, 0, "only requests are reset");
+                edit(&mut guest, |http| {
+                    assert!(http.resumed > 0, "what has not gone on is refused");
+                    http.reset += 1;
+                })
+            },
+        )
+        .unwrap()
+        .func_wrap(
+            "env",
             "proxy_get_property",
             |mut guest: Guest<'_>, at: i32, size: i32, data_at: i32, size_at: i32| {
                 let path = read_text(&guest, at, size).replace('\0', ".");

@@ -5,8 +5,8 @@ use super::world::{Http, ROOT, Reply, World};
 use decision_api::from_control_plane::Message as FromServer;
 use decision_api::from_filter::Message as ToServer;
 use decision_api::{
-    Allow, Answer, Ask, DenialBatch, Deny, FromControlPlane, Hello, Hold, Outcome, PROTOCOL,
-    QuestionId, Welcome, Withdraw, Withdrawn, answer,
+    Allow, Answer, Ask, DenialBatch, Deny, End, FromControlPlane, Heartbeat, Hello, Hold,
+    OpenRequests, Outcome, PROTOCOL, QuestionId, Welcome, Withdraw, Withdrawn, answer,
 };
 use prost::Message;
 use std::path::PathBuf;
@@ -40,6 +40,10 @@ pub struct Vm {
     seen: usize,
     /// Outcomes of the newest stream that a test has looked at already.
     seen_outcomes: usize,
+    /// The stream that was welcomed last.
+    welcomed: Option<u32>,
+    /// What the filter has told of what is open there.
+    told: Vec<OpenRequests>,
 }
 
 impl Vm {
@@ -70,6 +74,8 @@ impl Vm {
             next_context: ROOT + 1,
             seen: 0,
             seen_outcomes: 0,
+            welcomed: None,
+            told: Vec::new(),
         };
         vm.call::<(), ()>(ROOT, "_initialize", ());
         vm.call::<_, ()>(ROOT, "proxy_on_context_create", (ROOT.cast_signed(), 0));
@@ -122,11 +128,25 @@ impl Vm {
         self.call::<_, ()>(ROOT, "proxy_on_tick", ROOT.cast_signed());
     }
 
-    /// Ticks until so much time has passed.
-    pub fn pass_ms(&mut self, span_ms: u64) {
+    /// Ticks until so much time has passed, in which the control plane says nothing.
+    pub fn pass_in_silence_ms(&mut self, span_ms: u64) {
         let end = self.world().now_ns + span_ms * 1_000_000;
         while self.world().now_ns < end {
             self.tick();
+        }
+    }
+
+    /// The same, but it sends its heartbeats on a stream that it has welcomed.
+    pub fn pass_ms(&mut self, span_ms: u64) {
+        let end = self.world().now_ns + span_ms * 1_000_000;
+        while self.world().now_ns < end {
+            let left = (end - self.world().now_ns).div_ceil(1_000_000);
+            self.pass_in_silence_ms(left.min(1_000));
+            if let Some(stream) = self.welcomed
+                && self.world().streams[&stream].open
+            {
+                self.say_on(stream, FromServer::Heartbeat(Heartbeat { time_ms: 0 }));
+            }
         }
     }
 
@@ -231,6 +251,12 @@ impl Vm {
 
     /// The upstream answers, and the request ends.
     pub fn respond(&mut self, context: u32, status: i64) {
+        self.answered_by_upstream(context, status);
+        self.end(context);
+    }
+
+    /// The upstream's answer begins.
+    pub fn answered_by_upstream(&mut self, context: u32, status: i64) {
         let http = self.world().http.get_mut(&context).unwrap();
         let status = (":status".to_owned(), status.to_string().into_bytes());
         http.response.push(status);
@@ -244,7 +270,6 @@ impl Vm {
             (context.cast_signed(), 3, 0),
         );
         assert_eq!(action, CONTINUE);
-        self.end(context);
     }
 
     /// The client is gone, or the response is over: Envoy logs, then is done.
@@ -352,6 +377,8 @@ impl Vm {
         let Some(ToServer::Hello(hello)) = self.heard().into_iter().next() else {
             panic!("the filter greets first");
         };
+        self.welcomed = Some(self.newest_stream());
+        self.told.clear();
         self.say(FromServer::Welcome(Welcome {
             protocol: PROTOCOL,
             prefix: prefix.to_vec(),
@@ -376,10 +403,41 @@ impl Vm {
         let (stream, seen) = (self.newest_stream(), self.seen);
         let sent = &self.store.data().streams[&stream].sent;
         self.seen = sent.len();
-        sent[seen.min(sent.len())..]
-            .iter()
-            .filter_map(|message| message.message.clone())
-            .collect()
+        let fresh = sent[seen.min(sent.len())..].iter();
+        let fresh = fresh.filter_map(|message| message.message.clone());
+        let mut heard = Vec::new();
+        for message in fresh {
+            match message {
+                ToServer::Open(part) => {
+                    assert!(heard.is_empty(), "what is open is told first");
+                    self.told.push(part);
+                }
+                other => heard.push(other),
+            }
+        }
+        heard
+    }
+
+    /// What it told of open requests on the newest stream, in however many parts; only
+    /// the last of these says that it is. What else was heard counts as looked at.
+    pub fn told(&mut self) -> OpenRequests {
+        self.heard();
+        let (last, others) = self.told.split_last().expect("nothing was told");
+        assert!(last.last && !others.iter().any(|part| part.last));
+        let mut all = OpenRequests::default();
+        for part in &self.told {
+            all.open.extend(part.open.clone());
+            all.asked.extend(part.asked.clone());
+        }
+        all
+    }
+
+    /// The control plane ends open requests.
+    pub fn end_open(&mut self, ids: Vec<QuestionId>, reason: &str) {
+        self.say(FromServer::End(End {
+            ids,
+            reason: reason.to_owned(),
+        }));
     }
 
     /// The outcomes that the filter has sent on the newest stream since the last

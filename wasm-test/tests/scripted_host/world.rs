@@ -42,6 +42,8 @@ pub struct Http {
     /// False once the client has gone: every edit is then a bad argument.
     pub alive: bool,
     pub resumed: usize,
+    /// How often both sides of it were reset.
+    pub reset: usize,
     pub reply: Option<Reply>,
     pub reason: String,
     /// What of its body has come and waits in the host.

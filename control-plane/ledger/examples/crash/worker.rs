@@ -108,6 +108,8 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
         txn: name.to_owned(),
         issued_ms: 0,
         expires_ms: now() + 30_000,
+        lineage: Vec::new(),
+        grant: None,
     };
     Command::Issue {
         token,
@@ -115,6 +117,8 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
         evidence_expires_ms: now() + 60_000,
         also: Vec::new(),
         once: Vec::new(),
+        under: None,
+        next: None,
         policy: policy(),
         attachments: vec![Evidence::new("proof", &[b'x'; 300])],
     }

@@ -3,6 +3,7 @@
 //! since is checked again here, in the ledger's one thread.
 
 mod approvals;
+mod grants;
 
 use approvals::HoldParts;
 
@@ -66,24 +67,30 @@ impl State {
                 evidence_expires_ms,
                 also,
                 once,
+                under,
+                next,
                 policy,
                 attachments,
             } => {
-                let token = TokenRecord {
+                let issued = |token: TokenRecord| TokenRecord {
                     issued_ms: now,
                     ..token
                 };
+                let (token, next) = (issued(token), next.map(issued));
                 let evidence = EvidenceOf {
                     id: evidence_id,
                     expires_ms: evidence_expires_ms,
                 };
                 self.check_issue(&token, (&evidence, &also, &once), now, limits)?;
+                self.check_grants(&token, under, next.as_ref(), now)?;
                 Ok(Draft::with(
                     Event::Issue {
                         token: token.into(),
                         evidence,
                         also,
                         once,
+                        under: under.map(HexHash),
+                        next: next.map(Box::new),
                         policy,
                     },
                     attachments,
@@ -262,8 +269,10 @@ impl State {
     }
 
     fn outstanding(&self, hash: &Hash) -> Result<&Outstanding, Refused> {
-        self.token(hash)
-            .ok_or_else(|| Refused::NotOutstanding(self.spent(hash)))
+        let found = self.token(hash);
+        // A grant allows no request, whoever shows it where.
+        let found = found.filter(|it| it.record.grant.is_none() || planted!(GrantPasses));
+        found.ok_or_else(|| Refused::NotOutstanding(self.spent(hash)))
     }
 
     fn check_issue(

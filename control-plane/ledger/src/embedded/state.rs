@@ -25,7 +25,9 @@ use crate::{
         tally::Tally,
     },
     event::{Entry, Event},
-    model::{Approval, ApprovalState, FirstUse, Hash, Millis, Rights, SpentRecord, Suspension},
+    model::{
+        Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, Rights, SpentRecord, Suspension,
+    },
 };
 pub(crate) use by_hash::ByAgent;
 pub(crate) use tokens::{Made, Outstanding};
@@ -244,11 +246,19 @@ impl State {
                 evidence,
                 also,
                 once,
+                under,
+                next,
                 ..
             } => {
                 self.issue(token);
                 for piece in std::iter::once(evidence).chain(also).chain(once) {
                     self.shown_as_evidence(token, piece);
+                }
+                if let Some(HexHash(under)) = under {
+                    self.use_grants(token, under, made);
+                }
+                if let Some(next) = next {
+                    self.issue(&Arc::new((**next).clone()));
                 }
             }
             Event::Agent(record) => self.put_agent(record),

@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     event::{Answer, ApprovalUse, Restored, Subject, Superseded},
     model::{
-        ActionRecord, AgentRecord, AgentState, ApprovalState, EvidenceOf, Hash, HexHash,
-        PolicyFacts, RequestFacts, Stop, Target, TokenRecord, User,
+        ActionRecord, AgentRecord, AgentState, ApprovalState, EvidenceOf, GrantKind, GrantTerms,
+        Hash, HexHash, PolicyFacts, RequestFacts, Scope, Stop, Target, TokenRecord, User,
     },
 };
 
@@ -59,6 +59,7 @@ fn approval(user: Option<User>, decided: bool) -> Approval {
         agent: "spiffe://writ.example/a".into(),
         user,
         chain: vec![TEXT.into()],
+        lineage: Vec::new(),
         action: action(),
         rules: vec!["r".into()],
         reasons: vec![TEXT.into()],
@@ -87,6 +88,17 @@ fn token(user: Option<User>) -> TokenRecord {
         txn: "t".into(),
         issued_ms: 0,
         expires_ms: 9,
+        lineage: vec![HexHash([8; 32])],
+        grant: Some(GrantTerms {
+            kind: GrantKind::Delegation,
+            holder: Some(TEXT.into()),
+            scope: vec![Scope {
+                methods: vec!["GET".into()],
+                locations: vec![TEXT.into()],
+            }],
+            depth: 1,
+            uses: Some(2),
+        }),
     }
 }
 
@@ -169,6 +181,8 @@ fn events(full: bool) -> Vec<Event> {
             },
             also: full.then_some(piece).into_iter().collect(),
             once: full.then_some(piece).into_iter().collect(),
+            under: full.then_some(HexHash(hash)),
+            next: full.then(|| Box::new(token(user.clone()))),
             policy: policy(),
         },
         Event::ExchangeRefused {

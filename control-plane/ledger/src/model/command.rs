@@ -26,6 +26,10 @@ pub enum Command {
         /// What may be shown once: an assertion (RFC 7523), an ID-JAG. Refused with
         /// [`Refused::Shown`] when one was.
         once: Vec<EvidenceOf>,
+        /// The grant that it is got with, outstanding; a refresh token is spent by it.
+        under: Option<Hash>,
+        /// The refresh token that follows the one that was spent.
+        next: Option<TokenRecord>,
         /// What policy said.
         policy: PolicyFacts,
         /// The agent's DPoP proof of the exchange.

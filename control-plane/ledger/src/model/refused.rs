@@ -48,6 +48,9 @@ pub enum Refused {
     /// Something that may be shown once was shown before.
     #[error("it was shown before")]
     Shown,
+    /// No such grant, or it does not cover this, or has ended.
+    #[error("there is no such grant, or it does not cover this")]
+    NoGrant,
     /// The registry knows no such agent, or there is no such stop.
     #[error("there is no such agent, or nothing to lift")]
     Unregistered,

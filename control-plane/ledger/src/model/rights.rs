@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Approval, Hash, Millis, TokenRecord, User, hash_hex};
+use super::{Approval, Hash, HexHash, Millis, TokenRecord, User, hash_hex};
 
 /// How long the first person's word that everything may go on waits for a second
 /// person's, in milliseconds.
@@ -137,7 +137,7 @@ pub enum Target {
     },
     /// All that is bound to a DPoP key, by its thumbprint.
     Key(String),
-    /// One token, by SHA-256 of its bytes.
+    /// One token, by SHA-256 of its bytes; of a grant, all that is got with it.
     Token(#[serde(with = "hash_hex")] Hash),
 }
 
@@ -194,6 +194,8 @@ pub struct Given<'g> {
     pub jkt: Option<&'g str>,
     /// The token.
     pub token: Option<&'g Hash>,
+    /// The grants that it was got with.
+    pub lineage: &'g [HexHash],
     /// When it was given.
     pub at_ms: Millis,
 }
@@ -206,6 +208,7 @@ impl<'g> From<&'g TokenRecord> for Given<'g> {
             chain: &token.chain,
             jkt: Some(&token.jkt),
             token: Some(&token.token_hash),
+            lineage: &token.lineage,
             at_ms: token.issued_ms,
         }
     }
@@ -219,6 +222,7 @@ impl<'g> From<&'g Approval> for Given<'g> {
             chain: &approval.chain,
             jkt: None,
             token: None,
+            lineage: &approval.lineage,
             at_ms: approval.created_ms,
         }
     }
@@ -268,6 +272,10 @@ impl Rights {
             }
             targets.extend(given.jkt.map(|jkt| Target::Key(jkt.to_owned())));
             targets.extend(given.token.map(|hash| Target::Token(*hash)));
+            if !planted!(LineageUnchecked) {
+                let lineage = given.lineage.iter();
+                targets.extend(lineage.map(|HexHash(hash)| Target::Token(*hash)));
+            }
             let covering = targets.iter().filter_map(|target| self.stops.get(target));
             for stop in covering {
                 if stop.lifted.is_none() || given.at_ms <= stop.at_ms {

@@ -114,11 +114,17 @@ impl Keys {
                 evidence_id,
                 also,
                 once,
+                under,
+                next,
                 ..
             } => {
                 let further = also.iter().chain(once).map(|piece| piece.id);
                 self.evidence.extend(further);
-                *self.agents.entry(token.agent.clone()).or_default() += 1;
+                let made = next.iter().map(|next| next.token_hash);
+                let grants = token.lineage.iter().map(|HexHash(hash)| *hash);
+                self.tokens.extend(grants.chain(*under).chain(made));
+                *self.agents.entry(token.agent.clone()).or_default() +=
+                    1 + usize::from(next.is_some());
                 self.evidence.insert(*evidence_id);
                 self.tokens.insert(token.token_hash);
             }
@@ -215,6 +221,8 @@ pub(crate) struct Writes {
     pub(crate) gone: Vec<Hash>,
     pub(crate) issued: Vec<TokenRow>,
     pub(crate) held: Vec<TokenRow>,
+    /// Grants whose uses were counted.
+    pub(crate) counted: Vec<TokenRow>,
     pub(crate) uses: Vec<UseRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
     pub(crate) outstanding: Vec<(String, usize)>,
@@ -310,10 +318,15 @@ impl Touched {
                 evidence,
                 also,
                 once,
+                under,
+                next,
                 ..
             } => {
                 let further = also.iter().chain(once).map(|piece| piece.id);
                 self.evidence.extend(further);
+                let grants = token.lineage.iter().chain(under);
+                self.tokens.extend(grants.map(|HexHash(hash)| *hash));
+                self.tokens.extend(next.iter().map(|it| it.token_hash));
                 self.tokens.insert(token.token_hash);
                 self.evidence.insert(evidence.id);
                 self.agents.insert(token.agent.clone());
@@ -372,6 +385,7 @@ impl Touched {
         let mut uses = BTreeMap::new();
         for hash in self.tokens {
             match (state.token_row(&hash), loaded.contains(&hash)) {
+                (Some(row), true) if row.record.grant.is_some() => writes.counted.push(row),
                 (Some(row), true) => writes.held.push(row),
                 (Some(row), false) => writes.issued.push(row),
                 (None, true) => writes.gone.push(hash),

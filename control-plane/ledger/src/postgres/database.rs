@@ -257,6 +257,8 @@ statements! {
     fn issue(rows: &[TokenRow]) -> ();
     /// A token comes to be held. How many rows changed.
     fn hold(row: &TokenRow) -> u64;
+    /// Grants as they are now. How many rows changed.
+    fn count_uses(rows: &[TokenRow]) -> u64;
     /// Evidence as it is now.
     fn put_evidence(rows: &[EvidenceRow]) -> ();
     /// How many tokens agents have outstanding.

@@ -50,7 +50,11 @@ pub(crate) async fn save(
     for row in &writes.held {
         held += conn.hold(row).await?;
     }
-    if usize::try_from(held).ok() != Some(writes.held.len()) {
+    if !writes.counted.is_empty() {
+        held += conn.count_uses(&writes.counted).await?;
+    }
+    let meant = writes.held.len() + writes.counted.len();
+    if usize::try_from(held).ok() != Some(meant) {
         return Err(sqlx::Error::RowNotFound.into());
     }
     if !writes.evidence.is_empty() {

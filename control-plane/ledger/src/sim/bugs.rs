@@ -43,6 +43,19 @@ bugs! {
     OneLifts: Stopped,
     /// What may be shown once is taken twice.
     OnceTwice: Once,
+    // Grants.
+    /// What was got with a grant that is stopped goes on.
+    LineageUnchecked: Stopped,
+    /// A delegation brings more than its uses.
+    UsesOverrun: Grant,
+    /// A delegation is used by another agent than its holder.
+    HolderUnchecked: Grant,
+    /// What is got with a grant outlives it.
+    GrantTimeUnchecked: Grant,
+    /// A refresh token is used twice.
+    RefreshTwice: Grant | Spend | State | Token,
+    /// A grant lets a request pass.
+    GrantPasses: Grant,
     // The order of writing, syncing and answering.
     /// A group is not synced.
     NoSync: EarlyAnswer | Durable,

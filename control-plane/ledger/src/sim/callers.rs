@@ -6,7 +6,7 @@ use crate::{
         Evidence, EvidenceOf, Hash, Millis, PolicyFacts, RESERVED_NOTE_KINDS, RequestFacts, Target,
         TokenRecord,
     },
-    sim::{history::Brief, rng::Rng},
+    sim::{asking as grants, history::Brief, rng::Rng},
 };
 
 const AGENTS: [&str; 2] = [
@@ -35,6 +35,8 @@ pub(crate) struct Callers {
     /// The last command of each kind that was asked for, to be asked again.
     again: Vec<Command>,
     stopped: Vec<Target>,
+    /// Grants, as their callers know them, with the epoch that they are of.
+    grants: Vec<(u64, TokenRecord)>,
 }
 
 fn hash(name: &str) -> Hash {
@@ -117,6 +119,7 @@ impl Callers {
             attempts: Vec::new(),
             again: Vec::new(),
             stopped: Vec::new(),
+            grants: Vec::new(),
         }
     }
 
@@ -256,8 +259,11 @@ impl Callers {
             0 => Target::Everything,
             1..4 => Target::Agent(agent),
             4 => Target::Owner(format!("owner {}", self.rng.below(2))),
-            5..7 => Target::Key(format!("key {}", self.rng.below(4))),
-            _ => Target::Token(self.token(0).0),
+            5 => Target::Key(format!("key {}", self.rng.below(4))),
+            _ => match self.rng.pick(&self.grants) {
+                Some((_, grant)) => Target::Token(grant.token_hash),
+                None => Target::Token(self.token(0).0),
+            },
         };
         self.stopped.push(target.clone());
         let until_ms = matches!(target, Target::Token(_)).then_some(now + 60_000);
@@ -302,13 +308,30 @@ impl Callers {
             txn: "task".into(),
             issued_ms: 0,
             expires_ms,
+            lineage: Vec::new(),
+            grant: None,
         };
+        let mut asked = grants::Asked {
+            token,
+            under: None,
+            next: None,
+        };
+        grants::ask(
+            &mut self.rng,
+            &self.grants,
+            &mut asked,
+            epoch,
+            &mut self.names,
+        );
+        let grants::Asked { token, under, next } = asked;
         Command::Issue {
             token,
             evidence_id: [self.rng.below(3) as u8; 32],
             evidence_expires_ms: now + 1_000_000_000,
             also: Vec::new(),
             once: self.once(now),
+            under,
+            next,
             policy: self.policy(),
             attachments: self.attachments(),
         }
@@ -392,6 +415,7 @@ impl Callers {
             agent: self.rng.one(&AGENTS).into(),
             user: None,
             chain: Vec::new(),
+            lineage: Vec::new(),
             action: self.action(&[3, 3, 3, 1_500, 3_900]),
             rules: vec![rule.into()],
             reasons: Vec::new(),
@@ -460,7 +484,13 @@ impl Callers {
     /// A command was answered: what its caller learns.
     pub(crate) fn learn(&mut self, command: &Command, committed: &Committed, epoch: u64) {
         match command {
-            Command::Issue { token, .. } => {
+            Command::Issue { token, next, .. } => {
+                let made = [Some(token), next.as_ref()].into_iter().flatten();
+                let made = made.filter(|it| it.grant.is_some());
+                self.grants.extend(made.map(|it| (epoch, it.clone())));
+                if self.grants.len() > REMEMBERED {
+                    self.grants.remove(0);
+                }
                 self.tokens.push(Token {
                     hash: token.token_hash,
                     expires_ms: token.expires_ms,

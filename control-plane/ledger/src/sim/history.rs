@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use audit::{Line, group::Group};
 use serde_json::Value;
 
-use crate::sim::rights::Judge;
+use crate::sim::{grants, rights::Judge};
 use crate::{
     model::{Hash, Limits},
     sim::{Broken, Invariant},
@@ -33,6 +33,7 @@ struct Token {
     expires_ms: u64,
     epoch: u64,
     held_by: Option<String>,
+    refresh: bool,
 }
 
 #[derive(Clone)]
@@ -70,6 +71,7 @@ pub(crate) struct History {
     approvals: BTreeMap<String, Approval>,
     discovered: HashSet<String>,
     rights: Judge,
+    grants: grants::Judge,
 }
 
 fn text<'a>(body: &'a Value, at: &str) -> &'a str {
@@ -175,6 +177,7 @@ impl History {
             || "no epoch follows a torn line".into(),
         )?;
         self.rights.entry(kind, body)?;
+        self.grants.entry(kind, body, decided_ms)?;
         match kind {
             "torn" => {
                 self.torn = Some(body.clone());
@@ -187,7 +190,19 @@ impl History {
                     open.state = "expired";
                 }
             }
-            "issue" => self.issue(body, limits)?,
+            "issue" => {
+                let refresh = body["next"].is_object() || self.refreshes(body);
+                if refresh && let Some(under) = body["under"].as_str() {
+                    must(!self.spent.contains(under), Invariant::Spend, || {
+                        format!("{under} is used again")
+                    })?;
+                    self.spent(under, text(body, "/token/jti"));
+                }
+                self.issue(body, "/token", limits)?;
+                if body["next"].is_object() {
+                    self.issue(body, "/next", limits)?;
+                }
+            }
             "allow" | "deny" => self.spend(kind, body)?,
             "hold" => self.hold(body, limits)?,
             "lapse" => self.lapse(text(body, "/token/hash"), Some(text(body, "/attempt")))?,
@@ -262,12 +277,19 @@ impl History {
         }
     }
 
-    fn issue(&mut self, body: &Value, limits: &Limits) -> Result<(), Broken> {
-        let (hash, agent) = (text(body, "/token/token_hash"), text(body, "/token/agent"));
+    /// Whether what it was got with is a refresh token.
+    fn refreshes(&self, body: &Value) -> bool {
+        let under = self.tokens.get(text(body, "/under"));
+        under.is_some_and(|it| it.refresh)
+    }
+
+    fn issue(&mut self, body: &Value, at: &str, limits: &Limits) -> Result<(), Broken> {
+        let of = |name: &str| format!("{at}/{name}");
+        let (hash, agent) = (text(body, &of("token_hash")), text(body, &of("agent")));
         must(!self.tokens.contains_key(hash), Invariant::Token, || {
             format!("{hash} is issued twice")
         })?;
-        let expires_ms = number(body, "/token/expires_ms");
+        let expires_ms = number(body, &of("expires_ms"));
         must(expires_ms > self.decided_ms, Invariant::Token, || {
             format!("{hash} is issued after its end")
         })?;
@@ -276,6 +298,7 @@ impl History {
             expires_ms,
             epoch: self.epoch,
             held_by: None,
+            refresh: text(body, &of("grant/kind")) == "refresh",
         };
         self.tokens.insert(hash.to_owned(), token);
         let outstanding = self.outstanding(agent).count();
@@ -288,7 +311,7 @@ impl History {
             .keys
             .entry(text(body, "/evidence/id").to_owned())
             .or_default();
-        keys.insert(text(body, "/token/jkt").to_owned());
+        keys.insert(text(body, &of("jkt")).to_owned());
         let (keys, pieces) = (keys.len(), self.keys.len());
         must(
             keys <= limits.keys_per_evidence && pieces <= limits.evidence_total,

@@ -6,12 +6,14 @@
 //! `WRIT_SIM_SEED=n` runs one seed and prints what happened; `WRIT_SIM_SEEDS=n`
 //! runs that many instead of a few. See `docs/decisions/0008-simulation.md`.
 
+mod asking;
 pub(crate) mod bugs;
 mod callers;
 mod damage;
 mod disk;
 mod durable;
 mod exhaustive;
+pub(crate) mod grants;
 mod history;
 mod judging;
 mod machine;
@@ -39,6 +41,8 @@ pub(crate) enum Invariant {
     Stopped,
     /// What may be shown once is taken once.
     Once,
+    /// With a grant whom it is for gets what it covers, as often as it says.
+    Grant,
     /// No limit is overrun.
     Limit,
     /// Lines and groups continue each other; the verifier agrees.

@@ -6,13 +6,21 @@ use serde_json::Value;
 
 use crate::sim::{Broken, Invariant};
 
+#[derive(Clone)]
+struct Token {
+    agents: Vec<String>,
+    jkt: String,
+    at: u64,
+    lineage: Vec<String>,
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct Judge {
     /// By target: up to when what was given is void, and whether it stands.
     stops: BTreeMap<String, (u64, bool)>,
     asked: Option<(String, u64)>,
     agents: BTreeMap<String, (String, String, u64)>,
-    tokens: HashMap<String, (String, String, u64)>,
+    tokens: HashMap<String, Token>,
     approvals: HashMap<String, (String, u64)>,
     once: HashSet<String>,
 }
@@ -51,18 +59,17 @@ impl Judge {
             }
             "issue" => {
                 let hash = text(body, "/token/token_hash").to_owned();
-                let token = (
-                    text(body, "/token/agent").to_owned(),
-                    text(body, "/token/jkt").to_owned(),
-                    number(body, "/token/issued_ms"),
-                );
-                self.tokens.insert(hash.clone(), token);
+                for token in [&body["token"], &body["next"]] {
+                    self.issued(token);
+                }
                 for piece in body["once"].as_array().into_iter().flatten() {
                     let id = text(piece, "/id").to_owned();
                     if !self.once.insert(id.clone()) {
                         return Err(Broken(Invariant::Once, format!("{id} is taken twice")));
                     }
                 }
+                // A grant that is stopped brings nothing either.
+                self.token(kind, text(body, "/under"))?;
                 self.token(kind, &hash)
             }
             "allow" | "hold" => {
@@ -83,6 +90,27 @@ impl Judge {
             "approval" if text(body, "/decision") == "approved" => self.approval(text(body, "/id")),
             _ => Ok(()),
         }
+    }
+
+    fn issued(&mut self, token: &Value) {
+        if !token.is_object() {
+            return;
+        }
+        let texts = |at: &str| {
+            let all = token.pointer(at).and_then(Value::as_array);
+            let all = all.into_iter().flatten().filter_map(Value::as_str);
+            all.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut agents = texts("/chain");
+        agents.push(text(token, "/agent").to_owned());
+        let known = Token {
+            agents,
+            jkt: text(token, "/jkt").to_owned(),
+            at: number(token, "/issued_ms"),
+            lineage: texts("/lineage"),
+        };
+        self.tokens
+            .insert(text(token, "/token_hash").to_owned(), known);
     }
 
     fn lift(&mut self, body: &Value) -> Result<(), Broken> {
@@ -108,14 +136,18 @@ impl Judge {
     }
 
     fn token(&self, kind: &str, hash: &str) -> Result<(), Broken> {
-        let Some((agent, jkt, at)) = self.tokens.get(hash) else {
+        let Some(token) = self.tokens.get(hash) else {
             return Ok(());
         };
-        let targets = [
-            serde_json::json!({ "key": jkt }).to_string(),
-            serde_json::json!({ "token": hash }).to_string(),
+        let of = |hash: &str| serde_json::json!({ "token": hash }).to_string();
+        let mut targets = vec![
+            serde_json::json!({ "key": token.jkt }).to_string(),
+            of(hash),
         ];
-        self.agent(&format!("{kind} of {hash}"), agent, &targets, *at)
+        targets.extend(token.lineage.iter().map(|hash| of(hash)));
+        let what = format!("{kind} of {hash}");
+        let mut agents = token.agents.iter();
+        agents.try_for_each(|agent| self.agent(&what, agent, &targets, token.at))
     }
 
     fn approval(&self, id: &str) -> Result<(), Broken> {

@@ -68,6 +68,8 @@ pub fn token(name: &str) -> TokenRecord {
         txn: "task".into(),
         issued_ms: 0,
         expires_ms: START + 30_000,
+        lineage: Vec::new(),
+        grant: None,
     }
 }
 
@@ -78,6 +80,8 @@ pub fn issue(token: TokenRecord) -> Command {
         evidence_expires_ms: START + 3_600_000,
         also: Vec::new(),
         once: Vec::new(),
+        under: None,
+        next: None,
         policy: policy(),
         attachments: vec![Evidence::new("proof", b"e.x.change")],
     }
@@ -140,6 +144,7 @@ pub fn approval(id: &str, digest: Hash) -> Approval {
         agent: AGENT.into(),
         user: None,
         chain: vec![],
+        lineage: Vec::new(),
         action: action(),
         rules: vec!["ask".into()],
         reasons: vec!["payments need a human".into()],

@@ -184,6 +184,7 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
             subject: "maria".to_owned(),
         }),
         chain: Vec::new(),
+        lineage: Vec::new(),
         action: ActionRecord {
             kind: "http_request".to_owned(),
             method: "DELETE".to_owned(),

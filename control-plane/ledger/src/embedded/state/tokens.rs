@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{Counts, EVIDENCE_LINGER_MS, EvidenceKeys, State};
 use crate::model::{
-    EvidenceOf, FirstUse, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord, TokenRecord,
-    TokenState,
+    EvidenceOf, FirstUse, GrantKind, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
+    TokenRecord, TokenState,
 };
 
 /// A token as long as it is remembered.
@@ -122,6 +122,30 @@ impl State {
             return;
         }
         self.count(&token.agent, |counts| counts.outstanding += 1);
+    }
+
+    /// Something was got with a grant: delegations count that, a refresh token is spent.
+    pub(super) fn use_grants(&mut self, token: &TokenRecord, under: &Hash, made: &mut Made) {
+        if token.grant.is_none() {
+            for HexHash(hash) in &token.lineage {
+                let Some(Known::Outstanding(known)) = self.tokens.get_mut(hash) else {
+                    continue;
+                };
+                let terms = known.record.grant.as_ref();
+                if terms.is_none_or(|it| it.kind != GrantKind::Delegation || it.uses.is_none()) {
+                    continue;
+                }
+                // Both states count: what they share is copied by the first of them.
+                let record = Arc::make_mut(&mut known.record);
+                if let Some(uses) = record.grant.as_mut().and_then(|it| it.uses.as_mut()) {
+                    *uses = uses.saturating_sub(1);
+                }
+            }
+        }
+        let known = self.token(under).and_then(|it| it.record.grant.as_ref());
+        if known.is_some_and(|it| it.kind == GrantKind::Refresh) && !planted!(RefreshTwice) {
+            self.spend(under, &token.jti, Some(&token.jti), FirstUse::Unknown, made);
+        }
     }
 
     /// Counts the key that a piece of evidence was shown under.

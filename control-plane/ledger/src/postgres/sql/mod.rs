@@ -35,7 +35,7 @@ pub(super) use self::{
         drafts, is_waiting, lease, lock_head, lock_head_of, put_head, put_places, release, waiting,
     },
     save::{
-        add_agents, barrier, confirm, find_group, hold, issue, notify, put_approval,
+        add_agents, barrier, confirm, count_uses, find_group, hold, issue, notify, put_approval,
         put_discovered, put_evidence, put_outstanding, put_right, spend,
     },
 };

@@ -171,6 +171,23 @@ pub(crate) async fn hold(conn: &mut PgConnection, row: &TokenRow) -> Done<u64> {
     Ok(done.rows_affected())
 }
 
+pub(crate) async fn count_uses(conn: &mut PgConnection, rows: &[TokenRow]) -> Done<u64> {
+    let mut records = Vec::with_capacity(rows.len());
+    for row in rows {
+        records.push(serde_json::to_vec(&row.record)?);
+    }
+    let hashes: Vec<Hash> = rows.iter().map(|row| row.record.token_hash).collect();
+    let done = sqlx::query(
+        "UPDATE tokens SET record = n.record \
+         FROM unnest($1::bytea[], $2::bytea[]) n (hash, record) WHERE tokens.hash = n.hash",
+    )
+    .bind(&hashes)
+    .bind(&records)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 pub(crate) async fn put_evidence(conn: &mut PgConnection, rows: &[EvidenceRow]) -> Done<()> {
     let mut keys = Vec::with_capacity(rows.len());
     for row in rows {

@@ -124,6 +124,28 @@ impl Conn {
         Ok(())
     }
 
+    pub(crate) async fn count_uses(&mut self, rows: &[TokenRow]) -> Done<u64> {
+        let seen = self.ask(&[(T::Tokens, WRITE)]).await?;
+        let result = self.counting(rows, &seen).await;
+        self.told(result).await
+    }
+
+    async fn counting(&mut self, rows: &[TokenRow], seen: &Tables) -> Result<u64, Code> {
+        let mut changed = 0;
+        for row in rows {
+            let hash = row.record.token_hash;
+            if !seen.tokens.contains_key(&hash) {
+                continue;
+            }
+            self.acquire_row(T::Tokens, Key::Hash(hash)).await?;
+            if self.view().tokens.contains_key(&hash) {
+                self.change(Change::Token(hash, Some(row.clone())));
+                changed += 1;
+            }
+        }
+        Ok(changed)
+    }
+
     pub(crate) async fn hold(&mut self, row: &TokenRow) -> Done<u64> {
         let seen = self.ask(&[(T::Tokens, WRITE)]).await?;
         let hash = row.record.token_hash;
