@@ -3,7 +3,7 @@
 
 use crate::questions::Passage;
 use capability::gates::Checked;
-use decision_api::{FromFilter, OpenRequest, OpenRequests, QuestionId, from_filter};
+use decision_api::{Allow, FromFilter, OpenRequest, OpenRequests, QuestionId, from_filter};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -27,21 +27,23 @@ pub struct Given {
     user: String,
     chain: Vec<String>,
     jkt: String,
+    lineage: Vec<Vec<u8>>,
     issued_s: u64,
 }
 
 impl Given {
     /// What the token says, which the control plane has matched with its record, and
-    /// the user as the control plane named it.
-    pub fn of(checked: Checked, user: &str) -> Self {
+    /// what else of that it named.
+    pub fn of(checked: Checked, allow: &Allow) -> Self {
         let token_hash = checked.token_hash();
         let claims = checked.into_claims();
         Self {
             token_hash,
             agent: claims.client_id,
-            user: user.to_owned(),
+            user: allow.user.clone(),
             chain: claims.chain,
             jkt: claims.jkt,
+            lineage: allow.lineage.clone(),
             issued_s: claims.iat_s,
         }
     }
@@ -132,6 +134,7 @@ impl Open {
             user: self.given.user.clone(),
             chain: self.given.chain.clone(),
             jkt: self.given.jkt.clone(),
+            lineage: self.given.lineage.clone(),
             issued_s: self.given.issued_s,
         }
     }

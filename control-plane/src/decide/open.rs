@@ -14,7 +14,7 @@ use decision_api::answer::Verdict;
 use decision_api::{
     End, OpenRequest, OpenRequests, Outcome, QuestionId, from_control_plane::Message,
 };
-use ledger::model::{Bar, Given, Hash, Rights, TokenRecord, User};
+use ledger::model::{Bar, Given, Hash, HexHash, Rights, TokenRecord, User};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +32,8 @@ const TOLD_MAX: usize = 131_072;
 const NAME_MAX: usize = 2_048;
 /// Agents in a chain that it tells of.
 const CHAIN_MAX: usize = 32;
+/// Grants that it tells its token was got with.
+const LINEAGE_MAX: usize = 32;
 /// Readings of a user that it tells of: a `#` stands between issuer and subject, and
 /// may be in either.
 const USERS_MAX: usize = 8;
@@ -92,6 +94,8 @@ struct Told {
     users: Vec<User>,
     chain: Vec<String>,
     jkt: String,
+    /// The grants that it was got with.
+    lineage: Vec<HexHash>,
     issued_ms: u64,
 }
 
@@ -108,6 +112,7 @@ impl Whose {
                 chain: &told.chain,
                 jkt: Some(&told.jkt),
                 token: Some(&told.token_hash),
+                lineage: &told.lineage,
                 at_ms: told.issued_ms,
             })
         };
@@ -457,7 +462,13 @@ fn read(open: OpenRequest) -> Option<Told> {
     if users.len() > USERS_MAX || users.is_empty() != user.is_empty() {
         return None;
     }
+    if open.lineage.len() > LINEAGE_MAX {
+        return None;
+    }
+    let lineage = open.lineage.into_iter();
+    let lineage = lineage.map(|hash| Some(HexHash(hash.try_into().ok()?)));
     Some(Told {
+        lineage: lineage.collect::<Option<_>>()?,
         token_hash: open.token_hash.try_into().ok()?,
         agent: open.agent,
         users,

@@ -63,6 +63,7 @@ fn allow(token: &TokenRecord, core: &Core, facts: &Facts) -> Verdict {
         token_id: token.jti.clone(),
         txn: token.txn.clone(),
         decision,
+        lineage: token.lineage.iter().map(|it| it.0.to_vec()).collect(),
     })
 }
 

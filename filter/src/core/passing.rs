@@ -42,7 +42,7 @@ impl Core {
         // Where a route only observes nothing ends what goes on.
         let enforced = request.facts.mode == Mode::Enforce;
         if let (Some(allowed), true) = (request.passage.open(Leave::Permitted(permit)), enforced) {
-            let given = Given::of(allowed, &allow.user);
+            let given = Given::of(allowed, allow);
             self.open.enter(request.http, &request.passage, given);
         }
         self.metrics.accepted.add(1);

@@ -155,6 +155,7 @@ fn a_user_is_named_when_the_agent_acts_for_one() {
         token_id: "token-1".to_owned(),
         txn: "task-1".to_owned(),
         decision: String::new(),
+        lineage: Vec::new(),
     });
     vm.answer(&ask, verdict);
     assert_eq!(

@@ -149,6 +149,7 @@ fn whoever_does_not_know_what_is_open_is_told() {
         let user = |verdict| match verdict {
             answer::Verdict::Allow(mut allow) => {
                 allow.user = "https://idp.example#ann".to_owned();
+                allow.lineage = vec![vec![7; 32]];
                 answer::Verdict::Allow(allow)
             }
             other => other,
@@ -177,6 +178,7 @@ fn whoever_does_not_know_what_is_open_is_told() {
             assert_eq!(told.token_hash, question.token_hash);
             assert_eq!((told.agent.as_str(), told.user.as_str()), (AGENT, user));
             assert_eq!(told.jkt, Key::agent().thumbprint());
+            assert_eq!(told.lineage.len(), usize::from(!user.is_empty()));
             assert_eq!(told.issued_s, super::fixtures::START_S);
         }
         // Under whatever prefix it was asked, it is ended.

@@ -512,6 +512,7 @@ pub fn allow() -> answer::Verdict {
         token_id: "token-1".to_owned(),
         txn: "task-1".to_owned(),
         decision: String::new(),
+        lineage: Vec::new(),
     })
 }
 
