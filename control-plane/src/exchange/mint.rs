@@ -2,6 +2,7 @@
 
 use super::delegation::Delegation;
 use super::form::{Grant, Params, Wanted};
+use super::users::ForUser;
 use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
 use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
 use crate::keys::{CapabilityClaims, KeyError, Mint};
@@ -182,6 +183,12 @@ impl Exchange {
         let token = &self.core.config.token;
         let made = match wanted {
             Wanted::Capability => Err(ExchangeError::Internal),
+            // A grant would not be held to it.
+            _ if asking.proven.user.as_ref().is_some_and(ForUser::is_narrowed) => {
+                Err(ExchangeError::Request(
+                    "the assertion is for a `resource`, or for actions, alone: only capabilities are got by it".into(),
+                ))
+            }
             Wanted::Session if token.session_s == 0 => Err(ExchangeError::Target(
                 "there are no sessions here (token.session_s)".into(),
             )),
@@ -195,8 +202,7 @@ impl Exchange {
             Wanted::Delegation => params
                 .one_element(&self.core.config.limits.read)
                 .and_then(|element| {
-                    let under = asking.proven.under.as_deref();
-                    self.delegation(&element, caller.agent, under, asking.now_ms)
+                    self.delegation(&element, asking)
                 })
                 .map(Given::Delegation),
         };
