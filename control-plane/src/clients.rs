@@ -28,11 +28,14 @@ pub struct Authenticated {
     pub issued_ms: u64,
     /// SHA-256 over who made it and what it is called, and its end: it counts once.
     pub once: EvidenceOf,
+    /// Seconds for which it may go on by refresh tokens.
+    pub refresh_s: u64,
 }
 
 struct Client {
     keys: ForeignIssuer,
     agent: String,
+    refresh_s: u64,
 }
 
 /// The clients of the config.
@@ -61,6 +64,7 @@ impl Clients {
             Ok(Arc::new(Client {
                 keys: ForeignIssuer::new(settings).map_err(|error| wrong(error.to_string()))?,
                 agent: client.agent.clone(),
+                refresh_s: client.refresh_s,
             }))
         });
         all.collect::<Result<_, String>>().map(Self)
@@ -138,6 +142,7 @@ impl Client {
                 id: Sha256::digest(named).into(),
                 expires_ms: verified.expires_ms(),
             },
+            refresh_s: self.refresh_s,
         })
     }
 }

@@ -64,6 +64,15 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         rounds: usize,
     },
+    /// What an exchange costs the control plane.
+    BenchExchange {
+        /// Write the figures to this file, as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Rounds, each with every row.
+        #[arg(long, default_value_t = 11)]
+        rounds: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -100,6 +109,9 @@ fn main() -> ExitCode {
             Command::BenchEdge { json, rounds } => bench::edge::run(json.as_deref(), rounds).await,
             Command::BenchRevocation { json, rounds } => {
                 bench::revocation::run(json.as_deref(), rounds).await
+            }
+            Command::BenchExchange { json, rounds } => {
+                bench::exchange::run(json.as_deref(), rounds).await
             }
         }
     });

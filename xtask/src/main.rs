@@ -126,6 +126,15 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 30)]
         rounds: usize,
     },
+    /// The control plane's CPU per exchange, beside the least that one can cost.
+    Exchange {
+        /// Write the figures to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Rounds, each with everything once.
+        #[arg(long, value_name = "N", default_value_t = 11)]
+        rounds: usize,
+    },
     /// Durable spends per second and their cost, beside what the disk alone can do.
     Ledger {
         /// Write the figures to this file as well.
@@ -145,6 +154,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn measure(
+    progress: &Progress,
+    what: &str,
+    json: Option<PathBuf>,
+    rounds: usize,
+) -> Result<(), Error> {
+    let mut arguments: Vec<OsString> = vec![what.into()];
+    arguments.extend(["--rounds".into(), rounds.to_string().into()]);
+    if let Some(path) = json.map(absolute).transpose()? {
+        arguments.extend(["--json".into(), path.into_os_string()]);
+    }
+    run::bench(progress, &arguments)
+}
+
 fn dispatch(command: Command) -> Result<(), Error> {
     let progress = Progress::new();
     match command {
@@ -162,10 +185,13 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Demo => run::system(&progress, &["demo".into()]),
         Command::Bench {
             what: Bench::Edge { json, rounds },
-        } => measured("bench-edge", json, rounds, &progress),
+        } => measure(&progress, "bench-edge", json, rounds),
         Command::Bench {
             what: Bench::Revocation { json, rounds },
-        } => measured("bench-revocation", json, rounds, &progress),
+        } => measure(&progress, "bench-revocation", json, rounds),
+        Command::Bench {
+            what: Bench::Exchange { json, rounds },
+        } => measure(&progress, "bench-exchange", json, rounds),
         Command::Bench {
             what: Bench::Ledger { json },
         } => {
@@ -251,21 +277,6 @@ fn writable(path: &Path) -> Result<(), Error> {
         .open(&probe)
         .and_then(|_| std::fs::remove_file(&probe))
         .map_err(refused)
-}
-
-/// A measurement on running systems, in optimised builds.
-fn measured(
-    what: &str,
-    json: Option<PathBuf>,
-    rounds: usize,
-    progress: &Progress,
-) -> Result<(), Error> {
-    let mut arguments: Vec<OsString> = vec![what.into()];
-    arguments.extend(["--rounds".into(), rounds.to_string().into()]);
-    if let Some(path) = json.map(absolute).transpose()? {
-        arguments.extend(["--json".into(), path.into_os_string()]);
-    }
-    run::bench(progress, &arguments)
 }
 
 /// Paths are the caller's; what runs later may work in another directory.

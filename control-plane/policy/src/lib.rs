@@ -27,6 +27,9 @@ pub struct Question<'a> {
     pub agent: &'a str,
     /// The user it acts for, issuer and subject.
     pub user: Option<(&'a str, &'a str)>,
+    /// The agents of the chain that it acts in (RFC 8693's `act`), itself outermost; empty
+    /// when it acts for itself.
+    pub chain: &'a [String],
     /// The method.
     pub method: &'a str,
     /// The normalised absolute URL with its query: the resource's id.

@@ -23,6 +23,7 @@ namespace Writ {
     "path": String,
     "query": String,
     "user"?: { "issuer": String, "subject": String },
+    "delegators": Set<String>,  // the agents that it acts for, by their SPIFFE IDs
     "approvals": Set<String>,   // ids of rules that a human has lifted
     "body"?: Body               // at requests on routes that read bodies
   };
@@ -124,12 +125,18 @@ pub(crate) fn request(
     .map_err(say)?;
 
     let time_s = i64::try_from(question.time_s).map_err(say)?;
+    let own = |id: &&String| id.as_str() == question.agent;
+    let delegators = question.chain.iter().filter(|id| !own(id));
     let mut context = vec![
         ("phase".to_owned(), text(phase)),
         ("time_s".to_owned(), RestrictedExpression::new_long(time_s)),
         ("method".to_owned(), text(question.method)),
         ("path".to_owned(), text(question.path)),
         ("query".to_owned(), text(question.query)),
+        (
+            "delegators".to_owned(),
+            RestrictedExpression::new_set(delegators.map(|id| text(id))),
+        ),
         (
             "approvals".to_owned(),
             RestrictedExpression::new_set(approved.iter().map(|id| text(id))),

@@ -17,6 +17,7 @@ fn ask(method: &'static str, path: &'static str) -> Question<'static> {
     Question {
         agent: "spiffe://writ.example/agent/demo",
         user: None,
+        chain: &[],
         method,
         location: path,
         origin: "http://127.0.0.1:8400",

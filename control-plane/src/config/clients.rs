@@ -22,6 +22,8 @@ pub struct Client {
     pub keys: KeysFrom,
     /// PEM of the authorities for the TLS certificate of where they are.
     pub authorities: Option<PathBuf>,
+    /// Seconds for which it may go on by refresh tokens; 0: not at all.
+    pub refresh_s: u64,
     /// The line of the config that names it.
     pub line: usize,
 }
@@ -64,6 +66,7 @@ fn client(table: &Table<'_>) -> Client {
     let client = Client {
         agent: table.spiffe_id("agent"),
         authorities: table.optional_path("ca_file"),
+        refresh_s: table.number("refresh_s", 0, 0, 86_400),
         line: table.line_of("client_id"),
         client_id: name,
         keys,

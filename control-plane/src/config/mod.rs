@@ -18,7 +18,7 @@ mod users;
 pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use federated::Federated;
-pub use keys::Keys;
+pub use keys::{Keys, PinFrom, Pkcs11};
 pub use reader::ConfigError;
 pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
@@ -308,6 +308,10 @@ fn token(table: &Table<'_>) -> Token {
     let token = Token {
         lifetime_s: table.number("lifetime_s", 30, 1, TOKEN_LIFETIME_MAX_S),
         proof_window_s: table.number("proof_window_s", 60, 1, 300),
+        session_s: table.number("session_s", 600, 0, 600),
+        delegation_s: table.number("delegation_s", 900, 0, 3_600),
+        delegation_depth: u8::try_from(table.number("delegation_depth", 3, 0, 8))
+            .unwrap_or_default(),
     };
     table.finish();
     token

@@ -218,6 +218,12 @@ pub struct Token {
     pub lifetime_s: u64,
     /// ± seconds that a proof's `iat` may be off at the token endpoint.
     pub proof_window_s: u64,
+    /// Seconds that a broker session lives; 0: there are none.
+    pub session_s: u64,
+    /// The most seconds that a delegation lives; 0: there are none.
+    pub delegation_s: u64,
+    /// How often a delegation may be passed on.
+    pub delegation_depth: u8,
 }
 
 /// How long approvals live.

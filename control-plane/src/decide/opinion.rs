@@ -158,6 +158,7 @@ impl Engine {
                     .user
                     .as_ref()
                     .map(|user| (user.issuer.as_str(), user.subject.as_str())),
+                chain: &token.chain,
                 method: &token.action.method,
                 location: &token.action.location,
                 origin,

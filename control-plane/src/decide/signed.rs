@@ -108,8 +108,9 @@ impl DecisionKey {
 
 /// As the token has it: the user where the agent acts for one, else the agent.
 fn subject(token: &TokenRecord) -> String {
-    token
-        .user
-        .as_ref()
-        .map_or_else(|| token.agent.clone(), |user| user.subject.clone())
+    match (&token.user, token.chain.last()) {
+        (Some(user), _) => user.subject.clone(),
+        (None, Some(first)) => first.clone(),
+        (None, None) => token.agent.clone(),
+    }
 }

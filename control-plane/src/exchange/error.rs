@@ -36,6 +36,12 @@ pub enum ExchangeError {
     Bearer(Reason, String),
     /// The ID-JAG was used before, or the client assertion beside it.
     BearerReplayed,
+    /// The refresh token, and in words what is wrong with it.
+    Refresh(Reason, String),
+    /// The refresh token was used before: its family is revoked.
+    RefreshReplayed,
+    /// The session or the delegation ended, or was used up, while it was used.
+    GrantEnded,
     /// The client assertion, and in words what is wrong with it.
     Client(Reason, String),
     /// The client assertion was used before.
@@ -126,6 +132,15 @@ impl ExchangeError {
         }
     }
 
+    /// The same of a refresh token.
+    #[must_use]
+    pub fn of_refresh(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Refresh(reason, what),
+            other => other,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -138,10 +153,13 @@ impl ExchangeError {
             | Self::Certificate
             | Self::CertificateExpired
             | Self::CertificateUnproven
+            | Self::GrantEnded
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
-            Self::Bearer(..) | Self::BearerReplayed => "invalid_grant",
+            Self::Bearer(..) | Self::BearerReplayed | Self::Refresh(..) | Self::RefreshReplayed => {
+                "invalid_grant"
+            }
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -168,8 +186,12 @@ impl ExchangeError {
             | Self::Evidence(reason, _)
             | Self::Actor(reason, _)
             | Self::Bearer(reason, _)
+            | Self::Refresh(reason, _)
             | Self::Client(reason, _) => *reason,
-            Self::AssertionReplayed | Self::BearerReplayed => Reason::TokenSpent,
+            Self::AssertionReplayed | Self::BearerReplayed | Self::RefreshReplayed => {
+                Reason::TokenSpent
+            }
+            Self::GrantEnded => Reason::TokenUnknown,
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
@@ -211,6 +233,8 @@ impl ExchangeError {
                 | Self::Evidence(..)
                 | Self::Actor(..)
                 | Self::Bearer(..)
+                | Self::Refresh(..)
+                | Self::RefreshReplayed
                 | Self::Client(..)
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
@@ -245,6 +269,13 @@ impl ExchangeError {
             Self::Evidence(_, what) => format!("the subject_token is refused: {what}"),
             Self::Actor(_, what) => format!("the actor_token is refused: {what}"),
             Self::Bearer(_, what) => format!("the assertion is refused: {what}"),
+            Self::Refresh(_, what) => format!("the refresh_token is refused: {what}"),
+            Self::RefreshReplayed => {
+                "the refresh_token was used before, so that it and all that came of it are revoked; authenticate again".into()
+            }
+            Self::GrantEnded => {
+                "the session or the delegation has ended, or does not cover this".into()
+            }
             Self::BearerReplayed => {
                 "the assertion, or the client_assertion, was used before; get a new one for each request".into()
             }

@@ -2,12 +2,14 @@
 //! assertion; of whom they act for a user's token or an ID-JAG.
 
 use super::form::{Asked, Client, Grant, Params};
+use super::grants::{is_delegation, is_delegation_text, is_session};
 use super::users::{Acting, ForUser};
 use super::{Exchange, ExchangeError};
 use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
-use ledger::model::EvidenceOf;
+use ledger::model::{EvidenceOf, TokenRecord, User};
+use std::sync::Arc;
 
 /// What evidence proves of an agent.
 pub(super) struct Mapped {
@@ -18,14 +20,44 @@ pub(super) struct Mapped {
     pub(super) told: serde_json::Value,
     /// What of it counts once, where it does: the commit that issues on it uses it up.
     pub(super) once: Option<EvidenceOf>,
+    /// Seconds for which it may go on by refresh tokens.
+    pub(super) refresh_s: u64,
 }
 
 /// Who acts, and for whom.
 pub(super) struct Proven {
     /// The agent.
     pub(super) agent: Mapped,
-    /// The user whom it acts for.
+    /// The user whom it acts for, by what was shown of them.
     pub(super) user: Option<ForUser>,
+    /// The session, the delegation or the refresh token that was shown.
+    pub(super) under: Option<Arc<TokenRecord>>,
+}
+
+impl Proven {
+    fn alone(agent: Mapped) -> Self {
+        Self {
+            agent,
+            user: None,
+            under: None,
+        }
+    }
+
+    /// The user whom the agent acts for, whoever said so.
+    pub(super) fn user(&self) -> Option<&User> {
+        let shown = self.user.as_ref().map(|it| &it.user);
+        shown.or_else(|| self.under.as_ref()?.user.as_ref())
+    }
+
+    /// The chain that it acts in, the agent outermost (RFC 8693, section 4.1).
+    pub(super) fn chain(&self) -> Vec<String> {
+        let agent = self.agent.evidence.agent.as_str();
+        match &self.under {
+            Some(grant) if is_delegation(grant) => grant.delegated_chain(agent),
+            Some(grant) => grant.chain.clone(),
+            None => self.user.iter().map(|_| agent.to_owned()).collect(),
+        }
+    }
 }
 
 /// A certificate that was shown, as evidence: its key is proven by the connection.
@@ -38,6 +70,7 @@ fn certified(peer: &Peer) -> Mapped {
         },
         told: serde_json::Value::Null,
         once: None,
+        refresh_s: 0,
     }
 }
 
@@ -52,30 +85,29 @@ impl Exchange {
         (jkt, x5t): (&str, Option<&str>),
         now_ms: u64,
     ) -> Result<Proven, ExchangeError> {
-        // The connection may have outlived it, whatever else is shown.
-        if peer.is_some_and(|peer| peer.certificate.is_some() && now_ms >= peer.until_ms) {
-            return Err(ExchangeError::CertificateExpired);
-        }
-        if peer.is_some_and(|peer| !self.core.federation.still_proves(peer, now_ms)) {
-            return Err(ExchangeError::CertificateUnproven);
-        }
+        self.check_peer(peer, now_ms)?;
         let issuers = &self.core.issuers;
-        if asked.grant == Grant::Client {
-            let agent = self.client(asked.client, params, peer, now_ms).await?;
-            return Ok(Proven { agent, user: None });
-        }
         let shown = match asked.grant {
+            Grant::Client => {
+                let agent = self.client(asked.client, params, peer, now_ms).await?;
+                return Ok(Proven::alone(agent));
+            }
+            Grant::Refresh => return self.refreshed(params.refresh_token()?, (jkt, x5t)).await,
             Grant::Bearer => params.assertion()?,
-            Grant::Exchange | Grant::Client => params.subject_token()?,
+            Grant::Exchange => params.subject_token()?,
         };
+        if asked.grant == Grant::Exchange && is_session(shown) {
+            return self.in_session(shown, params, (jkt, x5t)).await;
+        }
         let actor = params.actor_token();
         let by_itself = asked.grant == Grant::Exchange
             && actor.is_none()
             && matches!(asked.client, Client::None | Client::Certificate)
+            && !is_delegation_text(shown)
             && !issuers.is_a_users(shown);
         if by_itself {
             let agent = self.agent_of(shown, "subject", params, now_ms).await?;
-            return Ok(Proven { agent, user: None });
+            return Ok(Proven::alone(agent));
         }
         let agent = match actor {
             Some(actor) => {
@@ -84,6 +116,9 @@ impl Exchange {
             }
             None => self.client(asked.client, params, peer, now_ms).await?,
         };
+        if asked.grant == Grant::Exchange && is_delegation_text(shown) {
+            return self.delegated(shown, agent).await;
+        }
         let id = agent.evidence.agent.as_str();
         let acting = Acting {
             agent: id,
@@ -96,12 +131,33 @@ impl Exchange {
                 let granted = issuers.granted(shown, &self.core, &acting, now_ms).await;
                 granted.map_err(ExchangeError::of_grant)?
             }
-            Grant::Exchange | Grant::Client => issuers.user(shown, &acting, now_ms).await?,
+            _ => issuers.user(shown, &acting, now_ms).await?,
         };
         Ok(Proven {
             agent,
             user: Some(user),
+            under: None,
         })
+    }
+
+    /// A connection may have outlived its certificate, whatever else is shown.
+    pub(super) fn check_peer(&self, peer: Option<&Peer>, now_ms: u64) -> Result<(), ExchangeError> {
+        if peer.is_some_and(|peer| peer.certificate.is_some() && now_ms >= peer.until_ms) {
+            return Err(ExchangeError::CertificateExpired);
+        }
+        if peer.is_some_and(|peer| !self.core.federation.still_proves(peer, now_ms)) {
+            return Err(ExchangeError::CertificateUnproven);
+        }
+        Ok(())
+    }
+
+    /// Whom a certificate alone says it is.
+    pub(super) fn by_certificate(&self, peer: &Peer, now_ms: u64) -> Result<Proven, ExchangeError> {
+        if peer.certificate.is_none() {
+            return Err(ExchangeError::Proof(Reason::MissingCredentials));
+        }
+        self.check_peer(Some(peer), now_ms)?;
+        Ok(Proven::alone(certified(peer)))
     }
 
     /// What clients an agent is, here.
@@ -122,7 +178,7 @@ impl Exchange {
         match (client, peer) {
             (Client::Certificate, Some(peer)) => Ok(certified(peer)),
             (Client::Certificate | Client::None, _) => Err(ExchangeError::Request(
-                "the subject_token is a user's: an actor_token, a client_assertion or a client certificate has to say which agent acts".into(),
+                "the subject_token is a user's, or a delegation: an actor_token, a client_assertion or a client certificate has to say which agent acts".into(),
             )),
             (Client::Svid, _) => {
                 let svid = params.client_assertion()?;
@@ -168,6 +224,7 @@ impl Exchange {
                 .verify_jwt_svid(token, issuer, now_ms)?,
             told: serde_json::Value::Null,
             once: None,
+            refresh_s: 0,
         })
     }
 
@@ -185,6 +242,7 @@ impl Exchange {
             evidence: proven.evidence,
             told: proven.told,
             once: Some(proven.once),
+            refresh_s: proven.refresh_s,
         })
     }
 }

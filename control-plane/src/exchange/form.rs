@@ -2,8 +2,8 @@
 //! once (RFC 6749, section 3.2).
 
 use super::{
-    ExchangeError, GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE, TYPE_ACCESS_TOKEN, TYPE_ID_TOKEN,
-    TYPE_JWT,
+    ExchangeError, GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE, GRANT_REFRESH, TYPE_ACCESS_TOKEN,
+    TYPE_DELEGATION, TYPE_ID_TOKEN, TYPE_JWT,
 };
 use identity::mtls::Peer;
 use std::collections::BTreeMap;
@@ -25,6 +25,19 @@ pub(super) enum Grant {
     Client,
     /// RFC 7523, section 2.1: an ID-JAG.
     Bearer,
+    /// RFC 6749, section 6.
+    Refresh,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A token for one action.
+    Capability,
+    /// A token for the issuer alone: a broker session.
+    Session,
+    /// A token for another agent.
+    Delegation,
 }
 
 /// How the client authenticates.
@@ -45,6 +58,7 @@ pub(super) enum Client {
 pub(super) struct Asked {
     pub(super) grant: Grant,
     pub(super) client: Client,
+    pub(super) wanted: Wanted,
 }
 
 /// The parameters that go with some grants alone.
@@ -101,13 +115,14 @@ impl Params {
     }
 
     /// What can be judged without knowing the caller but by the certificate.
-    pub(super) fn asked(&self, peer: Option<&Peer>) -> Result<Asked, ExchangeError> {
+    pub(super) fn asked(&self, peer: Option<&Peer>, issuer: &str) -> Result<Asked, ExchangeError> {
         let request = |what: String| Err(ExchangeError::Request(what));
         let grant = match self.get("grant_type") {
             None => return request("grant_type is missing".into()),
             Some(GRANT_EXCHANGE) => Grant::Exchange,
             Some(GRANT_CLIENT) => Grant::Client,
             Some(GRANT_BEARER) => Grant::Bearer,
+            Some(GRANT_REFRESH) => Grant::Refresh,
             Some(_) => return Err(ExchangeError::Grant),
         };
         let client = self.client(grant, peer)?;
@@ -122,29 +137,60 @@ impl Params {
         } else if let Some(other) = OF_EXCHANGE.iter().find(|it| self.get(it).is_some()) {
             return request(format!("`{other}` goes with {GRANT_EXCHANGE}"));
         }
-        match (grant, self.get("assertion")) {
-            (Grant::Bearer, None) => return request("assertion is missing".into()),
-            (Grant::Exchange | Grant::Client, Some(_)) => {
-                return request(format!("`assertion` goes with {GRANT_BEARER}"));
+        for (name, of, with) in [
+            ("assertion", Grant::Bearer, GRANT_BEARER),
+            ("refresh_token", Grant::Refresh, GRANT_REFRESH),
+        ] {
+            match (grant == of, self.get(name)) {
+                (true, None) => return request(format!("{name} is missing")),
+                (false, Some(_)) => return request(format!("`{name}` goes with {with}")),
+                _ => {}
             }
-            _ => {}
         }
-        Ok(Asked { grant, client })
+        let wanted = self.wanted(issuer);
+        if grant == Grant::Refresh && wanted != Wanted::Capability {
+            return request("a refresh token is for capabilities alone".into());
+        }
+        if grant == Grant::Refresh && matches!(client, Client::Svid | Client::Assertion) {
+            return request(
+                "a refresh token is shown by its key alone: leave client_assertion out".into(),
+            );
+        }
+        Ok(Asked {
+            grant,
+            client,
+            wanted,
+        })
+    }
+
+    fn wanted(&self, issuer: &str) -> Wanted {
+        let for_us = ["audience", "resource"]
+            .iter()
+            .any(|name| self.get(name) == Some(issuer));
+        if self.get("requested_token_type") == Some(TYPE_DELEGATION) {
+            Wanted::Delegation
+        } else if for_us && self.get("authorization_details").is_none() {
+            Wanted::Session
+        } else {
+            Wanted::Capability
+        }
     }
 
     /// The types of RFC 8693's parameters.
     fn check_exchange(&self, client: Client) -> Result<(), ExchangeError> {
         let request = |what: String| Err(ExchangeError::Request(what));
         match self.get("subject_token_type") {
-            Some(TYPE_JWT | TYPE_ID_TOKEN | TYPE_ACCESS_TOKEN) => {}
+            Some(TYPE_JWT | TYPE_ID_TOKEN | TYPE_ACCESS_TOKEN | TYPE_DELEGATION) => {}
             None => return request("subject_token_type is missing".into()),
             Some(_) => return request(format!("subject_token_type must be {TYPE_JWT}")),
         }
         if self
             .get("requested_token_type")
-            .is_some_and(|kind| kind != TYPE_ACCESS_TOKEN)
+            .is_some_and(|kind| ![TYPE_ACCESS_TOKEN, TYPE_DELEGATION].contains(&kind))
         {
-            return request(format!("requested_token_type must be {TYPE_ACCESS_TOKEN}"));
+            return request(format!(
+                "requested_token_type must be {TYPE_ACCESS_TOKEN} or {TYPE_DELEGATION}"
+            ));
         }
         match (self.get("actor_token"), self.get("actor_token_type")) {
             (None, None) | (Some(_), Some(TYPE_JWT | TYPE_ID_TOKEN)) => {}
@@ -183,7 +229,7 @@ impl Params {
         }
         let certificate = peer.filter(|peer| peer.certificate.is_some());
         match (grant, certificate) {
-            (Grant::Exchange, None) => Ok(Client::None),
+            (Grant::Exchange | Grant::Refresh, None) => Ok(Client::None),
             (Grant::Exchange, Some(_)) => Ok(Client::Certificate),
             (_, Some(peer)) => {
                 // RFC 8705, section 2: with a certificate a client says who it is.
@@ -209,6 +255,10 @@ impl Params {
 
     pub(super) fn client_assertion(&self) -> Result<&str, ExchangeError> {
         self.needed("client_assertion")
+    }
+
+    pub(super) fn refresh_token(&self) -> Result<&str, ExchangeError> {
+        self.needed("refresh_token")
     }
 
     /// The ID-JAG of a [`Grant::Bearer`].
@@ -271,6 +321,17 @@ impl Params {
                 "authorization_details is an array (RFC 9396)".into(),
             )),
         }
+    }
+
+    /// A delegation is another type of token, and not for a resource.
+    pub(super) fn check_element(&self, element: &serde_json::Value) -> Result<(), ExchangeError> {
+        let kind = element.get("type").and_then(serde_json::Value::as_str);
+        if kind == Some(super::delegation::TYPE) {
+            return Err(ExchangeError::Details(format!(
+                "a delegation is asked for with requested_token_type {TYPE_DELEGATION}"
+            )));
+        }
+        Ok(())
     }
 
     /// `resource` and `audience`, where given, are the protected resource or a

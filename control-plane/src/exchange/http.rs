@@ -1,19 +1,19 @@
 //! The token endpoint and its neighbours over HTTP.
 
 use super::form::{BODY_MAX, Params};
-use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, cache, metadata};
+use super::{Exchange, ExchangeError, GRANT_BEARER, GRANT_REFRESH, Issued, cache, metadata};
 use crate::config::Issuer;
 use crate::keys::CACHED_S;
 use crate::state::random_id;
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use identity::mtls::Peer;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// So long may metadata be gone by, and the key of decisions, which change at a start
@@ -24,6 +24,7 @@ const METADATA_CACHED_S: u64 = 60;
 pub fn routes(exchange: Arc<Exchange>) -> Router {
     Router::new()
         .route("/oauth2/token", post(token))
+        .route("/api/v1/capabilities", post(capabilities))
         .route("/oauth2/authorize", get(authorize))
         .route(
             "/.well-known/oauth-authorization-server",
@@ -40,6 +41,7 @@ pub fn routes(exchange: Arc<Exchange>) -> Router {
 pub fn mtls_routes(exchange: Arc<Exchange>) -> Router {
     Router::new()
         .route("/oauth2/token", post(token))
+        .route("/api/v1/capabilities", post(capabilities))
         .route(
             "/.well-known/oauth-authorization-server",
             get(server_metadata),
@@ -56,33 +58,113 @@ async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Respo
         exchange.exchange(&params, &proof, &id, peer.as_ref()).await
     };
     let result = result.await;
-    let refused = result.as_ref().err().map(ExchangeError::reason);
-    exchange.core.metrics.exchanged(refused);
+    let reason = result.as_ref().err().map(ExchangeError::reason);
+    exchange.core.metrics.exchanged(reason);
     let response = match result {
-        Ok(issued) => {
-            let mut body = json!({
-                "access_token": issued.access_token,
-                "token_type": "DPoP",
-                "expires_in": issued.expires_in,
-                "authorization_details": [issued.element],
+        Ok(issued) => (StatusCode::OK, axum::Json(answer(issued))).into_response(),
+        Err(error) => refused(&exchange, &error, &id),
+    };
+    no_store(response)
+}
+
+/// What is handed out, as the answer has it.
+fn answer(issued: Issued) -> Value {
+    let mut body = json!({
+        "access_token": issued.access_token,
+        "token_type": issued.token_type,
+        "expires_in": issued.expires_in,
+    });
+    if let Some(members) = body.as_object_mut() {
+        let element = issued.element.map(|element| json!([element]));
+        let more = [
+            ("authorization_details", element),
+            ("issued_token_type", issued.issued_type.map(Value::from)),
+            ("refresh_token", issued.refresh_token.map(Value::from)),
+        ];
+        for (name, value) in more {
+            members.extend(value.map(|value| (name.to_owned(), value)));
+        }
+    }
+    body
+}
+
+/// Several at once: `{"authorization_details": […]}`, by a session or a certificate.
+async fn capabilities(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
+    let id = random_id::<9>("req_");
+    let result = async {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let session = session(request.headers())?;
+        let proof = proof(request.headers())?;
+        let elements = elements(request, &exchange.core.config.limits.read).await?;
+        let shown = (session.as_deref(), proof.as_str());
+        exchange.batch(&elements, shown, &id, peer.as_ref()).await
+    };
+    let response = match result.await {
+        Ok(each) => {
+            let each = each.into_iter().map(|one| {
+                let refused = one.as_ref().err().map(ExchangeError::reason);
+                exchange.core.metrics.exchanged(refused);
+                match one {
+                    Ok(issued) => answer(issued),
+                    Err(error) => told(&error, &id),
+                }
             });
-            if let (true, Some(members)) = (issued.exchanged, body.as_object_mut()) {
-                members.insert("issued_token_type".to_owned(), TYPE_ACCESS_TOKEN.into());
-            }
+            let body = json!({ "capabilities": each.collect::<Vec<_>>() });
             (StatusCode::OK, axum::Json(body)).into_response()
         }
         Err(error) => {
-            if error.unauthenticated() {
-                exchange.count(&error);
-            }
-            let mut response = refusal(&error, &id);
-            if error == ExchangeError::Nonce {
-                offer_nonce(&exchange, &mut response);
-            }
-            response
+            exchange.core.metrics.exchanged(Some(error.reason()));
+            refused(&exchange, &error, &id)
         }
     };
     no_store(response)
+}
+
+/// The session of `authorization`, where there is one (RFC 9449, section 7.1).
+fn session(headers: &HeaderMap) -> Result<Option<String>, ExchangeError> {
+    let wrong = || ExchangeError::Request("authorization is `DPoP` and one session".into());
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(first) = all.next() else {
+        return Ok(None);
+    };
+    let text = first.to_str().map_err(|_| wrong())?;
+    let token = text
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("DPoP"));
+    match (token, all.next()) {
+        (Some((_, token)), None) => Ok(Some(token.to_owned())),
+        _ => Err(wrong()),
+    }
+}
+
+async fn elements(
+    request: Request<Body>,
+    limits: &capability::Limits,
+) -> Result<Vec<Value>, ExchangeError> {
+    let wrong = |what: &str| ExchangeError::Request(what.into());
+    if media_type(request.headers()).as_deref() != Some("application/json") {
+        return Err(wrong("the body must be application/json"));
+    }
+    let body = bounded(request.into_body()).await?;
+    let body = capability::json::parse_object(&body, limits)
+        .map_err(|_| wrong("the body is not one JSON object, or has a member twice"))?;
+    match (body.len(), body.get("authorization_details")) {
+        (1, Some(Value::Array(elements))) => Ok(elements.clone()),
+        _ => Err(wrong(
+            "the body has one member, the list authorization_details",
+        )),
+    }
+}
+
+fn refused(exchange: &Exchange, error: &ExchangeError, id: &str) -> Response {
+    if error.unauthenticated() {
+        exchange.count(error);
+    }
+    let mut response = refusal(error, id);
+    if *error == ExchangeError::Nonce {
+        offer_nonce(exchange, &mut response);
+    }
+    response
 }
 
 /// Content type, one proof, no query, a bounded body.
@@ -92,33 +174,30 @@ async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError>
         return Err(wrong("parameters go into the body, not into the URL"));
     }
     let headers = request.headers();
-    let form = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .map(|value| {
-            value
-                .split(';')
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .to_ascii_lowercase()
-        });
-    if form.as_deref() != Some("application/x-www-form-urlencoded") {
+    if media_type(headers).as_deref() != Some("application/x-www-form-urlencoded") {
         return Err(wrong("the body must be application/x-www-form-urlencoded"));
     }
     let proof = proof(headers)?;
-    let body = Limited::new(request.into_body(), BODY_MAX)
-        .collect()
-        .await
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                ExchangeError::TooLarge
-            } else {
-                wrong("the body was cut off")
-            }
-        })?;
-    let body = body.to_bytes();
+    let body = bounded(request.into_body()).await?;
     Ok((Params::parse(&body)?, proof))
+}
+
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let first = value.split(';').next().unwrap_or_default();
+    Some(first.trim().to_ascii_lowercase())
+}
+
+async fn bounded(body: Body) -> Result<Bytes, ExchangeError> {
+    let body = Limited::new(body, BODY_MAX).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            ExchangeError::TooLarge
+        } else {
+            ExchangeError::Request("the body was cut off".into())
+        }
+    })?;
+    Ok(body.to_bytes())
 }
 
 fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
@@ -134,19 +213,22 @@ fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
 
 fn refusal(error: &ExchangeError, request_id: &str) -> Response {
     let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let body = json!({
-        "error": error.code(),
-        "error_description": ascii(&error.description()),
-        "reason": error.reason().as_str(),
-        "request_id": request_id,
-    });
-    let mut response = (status, axum::Json(body)).into_response();
+    let mut response = (status, axum::Json(told(error, request_id))).into_response();
     if error.code() == "temporarily_unavailable" {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+fn told(error: &ExchangeError, request_id: &str) -> Value {
+    json!({
+        "error": error.code(),
+        "error_description": ascii(&error.description()),
+        "reason": error.reason().as_str(),
+        "request_id": request_id,
+    })
 }
 
 /// RFC 6749, section 5.2: printable ASCII without `"` and `\`.
@@ -198,8 +280,17 @@ async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderM
     let config = &exchange.core.config;
     let clients = !config.clients.is_empty();
     let takes = |issuer: &Issuer| issuer.users.as_ref().is_some_and(|it| it.id_jag);
-    let id_jag = config.identity.issuers.iter().any(takes);
-    let body = metadata::server(&config.server, &config.edge, clients, id_jag);
+    let more: Vec<&str> = [
+        (GRANT_BEARER, config.identity.issuers.iter().any(takes)),
+        (
+            GRANT_REFRESH,
+            config.clients.iter().any(|it| it.refresh_s > 0),
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(grant, served)| served.then_some(grant))
+    .collect();
+    let body = metadata::server(&config.server, &config.edge, clients, &more);
     cache::json(&body, METADATA_CACHED_S, &headers)
 }
 

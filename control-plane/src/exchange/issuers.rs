@@ -116,6 +116,7 @@ impl Known {
                 "claims": mapping.claims,
             }),
             once: None,
+            refresh_s: 0,
         })
     }
 }

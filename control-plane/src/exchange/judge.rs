@@ -1,8 +1,9 @@
 //! Whether this action may be had by this agent: its site, the registry, policy.
 
+use super::delegation::is_covered;
 use super::evidence::Proven;
 use super::form::Params;
-use super::{Caller, Exchange, ExchangeError};
+use super::{Asking, Caller, Exchange, ExchangeError};
 use crate::config::Site;
 use crate::state::{Standing, split_location};
 use capability::action::HttpAction;
@@ -14,10 +15,35 @@ use policy::Verdict;
 const SITES_TOLD: usize = 4;
 
 impl Exchange {
-    pub(super) fn action(
+    /// Whether this agent may have a token for this action: it is one, the registry and
+    /// policy allow it. A refusal is an entry.
+    pub(super) async fn judge(
+        &self,
+        asking: Asking<'_>,
+        element: &serde_json::Value,
+        params: Option<&Params>,
+    ) -> Result<(ActionRecord, PolicyFacts), ExchangeError> {
+        let caller = asking.caller;
+        let action = match self.action(element, params, asking.proven) {
+            Ok(action) => action,
+            Err(error) => return Err(self.refused(caller, None, None, error).await),
+        };
+        if let Some(error) = self.standing(caller.agent).await {
+            return Err(self.refused(caller, Some(action), None, error).await);
+        }
+        let (policy, verdict) = self.ask(caller, &action, asking.now_ms);
+        if let Some(error) = verdict {
+            return Err(self
+                .refused(caller, Some(action), Some(policy), error)
+                .await);
+        }
+        Ok((action, policy))
+    }
+
+    fn action(
         &self,
         element: &serde_json::Value,
-        params: &Params,
+        params: Option<&Params>,
         proven: &Proven,
     ) -> Result<ActionRecord, ExchangeError> {
         let action = HttpAction::from_details(element)
@@ -32,21 +58,31 @@ impl Exchange {
                 "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
             ));
         }
-        params.check_target(&site.resource)?;
+        if let Some(params) = params {
+            params.check_target(&site.resource)?;
+        }
         if let Some(user) = &proven.user {
             user.check(&action)?;
+        }
+        let location = action.location();
+        if let Some(under) = &proven.under
+            && !is_covered(under, action.method(), &location)
+        {
+            return Err(ExchangeError::Details(
+                "the delegation does not cover this action at this location".into(),
+            ));
         }
         Ok(ActionRecord {
             kind: "http_request".into(),
             method: action.method().to_owned(),
-            location: action.location().to_owned(),
+            location,
             content_digest: content_digest.map(|digest| capability::b64::encode(&digest)),
         })
     }
 
     /// The site that an action is at: its location is the site's resource, or
     /// under it.
-    fn site(&self, action: &HttpAction) -> Result<Site, ExchangeError> {
+    pub(super) fn site(&self, action: &HttpAction) -> Result<Site, ExchangeError> {
         let edge = &self.core.config.edge;
         let under = |site: &Site| {
             let resource = Target::location(&site.resource);
@@ -84,15 +120,47 @@ impl Exchange {
         }
     }
 
-    pub(super) fn ask(
+    /// What policy says of the agent, and of each one that it acts for: nobody passes on
+    /// what they may not do.
+    fn ask(
         &self,
         caller: Caller<'_>,
         action: &ActionRecord,
         now_ms: u64,
     ) -> (PolicyFacts, Option<ExchangeError>) {
+        let own = self.ask_of(caller, caller.agent, caller.chain, action, now_ms);
+        if own.1.is_some() {
+            return own;
+        }
+        let before = caller.chain.iter().enumerate().skip(1);
+        for (at, agent) in before {
+            let chain = caller.chain.get(at..).unwrap_or_default();
+            // Who stands first acts for nobody but the user.
+            let chain = if chain.len() > 1 || caller.user.is_some() {
+                chain
+            } else {
+                &[]
+            };
+            let asked = self.ask_of(caller, agent, chain, action, now_ms);
+            if asked.1.is_some() {
+                return asked;
+            }
+        }
+        own
+    }
+
+    fn ask_of(
+        &self,
+        caller: Caller<'_>,
+        agent: &str,
+        chain: &[String],
+        action: &ActionRecord,
+        now_ms: u64,
+    ) -> (PolicyFacts, Option<ExchangeError>) {
         let (origin, path, query) = split_location(&action.location);
         let verdict = self.core.policies.may_issue(&policy::Question {
-            agent: caller.agent,
+            agent,
+            chain,
             user: caller
                 .user
                 .map(|user| (user.issuer.as_str(), user.subject.as_str())),
@@ -131,7 +199,7 @@ impl Exchange {
             ),
             Verdict::Error(problems) => {
                 tracing::error!(
-                    agent = caller.agent,
+                    agent,
                     ?problems,
                     "policy could not be evaluated; the exchange is refused"
                 );

@@ -12,9 +12,9 @@ const ID_JAG_PROFILE: &str = "urn:ietf:params:oauth:grant-profile:id-jag";
 /// token endpoint for client certificates, its tokens are bound to them, and
 /// clients find it by its alias (RFC 8705, sections 3.3 and 5).
 ///
-/// `clients`: whether there are clients with keys of their own; `id_jag`: whether an
-/// issuer's ID-JAGs are taken.
-pub fn server(server: &Server, edge: &Edge, clients: bool, id_jag: bool) -> Value {
+/// `clients`: whether there are clients with keys of their own; `more`: grants that only some
+/// configs have.
+pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Value {
     let (issuer, mtls_url) = (&server.issuer, server.mtls_url.as_deref());
     // Longest prefix first, as they match: true where `content_digest` is taken.
     let mut routes: Vec<&Route> = edge.routes.iter().collect();
@@ -33,9 +33,9 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, id_jag: bool) -> Valu
         "authorization_endpoint": format!("{issuer}/oauth2/authorize"),
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "response_types_supported": ["none"],
-        "grant_types_supported": [GRANT_EXCHANGE, GRANT_CLIENT],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
-        "authorization_details_types_supported": ["http_request"],
+        "authorization_details_types_supported": ["http_request", "delegation"],
+        "writ_capabilities_endpoint": format!("{issuer}/api/v1/capabilities"),
     });
     // draft-ietf-oauth-spiffe-client-auth, section 4.
     let mut methods = vec!["none", "spiffe_jwt"];
@@ -46,9 +46,13 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, id_jag: bool) -> Valu
         methods.push("private_key_jwt");
     }
     if let Some(members) = metadata.as_object_mut() {
-        if id_jag {
-            let grants = json!([GRANT_EXCHANGE, GRANT_CLIENT, GRANT_BEARER]);
-            members.insert("grant_types_supported".into(), grants);
+        let grants: Vec<&str> = [GRANT_EXCHANGE, GRANT_CLIENT]
+            .iter()
+            .chain(more)
+            .copied()
+            .collect();
+        members.insert("grant_types_supported".into(), json!(grants));
+        if more.contains(&GRANT_BEARER) {
             // draft-ietf-oauth-identity-assertion-authz-grant.
             let name = "authorization_grant_profiles_supported";
             members.insert(name.into(), json!([ID_JAG_PROFILE]));

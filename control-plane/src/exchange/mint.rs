@@ -1,136 +1,386 @@
-//! The token: minted in memory, recorded, and only then handed out.
+//! Tokens: minted in memory, recorded, and only then handed out.
 
-use super::evidence::Proven;
-use super::form::Grant;
-use super::{Caller, Exchange, ExchangeError, Issued};
-use crate::keys::{CapabilityClaims, Mint};
+use super::delegation::Delegation;
+use super::form::{Grant, Params, Wanted};
+use super::users::ForUser;
+use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
+use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
+use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
-use capability::proof::VerifiedProof;
 use ledger::model::{
-    ActionRecord, Command, EVIDENCE_KEYS, Evidence, PolicyFacts, Refused, TokenRecord, User,
+    ActionRecord, Command, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash, PolicyFacts,
+    Refused, TokenRecord, User,
 };
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+/// Why nothing was handed out.
+pub(super) struct Failed {
+    pub(super) error: ExchangeError,
+    /// Nothing was used up by it: the same proof may be shown again.
+    pub(super) nothing_happened: bool,
+}
+
+impl From<ExchangeError> for Failed {
+    fn from(error: ExchangeError) -> Self {
+        Self {
+            error,
+            nothing_happened: true,
+        }
+    }
+}
+
+/// A grant that may be made.
+pub(super) enum Given {
+    Session,
+    Delegation(Delegation),
+}
+
 impl Exchange {
-    pub(super) async fn issue(
+    /// Mints and records a token for an action that was judged.
+    pub(super) async fn capability(
         &self,
-        caller: Caller<'_>,
-        proven: Proven,
-        (proof, proof_text): (&VerifiedProof, &str),
-        action: ActionRecord,
-        policy: PolicyFacts,
-        now_ms: u64,
-    ) -> Result<Issued, ExchangeError> {
+        asking: Asking<'_>,
+        (action, policy): (ActionRecord, PolicyFacts),
+    ) -> Result<Issued, Failed> {
+        let Asking { caller, proven, .. } = asking;
         let config = &self.core.config;
-        let Proven { agent: of, user } = proven;
-        let agent = caller.agent.to_owned();
-        let issued_s = now_ms / 1000;
+        let issued_s = asking.now_ms / 1000;
         let expires_s = issued_s.saturating_add(config.token.lifetime_s);
+        let expires_s = match &proven.under {
+            Some(grant) => expires_s.min(grant.expires_ms / 1000),
+            None => expires_s,
+        };
         let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
         let element = element(&action);
-        let mut cnf = serde_json::json!({ "jkt": proof.jkt() });
-        if let (Some(x5t), Some(cnf)) = (caller.x5t, cnf.as_object_mut()) {
-            cnf.insert("x5t#S256".into(), x5t.into());
-        }
-        let key = self.core.keys.active(issued_s).map_err(|error| {
-            tracing::error!(%error, "no token can be signed");
-            ExchangeError::Unavailable
-        })?;
-        let access_token = key.mint(Mint {
-            issuer: config.server.issuer.clone(),
-            audience: self.audience(&action)?,
-            subject: caller
-                .user
-                .map_or_else(|| agent.clone(), |user| user.subject.clone()),
-            id: jti.clone(),
-            issued_s,
-            expires_s,
-            claims: CapabilityClaims {
-                client_id: agent.clone(),
-                act: caller.user.map(|_| serde_json::json!({ "sub": agent })),
-                sub_id: caller.user.map(sub_id),
-                txn: txn.clone(),
-                cnf,
-                authorization_details: [element.clone()],
-            },
-        });
-        let access_token = access_token.map_err(|error| {
-            tracing::error!(%error, "minting failed");
-            ExchangeError::Internal
-        })?;
+        let minted = self.minted(asking, &action, (&jti, &txn), (issued_s, expires_s));
+        let access_token = match minted.await {
+            Ok(token) => token,
+            Err(error) => {
+                let error = self.refused(caller, Some(action), Some(policy), error);
+                return Err(error.await.into());
+            }
+        };
         // The edge would refuse it, so it is not issued.
         if access_token.len() > config.limits.read.token {
             let error = ExchangeError::Details("the location is too long for a token".into());
-            return Err(self
-                .refused(caller, Some(action), Some(policy), error)
-                .await);
+            let error = self.refused(caller, Some(action), Some(policy), error);
+            return Err(error.await.into());
         }
         let token = TokenRecord {
             token_hash: Sha256::digest(access_token.as_bytes()).into(),
             jti,
-            agent: agent.clone(),
-            user: caller.user.cloned(),
-            chain: caller.user.map(|_| agent.clone()).into_iter().collect(),
-            jkt: proof.jkt().to_owned(),
-            x5t: caller.x5t.map(str::to_owned),
-            action: action.clone(),
             txn,
-            issued_ms: 0,
+            action,
             expires_ms: expires_s.saturating_mul(1000),
-            lineage: Vec::new(),
-            grant: None,
+            ..self.record(asking, None)
         };
-        let mut attachments = vec![Evidence::new("proof", proof_text.as_bytes())];
-        if !of.told.is_null() {
-            attachments.push(Evidence::new("identity", of.told.to_string().as_bytes()));
+        let next = self.next_refresh(asking);
+        let (text, next) = next.unzip();
+        self.commit(asking, token, next, policy).await?;
+        let refresh_token = match text {
+            Some(text) => Some(text),
+            None => self.first_refresh(asking).await,
+        };
+        Ok(Issued {
+            access_token,
+            expires_in: expires_s.saturating_sub(issued_s),
+            element: Some(element),
+            issued_type: (caller.grant == Grant::Exchange).then_some(TYPE_ACCESS_TOKEN),
+            token_type: "DPoP",
+            refresh_token,
+        })
+    }
+
+    /// The token, by the key that signs at its time.
+    async fn minted(
+        &self,
+        asking: Asking<'_>,
+        action: &ActionRecord,
+        (jti, txn): (&str, &str),
+        (issued_s, expires_s): (u64, u64),
+    ) -> Result<String, ExchangeError> {
+        let caller = asking.caller;
+        let mut cnf = json!({ "jkt": asking.jkt });
+        if let (Some(x5t), Some(cnf)) = (caller.x5t, cnf.as_object_mut()) {
+            cnf.insert("x5t#S256".into(), x5t.into());
         }
-        if let Some(user) = &user {
-            attachments.push(Evidence::new("user", user.told.to_string().as_bytes()));
+        // Who stands first in the chain is the subject, where no user is.
+        let (subject, actors) = match (caller.user, caller.chain.split_last()) {
+            (Some(user), _) => (user.subject.clone(), caller.chain),
+            (None, Some((first, actors))) => (first.clone(), actors),
+            (None, None) => (caller.agent.to_owned(), caller.chain),
+        };
+        let mint = Mint {
+            issuer: self.core.config.server.issuer.clone(),
+            audience: self.audience(action)?,
+            subject,
+            id: jti.to_owned(),
+            issued_s,
+            expires_s,
+            claims: CapabilityClaims {
+                client_id: caller.agent.to_owned(),
+                act: nested(actors),
+                sub_id: caller.user.map(sub_id),
+                txn: txn.to_owned(),
+                cnf,
+                authorization_details: [element(action)],
+            },
+        };
+        let minted = match self.core.keys.active(issued_s) {
+            Ok(key) => key.mint(mint).await,
+            Err(error) => Err(error),
+        };
+        minted.map_err(|error| {
+            // Of a PKCS#11 token a warning says it, once for all of them.
+            if error.may_pass() && !matches!(error, KeyError::NoneActive) {
+                tracing::debug!(%error, "no token can be signed");
+            } else {
+                tracing::error!(%error, "no token can be signed");
+            }
+            match error.may_pass() {
+                true => ExchangeError::Unavailable,
+                false => ExchangeError::Internal,
+            }
+        })
+    }
+
+    /// What all that is handed out has in common.
+    fn record(&self, asking: Asking<'_>, grant: Option<GrantTerms>) -> TokenRecord {
+        let caller = asking.caller;
+        let under = asking.proven.under.as_ref();
+        TokenRecord {
+            token_hash: Hash::default(),
+            jti: String::new(),
+            agent: caller.agent.to_owned(),
+            user: caller.user.cloned(),
+            chain: caller.chain.to_vec(),
+            jkt: asking.jkt.to_owned(),
+            x5t: caller.x5t.map(str::to_owned),
+            // Of a grant its kind is all that there is to say.
+            action: ActionRecord {
+                kind: String::new(),
+                method: String::new(),
+                location: String::new(),
+                content_digest: None,
+            },
+            txn: String::new(),
+            issued_ms: 0,
+            expires_ms: 0,
+            lineage: under.map(|it| it.heirs()).unwrap_or_default(),
+            grant,
         }
-        let users_once = user.as_ref().and_then(|it| it.once);
-        let committed = self.core.ledger.commit(Command::Issue {
-            token,
-            evidence_id: of.evidence.evidence_id,
-            evidence_expires_ms: of.evidence.expires_ms,
-            also: user.iter().map(|it| it.evidence).collect(),
-            once: of.once.into_iter().chain(users_once).collect(),
-            under: None,
-            next: None,
-            policy: policy.clone(),
-            attachments,
-        });
-        let committed = committed.await;
-        if committed
-            .as_ref()
-            .is_err_and(|error| *error != Refused::Unknown)
-        {
-            self.proofs.give_back(proof);
-        }
-        match committed {
-            // Durable: only now does the token leave.
-            Ok(_) => Ok(Issued {
-                access_token,
-                expires_in: config.token.lifetime_s,
-                element,
-                exchanged: caller.grant == Grant::Exchange,
+    }
+
+    /// What is wanted, if it may be: a grant says nothing of what policy allows.
+    pub(super) async fn grant_wanted(
+        &self,
+        asking: Asking<'_>,
+        wanted: Wanted,
+        params: &Params,
+    ) -> Result<Given, ExchangeError> {
+        let caller = asking.caller;
+        let token = &self.core.config.token;
+        let made = match wanted {
+            Wanted::Capability => Err(ExchangeError::Internal),
+            // A grant would not be held to it.
+            _ if asking.proven.user.as_ref().is_some_and(ForUser::is_narrowed) => {
+                Err(ExchangeError::Request(
+                    "the assertion is for a `resource`, or for actions, alone: only capabilities are got by it".into(),
+                ))
+            }
+            Wanted::Session if token.session_s == 0 => Err(ExchangeError::Target(
+                "there are no sessions here (token.session_s)".into(),
+            )),
+            Wanted::Session if asking.proven.under.is_some() => Err(ExchangeError::Request(
+                "a session is got by evidence, and not by another grant".into(),
+            )),
+            Wanted::Session => Ok(Given::Session),
+            Wanted::Delegation if token.delegation_s == 0 => Err(ExchangeError::Request(
+                "nothing can be delegated here (token.delegation_s)".into(),
+            )),
+            Wanted::Delegation => params
+                .one_element(&self.core.config.limits.read)
+                .and_then(|element| {
+                    self.delegation(&element, asking)
+                })
+                .map(Given::Delegation),
+        };
+        let error = match made {
+            Ok(made) => match self.standing(caller.agent).await {
+                None => return Ok(made),
+                Some(error) => error,
+            },
+            Err(error) => error,
+        };
+        Err(self.refused(caller, None, None, error).await)
+    }
+
+    /// Records a grant, and hands it out.
+    pub(super) async fn give(&self, asking: Asking<'_>, given: Given) -> Result<Issued, Failed> {
+        let issued_s = asking.now_ms / 1000;
+        let (terms, expires_s, element, name) = match given {
+            Given::Session => {
+                let terms = GrantTerms {
+                    kind: GrantKind::Session,
+                    uses: None,
+                    ..grants::refreshes()
+                };
+                let lives = self.core.config.token.session_s;
+                (terms, issued_s.saturating_add(lives), None, "session")
+            }
+            Given::Delegation(it) => (it.terms, it.expires_s, Some(it.element), "delegation"),
+        };
+        // Nobody gets longer by it than what they showed lasts.
+        let shown = asking.proven.agent.evidence.expires_ms;
+        let users = asking.proven.user.as_ref().map(|it| it.evidence.expires_ms);
+        let ends_s = users.map_or(shown, |ms| shown.min(ms)) / 1000;
+        let session = terms.kind == GrantKind::Session;
+        let expires_s = if session {
+            expires_s.min(ends_s)
+        } else {
+            expires_s
+        };
+        let (text, hash) = grants::fresh(terms.kind);
+        let mut token = TokenRecord {
+            token_hash: hash,
+            jti: random_id::<16>(""),
+            txn: random_id::<16>(""),
+            expires_ms: expires_s.saturating_mul(1000),
+            ..self.record(asking, Some(terms))
+        };
+        name.clone_into(&mut token.action.kind);
+        self.commit(asking, token, None, PolicyFacts::default())
+            .await?;
+        let exchanged = asking.caller.grant == Grant::Exchange;
+        Ok(Issued {
+            access_token: text,
+            expires_in: expires_s.saturating_sub(issued_s),
+            element,
+            issued_type: match session {
+                true => exchanged.then_some(TYPE_ACCESS_TOKEN),
+                false => Some(TYPE_DELEGATION),
+            },
+            token_type: if session { "DPoP" } else { "N_A" },
+            refresh_token: None,
+        })
+    }
+
+    /// The refresh token that follows the one that was shown, while there is one.
+    fn next_refresh(&self, asking: Asking<'_>) -> Option<(String, TokenRecord)> {
+        let shown = asking.proven.under.as_ref()?;
+        let terms = shown.grant.as_ref()?;
+        let left = terms.uses.filter(|_| terms.kind == GrantKind::Refresh)?;
+        let uses = left.checked_sub(1)?;
+        let (text, hash) = grants::fresh(GrantKind::Refresh);
+        let next = TokenRecord {
+            token_hash: hash,
+            lineage: shown.heirs(),
+            grant: Some(GrantTerms {
+                uses: Some(uses),
+                ..terms.clone()
             }),
+            ..TokenRecord::clone(shown)
+        };
+        Some((text, next))
+    }
+
+    /// The first one, for a client that may have it. What it comes with stands without it.
+    async fn first_refresh(&self, asking: Asking<'_>) -> Option<String> {
+        let lives_s = asking.proven.agent.refresh_s;
+        if lives_s == 0 || asking.caller.grant != Grant::Client {
+            return None;
+        }
+        let (text, hash) = grants::fresh(GrantKind::Refresh);
+        let mut token = TokenRecord {
+            token_hash: hash,
+            // All of its family have it, and it says which that is.
+            jti: grants::family_name(&hash),
+            txn: random_id::<16>(""),
+            expires_ms: (asking.now_ms / 1000)
+                .saturating_add(lives_s)
+                .saturating_mul(1000),
+            ..self.record(asking, Some(grants::refreshes()))
+        };
+        "refresh".clone_into(&mut token.action.kind);
+        // The assertion was used up by what this comes with.
+        let made = self.command(asking, token, None, PolicyFacts::default(), false);
+        match self.core.ledger.commit(made).await {
+            Ok(_) => Some(text),
             Err(refused) => {
-                let error = self.of_commit(caller, refused)?;
-                Err(self
-                    .refused(caller, Some(action), Some(policy), error)
-                    .await)
+                tracing::warn!(agent = asking.caller.agent, %refused, "no refresh token is given");
+                None
             }
         }
     }
 
+    fn command(
+        &self,
+        asking: Asking<'_>,
+        token: TokenRecord,
+        next: Option<TokenRecord>,
+        policy: PolicyFacts,
+        first: bool,
+    ) -> Command {
+        let (of, user) = (&asking.proven.agent, &asking.proven.user);
+        let mut attachments = vec![Evidence::new("proof", asking.proof.as_bytes())];
+        if !of.told.is_null() {
+            attachments.push(Evidence::new("identity", of.told.to_string().as_bytes()));
+        }
+        if let Some(user) = user {
+            attachments.push(Evidence::new("user", user.told.to_string().as_bytes()));
+        }
+        let once = of.once.iter().chain(user.iter().flat_map(|it| &it.once));
+        Command::Issue {
+            token,
+            evidence_id: of.evidence.evidence_id,
+            evidence_expires_ms: of.evidence.expires_ms,
+            also: user.iter().map(|it| it.evidence).collect(),
+            once: once.filter(|_| first).copied().collect(),
+            under: asking.proven.under.as_ref().map(|it| it.token_hash),
+            next,
+            policy,
+            attachments,
+        }
+    }
+
+    /// Makes it durable. Only then it leaves.
+    async fn commit(
+        &self,
+        asking: Asking<'_>,
+        token: TokenRecord,
+        next: Option<TokenRecord>,
+        policy: PolicyFacts,
+    ) -> Result<(), Failed> {
+        let action = Some(token.action.clone()).filter(|_| token.grant.is_none());
+        let policy_facts = Some(policy.clone()).filter(|_| token.grant.is_none());
+        let command = self.command(asking, token, next, policy, true);
+        let refused = match self.core.ledger.commit(command).await {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let nothing_happened = refused != Refused::Unknown;
+        let error = match self.of_commit(asking, refused).await {
+            Ok(error) => {
+                self.refused(asking.caller, action, policy_facts, error)
+                    .await
+            }
+            Err(error) => error,
+        };
+        Err(Failed {
+            error,
+            nothing_happened,
+        })
+    }
+
     /// What the caller is told of a commit that was refused; the error is what is not an
     /// entry.
-    fn of_commit(
+    async fn of_commit(
         &self,
-        caller: Caller<'_>,
+        asking: Asking<'_>,
         refused: Refused,
     ) -> Result<ExchangeError, ExchangeError> {
-        let agent = caller.agent;
+        let Caller { agent, grant, .. } = asking.caller;
         match refused {
             Refused::Limit(EVIDENCE_KEYS) => {
                 tracing::error!(
@@ -144,10 +394,20 @@ impl Exchange {
                 Ok(ExchangeError::Limit(what))
             }
             Refused::TooLarge => Ok(ExchangeError::Details("the location is too long".into())),
-            Refused::Shown => Ok(match caller.grant {
-                Grant::Bearer => ExchangeError::BearerReplayed,
-                Grant::Exchange | Grant::Client => ExchangeError::AssertionReplayed,
-            }),
+            Refused::Shown => match grant {
+                Grant::Bearer => Ok(ExchangeError::BearerReplayed),
+                // Somebody else was faster: one of the two should not have it.
+                Grant::Refresh => {
+                    let shown = asking.proven.under.as_ref();
+                    match shown.map(|it| it.jti.as_str()) {
+                        Some(family) => self.stop_named(family).await?,
+                        None => return Err(ExchangeError::Internal),
+                    }
+                    Ok(ExchangeError::RefreshReplayed)
+                }
+                Grant::Exchange | Grant::Client => Ok(ExchangeError::AssertionReplayed),
+            },
+            Refused::NoGrant => Ok(ExchangeError::GrantEnded),
             Refused::Stopped(_) => Ok(ExchangeError::Stopped),
             Refused::Suspended | Refused::Inactive => Ok(ExchangeError::Inactive),
             error => {
@@ -167,6 +427,32 @@ impl Exchange {
 }
 
 /// A user as issuer and subject, which `sub` alone is not (RFC 9493, section 3.2.2).
-fn sub_id(user: &User) -> serde_json::Value {
-    serde_json::json!({ "format": "iss_sub", "iss": user.issuer, "sub": user.subject })
+fn sub_id(user: &User) -> Value {
+    json!({ "format": "iss_sub", "iss": user.issuer, "sub": user.subject })
+}
+
+/// `act` (RFC 8693, section 4.1), the first of these outermost.
+fn nested(actors: &[String]) -> Option<Value> {
+    actors.iter().rev().fold(None, |inner, sub| {
+        Some(match inner {
+            None => json!({ "sub": sub }),
+            Some(inner) => json!({ "sub": sub, "act": Value::clone(&inner) }),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actors_are_nested_the_current_one_outermost() {
+        let actors = |all: &[&str]| nested(&all.iter().map(|it| (*it).into()).collect::<Vec<_>>());
+        assert_eq!(actors(&[]), None);
+        assert_eq!(actors(&["a"]), Some(json!({ "sub": "a" })));
+        assert_eq!(
+            actors(&["c", "b", "a"]),
+            Some(json!({ "sub": "c", "act": { "sub": "b", "act": { "sub": "a" } } }))
+        );
+    }
 }

@@ -3,10 +3,13 @@
 //! Registry, then policy, then mint in memory, then the ledger; only what is
 //! durable is handed out.
 
+mod batch;
 mod cache;
+mod delegation;
 mod error;
 mod evidence;
 mod form;
+mod grants;
 mod http;
 mod issuers;
 mod judge;
@@ -24,7 +27,8 @@ pub use proofs::SeenProofs;
 
 use crate::state::Core;
 use capability::url::Target;
-use form::{Grant, Params};
+use evidence::Proven;
+use form::{Grant, Params, Wanted};
 use identity::mtls::Peer;
 use ledger::model::{ActionRecord, Command, PolicyFacts, User};
 use nonces::Nonces;
@@ -37,11 +41,16 @@ pub const TYPE_JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 pub const TYPE_ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 /// The type of what is issued, and of users' access tokens.
 pub const TYPE_ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// The type of what one agent lets another do, which no resource takes.
+pub const TYPE_DELEGATION: &str = "urn:writ:params:oauth:token-type:delegation";
 /// The grant.
 pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
 /// The grant for an ID-JAG (RFC 7523, section 2.1).
 pub const GRANT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+
+/// The grant for a refresh token (RFC 6749, section 6).
+pub const GRANT_REFRESH: &str = "refresh_token";
 
 /// The grant of a workload that shows its X.509-SVID (RFC 6749, section 4.4): the
 /// certificate is all that it has to show.
@@ -59,18 +68,25 @@ pub struct Exchange {
     endpoint: Target,
     /// The same for clients that show an X.509-SVID.
     mtls_endpoint: Option<Target>,
+    /// Where several are asked for at once, and the same for those who show a certificate.
+    batches: Target,
+    mtls_batches: Option<Target>,
 }
 
-/// A capability and what the reply says of it.
+/// What is handed out, and what the reply says of it.
 pub struct Issued {
     /// The token.
     pub access_token: String,
     /// Seconds that it lives.
     pub expires_in: u64,
-    /// The one element, echoed (RFC 9396, section 7).
-    pub element: serde_json::Value,
-    /// Whether it came for a subject token (RFC 8693), whose answer says its type.
-    pub exchanged: bool,
+    /// The one element, echoed (RFC 9396, section 7); a session has none.
+    pub element: Option<serde_json::Value>,
+    /// Its type, where it came for a subject token (RFC 8693), whose answer says that.
+    pub issued_type: Option<&'static str>,
+    /// How it is shown: `DPoP`, or not at all (RFC 8693, section 2.2.1).
+    pub token_type: &'static str,
+    /// What another one is got with.
+    pub refresh_token: Option<String>,
 }
 
 /// Who asks, as the evidence says, and what this exchange is called.
@@ -78,10 +94,24 @@ pub struct Issued {
 struct Caller<'a> {
     agent: &'a str,
     user: Option<&'a User>,
+    /// As [`ledger::model::TokenRecord`] has it.
+    chain: &'a [String],
     grant: Grant,
     id: &'a str,
     /// The certificate that the token is bound to (RFC 8705, section 3).
     x5t: Option<&'a str>,
+}
+
+/// All that an exchange rests on.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    caller: Caller<'a>,
+    proven: &'a Proven,
+    /// Thumbprint of the proof's key.
+    jkt: &'a str,
+    /// The proof, for the log.
+    proof: &'a str,
+    now_ms: u64,
 }
 
 impl Exchange {
@@ -90,15 +120,18 @@ impl Exchange {
     /// not usable.
     pub fn new(core: Arc<Core>) -> Result<Self, String> {
         let server = &core.config.server;
-        let target = |base: &str, key: &str| {
-            let url = format!("{base}/oauth2/token");
+        let at = |base: &str, path: &str, key: &str| {
+            let url = format!("{base}{path}");
             Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check {key}"))
         };
-        let endpoint = target(&server.issuer, "server.issuer")?;
         let mtls_url = server.mtls_url.as_deref();
-        let mtls_endpoint = mtls_url
-            .map(|url| target(url, "server.mtls_url"))
-            .transpose()?;
+        let both = |path: &str| {
+            let here = at(&server.issuer, path, "server.issuer")?;
+            let mtls = mtls_url.map(|url| at(url, path, "server.mtls_url"));
+            Ok::<_, String>((here, mtls.transpose()?))
+        };
+        let (endpoint, mtls_endpoint) = both("/oauth2/token")?;
+        let (batches, mtls_batches) = both("/api/v1/capabilities")?;
         let proofs = SeenProofs::new(PROOFS_MAX, core.config.limits.proofs_per_agent);
         let keys = server.data_dir.join("keys");
         let window_s = core.config.token.proof_window_s;
@@ -110,6 +143,8 @@ impl Exchange {
             nonces,
             endpoint,
             mtls_endpoint,
+            batches,
+            mtls_batches,
         })
     }
 
@@ -127,7 +162,7 @@ impl Exchange {
         id: &str,
         peer: Option<&Peer>,
     ) -> Result<Issued, ExchangeError> {
-        let asked = params.asked(peer)?;
+        let asked = params.asked(peer, &self.core.config.server.issuer)?;
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
@@ -135,47 +170,60 @@ impl Exchange {
         let x5t = x5t.map(|digest| capability::b64::encode(&digest));
         let keys = (proof.jkt(), x5t.as_deref());
         let proven = self.proven(asked, params, peer, keys, now_ms).await?;
-        let evidence = &proven.agent.evidence;
-        let agent = evidence.agent.to_string();
-        let user = proven.user.as_ref().map(|it| it.user.clone());
-        let caller = Caller {
-            agent: &agent,
-            user: user.as_ref(),
-            grant: asked.grant,
-            id,
-            x5t: x5t.as_deref(),
+        let agent = proven.agent.evidence.agent.to_string();
+        let (user, chain) = (proven.user().cloned(), proven.chain());
+        let asking = Asking {
+            caller: Caller {
+                agent: &agent,
+                user: user.as_ref(),
+                chain: &chain,
+                grant: asked.grant,
+                id,
+                x5t: x5t.as_deref(),
+            },
+            proven: &proven,
+            jkt: proof.jkt(),
+            proof: proof_text,
+            now_ms,
         };
-
         // From here the caller is known, and a refusal is an entry.
-        if peer.is_some_and(|peer| peer.id != evidence.agent) {
-            return Err(self
-                .refused(caller, None, None, ExchangeError::Certificate)
-                .await);
+        if peer.is_some_and(|peer| peer.id != proven.agent.evidence.agent) {
+            let error = ExchangeError::Certificate;
+            return Err(self.refused(asking.caller, None, None, error).await);
         }
-        let action = match params
-            .one_element(&self.core.config.limits.read)
-            .and_then(|element| self.action(&element, params, &proven))
-        {
-            Ok(action) => action,
-            Err(error) => return Err(self.refused(caller, None, None, error).await),
+        let made = match asked.wanted {
+            Wanted::Capability => {
+                let element = params.one_element(&self.core.config.limits.read);
+                let element = match element.and_then(|element| {
+                    params.check_element(&element)?;
+                    Ok(element)
+                }) {
+                    Ok(element) => element,
+                    Err(error) => return Err(self.refused(asking.caller, None, None, error).await),
+                };
+                let judged = self.judge(asking, &element, Some(params)).await?;
+                // Last before the mint: what was refused above has used up no proof.
+                if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
+                    let (action, policy) = judged;
+                    let (action, policy) = (Some(action), Some(policy));
+                    return Err(self.refused(asking.caller, action, policy, error).await);
+                }
+                self.capability(asking, judged).await
+            }
+            Wanted::Session | Wanted::Delegation => {
+                let wanted = self.grant_wanted(asking, asked.wanted, params).await?;
+                if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
+                    return Err(self.refused(asking.caller, None, None, error).await);
+                }
+                self.give(asking, wanted).await
+            }
         };
-        if let Some(error) = self.standing(&agent).await {
-            return Err(self.refused(caller, Some(action), None, error).await);
-        }
-        let (policy, verdict) = self.ask(caller, &action, now_ms);
-        if let Some(error) = verdict {
-            return Err(self
-                .refused(caller, Some(action), Some(policy), error)
-                .await);
-        }
-        // Last before the mint: what was refused above has used up no proof.
-        if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
-            return Err(self
-                .refused(caller, Some(action), Some(policy), error)
-                .await);
-        }
-        self.issue(caller, proven, (&proof, proof_text), action, policy, now_ms)
-            .await
+        made.map_err(|failed| {
+            if failed.nothing_happened {
+                self.proofs.give_back(&proof);
+            }
+            failed.error
+        })
     }
 
     /// Makes the refusal durable; one that can't be is an outage.

@@ -6,7 +6,9 @@ use super::{Exchange, ExchangeError};
 use capability::Portable;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
+use capability::url::Target;
 use identity::mtls::Peer;
+use sha2::{Digest, Sha256};
 
 /// A proof that was checked, and the last second in which it could be shown again.
 pub(super) struct Shown {
@@ -17,7 +19,7 @@ pub(super) struct Shown {
 }
 
 impl Exchange {
-    /// Checks a proof, whoever it is from.
+    /// Checks a proof for the token endpoint, whoever it is from.
     pub(super) fn proof(
         &self,
         proof: &str,
@@ -25,6 +27,30 @@ impl Exchange {
         now_ms: u64,
     ) -> Result<Shown, ExchangeError> {
         let at_mtls = peer.and(self.mtls_endpoint.as_ref());
+        self.proof_for(proof, at_mtls.unwrap_or(&self.endpoint), None, now_ms)
+    }
+
+    /// The same for batches; of a session it has its hash (RFC 9449, section 7).
+    pub(super) fn batch_proof(
+        &self,
+        proof: &str,
+        session: Option<&str>,
+        peer: Option<&Peer>,
+        now_ms: u64,
+    ) -> Result<Shown, ExchangeError> {
+        let at_mtls = peer.and(self.mtls_batches.as_ref());
+        let target = at_mtls.unwrap_or(&self.batches);
+        let ath: Option<[u8; 32]> = session.map(|it| Sha256::digest(it).into());
+        self.proof_for(proof, target, ath.as_ref(), now_ms)
+    }
+
+    fn proof_for(
+        &self,
+        proof: &str,
+        target: &Target,
+        ath: Option<&[u8; 32]>,
+        now_ms: u64,
+    ) -> Result<Shown, ExchangeError> {
         let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
             .map_err(ExchangeError::Proof)?;
         let from_s = self.core.proofs_from_s;
@@ -41,10 +67,10 @@ impl Exchange {
         };
         let expected = Expected {
             method: "POST",
-            target: at_mtls.unwrap_or(&self.endpoint),
+            target,
             now_ms,
             window_s: made_s.map_or(window_s, |_| u64::MAX),
-            ath: None,
+            ath: ath.copied(),
             jkt: None,
             nonce: None,
         };

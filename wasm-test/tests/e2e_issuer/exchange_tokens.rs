@@ -162,7 +162,7 @@ async fn metadata_and_keys_are_what_standard_clients_demand() {
     );
     assert_eq!(
         metadata["authorization_details_types_supported"],
-        json!(["http_request"])
+        json!(["http_request", "delegation"])
     );
     let algorithms = metadata["dpop_signing_alg_values_supported"]
         .as_array()

@@ -1,0 +1,253 @@
+//! Grants that are shown instead of evidence: broker sessions, refresh tokens, and what
+//! one agent lets another do.
+//!
+//! Each is a random text that the ledger knows by its hash. None of them is a JWT, so none
+//! can be taken for a capability, and a capability for none.
+
+use super::evidence::{Mapped, Proven};
+use super::form::Params;
+use super::{Exchange, ExchangeError};
+use capability::reason::Reason;
+use capability::same_bytes;
+use identity::{JwtEvidence, SpiffeId};
+use ledger::model::{Command, GrantKind, GrantTerms, Hash, HexHash, Target, TokenRecord};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// What a session begins with.
+const SESSION: &str = "wrs_";
+/// What a refresh token begins with.
+const REFRESH: &str = "wrr_";
+/// What a delegation begins with.
+const DELEGATION: &str = "wrd_";
+/// Bytes of a grant; what is longer is none.
+const GRANT_MAX: usize = 64;
+
+/// Whether it would be a session.
+pub(super) fn is_session(text: &str) -> bool {
+    text.starts_with(SESSION)
+}
+
+/// Whether it would be a delegation.
+pub(super) fn is_delegation_text(text: &str) -> bool {
+    text.starts_with(DELEGATION)
+}
+
+/// Whether a grant is a delegation.
+pub(super) fn is_delegation(grant: &TokenRecord) -> bool {
+    kind(grant) == Some(GrantKind::Delegation)
+}
+
+fn kind(grant: &TokenRecord) -> Option<GrantKind> {
+    grant.grant.as_ref().map(|terms| terms.kind)
+}
+
+/// A new grant, and what it is known by: 256 random bits.
+pub(super) fn fresh(kind: GrantKind) -> (String, Hash) {
+    let text = crate::state::random_id::<32>(match kind {
+        GrantKind::Session => SESSION,
+        GrantKind::Refresh => REFRESH,
+        GrantKind::Delegation => DELEGATION,
+    });
+    let hash = Sha256::digest(&text).into();
+    (text, hash)
+}
+
+/// How often a refresh token may be followed by another.
+pub(super) const REFRESHES_MAX: u64 = 1_024;
+
+/// The terms of a client's first refresh token.
+pub(super) fn refreshes() -> GrantTerms {
+    GrantTerms {
+        kind: GrantKind::Refresh,
+        holder: None,
+        scope: Vec::new(),
+        depth: 0,
+        uses: Some(REFRESHES_MAX),
+    }
+}
+
+fn no<T>(reason: Reason, what: &str) -> Result<T, ExchangeError> {
+    Err(ExchangeError::Evidence(reason, what.to_owned()))
+}
+
+/// Whether a grant is shown under the key, and with the certificate, that it is bound to.
+fn bound(grant: &TokenRecord, (jkt, x5t): (&str, Option<&str>)) -> Result<(), ExchangeError> {
+    if !same_bytes(grant.jkt.as_bytes(), jkt.as_bytes()) {
+        let what = "the DPoP proof is not of the key that it is bound to";
+        return no(Reason::ProofKeyMismatch, what);
+    }
+    if grant.x5t.is_some() && grant.x5t.as_deref() != x5t {
+        let what = "it is bound to a client certificate, which was not shown";
+        return no(Reason::CertificateMismatch, what);
+    }
+    Ok(())
+}
+
+/// The agent that a grant of its own stands in for.
+fn itself(grant: &Arc<TokenRecord>) -> Result<Proven, ExchangeError> {
+    let agent = SpiffeId::parse(&grant.agent).map_err(|_| ExchangeError::Internal)?;
+    Ok(Proven {
+        agent: Mapped {
+            evidence: JwtEvidence {
+                agent,
+                expires_ms: grant.expires_ms,
+                evidence_id: evidence_of(grant),
+            },
+            told: serde_json::Value::Null,
+            once: None,
+            refresh_s: 0,
+        },
+        user: None,
+        under: Some(grant.clone()),
+    })
+}
+
+/// What it counts as: a family of refresh tokens is one piece.
+fn evidence_of(grant: &TokenRecord) -> Hash {
+    match grant.lineage.first() {
+        Some(HexHash(family)) if kind(grant) == Some(GrantKind::Refresh) => *family,
+        _ => grant.token_hash,
+    }
+}
+
+impl Exchange {
+    async fn known(
+        &self,
+        text: &str,
+        wanted: GrantKind,
+    ) -> Result<Option<Arc<TokenRecord>>, ExchangeError> {
+        if text.len() > GRANT_MAX {
+            return Ok(None);
+        }
+        let hash: Hash = Sha256::digest(text).into();
+        let found = self.core.ledger.grant(&hash).await;
+        let found = found.map_err(|refused| ExchangeError::not_recorded(&refused))?;
+        let now_ms = self.core.now();
+        Ok(found.filter(|it| kind(it) == Some(wanted) && it.expires_ms > now_ms))
+    }
+
+    /// The agent whose session it is.
+    pub(super) async fn in_session(
+        &self,
+        text: &str,
+        params: &Params,
+        keys: (&str, Option<&str>),
+    ) -> Result<Proven, ExchangeError> {
+        if params.actor_token().is_some() {
+            let what = "a session says who acts: leave actor_token out".to_owned();
+            return Err(ExchangeError::Request(what));
+        }
+        self.session(text, keys).await
+    }
+
+    /// The same, of a session that was shown elsewhere than in a form.
+    pub(super) async fn session(
+        &self,
+        text: &str,
+        keys: (&str, Option<&str>),
+    ) -> Result<Proven, ExchangeError> {
+        let Some(grant) = self.known(text, GrantKind::Session).await? else {
+            return no(
+                Reason::TokenUnknown,
+                "there is no such session, or it has ended",
+            );
+        };
+        bound(&grant, keys)?;
+        itself(&grant)
+    }
+
+    /// The agent that a delegation is for, by its own evidence.
+    pub(super) async fn delegated(
+        &self,
+        text: &str,
+        agent: Mapped,
+    ) -> Result<Proven, ExchangeError> {
+        let Some(grant) = self.known(text, GrantKind::Delegation).await? else {
+            return no(
+                Reason::TokenUnknown,
+                "there is no such delegation, or it has ended",
+            );
+        };
+        let holder = grant.grant.as_ref().and_then(|it| it.holder.as_deref());
+        if holder != Some(agent.evidence.agent.as_str()) {
+            return no(Reason::TokenAudience, "the delegation is another agent's");
+        }
+        Ok(Proven {
+            agent,
+            user: None,
+            under: Some(grant),
+        })
+    }
+
+    /// The client whose refresh token it is. One that was used before is somebody's who
+    /// should not have it, the client's or the thief's: then none of its family counts.
+    pub(super) async fn refreshed(
+        &self,
+        text: &str,
+        keys: (&str, Option<&str>),
+    ) -> Result<Proven, ExchangeError> {
+        let Some(grant) = self.known(text, GrantKind::Refresh).await? else {
+            self.stop_family(text).await?;
+            let what = "there is no such refresh token, or it has ended";
+            return no(Reason::TokenUnknown, what).map_err(ExchangeError::of_refresh);
+        };
+        bound(&grant, keys).map_err(ExchangeError::of_refresh)?;
+        itself(&grant)
+    }
+
+    /// Stops what a used refresh token belongs to; what nobody issued changes nothing.
+    pub(super) async fn stop_family(&self, text: &str) -> Result<(), ExchangeError> {
+        if !text.starts_with(REFRESH) || text.len() > GRANT_MAX {
+            return Ok(());
+        }
+        let hash: Hash = Sha256::digest(text).into();
+        let spent = self.core.ledger.spent(&hash).await;
+        let spent = spent.map_err(|refused| ExchangeError::not_recorded(&refused))?;
+        // Its `jti` is its family's.
+        match spent {
+            Some(spent) => {
+                self.stop_named(&spent.jti).await?;
+                Err(ExchangeError::RefreshReplayed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Stops a family of refresh tokens, and what was got with them.
+    pub(super) async fn stop_named(&self, family: &str) -> Result<(), ExchangeError> {
+        let Some(hash) = family_of(family) else {
+            return Err(ExchangeError::Internal);
+        };
+        let known = self.core.ledger.rights();
+        let stands = known.stops.get(&Target::Token(hash));
+        if stands.is_some_and(|it| it.lifted.is_none()) {
+            return Ok(());
+        }
+        tracing::error!(
+            family,
+            "ALARM: a refresh token was used twice: somebody else may have it; its family is revoked"
+        );
+        let stop = Command::Stop {
+            target: Target::Token(hash),
+            by: "the token endpoint".into(),
+            why: "a refresh token was used twice".into(),
+            until_ms: Some(self.core.now().saturating_add(STOPPED_MS)),
+        };
+        let done = self.core.ledger.commit(stop).await;
+        done.map(drop)
+            .map_err(|refused| ExchangeError::not_recorded(&refused))
+    }
+}
+
+/// Longer than a family lasts, and then what was got with its last token, in ms.
+const STOPPED_MS: u64 = (86_400 + crate::config::TOKEN_LIFETIME_MAX_S) * 1000;
+
+/// What a family of refresh tokens is called.
+pub(super) fn family_name(first: &Hash) -> String {
+    capability::b64::encode(first)
+}
+
+fn family_of(name: &str) -> Option<Hash> {
+    capability::b64::decode32(name)
+}
