@@ -12,6 +12,8 @@
 mod book;
 #[path = "docs/commands.rs"]
 mod commands;
+#[path = "docs/completion.rs"]
+mod completion;
 #[path = "docs/config.rs"]
 mod config;
 #[path = "docs/edge_check.rs"]

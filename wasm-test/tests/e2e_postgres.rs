@@ -8,24 +8,30 @@
 
 use std::time::Duration;
 
-use wasm_test::client::{Answer, Approver, Verdict};
+use serde_json::{Value, json};
+use wasm_test::client::{Answer, Approver, DpopKey, Verdict, http_client, now_s};
 use wasm_test::postgres;
 use wasm_test::stage::{Pair, Stage, eventually, jti};
-use wasm_test::system::Options;
+use wasm_test::system::{AGENT, Options};
 use wasm_test::upstream::REPORT;
 
 const RESTRICTED: &str = "/echo/restricted/pair";
 
 /// The pair, or `None` where there is no PostgreSQL.
 async fn pair(what: &str, hold_s: u64) -> Option<Pair> {
-    let Some(bin) = postgres::find().unwrap() else {
-        eprintln!("\nSKIPPED: {what} needs PostgreSQL; run `cargo xtask test`\n");
-        return None;
-    };
     let options = Options {
         hold_s,
         token_lifetime_s: 120,
         ..Options::default()
+    };
+    with(what, options).await
+}
+
+/// The same by these options.
+async fn with(what: &str, options: Options) -> Option<Pair> {
+    let Some(bin) = postgres::find().unwrap() else {
+        eprintln!("\nSKIPPED: {what} needs PostgreSQL; run `cargo xtask test`\n");
+        return None;
     };
     Some(Pair::start(&bin, options).await.unwrap())
 }
@@ -208,5 +214,83 @@ async fn after_an_epoch_that_no_restart_began_a_used_token_is_of_unknown_outcome
     }
     assert_eq!(first.arrived().unwrap(), before);
     assert_eq!(first.uses().unwrap().get(&jti(&token)), Some(&1));
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_revoked_for_both_and_an_assertion_counts_once_for_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = DpopKey::generate().unwrap();
+    let mut jwk = key.jwk().clone();
+    jwk["kid"] = json!("k");
+    let keys = dir.path().join("client.json");
+    std::fs::write(&keys, json!({ "keys": [jwk] }).to_string()).unwrap();
+    let extra_config = format!(
+        "[[client]]\nclient_id = \"billing\"\nagent = \"{AGENT}\"\nkeys = \"{}\"\n",
+        keys.display()
+    );
+    let options = Options {
+        token_lifetime_s: 120,
+        extra_config,
+        ..Options::default()
+    };
+    let Some(pair) = with("revocation over replicas", options).await else {
+        return;
+    };
+    let issuer = pair.first.system.issuer();
+    let assertion = |name: &str| {
+        let header = json!({ "alg": "ES256", "typ": "JWT", "kid": "k" });
+        let claims = json!({
+            "iss": "billing", "sub": "billing", "aud": issuer, "jti": name,
+            "iat": now_s(), "exp": now_s() + 60,
+        });
+        key.sign(&header, &claims)
+    };
+    let post = async |side: &Stage, endpoint: &str, token: &str, assertion: &str| {
+        let form = [
+            ("token", token),
+            (
+                "client_assertion_type",
+                "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+            ),
+            ("client_assertion", assertion),
+        ];
+        let url = format!("{}/oauth2/{endpoint}", side.system.http_url());
+        let answer = http_client().post(url).form(&form).send().await.unwrap();
+        Answer::read(answer).await.unwrap()
+    };
+    let (first, second) = (&pair.first, &pair.second);
+    let token = first.agent.token("GET", REPORT).await.unwrap();
+    let one = assertion("one");
+    let said = post(second, "introspect", &token, &one).await;
+    assert_eq!(said.status, 200, "{}", said.text());
+    assert_eq!(said.json()["active"], true, "{}", said.text());
+    assert_eq!(said.json()["cnf"]["jkt"], first.agent.key().thumbprint());
+    for side in [first, second] {
+        expect(
+            &post(side, "introspect", &token, &one).await,
+            401,
+            "token_spent",
+        );
+    }
+    let revoked = post(second, "revoke", &token, &assertion("two")).await;
+    assert_eq!(revoked.status, 200, "{}", revoked.text());
+    // At once, also where nobody has been told yet: each commit is checked against it.
+    let before = first.arrived().unwrap();
+    let bytes = first.signed("GET", REPORT, &token);
+    expect(&first.exchange(&bytes).await.unwrap(), 401, "token_revoked");
+    assert_eq!(first.arrived().unwrap(), before);
+    let nothing: Value = json!({ "active": false });
+    let said = post(second, "introspect", &token, &assertion("three")).await;
+    assert_eq!(said.json(), nothing);
+    // Who only asks hears of it within a second.
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    eventually("the first says so too", async || {
+        let n = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let one = assertion(&format!("asked {n}"));
+        post(first, "introspect", &token, &one).await.json() == nothing
+    })
+    .await
+    .unwrap();
     pair.stop().await;
 }

@@ -34,6 +34,7 @@ const NAMES: [(&str, &[&str]); 8] = [
             "control-plane/src/web/",
             "control-plane/src/exchange/cache.rs",
             "control-plane/src/exchange/http.rs",
+            "control-plane/src/exchange/tokens/http.rs",
             "control-plane/src/serve/",
             "control-plane/examples/",
         ],

@@ -132,6 +132,12 @@ pub(crate) enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         policy: Option<PolicyFacts>,
     },
+    /// Something that may be shown once was, and nothing was given for it.
+    Present {
+        agent: String,
+        once: EvidenceOf,
+        what: String,
+    },
     Discover {
         agent: String,
     },

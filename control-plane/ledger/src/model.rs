@@ -12,6 +12,7 @@ mod limits;
 mod refused;
 mod request;
 mod rights;
+mod spent;
 
 pub use action::{ActionRecord, BodyRecord};
 pub use command::Command;
@@ -25,6 +26,7 @@ pub use rights::{
     Target,
 };
 use serde::{Deserialize, Serialize};
+pub use spent::{FirstUse, SpentRecord};
 
 /// SHA-256, shown as lower-case hex in lines.
 pub type Hash = [u8; 32];
@@ -225,34 +227,6 @@ pub struct Suspension {
     /// The leaf hash of the last of them.
     #[serde(with = "hash_hex")]
     pub head: Hash,
-}
-
-/// What became of the use that spent a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpentRecord {
-    /// The spent token's `jti`.
-    pub jti: String,
-    /// The token's own end; the record is kept until then.
-    pub expires_ms: Millis,
-    /// The request that spent it.
-    pub request_id: String,
-    /// `Unknown` until an outcome says more.
-    pub outcome: FirstUse,
-}
-
-/// The outcome of a token's one use, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstUse {
-    /// Allowed; no outcome has come yet, or one that cannot tell.
-    Unknown,
-    /// The upstream answered with this status.
-    Forwarded(u16),
-    /// Allowed, but nothing was sent to the upstream: the proxy says so.
-    NotForwarded,
-    /// The use was refused, and refusing spent it.
-    Refused,
-    /// It was held and lapsed.
-    Lapsed,
 }
 
 /// A piece of evidence, and when it ends.

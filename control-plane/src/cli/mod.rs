@@ -7,6 +7,7 @@ mod print;
 mod approvals;
 mod audit;
 mod call;
+mod completion;
 mod edge;
 mod keys;
 mod ledger;
@@ -96,6 +97,11 @@ enum Command {
         #[command(subcommand)]
         command: edge::Edge,
     },
+    /// Print what makes a shell complete `writ` commands and options
+    #[command(
+        after_help = "Examples:\n  writ completion bash > /etc/bash_completion.d/writ\n  writ completion zsh > \"${fpath[1]}/_writ\"\n  writ completion fish > ~/.config/fish/completions/writ.fish\n\nOr for this shell alone: source <(writ completion bash)"
+    )]
+    Completion(completion::Completion),
 }
 
 #[derive(Args)]
@@ -176,6 +182,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Revoke(revoke) => revoke.run().await,
         Command::Policy { command } => command.run(),
         Command::Edge { command } => command.run(),
+        Command::Completion(completion) => completion.run(),
     }
 }
 

@@ -33,6 +33,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Resource servers that may introspect.
+const INTROSPECTION_MAX: usize = 1_024;
+
 /// The longest life of a capability token, in seconds.
 pub const TOKEN_LIFETIME_MAX_S: u64 = 300;
 
@@ -218,6 +221,7 @@ fn server(table: &Table<'_>) -> Server {
         login_as: table.text_or("login_as", "operator"),
         mtls_listen: table.optional_address("mtls_listen"),
         mtls_url: table.optional_origin("mtls_url"),
+        introspection: table.spiffe_ids("introspection", INTROSPECTION_MAX),
     };
     table.finish();
     server

@@ -473,4 +473,23 @@ impl<'r> Table<'r> {
         }
         text
     }
+
+    /// A list of SPIFFE IDs, each once and `most` of them.
+    pub(super) fn spiffe_ids(&self, key: &str, most: usize) -> Vec<String> {
+        let all = self.texts(key);
+        let unlike = |text: &&String| identity::SpiffeId::parse(text).is_err();
+        if let Some(text) = all.iter().find(unlike) {
+            self.error(
+                key,
+                format!("`{text}` is not a SPIFFE ID like spiffe://writ.example/agent/demo"),
+            );
+        }
+        if all.iter().collect::<BTreeSet<_>>().len() < all.len() {
+            self.error(key, "one is named twice".into());
+        }
+        if all.len() > most {
+            self.error(key, format!("more than {most}"));
+        }
+        all
+    }
 }

@@ -110,6 +110,16 @@ fn each_problem_is_named_with_its_line() {
         ),
         (
             "[identity]",
+            "introspection = [\"tools\"]\n[identity]",
+            "`tools` is not a SPIFFE ID",
+        ),
+        (
+            "[identity]",
+            "introspection = [\"spiffe://a/b\", \"spiffe://a/b\"]\n[identity]",
+            "one is named twice",
+        ),
+        (
+            "[identity]",
             "mtls_listen = \"127.0.0.1:8480\"\n[identity]",
             "another listener has this port already",
         ),

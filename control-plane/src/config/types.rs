@@ -91,6 +91,8 @@ pub struct Server {
     pub mtls_listen: Option<SocketAddr>,
     /// The URL that they know it by: scheme and authority.
     pub mtls_url: Option<String>,
+    /// SPIFFE IDs of the resource servers that may introspect every token.
+    pub introspection: Vec<String>,
     /// ADS and decisions without TLS; loopback only, by explicit flag.
     pub plaintext_grpc: bool,
     /// Whom a login link signs in.

@@ -7,7 +7,7 @@ use capability::reason::Reason;
 use decision_api::{
     Allow, Answer, Deny, FirstUse as WireFirstUse, Question, QuestionId, answer::Verdict,
 };
-use ledger::model::{Approval, FirstUse, SpentRecord, TokenRecord};
+use ledger::model::{Approval, SpentRecord, TokenRecord};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
@@ -69,15 +69,10 @@ fn allow(token: &TokenRecord, core: &Core, facts: &Facts) -> Verdict {
 
 pub(super) fn refused_verdict(reason: Reason, first: Option<SpentRecord>) -> Verdict {
     let first_use = first.map(|first| {
-        let (result, upstream_status) = match first.outcome {
-            FirstUse::Forwarded(status) => ("forwarded", u32::from(status)),
-            FirstUse::Refused | FirstUse::Lapsed => ("refused", 0),
-            FirstUse::NotForwarded => ("not_forwarded", 0),
-            FirstUse::Unknown => ("unknown", 0),
-        };
+        let (result, status) = first.outcome.told();
         WireFirstUse {
             result: result.to_owned(),
-            upstream_status,
+            upstream_status: status.map_or(0, u32::from),
             request_id: first.request_id,
         }
     });

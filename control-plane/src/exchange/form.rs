@@ -129,9 +129,7 @@ impl Params {
         if self.get("scope").is_some() {
             return Err(ExchangeError::Scope);
         }
-        if self.get("client_secret").is_some() {
-            return request("`client_secret` is not used here".into());
-        }
+        self.refuse_secret()?;
         if grant == Grant::Exchange {
             self.check_exchange(client)?;
         } else if let Some(other) = OF_EXCHANGE.iter().find(|it| self.get(it).is_some()) {
@@ -208,7 +206,11 @@ impl Params {
     }
 
     /// How a client authenticates.
-    fn client(&self, grant: Grant, peer: Option<&Peer>) -> Result<Client, ExchangeError> {
+    pub(super) fn client(
+        &self,
+        grant: Grant,
+        peer: Option<&Peer>,
+    ) -> Result<Client, ExchangeError> {
         let request = |what: String| Err(ExchangeError::Request(what));
         match (
             self.get("client_assertion_type"),
@@ -240,6 +242,21 @@ impl Params {
                 Ok(Client::Certificate)
             }
             (_, None) => Err(ExchangeError::Grant),
+        }
+    }
+
+    /// The token that is asked about (RFC 7662, section 2.1; RFC 7009, section 2.1).
+    pub(super) fn token(&self) -> Result<&str, ExchangeError> {
+        self.needed("token")
+    }
+
+    /// Nobody has a secret here.
+    pub(super) fn refuse_secret(&self) -> Result<(), ExchangeError> {
+        match self.get("client_secret") {
+            Some(_) => Err(ExchangeError::Request(
+                "`client_secret` is not used here".into(),
+            )),
+            None => Ok(()),
         }
     }
 

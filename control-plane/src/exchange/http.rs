@@ -1,5 +1,8 @@
 //! The token endpoint and its neighbours over HTTP.
 
+use super::described::{
+    BatchAnswer, BatchForm, Keys, Refusal, Refused, Slower, TokenAnswer, TokenForm,
+};
 use super::form::{BODY_MAX, Params};
 use super::{Exchange, ExchangeError, GRANT_BEARER, GRANT_REFRESH, Issued, cache, metadata};
 use crate::config::Issuer;
@@ -10,11 +13,13 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use capability::reason::Reason;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use identity::mtls::Peer;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// So long may metadata be gone by, and the key of decisions, which change at a start
 /// at most; seconds.
@@ -22,33 +27,46 @@ const METADATA_CACHED_S: u64 = 60;
 
 /// The routes of the authorization server. No management route is among them.
 pub fn routes(exchange: Arc<Exchange>) -> Router {
-    Router::new()
-        .route("/oauth2/token", post(token))
-        .route("/api/v1/capabilities", post(capabilities))
-        .route("/oauth2/authorize", get(authorize))
-        .route(
-            "/.well-known/oauth-authorization-server",
-            get(server_metadata),
-        )
-        .route("/.well-known/jwks.json", get(jwks))
+    let (router, _) = described().split_for_parts();
+    router.with_state(exchange)
+}
+
+/// What they are, for their document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    described().split_for_parts().1
+}
+
+fn described() -> OpenApiRouter<Arc<Exchange>> {
+    OpenApiRouter::new()
+        .routes(routes!(token))
+        .merge(super::tokens::routes())
+        .routes(routes!(capabilities))
+        .routes(routes!(authorize))
+        .routes(routes!(server_metadata))
+        .routes(routes!(jwks))
         // A place of its own: whoever takes tokens by jwks.json must not take these.
-        .route("/.well-known/writ-decision-jwks.json", get(decision_jwks))
-        .with_state(exchange)
+        .routes(routes!(decision_jwks))
 }
 
 /// The routes for connections that have a [`Peer`], as an extension of each
-/// request: the token endpoint, and what leads to it.
+/// request: the token endpoint, what leads to it, and what its tokens are known by.
 pub fn mtls_routes(exchange: Arc<Exchange>) -> Router {
-    Router::new()
-        .route("/oauth2/token", post(token))
-        .route("/api/v1/capabilities", post(capabilities))
-        .route(
-            "/.well-known/oauth-authorization-server",
-            get(server_metadata),
-        )
-        .with_state(exchange)
+    let these = OpenApiRouter::new()
+        .routes(routes!(token))
+        .merge(super::tokens::routes())
+        .routes(routes!(capabilities))
+        .routes(routes!(server_metadata));
+    let (router, _) = these.split_for_parts();
+    router.with_state(exchange)
 }
 
+/// One token for one action, for evidence of who asks (RFC 8693; RFC 6749, sections 4.4 and
+/// 6; RFC 7523, section 2.1).
+#[utoipa::path(post, path = "/oauth2/token", tag = "oauth",
+    params(("DPoP" = String, Header, description = "A proof of this request (RFC 9449)")),
+    request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, description = "The token", body = TokenAnswer), Refused, Slower))]
 async fn token(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
     let id = random_id::<9>("req_");
     let result = async {
@@ -89,6 +107,12 @@ fn answer(issued: Issued) -> Value {
 }
 
 /// Several at once: `{"authorization_details": […]}`, by a session or a certificate.
+#[utoipa::path(post, path = "/api/v1/capabilities", tag = "oauth",
+    params(
+        ("DPoP" = String, Header, description = "A proof of this request (RFC 9449)"),
+        ("authorization" = Option<String>, Header, description = "`DPoP` and a session; a certificate stands in for it")),
+    request_body = BatchForm,
+    responses((status = 200, description = "A token, or a refusal, for each", body = BatchAnswer), Refused, Slower))]
 async fn capabilities(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
     let id = random_id::<9>("req_");
     let result = async {
@@ -169,17 +193,27 @@ fn refused(exchange: &Exchange, error: &ExchangeError, id: &str) -> Response {
 
 /// Content type, one proof, no query, a bounded body.
 async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError> {
+    is_form(&request)?;
+    let proof = proof(request.headers())?;
+    Ok((form(request).await?, proof))
+}
+
+/// A form's content type, and no query.
+pub(super) fn is_form(request: &Request<Body>) -> Result<(), ExchangeError> {
     let wrong = |what: &str| ExchangeError::Request(what.into());
     if request.uri().query().is_some() {
         return Err(wrong("parameters go into the body, not into the URL"));
     }
-    let headers = request.headers();
-    if media_type(headers).as_deref() != Some("application/x-www-form-urlencoded") {
+    if media_type(request.headers()).as_deref() != Some("application/x-www-form-urlencoded") {
         return Err(wrong("the body must be application/x-www-form-urlencoded"));
     }
-    let proof = proof(headers)?;
+    Ok(())
+}
+
+/// A form's parameters, from a bounded body.
+pub(super) async fn form(request: Request<Body>) -> Result<Params, ExchangeError> {
     let body = bounded(request.into_body()).await?;
-    Ok((Params::parse(&body)?, proof))
+    Params::parse(&body)
 }
 
 fn media_type(headers: &HeaderMap) -> Option<String> {
@@ -202,8 +236,8 @@ async fn bounded(body: Body) -> Result<Bytes, ExchangeError> {
 
 fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
     let mut proofs = headers.get_all("dpop").iter();
-    let missing = ExchangeError::Proof(capability::reason::Reason::MissingCredentials);
-    let malformed = ExchangeError::Proof(capability::reason::Reason::ProofMalformed);
+    let missing = ExchangeError::Proof(Reason::MissingCredentials);
+    let malformed = ExchangeError::Proof(Reason::ProofMalformed);
     let first = proofs.next().ok_or(missing)?;
     if proofs.next().is_some() {
         return Err(malformed);
@@ -212,9 +246,16 @@ fn proof(headers: &HeaderMap) -> Result<String, ExchangeError> {
 }
 
 fn refusal(error: &ExchangeError, request_id: &str) -> Response {
-    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, axum::Json(told(error, request_id))).into_response();
-    if error.code() == "temporarily_unavailable" {
+    refusal_with(error.status(), told(error, request_id))
+}
+
+/// A refusal with this status and body.
+pub(super) fn refusal_with(status: u16, body: Value) -> Response {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let error = body.get("error").and_then(Value::as_str);
+    let later = error == Some("temporarily_unavailable");
+    let mut response = (status, axum::Json(body)).into_response();
+    if later {
         response
             .headers_mut()
             .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -223,10 +264,16 @@ fn refusal(error: &ExchangeError, request_id: &str) -> Response {
 }
 
 fn told(error: &ExchangeError, request_id: &str) -> Value {
+    let description = error.description();
+    words(error.code(), &description, error.reason(), request_id)
+}
+
+/// A refusal's body.
+pub(super) fn words(error: &str, description: &str, reason: Reason, request_id: &str) -> Value {
     json!({
-        "error": error.code(),
-        "error_description": ascii(&error.description()),
-        "reason": error.reason().as_str(),
+        "error": error,
+        "error_description": ascii(description),
+        "reason": reason.as_str(),
         "request_id": request_id,
     })
 }
@@ -257,7 +304,7 @@ fn offer_nonce(exchange: &Exchange, response: &mut Response) {
     }
 }
 
-fn no_store(mut response: Response) -> Response {
+pub(super) fn no_store(mut response: Response) -> Response {
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -268,6 +315,8 @@ fn no_store(mut response: Response) -> Response {
 }
 
 /// Clients demand the endpoint in metadata; no response type is served.
+#[utoipa::path(get, path = "/oauth2/authorize", tag = "oauth",
+    responses((status = 400, description = "Always", body = Refusal)))]
 async fn authorize() -> Response {
     let body = json!({
         "error": "unsupported_response_type",
@@ -276,6 +325,9 @@ async fn authorize() -> Response {
     no_store((StatusCode::BAD_REQUEST, axum::Json(body)).into_response())
 }
 
+/// What clients find the rest by (RFC 8414).
+#[utoipa::path(get, path = "/.well-known/oauth-authorization-server", tag = "oauth",
+    responses((status = 200, description = "The metadata", body = serde_json::Value)))]
 async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let config = &exchange.core.config;
     let clients = !config.clients.is_empty();
@@ -294,12 +346,18 @@ async fn server_metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderM
     cache::json(&body, METADATA_CACHED_S, &headers)
 }
 
+/// The keys that tokens are signed with (RFC 7517).
+#[utoipa::path(get, path = "/.well-known/jwks.json", tag = "oauth",
+    responses((status = 200, description = "The keys", body = Keys)))]
 async fn jwks(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let core = &exchange.core;
     let body = json!({ "keys": core.keys.known(core.now() / 1000) });
     cache::json(&body, CACHED_S, &headers)
 }
 
+/// The key that upstreams check decisions by.
+#[utoipa::path(get, path = "/.well-known/writ-decision-jwks.json", tag = "oauth",
+    responses((status = 200, description = "The key", body = Keys)))]
 async fn decision_jwks(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let body = json!({ "keys": [exchange.core.decision_key.public_jwk()] });
     cache::json(&body, METADATA_CACHED_S, &headers)

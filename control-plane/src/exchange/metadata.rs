@@ -31,6 +31,8 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         "issuer": issuer,
         "token_endpoint": format!("{issuer}/oauth2/token"),
         "authorization_endpoint": format!("{issuer}/oauth2/authorize"),
+        "introspection_endpoint": format!("{issuer}/oauth2/introspect"),
+        "revocation_endpoint": format!("{issuer}/oauth2/revoke"),
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "response_types_supported": ["none"],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
@@ -57,13 +59,22 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
             let name = "authorization_grant_profiles_supported";
             members.insert(name.into(), json!([ID_JAG_PROFILE]));
         }
-        if clients {
-            // Required where there are such clients (RFC 8414, section 2).
-            let name = "token_endpoint_auth_signing_alg_values_supported";
-            members.insert(name.into(), json!(identity::oidc::ALGORITHMS));
+        // Who shows a subject token has not authenticated as a client.
+        let proven = methods.iter().filter(|it| **it != "none");
+        let proven: Vec<&str> = proven.copied().collect();
+        for (endpoint, methods) in [
+            ("token", &methods),
+            ("introspection", &proven),
+            ("revocation", &proven),
+        ] {
+            let name = format!("{endpoint}_endpoint_auth_methods_supported");
+            members.insert(name, json!(methods));
+            if clients {
+                // Required where there are such clients (RFC 8414, section 2).
+                let name = format!("{endpoint}_endpoint_auth_signing_alg_values_supported");
+                members.insert(name, json!(identity::oidc::ALGORITHMS));
+            }
         }
-        let name = "token_endpoint_auth_methods_supported";
-        members.insert(name.into(), json!(methods));
     }
     if let (Some(url), Some(members)) = (mtls_url, metadata.as_object_mut()) {
         members.insert(
@@ -72,7 +83,11 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         );
         members.insert(
             "mtls_endpoint_aliases".into(),
-            json!({ "token_endpoint": format!("{url}/oauth2/token") }),
+            json!({
+                "token_endpoint": format!("{url}/oauth2/token"),
+                "introspection_endpoint": format!("{url}/oauth2/introspect"),
+                "revocation_endpoint": format!("{url}/oauth2/revoke"),
+            }),
         );
     }
     metadata

@@ -427,12 +427,12 @@ impl Exchange {
 }
 
 /// A user as issuer and subject, which `sub` alone is not (RFC 9493, section 3.2.2).
-fn sub_id(user: &User) -> Value {
+pub(super) fn sub_id(user: &User) -> Value {
     json!({ "format": "iss_sub", "iss": user.issuer, "sub": user.subject })
 }
 
 /// `act` (RFC 8693, section 4.1), the first of these outermost.
-fn nested(actors: &[String]) -> Option<Value> {
+pub(super) fn nested(actors: &[String]) -> Option<Value> {
     actors.iter().rev().fold(None, |inner, sub| {
         Some(match inner {
             None => json!({ "sub": sub }),

@@ -6,6 +6,7 @@
 mod batch;
 mod cache;
 mod delegation;
+mod described;
 mod error;
 mod evidence;
 mod form;
@@ -18,10 +19,11 @@ mod mint;
 mod nonces;
 mod proof;
 mod proofs;
+mod tokens;
 mod users;
 
 pub use error::ExchangeError;
-pub use http::{mtls_routes, routes};
+pub use http::{mtls_routes, openapi, routes};
 pub use issuers::Issuers;
 pub use proofs::SeenProofs;
 

@@ -19,8 +19,7 @@ use tokio::sync::watch;
 use super::Desk;
 use super::api::{problem, suspension};
 use super::fence::harden;
-use super::inbox::sorted;
-use super::models::{standing, to_json};
+use super::models::{all_json, standing};
 use super::rights::{agents_json, stops_json};
 use super::site::BODY_MAX;
 use super::text::time_for_programs;
@@ -169,10 +168,5 @@ async fn status(State(office): State<Office>) -> Response {
 }
 
 async fn list(State(office): State<Office>) -> Response {
-    let now = office.desk.now_ms();
-    let approvals: Vec<Value> = sorted(office.desk.list())
-        .iter()
-        .map(|approval| to_json(approval, now))
-        .collect();
-    Json(json!({"approvals": approvals})).into_response()
+    Json(all_json(&*office.desk)).into_response()
 }

@@ -3,10 +3,9 @@
 
 use std::fmt::Write as _;
 
-use ledger::model::BodyRecord;
-use serde_json::{Value, json};
-
+use super::answers::{BodyAnswer, ContentAnswer};
 use super::text::Shown;
+use ledger::model::BodyRecord;
 
 /// Bytes on a line, where they are no text.
 const BYTES_PER_LINE: usize = 32;
@@ -55,22 +54,23 @@ fn in_hex(bytes: &[u8]) -> Shown {
 }
 
 /// What is known of a body, for programs.
-pub(super) fn body_json(known: &BodyRecord) -> Value {
-    json!({
-        "sha256": hex::encode(known.sha256),
-        "bytes": known.bytes,
-        "content_type": known.content_type,
-        "content_encoding": known.content_encoding,
-    })
+pub(super) fn body_json(known: &BodyRecord) -> BodyAnswer {
+    BodyAnswer {
+        sha256: hex::encode(known.sha256),
+        bytes: known.bytes,
+        content_type: known.content_type.clone(),
+        content_encoding: known.content_encoding.clone(),
+        content: None,
+    }
 }
 
 /// The bytes for programs: as text where they are text, and as base64.
-pub(super) fn content_json(bytes: &[u8]) -> Value {
+pub(super) fn content_json(bytes: &[u8]) -> ContentAnswer {
     use base64ct::{Base64, Encoding};
-    json!({
-        "text": std::str::from_utf8(bytes).ok(),
-        "base64": Base64::encode_string(bytes),
-    })
+    ContentAnswer {
+        text: std::str::from_utf8(bytes).ok().map(str::to_owned),
+        base64: Base64::encode_string(bytes),
+    }
 }
 
 #[cfg(test)]

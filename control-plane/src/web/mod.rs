@@ -7,6 +7,7 @@
 //! `fence`. Only a human's session approves.
 
 mod admin;
+mod answers;
 mod api;
 mod assets;
 mod bodies;
@@ -15,6 +16,7 @@ mod inbox;
 mod logins;
 mod models;
 mod pages;
+mod refusals;
 mod rights;
 mod site;
 mod text;
@@ -196,6 +198,13 @@ pub struct WebSettings {
 /// are not here.
 pub fn pages(desk: Arc<dyn Desk>, logins: Logins, settings: WebSettings) -> axum::Router {
     let site = site::Site::new(desk, logins, settings);
-    let router = pages::routes().merge(inbox::routes()).merge(api::routes());
+    let (api, _) = api::routes().split_for_parts();
+    let router = pages::routes().merge(inbox::routes()).merge(api);
     fence::around(router, site)
+}
+
+/// What the JSON interface is, for its document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api::routes().split_for_parts().1
 }

@@ -2,11 +2,11 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use ledger::model::{Approval, ApprovalState, Millis, User};
-use serde_json::{Value, json};
-
+use super::Desk;
+use super::answers::{ActionAnswer, ApprovalAnswer, ApprovalsAnswer, UserName};
 use super::bodies::{BodyShown, body_json, shown};
 use super::text::{Shown, decoded, span, split_url, time_for_people, time_for_programs};
+use ledger::model::{Approval, ApprovalState, Millis, User};
 
 /// Waiting approvals that the inbox shows.
 pub(super) const WAITING_MAX: usize = 200;
@@ -233,32 +233,45 @@ fn parameters(query: &str) -> Vec<Parameter> {
 }
 
 /// An approval as the JSON interface gives it.
-pub(super) fn to_json(approval: &Approval, now: Millis) -> Value {
-    let user = approval
-        .user
-        .as_ref()
-        .map(|User { issuer, subject }| json!({"issuer": issuer, "subject": subject}));
-    json!({
-        "id": approval.id,
-        "status": word(standing(approval, now)),
-        "digest": hex::encode(approval.digest),
-        "agent": approval.agent,
-        "user": user,
-        "chain": approval.chain,
-        "action": {
-            "type": approval.action.kind,
-            "method": approval.action.method,
-            "location": approval.action.location,
-            "content_digest": approval.action.content_digest,
+pub(super) fn to_json(approval: &Approval, now: Millis) -> ApprovalAnswer {
+    let user = approval.user.as_ref().map(named);
+    ApprovalAnswer {
+        id: approval.id.clone(),
+        status: word(standing(approval, now)),
+        digest: hex::encode(approval.digest),
+        agent: approval.agent.clone(),
+        user,
+        chain: approval.chain.clone(),
+        action: ActionAnswer {
+            kind: approval.action.kind.clone(),
+            method: approval.action.method.clone(),
+            location: approval.action.location.clone(),
+            content_digest: approval.action.content_digest.clone(),
         },
-        "body": approval.body.as_ref().map(body_json),
-        "rules": approval.rules,
-        "reasons": approval.reasons,
-        "approvers": approval.approvers,
-        "policy_version": approval.policy_version,
-        "created_at": time_for_programs(approval.created_ms),
-        "expires_at": time_for_programs(approval.expires_ms),
-        "decided_by": approval.decided_by,
-        "decided_at": approval.decided_ms.map(time_for_programs),
-    })
+        body: approval.body.as_ref().map(body_json),
+        rules: approval.rules.clone(),
+        reasons: approval.reasons.clone(),
+        approvers: approval.approvers.clone(),
+        policy_version: approval.policy_version.clone(),
+        created_at: time_for_programs(approval.created_ms),
+        expires_at: time_for_programs(approval.expires_ms),
+        decided_by: approval.decided_by.clone(),
+        decided_at: approval.decided_ms.map(time_for_programs),
+    }
+}
+
+/// A user for programs.
+pub(super) fn named(user: &User) -> UserName {
+    UserName {
+        issuer: user.issuer.clone(),
+        subject: user.subject.clone(),
+    }
+}
+
+/// All of them, in the order that the inbox has.
+pub(super) fn all_json(desk: &dyn Desk) -> ApprovalsAnswer {
+    let now = desk.now_ms();
+    let all = super::inbox::sorted(desk.list());
+    let approvals = all.iter().map(|approval| to_json(approval, now)).collect();
+    ApprovalsAnswer { approvals }
 }

@@ -1,17 +1,19 @@
 //! The registry of agents and the stops, over JSON: `/api/v1/agents` and `/api/v1/stops`.
 
-use axum::Router;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Json, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use ledger::model::{AgentChange, AgentRecord, AgentState, Refused, Rights, Stop, Target, User};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::api::{bad_body, problem, reader, refused, unauthenticated};
+use super::answers::{AgentAnswer, AgentsAnswer, Named, Problem, Said, StopAnswer, StopsAnswer};
+use super::api::{Asked, Object, problem, reader, refused, unauthenticated};
 use super::logins::Session;
+use super::models::named as user_json;
+use super::refusals::{NotAllowed, NotAsked, NotFound, NotNow, NotSignedIn, PROBLEM};
 use super::site::Site;
 use super::text::time_for_programs;
 use super::{Desk, RightsChange};
@@ -20,85 +22,107 @@ use super::{Desk, RightsChange};
 const STEP_UP_MS: u64 = 5 * 60 * 1000;
 /// Letters of a name or a reason.
 const TEXT_MAX: usize = 256;
+/// The last second of the year 9999, in seconds since the epoch: when what is registered ends.
+const EXPIRES_MAX_S: u64 = 253_402_300_799;
 /// Bytes of what is stopped: the longest SPIFFE ID has as many.
 const NAME_MAX: usize = 2048;
 
-pub(super) fn routes() -> Router<Site> {
-    Router::new()
-        .route("/api/v1/agents", get(agents).put(put_agent))
-        .route("/api/v1/stops", get(stops).post(stop))
-        .route("/api/v1/stops/lift", post(lift))
+pub(super) fn routes() -> OpenApiRouter<Site> {
+    OpenApiRouter::new()
+        .routes(routes!(agents, put_agent))
+        .routes(routes!(stops, stop))
+        .routes(routes!(lift))
 }
 
-fn agent_json(record: &AgentRecord) -> Value {
-    json!({
-        "agent": record.agent,
-        "owner": record.owner,
-        "purpose": record.purpose,
-        "environment": record.environment,
-        "state": record.state.as_str(),
-        "why": record.why,
-        "created_at": time_for_programs(record.created_ms),
-        "changed_at": time_for_programs(record.changed_ms),
-        "changed_by": record.changed_by,
-        "expires_at": record.expires_ms.map(time_for_programs),
-    })
-}
-
-/// The registry, and whoever asked without being in it.
-pub(super) fn agents_json(desk: &dyn Desk) -> Value {
-    let rights = desk.rights();
-    let known = rights.agents.values().map(|record| agent_json(record));
-    let asked = desk.discovered();
-    let asked = asked.iter().map(|(agent, at)| {
-        json!({
-            "agent": agent,
-            "owner": Value::Null,
-            "state": AgentState::Discovered.as_str(),
-            "created_at": time_for_programs(*at),
-        })
-    });
-    json!({ "agents": known.chain(asked).collect::<Vec<_>>() })
-}
-
-fn target_json(target: &Target) -> Value {
-    match target {
-        Target::Everything => json!({"everything": true}),
-        Target::Agent(agent) => json!({"agent": agent}),
-        Target::Owner(owner) => json!({"owner": owner}),
-        Target::User(user) => json!({"user": {"issuer": user.issuer, "subject": user.subject}}),
-        Target::Delegation { user, agent } => json!({
-            "user": {"issuer": user.issuer, "subject": user.subject},
-            "agent": agent,
-        }),
-        Target::Key(jkt) => json!({"key": jkt}),
-        Target::Token(hash) => json!({"token": hex::encode(hash)}),
+fn agent_json(record: &AgentRecord) -> AgentAnswer {
+    AgentAnswer {
+        agent: record.agent.clone(),
+        owner: Some(record.owner.clone()),
+        purpose: Some(record.purpose.clone()),
+        environment: Some(record.environment.clone()),
+        state: record.state.as_str(),
+        why: Some(record.why.clone()),
+        created_at: time_for_programs(record.created_ms),
+        changed_at: Some(time_for_programs(record.changed_ms)),
+        changed_by: Some(record.changed_by.clone()),
+        expires_at: record.expires_ms.map(time_for_programs),
     }
 }
 
-fn stop_json(stop: &Stop) -> Value {
-    let said = |said: &Option<(String, u64)>| match said {
-        Some((by, at)) => json!({"by": by, "at": time_for_programs(*at)}),
-        None => Value::Null,
+/// One that only asked.
+fn stranger_json(agent: &str, at_ms: u64) -> AgentAnswer {
+    AgentAnswer {
+        agent: agent.to_owned(),
+        owner: None,
+        purpose: None,
+        environment: None,
+        state: AgentState::Discovered.as_str(),
+        why: None,
+        created_at: time_for_programs(at_ms),
+        changed_at: None,
+        changed_by: None,
+        expires_at: None,
+    }
+}
+
+/// The registry, and whoever asked without being in it.
+pub(super) fn agents_json(desk: &dyn Desk) -> AgentsAnswer {
+    let rights = desk.rights();
+    let known = rights.agents.values().map(|record| agent_json(record));
+    let asked = desk.discovered();
+    let asked = asked.iter().map(|(agent, at)| stranger_json(agent, *at));
+    AgentsAnswer {
+        agents: known.chain(asked).collect(),
+    }
+}
+
+fn target_json(target: &Target) -> Named {
+    let mut named = Named::default();
+    match target {
+        Target::Everything => named.everything = true,
+        Target::Agent(agent) => named.agent = Some(agent.clone()),
+        Target::Owner(owner) => named.owner = Some(owner.clone()),
+        Target::User(user) => named.user = Some(user_json(user)),
+        Target::Delegation { user, agent } => {
+            named.user = Some(user_json(user));
+            named.agent = Some(agent.clone());
+        }
+        Target::Key(jkt) => named.key = Some(jkt.clone()),
+        Target::Token(hash) => named.token = Some(hex::encode(hash)),
+    }
+    named
+}
+
+fn stop_json(stop: &Stop) -> StopAnswer {
+    let said = |said: &Option<(String, u64)>| {
+        said.as_ref().map(|(by, at)| Said {
+            by: by.clone(),
+            at: time_for_programs(*at),
+        })
     };
-    json!({
-        "target": target_json(&stop.target),
-        "kind": stop.target.kind(),
-        "at": time_for_programs(stop.at_ms),
-        "by": stop.by,
-        "why": stop.why,
-        "stands": stop.lifted.is_none(),
-        "lift_asked": said(&stop.lift_asked),
-        "lifted": said(&stop.lifted),
-    })
+    StopAnswer {
+        target: target_json(&stop.target),
+        kind: stop.target.kind(),
+        at: time_for_programs(stop.at_ms),
+        by: stop.by.clone(),
+        why: stop.why.clone(),
+        stands: stop.lifted.is_none(),
+        lift_asked: said(&stop.lift_asked),
+        lifted: said(&stop.lifted),
+    }
 }
 
 /// What is stopped, and what was.
-pub(super) fn stops_json(rights: &Rights) -> Value {
+pub(super) fn stops_json(rights: &Rights) -> StopsAnswer {
     let all = rights.stops.values().map(|stop| stop_json(stop));
-    json!({ "stops": all.collect::<Vec<_>>() })
+    StopsAnswer {
+        stops: all.collect(),
+    }
 }
 
+/// The registry of agents, and who asked without being in it.
+#[utoipa::path(get, path = "/api/v1/agents", tag = "agents", security(("session" = [])),
+    responses((status = 200, description = "All of them", body = AgentsAnswer), NotSignedIn))]
 async fn agents(State(site): State<Site>, headers: HeaderMap) -> Response {
     if reader(&site, &headers).is_none() {
         return unauthenticated();
@@ -106,6 +130,9 @@ async fn agents(State(site): State<Site>, headers: HeaderMap) -> Response {
     Json(agents_json(&*site.desk)).into_response()
 }
 
+/// What is stopped, and what was.
+#[utoipa::path(get, path = "/api/v1/stops", tag = "agents", security(("session" = [])),
+    responses((status = 200, description = "All of them", body = StopsAnswer), NotSignedIn))]
 async fn stops(State(site): State<Site>, headers: HeaderMap) -> Response {
     if reader(&site, &headers).is_none() {
         return unauthenticated();
@@ -113,15 +140,21 @@ async fn stops(State(site): State<Site>, headers: HeaderMap) -> Response {
     Json(stops_json(&site.desk.rights())).into_response()
 }
 
-#[derive(Deserialize)]
+/// An agent and what changes of it: what is left out, or null, stays.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Change {
+    /// A SPIFFE ID.
     agent: String,
+    /// The person or team that answers for it; a new agent needs one.
     owner: Option<String>,
     purpose: Option<String>,
     environment: Option<String>,
-    /// Seconds since the epoch; `null` is as if it was left out, 0: never.
+    /// When its registration ends, in seconds since the epoch; 0: never.
+    #[schema(maximum = 253_402_300_799_u64)]
     expires: Option<u64>,
+    /// `active`, `suspended` or `decommissioned`.
+    #[schema(value_type = Option<String>)]
     state: Option<AgentState>,
     #[serde(default)]
     why: String,
@@ -136,17 +169,22 @@ fn too_long<'t>(texts: impl IntoIterator<Item = &'t String>) -> Option<Response>
     })
 }
 
-async fn put_agent(
-    State(site): State<Site>,
-    headers: HeaderMap,
-    body: Result<Json<Change>, JsonRejection>,
-) -> Response {
+/// Registers an agent, or changes what the registry knows of one.
+#[utoipa::path(put, path = "/api/v1/agents", tag = "agents", security(("session" = [])), request_body = Change,
+    responses(
+        (status = 200, description = "The agent as it is now", body = AgentAnswer),
+        (status = 204, description = "It is recorded, and not shown here yet"),
+        (status = 404, description = "`not_found`: it is new, and has no owner", body = Problem, content_type = PROBLEM),
+        (status = 409, description = "`bad_transition`", body = Problem, content_type = PROBLEM),
+        (status = 507, description = "`limit_exceeded`", body = Problem, content_type = PROBLEM),
+        NotSignedIn, NotAllowed, NotAsked, NotNow))]
+async fn put_agent(State(site): State<Site>, headers: HeaderMap, body: Asked<Change>) -> Response {
     let Some((_, session)) = site.command_line(&headers) else {
         return unauthenticated();
     };
-    let Json(change) = match body {
+    let Object(change) = match body {
         Ok(body) => body,
-        Err(rejection) => return bad_body(&rejection),
+        Err(refusal) => return refusal,
     };
     let texts = [&change.owner, &change.purpose, &change.environment];
     let texts = texts.into_iter().flatten().chain([&change.why]);
@@ -164,6 +202,10 @@ async fn put_agent(
     {
         let detail = "an agent has an owner: the person or team that answers for it";
         return problem(StatusCode::BAD_REQUEST, "owner_missing", detail);
+    }
+    if change.expires.is_some_and(|it| it > EXPIRES_MAX_S) {
+        let detail = "`expires` is seconds since the epoch, up to the year 9999";
+        return problem(StatusCode::BAD_REQUEST, "bad_expiry", detail);
     }
     let agent = change.agent.clone();
     let expires = |seconds: u64| Some(seconds.saturating_mul(1000)).filter(|ms| *ms > 0);
@@ -187,25 +229,16 @@ async fn put_agent(
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    #[serde(default)]
-    everything: bool,
-    agent: Option<String>,
-    owner: Option<String>,
-    user: Option<User>,
-    key: Option<String>,
-    token: Option<String>,
-}
-
 impl Named {
     /// The one thing that is meant.
     fn target(self) -> Option<Target> {
-        let user = self.user.as_ref();
+        let user = self.user.map(|it| User {
+            issuer: it.issuer,
+            subject: it.subject,
+        });
         let texts = [&self.agent, &self.owner, &self.key, &self.token];
         let texts = texts.into_iter().flatten();
-        let texts = texts.chain(user.into_iter().flat_map(|it| [&it.issuer, &it.subject]));
+        let texts = texts.chain(user.iter().flat_map(|it| [&it.issuer, &it.subject]));
         let bad =
             |it: &String| it.is_empty() || it.len() > NAME_MAX || it.chars().any(char::is_control);
         if texts.into_iter().any(bad) {
@@ -216,7 +249,7 @@ impl Named {
             self.everything,
             self.agent,
             self.owner,
-            self.user,
+            user,
             self.key,
             self.token,
         ) {
@@ -234,7 +267,8 @@ impl Named {
     }
 }
 
-#[derive(Deserialize)]
+/// What is to be stopped, and why.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Stopping {
     target: Named,
@@ -252,17 +286,20 @@ fn stepped_up(site: &Site, session: &Session) -> bool {
     site.desk.now_ms() < session.began_ms.saturating_add(STEP_UP_MS)
 }
 
-async fn stop(
-    State(site): State<Site>,
-    headers: HeaderMap,
-    body: Result<Json<Stopping>, JsonRejection>,
-) -> Response {
+/// Takes rights away, at once.
+#[utoipa::path(post, path = "/api/v1/stops", tag = "agents", security(("session" = [])), request_body = Stopping,
+    responses(
+        (status = 200, description = "The stop", body = StopAnswer),
+        (status = 204, description = "It is recorded, and not shown here yet"),
+        (status = 507, description = "`limit_exceeded`", body = Problem, content_type = PROBLEM),
+        NotSignedIn, NotAllowed, NotAsked, NotNow))]
+async fn stop(State(site): State<Site>, headers: HeaderMap, body: Asked<Stopping>) -> Response {
     let Some((_, session)) = site.command_line(&headers) else {
         return unauthenticated();
     };
-    let Json(Stopping { target, why }) = match body {
+    let Object(Stopping { target, why }) = match body {
         Ok(body) => body,
-        Err(rejection) => return bad_body(&rejection),
+        Err(refusal) => return refusal,
     };
     if let Some(refusal) = too_long([&why]) {
         return refusal;
@@ -281,23 +318,26 @@ async fn stop(
     changed(&site, &session, change, &target).await
 }
 
-#[derive(Deserialize)]
+/// What is not to be stopped any more.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Lifting {
     target: Named,
 }
 
-async fn lift(
-    State(site): State<Site>,
-    headers: HeaderMap,
-    body: Result<Json<Lifting>, JsonRejection>,
-) -> Response {
+/// Ends a stop; that of everything takes two people.
+#[utoipa::path(post, path = "/api/v1/stops/lift", tag = "agents", security(("session" = [])), request_body = Lifting,
+    responses(
+        (status = 200, description = "The stop, which stands until `lifted` says otherwise", body = StopAnswer),
+        (status = 204, description = "It is recorded, and not shown here yet"),
+        NotSignedIn, NotAllowed, NotFound, NotAsked, NotNow))]
+async fn lift(State(site): State<Site>, headers: HeaderMap, body: Asked<Lifting>) -> Response {
     let Some((_, session)) = site.command_line(&headers) else {
         return unauthenticated();
     };
-    let Json(Lifting { target }) = match body {
+    let Object(Lifting { target }) = match body {
         Ok(body) => body,
-        Err(rejection) => return bad_body(&rejection),
+        Err(refusal) => return refusal,
     };
     let Some(target) = target.target() else {
         return no_target();
@@ -329,6 +369,8 @@ pub(super) fn told(error: &Refused) -> (StatusCode, &'static str) {
         Refused::Unregistered => (StatusCode::NOT_FOUND, "not_found"),
         Refused::Transition(_) => (StatusCode::CONFLICT, "bad_transition"),
         Refused::Limit(_) => (StatusCode::INSUFFICIENT_STORAGE, "limit_exceeded"),
+        // What is named has its own limits; all of it together is too long for a line.
+        Refused::TooLarge => (StatusCode::BAD_REQUEST, "bad_text"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Inner {
     pub(super) logins: Logins,
     pub(super) settings: WebSettings,
     pub(super) streams: Arc<Semaphore>,
+    /// The OpenAPI document.
+    pub(super) document: String,
     origin: String,
 }
 
@@ -48,12 +50,15 @@ pub(super) enum By {
 impl Site {
     pub(super) fn new(desk: Arc<dyn Desk>, logins: Logins, settings: WebSettings) -> Self {
         let origin = origin_of(&settings.issuer);
+        let document = crate::openapi::document(&settings.issuer);
+        let document = serde_json::to_string(&document).unwrap_or_default();
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         Self(Arc::new(Inner {
             desk,
             logins,
             settings,
             streams,
+            document,
             origin,
         }))
     }

@@ -158,6 +158,21 @@ async fn an_x509_svid_alone_is_evidence() {
     assert_eq!(body["token_type"], "DPoP");
     assert!(body.get("issued_token_type").is_none(), "{body}");
     let token = body["access_token"].as_str().unwrap();
+    // Nor to ask about its token, and to revoke one.
+    let about = async |endpoint: &str, token: &str| {
+        let url = format!("{base}/oauth2/{endpoint}");
+        let request = own.post(&url).form(&[("token", token)]);
+        Answer::read(request.send().await.unwrap()).await.unwrap()
+    };
+    let known = about("introspect", token).await.json();
+    assert_eq!(known["active"], true, "{known}");
+    assert_eq!(text_at(&known, "/cnf/x5t#S256").len(), 43);
+    let gone = ask(&own, &base, &[grant]).await.json();
+    let gone = gone["access_token"].as_str().unwrap();
+    assert_eq!(about("revoke", gone).await.status, 200);
+    assert_eq!(about("introspect", gone).await.json()["active"], false);
+    let refused = agent.present("GET", REPORT, gone).await.unwrap();
+    assert_eq!(refused.reason(), "token_revoked", "{}", refused.text());
     let before = stage.arrived().unwrap();
     let acted = agent.present("GET", REPORT, token).await.unwrap();
     assert_eq!(acted.status, 200, "{}", acted.text());
@@ -254,5 +269,11 @@ async fn an_x509_svid_alone_is_evidence() {
     let metadata: Value = metadata.json().await.unwrap();
     let grants = metadata["grant_types_supported"].to_string();
     assert!(grants.contains("client_credentials"), "{grants}");
+    for (name, path) in [("introspection", "introspect"), ("revocation", "revoke")] {
+        let alias = &metadata["mtls_endpoint_aliases"][format!("{name}_endpoint")];
+        assert_eq!(*alias, format!("{base}/oauth2/{path}"));
+        let methods = metadata[format!("{name}_endpoint_auth_methods_supported")].to_string();
+        assert!(methods.contains("tls_client_auth"), "{methods}");
+    }
     stage.stop().await;
 }

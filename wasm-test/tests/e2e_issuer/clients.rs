@@ -11,12 +11,12 @@ use crate::judging::{Attempt, Bench, GRANT, Verdict, issued, no, refused};
 use crate::plane::{Plane, Prepared};
 use crate::programs::{ask, clients};
 
-const CLIENT: &str = "billing";
-const SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe";
-const JWT: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+pub const CLIENT: &str = "billing";
+pub const SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe";
+pub const JWT: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// A client's key, and the config that knows it as the agent.
-fn client(dir: &std::path::Path) -> (Authority, String) {
+pub fn client(dir: &std::path::Path) -> (Authority, String) {
     let key = Authority::fresh();
     let keys = dir.join("client.json");
     let set = json!({ "keys": [key.client_jwk()] });
@@ -28,7 +28,7 @@ fn client(dir: &std::path::Path) -> (Authority, String) {
 }
 
 /// A good assertion for this issuer, with claims and header laid over.
-fn assertion(key: &Authority, issuer: &str, claims: &Value, header: &Value) -> String {
+pub fn assertion(key: &Authority, issuer: &str, claims: &Value, header: &Value) -> String {
     let mut all = json!({ "iss": CLIENT, "sub": CLIENT, "aud": issuer });
     let over = claims.as_object().unwrap().clone();
     all.as_object_mut().unwrap().extend(over);

@@ -16,6 +16,8 @@ use wasm_test::tools;
 const SCRIPTS: &[&str] = &[
     "svid.py",
     "raw.py",
+    "tokens.py",
+    "tokens.mjs",
     "user.py",
     "oauth.mjs",
     "client.mjs",
@@ -182,6 +184,13 @@ impl Clients {
     /// A Python script.
     pub fn python(&self, script: &str) -> Command {
         self.command(&self.dir.join("venv/bin/python"), script)
+    }
+
+    /// A program of the Python packages.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(self.dir.join("venv/bin").join(name));
+        command.current_dir(&self.dir);
+        command
     }
 
     fn command(&self, program: &Path, script: &str) -> Command {

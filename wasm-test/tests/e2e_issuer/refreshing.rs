@@ -118,3 +118,35 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
     let answers: Vec<Answer> = futures::future::join_all(all).await;
     assert_eq!(answers.iter().filter(|it| it.status == 200).count(), 1);
 }
+
+/// RFC 7009, section 2.1: with a refresh token goes what it brought.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_refresh_token_takes_its_family_with_it() {
+    let (_dir, key, bench) = refreshing().await;
+    let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
+    let body = issued(
+        "second",
+        &bench.send(with_refresh(&bench, &refresh_of(&body))).await,
+    );
+    let (refresh, brought) = (refresh_of(&body), token_of(&body));
+    let asked = async |endpoint: &str, token: &str| {
+        let attempt = crate::tokens::about(&bench, endpoint, token, AGENT);
+        bench.send(attempt).await
+    };
+    let known = asked("introspect", &refresh).await.json();
+    assert_eq!(known["active"], true, "{known}");
+    assert_eq!(known["aud"], bench.plane.issuer());
+    assert!(known.get("authorization_details").is_none(), "{known}");
+    assert!(known.get("token_type").is_none(), "{known}");
+    assert_eq!(asked("introspect", &brought).await.json()["active"], true);
+    assert_eq!(asked("revoke", &refresh).await.status, 200);
+    for token in [&refresh, &brought] {
+        let known = asked("introspect", token).await.json();
+        assert_eq!(known, json!({ "active": false }));
+    }
+    refused(
+        "the next",
+        &bench.send(with_refresh(&bench, &refresh)).await,
+        no("access_denied", "token_revoked"),
+    );
+}

@@ -118,6 +118,12 @@ async fn a_token_for_a_user_names_both_and_what_lets_the_agent_act_decides() {
     assert_eq!(claims["client_id"], AGENT);
     let named = json!({ "format": "iss_sub", "iss": IDP, "sub": "ann@example.com" });
     assert_eq!(claims["sub_id"], named);
+    let token = body["access_token"].as_str().unwrap();
+    let asked = crate::tokens::about(&bench, "introspect", token, AGENT);
+    let known = bench.send(asked).await.json();
+    for name in ["sub", "act", "client_id", "sub_id", "aud", "jti"] {
+        assert_eq!(known[name], claims[name], "{name}: {known}");
+    }
 
     // The client's own key, and its SVID as assertion, say who acts just as well.
     let us = bench.plane.issuer();

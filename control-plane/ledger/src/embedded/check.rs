@@ -113,6 +113,11 @@ impl State {
                 action,
                 policy,
             })),
+            Command::Present { agent, once, what } => {
+                self.check_evidence(&agent, "", (&[], &[once]), limits)?;
+                let what = what.to_owned();
+                Ok(Draft::plain(Event::Present { agent, once, what }))
+            }
             Command::Discover { agent } => self.check_discover(agent, limits),
             Command::Allow {
                 token_hash,
@@ -294,23 +299,36 @@ impl State {
         {
             return Err(Refused::Limit("outstanding tokens per agent"));
         }
+        let shown: Vec<EvidenceOf> = std::iter::once(evidence).chain(also).copied().collect();
+        self.check_evidence(&token.agent, &token.jkt, (&shown, once), limits)
+    }
+
+    /// What an agent shows, under this key: there is room for it, and what may be shown
+    /// `once` was not shown before.
+    fn check_evidence(
+        &self,
+        agent: &str,
+        jkt: &str,
+        (shown, once): (&[EvidenceOf], &[EvidenceOf]),
+        limits: &Limits,
+    ) -> Result<(), Refused> {
         let mut fresh = 0;
-        for piece in std::iter::once(evidence).chain(also) {
-            let (known, keys) = self.evidence_keys(&piece.id, &token.jkt);
+        for piece in shown {
+            let (known, keys) = self.evidence_keys(&piece.id, jkt);
             if !known && keys >= limits.keys_per_evidence + usize::from(planted!(KeysOverrun)) {
                 return Err(Refused::Limit(EVIDENCE_KEYS));
             }
             fresh += usize::from(keys == 0);
         }
         for piece in once {
-            let (_, keys) = self.evidence_keys(&piece.id, &token.jkt);
+            let (_, keys) = self.evidence_keys(&piece.id, jkt);
             if keys > 0 && !planted!(OnceTwice) {
                 return Err(Refused::Shown);
             }
             fresh += usize::from(keys == 0);
         }
         if fresh > 0 {
-            if self.evidence_of(&token.agent) + fresh > limits.evidence_per_agent {
+            if self.evidence_of(agent) + fresh > limits.evidence_per_agent {
                 return Err(Refused::Limit("evidence per agent"));
             }
             if self.evidence_total() + fresh > limits.evidence_total {

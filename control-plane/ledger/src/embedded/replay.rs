@@ -405,9 +405,8 @@ fn skimmed(scan: &Scan<'_>) -> Option<Vec<Option<Line>>> {
 /// counts. Then its body need not be read.
 fn is_forgotten(line: &Sketch<'_>) -> bool {
     match line.kind {
-        "issue" | "deny" | "lapse" | "lapses_overdue" | "outcome" | "exchange_refused" | "torn" => {
-            true
-        }
+        "issue" | "present" | "deny" | "lapse" | "lapses_overdue" | "outcome"
+        | "exchange_refused" | "torn" => true,
         // One that consumes an approval is read.
         "allow" => !line.body_begins_with("approval"),
         other => NOTE_KINDS.contains(&other),

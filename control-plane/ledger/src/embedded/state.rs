@@ -252,7 +252,7 @@ impl State {
             } => {
                 self.issue(token);
                 for piece in std::iter::once(evidence).chain(also).chain(once) {
-                    self.shown_as_evidence(token, piece);
+                    self.shown_as_evidence(&token.agent, &token.jkt, piece);
                 }
                 if let Some(HexHash(under)) = under {
                     self.use_grants(token, under, made);
@@ -261,6 +261,7 @@ impl State {
                     self.issue(&Arc::new((**next).clone()));
                 }
             }
+            Event::Present { agent, once, .. } => self.shown_as_evidence(agent, "", once),
             Event::Agent(record) => self.put_agent(record),
             Event::Stop(stop) | Event::Lift(stop) => self.put_stop(stop),
             Event::ApprovalsCancelled { ids } => self.cancel(ids),

@@ -194,6 +194,11 @@ fn events(full: bool) -> Vec<Event> {
             action: full.then(action),
             policy: full.then(policy),
         },
+        Event::Present {
+            agent: TEXT.into(),
+            once: piece,
+            what: TEXT.into(),
+        },
         Event::Discover { agent: TEXT.into() },
         Event::Allow {
             token: subject(user.clone()),
@@ -287,6 +292,7 @@ fn kind(event: &Event) -> usize {
         Event::Agent(_) => 17,
         Event::Stop(_) => 18,
         Event::Lift(_) => 19,
+        Event::Present { .. } => 20,
     }
 }
 
@@ -319,5 +325,5 @@ fn every_event_is_the_line_that_its_value_makes() {
         let read = Entry::from_parts(&line.kind, line.body).unwrap();
         assert_eq!(read, entry, "{named}");
     }
-    assert_eq!(kinds.len(), 20);
+    assert_eq!(kinds.len(), 21);
 }

@@ -48,6 +48,16 @@ pub enum Command {
         /// What policy said, when it was asked.
         policy: Option<PolicyFacts>,
     },
+    /// What may be shown once was shown, to ask and not to get anything: it is used up.
+    /// Refused with [`super::Refused::Shown`] when it was shown before.
+    Present {
+        /// The agent's SPIFFE ID.
+        agent: String,
+        /// What was shown.
+        once: EvidenceOf,
+        /// What it was shown for, in a word.
+        what: &'static str,
+    },
     /// An agent that the registry does not know showed valid evidence. One that
     /// is remembered already is refused with [`Refused::AttemptKnown`].
     Discover {

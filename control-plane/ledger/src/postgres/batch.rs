@@ -28,6 +28,8 @@ pub(crate) struct Keys {
     /// Agents that get tokens, and how many: their rows are locked.
     pub(crate) agents: BTreeMap<String, usize>,
     pub(crate) evidence: BTreeSet<Hash>,
+    /// Agents that only show something, and get nothing for it.
+    pub(crate) showing: BTreeSet<String>,
     pub(crate) tokens: BTreeSet<Hash>,
     pub(crate) attempts: BTreeSet<String>,
     /// Whether an outcome is among them: uses are locked.
@@ -81,7 +83,7 @@ pub(crate) fn is_storable(command: &Command) -> bool {
     let name = |text: &str| text.len() <= MAX_NAME && !text.contains('\0');
     match command {
         Command::Issue { token, .. } => name(&token.agent),
-        Command::Discover { agent } => name(agent),
+        Command::Discover { agent } | Command::Present { agent, .. } => name(agent),
         Command::Allow {
             attempt, approval, ..
         } => name(attempt) && approval.as_ref().is_none_or(|(id, _)| name(id)),
@@ -176,6 +178,10 @@ impl Keys {
             Command::Outcome { attempt, .. } => {
                 self.attempts.insert(attempt.clone());
                 self.outcomes = true;
+            }
+            Command::Present { agent, once, .. } => {
+                self.evidence.insert(once.id);
+                self.showing.insert(agent.clone());
             }
             Command::Discover { agent } => {
                 self.discovered.insert(agent.clone());
@@ -358,6 +364,9 @@ impl Touched {
             }
             Event::Outcome { attempt, .. } => {
                 self.outcomes.insert(attempt.clone());
+            }
+            Event::Present { once, .. } => {
+                self.evidence.insert(once.id);
             }
             Event::Discover { agent } => {
                 self.discovered.insert(agent.clone());

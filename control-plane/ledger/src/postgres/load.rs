@@ -4,7 +4,10 @@
 //! serial, new evidence, agents by name, evidence by id, tokens and uses by hash,
 //! approvals (which only what is serial touches).
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::{
     PostgresError,
@@ -88,9 +91,9 @@ pub(crate) async fn begin(
         if !missing.is_empty() {
             return Ok(Loaded::Agents(missing));
         }
-        if !evidence(conn, keys, &mut rows, &mut elsewhere, lane).await? {
-            return Ok(Loaded::Evidence);
-        }
+    }
+    if !keys.evidence.is_empty() && !evidence(conn, keys, &mut rows, &mut elsewhere, lane).await? {
+        return Ok(Loaded::Evidence);
     }
     let overdue = overdue(conn, keys).await?;
     tokens(conn, keys, &overdue, &mut rows).await?;
@@ -182,7 +185,13 @@ async fn evidence(
     }
     let total = conn.count_evidence(now).await?;
     elsewhere.evidence = to_count(total).saturating_sub(loaded);
-    let names: Vec<&str> = keys.agents.keys().map(String::as_str).collect();
+    let names: BTreeSet<&str> = keys
+        .agents
+        .keys()
+        .chain(&keys.showing)
+        .map(String::as_str)
+        .collect();
+    let names: Vec<&str> = names.into_iter().collect();
     let of = conn.count_evidence_of(&names, now).await?;
     rows.evidence_of = of.into_iter().map(|(a, n)| (a, to_count(n))).collect();
     Ok(true)

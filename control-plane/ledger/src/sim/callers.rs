@@ -89,6 +89,7 @@ pub(crate) fn brief(command: &Command) -> Brief {
         Command::Lift { .. } => plain("lift"),
         Command::CancelApprovals => plain("approvals_cancelled"),
         Command::Discover { .. } => plain("discover"),
+        Command::Present { .. } => plain("present"),
         Command::Note { kind, .. } => plain(kind),
         _ => plain("another"),
     }
@@ -204,6 +205,11 @@ impl Callers {
             74..84 => self.decide(),
             84..86 => Command::ExpireApprovals,
             86..92 => self.outcome(),
+            92 if self.rng.percent(30) => Command::Present {
+                agent: self.rng.one(&AGENTS).into(),
+                once: self.piece(now),
+                what: "introspection",
+            },
             92 => Command::Discover {
                 agent: format!("stranger {}", self.rng.below(6)),
             },
@@ -341,12 +347,16 @@ impl Callers {
         if self.rng.percent(97) {
             return Vec::new();
         }
+        vec![self.piece(now)]
+    }
+
+    fn piece(&mut self, now: Millis) -> EvidenceOf {
         let mut id = [9; 32];
         id[0] = self.rng.below(2) as u8;
-        vec![EvidenceOf {
+        EvidenceOf {
             id,
             expires_ms: now + 1_000_000_000,
-        }]
+        }
     }
 
     /// A token, mostly one of now, with the attempt that it was last used by.

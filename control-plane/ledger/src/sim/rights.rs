@@ -63,15 +63,13 @@ impl Judge {
                     self.issued(token);
                 }
                 for piece in body["once"].as_array().into_iter().flatten() {
-                    let id = text(piece, "/id").to_owned();
-                    if !self.once.insert(id.clone()) {
-                        return Err(Broken(Invariant::Once, format!("{id} is taken twice")));
-                    }
+                    self.once(piece)?;
                 }
                 // A grant that is stopped brings nothing either.
                 self.token(kind, text(body, "/under"))?;
                 self.token(kind, &hash)
             }
+            "present" => self.once(&body["once"]),
             "allow" | "hold" => {
                 self.token(kind, text(body, "/token/hash"))?;
                 if let Some(opened) = body.get("opened") {
@@ -90,6 +88,14 @@ impl Judge {
             "approval" if text(body, "/decision") == "approved" => self.approval(text(body, "/id")),
             _ => Ok(()),
         }
+    }
+
+    fn once(&mut self, piece: &Value) -> Result<(), Broken> {
+        let id = text(piece, "/id").to_owned();
+        if self.once.insert(id.clone()) {
+            return Ok(());
+        }
+        Err(Broken(Invariant::Once, format!("{id} is taken twice")))
     }
 
     fn issued(&mut self, token: &Value) {

@@ -13,6 +13,8 @@ on_both_stores! {
     a_hold_is_approved_and_released_once,
     approvals_end,
     limits_hold,
+    what_may_be_shown_once_is_used_up_by_whatever_it_was_shown_for,
+    what_agents_stop_leaves_room_for_what_people_stop,
     what_is_long_is_cut_but_recorded,
     what_cannot_be_recorded_is_refused,
 }
@@ -562,4 +564,68 @@ async fn what_cannot_be_recorded_is_refused(rig: Rig) {
     assert!(ledger.token(&hash("a")).await.unwrap().is_some());
     ledger.commit(with(big(16 * 1024))).await.unwrap();
     assert!(rig.verify(None).await.whole);
+}
+
+async fn what_may_be_shown_once_is_used_up_by_whatever_it_was_shown_for(rig: Rig) {
+    let ledger = rig
+        .open_with(Limits {
+            evidence_per_agent: 3,
+            ..Limits::default()
+        })
+        .await;
+    let piece = |n: u8| EvidenceOf {
+        id: [n; 32],
+        expires_ms: START + 60_000,
+    };
+    let present = |n: u8| Command::Present {
+        agent: AGENT.into(),
+        once: piece(n),
+        what: "introspection",
+    };
+    let issued_for = |name: &str, n: u8| {
+        let mut command = issue(token(name));
+        if let Command::Issue { once, .. } = &mut command {
+            once.push(piece(n));
+        }
+        command
+    };
+    ledger.commit(present(1)).await.unwrap();
+    assert_eq!(ledger.commit(present(1)).await, Err(Refused::Shown));
+    let taken = ledger.commit(issued_for("a", 1)).await;
+    assert_eq!(taken, Err(Refused::Shown), "nor for a token");
+    ledger.commit(issued_for("a", 2)).await.unwrap();
+    assert_eq!(ledger.commit(present(2)).await, Err(Refused::Shown));
+    // Three by now: the token's own, and these two.
+    let most = Refused::Limit("evidence per agent");
+    assert_eq!(ledger.commit(present(4)).await, Err(most));
+}
+
+async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {
+    let ledger = rig
+        .open_with(Limits {
+            stops: 4,
+            ..Limits::default()
+        })
+        .await;
+    let stop = |target| Command::Stop {
+        target,
+        by: AGENT.into(),
+        why: String::new(),
+        until_ms: Some(START + 60_000),
+    };
+    let one = |n: u8| stop(Target::Token([n; 32]));
+    ledger.commit(one(1)).await.unwrap();
+    ledger.commit(one(2)).await.unwrap();
+    let full = Err(Refused::Limit("stops"));
+    assert_eq!(ledger.commit(one(3)).await, full);
+    ledger.commit(one(2)).await.unwrap();
+    for agent in ["a", "b"] {
+        ledger
+            .commit(stop(Target::Agent(agent.into())))
+            .await
+            .unwrap();
+    }
+    let more = ledger.commit(stop(Target::Agent("c".into()))).await;
+    assert_eq!(more, full);
+    ledger.commit(stop(Target::Everything)).await.unwrap();
 }

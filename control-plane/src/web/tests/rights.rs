@@ -56,3 +56,35 @@ async fn what_is_stopped_is_one_thing_and_has_bounds() {
     let nobody = stop(&world, None, "{\"everything\":true}").await;
     assert_eq!(nobody, (401, "not_signed_in".to_owned()));
 }
+
+/// A body is one object, each member once: nothing else makes the same.
+#[tokio::test]
+async fn a_body_is_one_object_with_each_member_once() {
+    let world = World::new();
+    let session = world.sign_in_by_command_line().await;
+    let post = async |kind: &str, body: &str| {
+        let with = With::default()
+            .body(body)
+            .header("authorization", session.as_str());
+        let with = with.header("content-type", kind);
+        world.post("/api/v1/stops", with).await.status.as_u16()
+    };
+    let json = "application/json";
+    assert_eq!(post(json, "{\"target\":{\"agent\":\"a\"}}").await, 204);
+    for (status, kind, body) in [
+        (422, json, "[{\"agent\":\"a\"},\"why\"]"),
+        (422, json, "null"),
+        (422, json, "{\"target\":{\"agent\":\"a\"},\"more\":1}"),
+        (
+            400,
+            json,
+            "{\"target\":{\"agent\":\"a\"},\"target\":{\"agent\":\"b\"}}",
+        ),
+        (400, json, "{\"target\":{\"agent\":\"a\",\"agent\":\"b\"}}"),
+        (400, json, "{\"target\""),
+        (415, "text/json", "{\"target\":{\"agent\":\"a\"}}"),
+        (415, "", "{\"target\":{\"agent\":\"a\"}}"),
+    ] {
+        assert_eq!(post(kind, body).await, status, "{kind}: {body}");
+    }
+}

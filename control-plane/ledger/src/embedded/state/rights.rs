@@ -12,6 +12,9 @@ use crate::{
     },
 };
 
+/// Of the room for stops, one part in so many is for those of tokens.
+const TOKEN_PART: usize = 2;
+
 impl State {
     /// Whether whom something was given to may still use it.
     ///
@@ -88,8 +91,13 @@ impl State {
         limits: &Limits,
     ) -> Result<Draft, Refused> {
         let known = self.rights.stops.contains_key(&target);
+        // Agents may stop tokens: half of the room is left for what people stop.
+        let most = match target {
+            Target::Token(_) => limits.stops / TOKEN_PART,
+            _ => limits.stops,
+        };
         // Everything can always be stopped.
-        if !known && self.rights.stops.len() >= limits.stops && target != Target::Everything {
+        if !known && self.rights.stops.len() >= most && target != Target::Everything {
             return Err(Refused::Limit("stops"));
         }
         Ok(Draft::plain(Event::Stop(Stop {

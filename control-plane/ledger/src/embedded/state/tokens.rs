@@ -149,7 +149,7 @@ impl State {
     }
 
     /// Counts the key that a piece of evidence was shown under.
-    pub(super) fn shown_as_evidence(&mut self, token: &TokenRecord, evidence: &EvidenceOf) {
+    pub(super) fn shown_as_evidence(&mut self, agent: &str, jkt: &str, evidence: &EvidenceOf) {
         if self.is_shown {
             return;
         }
@@ -158,17 +158,17 @@ impl State {
             .max(self.time_ms)
             .saturating_add(EVIDENCE_LINGER_MS);
         let keys = self.evidence.entry(evidence.id).or_insert_with(|| {
-            self.evidence_agents.add(&token.agent);
+            self.evidence_agents.add(agent);
             EvidenceKeys {
-                agent: token.agent.clone(),
+                agent: agent.to_owned(),
                 keys: Default::default(),
                 until_ms,
             }
         });
         self.evidence_ends.remove(&(keys.until_ms, evidence.id));
         keys.until_ms = keys.until_ms.max(until_ms);
-        if !keys.keys.contains(&token.jkt) {
-            keys.keys.insert(token.jkt.clone());
+        if !keys.keys.contains(jkt) {
+            keys.keys.insert(jkt.to_owned());
         }
         self.evidence_ends.insert((keys.until_ms, evidence.id));
     }

@@ -355,6 +355,7 @@ pub(crate) fn is_marked(command: &Command) -> bool {
             | Command::LapseOverdue { .. }
             | Command::ExpireApprovals
             | Command::Discover { .. }
+            | Command::Present { .. }
             | Command::CancelApprovals
             | Command::Lift { .. }
     )

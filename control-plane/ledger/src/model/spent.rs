@@ -1,0 +1,44 @@
+//! What is remembered of a token's one use.
+
+use super::Millis;
+
+/// What became of the use that spent a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpentRecord {
+    /// The spent token's `jti`.
+    pub jti: String,
+    /// The token's own end; the record is kept until then.
+    pub expires_ms: Millis,
+    /// The request that spent it.
+    pub request_id: String,
+    /// `Unknown` until an outcome says more.
+    pub outcome: FirstUse,
+}
+
+/// The outcome of a token's one use, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstUse {
+    /// Allowed; no outcome has come yet, or one that cannot tell.
+    Unknown,
+    /// The upstream answered with this status.
+    Forwarded(u16),
+    /// Allowed, but nothing was sent to the upstream: the proxy says so.
+    NotForwarded,
+    /// The use was refused, and refusing spent it.
+    Refused,
+    /// It was held and lapsed.
+    Lapsed,
+}
+
+impl FirstUse {
+    /// In a word, as clients are told, with the upstream's status where it is known.
+    #[must_use]
+    pub fn told(self) -> (&'static str, Option<u16>) {
+        match self {
+            Self::Forwarded(status) => ("forwarded", Some(status)),
+            Self::Refused | Self::Lapsed => ("refused", None),
+            Self::NotForwarded => ("not_forwarded", None),
+            Self::Unknown => ("unknown", None),
+        }
+    }
+}

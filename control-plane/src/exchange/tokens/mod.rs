@@ -1,0 +1,312 @@
+//! What became of a token, and the end of one: introspection (RFC 7662) and
+//! revocation (RFC 7009).
+//!
+//! Answers come from the ledger's record of what was issued, which the token's hash
+//! finds, and never from what a token says of itself.
+
+mod error;
+mod http;
+
+pub use http::routes;
+
+use super::form::{Asked, Grant, Params, Wanted};
+use super::{Exchange, ExchangeError};
+use crate::config::TOKEN_LIFETIME_MAX_S;
+use crate::state::{Core, element};
+use error::TokensError;
+use identity::mtls::Peer;
+use ledger::model::{
+    Command, FirstUse, Given, GrantKind, Hash, Refused, Target, TokenRecord, TokenState,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// How long the stop of a token is kept after what it stops can be used, in ms.
+const STOP_LINGERS_MS: u64 = 10_000;
+
+/// Where a token stands that is known, and not to be used.
+#[derive(Clone, Copy)]
+enum Ended {
+    Held,
+    Expired,
+    Revoked,
+}
+
+impl Ended {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// SHA-256 of the token's exact bytes, which the ledger knows it by.
+fn hash_of(params: &Params) -> Result<(&str, Hash), TokensError> {
+    let token = params.token()?;
+    Ok((token, Sha256::digest(token.as_bytes()).into()))
+}
+
+impl Exchange {
+    /// What is known of a token: RFC 7662's answer. Whoever may not know is told what
+    /// is told of an unknown token.
+    ///
+    /// # Errors
+    /// When the caller is nobody, or the ledger can't be read.
+    async fn introspect(&self, params: &Params, peer: Option<&Peer>) -> Result<Value, TokensError> {
+        let (token, hash) = hash_of(params)?;
+        let caller = self.caller(params, peer, "introspection").await?;
+        let core = &self.core;
+        let server = is_server(core, &caller);
+        let found = known(core, &hash).await?;
+        let nothing = json!({ "active": false });
+        let Some((record, state)) = found else {
+            let first = match server {
+                true => core.ledger.spent(&hash).await.map_err(unreadable)?,
+                false => None,
+            };
+            return Ok(first.map_or(nothing, |first| spent(first.outcome, &first.request_id)));
+        };
+        if !server && record.agent != caller {
+            return Ok(nothing);
+        }
+        match ended(core, &record, state, token) {
+            None => Ok(active(core, &record)),
+            Some(ended) if server => Ok(json!({ "active": false, "writ_state": ended.word() })),
+            Some(_) => Ok(nothing),
+        }
+    }
+
+    /// Ends a token that was issued to the caller, and what is held with it. One that
+    /// is not known, or has ended, is as good as revoked (RFC 7009, section 2.2).
+    ///
+    /// # Errors
+    /// When the caller is nobody, the token is another's, or the ledger does not take it.
+    async fn revoke(&self, params: &Params, peer: Option<&Peer>) -> Result<(), TokensError> {
+        let (token, hash) = hash_of(params)?;
+        let caller = self.caller(params, peer, "revocation").await?;
+        let core = &self.core;
+        let Some((record, state)) = known(core, &hash).await? else {
+            return Ok(());
+        };
+        if record.agent != caller {
+            return Err(TokensError::Foreign);
+        }
+        match ended(core, &record, state, token) {
+            Some(Ended::Expired | Ended::Revoked) => return Ok(()),
+            Some(Ended::Held) | None => {}
+        }
+        let now_ms = core.now();
+        // What is kept free on a full disk is for what people stop.
+        if core.ledger.is_full() {
+            return Err(ExchangeError::Full.into());
+        }
+        if !core.refusals.may_revoke(&caller, now_ms) {
+            return Err(TokensError::Busy);
+        }
+        let held_ms = core.edges.hold_max_s().saturating_mul(1000);
+        // What a grant brought at its last moment is stopped with it.
+        let brought_ms = match record.grant {
+            Some(_) => TOKEN_LIFETIME_MAX_S.saturating_mul(1000),
+            None => 0,
+        };
+        let over_ms = record.expires_ms.max(now_ms).saturating_add(held_ms);
+        let over_ms = over_ms.saturating_add(brought_ms);
+        let stop = Command::Stop {
+            target: Target::Token(family(&record)),
+            by: caller,
+            why: "revoked by the agent that it was issued to".to_owned(),
+            until_ms: Some(over_ms.saturating_add(STOP_LINGERS_MS)),
+        };
+        core.ledger.commit(stop).await.map_err(|refused| {
+            tracing::warn!(%refused, "a token was not revoked");
+            match refused {
+                Refused::Limit(_) => TokensError::Busy,
+                refused => ExchangeError::not_recorded(&refused).into(),
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The agent that the caller has authenticated as, by what the token endpoint takes
+    /// for that too. An assertion is used up.
+    async fn caller(
+        &self,
+        params: &Params,
+        peer: Option<&Peer>,
+        what: &'static str,
+    ) -> Result<String, TokensError> {
+        let asked = params.authentication(peer)?;
+        // There is no proof, and nobody acts for anybody.
+        let unbound = ("", None);
+        let proven = self.proven(asked, params, peer, unbound, self.core.now());
+        let proven = proven.await.map_err(ExchangeError::of_client)?.agent;
+        let agent = proven.evidence.agent;
+        if peer.is_some_and(|peer| peer.id != agent) {
+            return Err(ExchangeError::Certificate.into());
+        }
+        if let Some(once) = proven.once {
+            let agent = agent.to_string();
+            let shown = Command::Present { agent, once, what };
+            match self.core.ledger.commit(shown).await {
+                Ok(_) => {}
+                Err(Refused::Shown) => return Err(ExchangeError::AssertionReplayed.into()),
+                Err(Refused::Limit(what)) => return Err(ExchangeError::Limit(what).into()),
+                Err(refused) => return Err(ExchangeError::not_recorded(&refused).into()),
+            }
+        }
+        Ok(agent.to_string())
+    }
+}
+
+/// The record of a token, or of a grant, that is outstanding.
+async fn known(
+    core: &Core,
+    hash: &Hash,
+) -> Result<Option<(Arc<TokenRecord>, TokenState)>, TokensError> {
+    let token = core.ledger.token(hash).await.map_err(unreadable)?;
+    if token.is_some() {
+        return Ok(token);
+    }
+    let grant = core.ledger.grant(hash).await.map_err(unreadable)?;
+    Ok(grant.map(|grant| (grant, TokenState::Issued)))
+}
+
+/// What is stopped with a token: of a refresh token its whole family, and what it brought
+/// (RFC 7009, section 2.1), which all have the first one in their lineage.
+fn family(record: &TokenRecord) -> Hash {
+    let refresh = record.grant.as_ref().map(|it| it.kind) == Some(GrantKind::Refresh);
+    let first = record.lineage.first().filter(|_| refresh);
+    first.map_or(record.token_hash, |first| first.0)
+}
+
+fn unreadable(error: Refused) -> TokensError {
+    tracing::warn!(%error, "the ledger could not be read");
+    ExchangeError::Unavailable.into()
+}
+
+/// Whether the caller is a resource server that may know of every token: the config
+/// names it, and nobody has stopped it.
+fn is_server(core: &Core, caller: &str) -> bool {
+    let now = core.now();
+    let given = Given {
+        agent: caller,
+        user: None,
+        chain: &[],
+        jkt: None,
+        token: None,
+        lineage: &[],
+        at_ms: now,
+    };
+    core.config
+        .server
+        .introspection
+        .iter()
+        .any(|it| it == caller)
+        && core.ledger.rights().bar(&given, now).is_none()
+}
+
+/// Why a token is not to be used, if it is not; `None`: the edge would take it.
+fn ended(core: &Core, record: &TokenRecord, state: TokenState, token: &str) -> Option<Ended> {
+    let now = core.now();
+    let revoked = core.ledger.suspended().is_some()
+        || core
+            .ledger
+            .rights()
+            .bar(&Given::from(record), now)
+            .is_some()
+        || crate::keys::kid(token).is_some_and(|kid| core.keys.is_revoked(&kid));
+    match state {
+        _ if revoked => Some(Ended::Revoked),
+        TokenState::Held => Some(Ended::Held),
+        TokenState::Issued if now >= record.expires_ms => Some(Ended::Expired),
+        TokenState::Issued => None,
+    }
+}
+
+/// A spent token, for those who may know (an extension of RFC 7662, section 2.2).
+fn spent(outcome: FirstUse, request_id: &str) -> Value {
+    let (result, status) = outcome.told();
+    let mut first = json!({ "result": result });
+    if let Some(first) = first.as_object_mut() {
+        if let Some(status) = status {
+            first.insert("upstream_status".to_owned(), status.into());
+        }
+        if !request_id.is_empty() {
+            first.insert("request_id".to_owned(), request_id.into());
+        }
+    }
+    json!({ "active": false, "writ_state": "spent", "writ_first_use": first })
+}
+
+/// What an active token says, by our own record.
+fn active(core: &Core, record: &TokenRecord) -> Value {
+    // Who is last acts for nobody, but for the user where there is one.
+    let (sub, chain) = match (&record.user, record.chain.split_last()) {
+        (Some(user), _) => (&user.subject, record.chain.as_slice()),
+        (None, Some((first, others))) => (first, others),
+        (None, None) => (&record.agent, [].as_slice()),
+    };
+    let mut cnf = json!({ "jkt": record.jkt });
+    if let (Some(x5t), Some(cnf)) = (&record.x5t, cnf.as_object_mut()) {
+        cnf.insert("x5t#S256".to_owned(), x5t.as_str().into());
+    }
+    let mut body = json!({
+        "active": true,
+        "iss": core.config.server.issuer,
+        "sub": sub,
+        "client_id": record.agent,
+        "iat": record.issued_ms / 1000,
+        "exp": record.expires_ms / 1000,
+        "jti": record.jti,
+        "txn": record.txn,
+        "cnf": cnf,
+    });
+    // What a grant is for is the token endpoint, and no request (`aud`).
+    let (aud, details) = match record.grant {
+        Some(_) => (Some(core.config.server.issuer.clone()), None),
+        None => {
+            let origin = crate::state::split_location(&record.action.location).0;
+            let site = core.config.edge.site_of(origin);
+            let details = json!([element(&record.action)]);
+            (site.map(|site| site.resource), Some(details))
+        }
+    };
+    // The others are shown to the token endpoint alone, as grants.
+    let shown = record.grant.as_ref();
+    let shown = shown.is_none_or(|grant| grant.kind == GrantKind::Session);
+    let more = [
+        ("token_type", shown.then(|| "DPoP".into())),
+        ("aud", aud.map(Value::from)),
+        ("authorization_details", details),
+        ("act", super::mint::nested(chain)),
+        ("sub_id", record.user.as_ref().map(super::mint::sub_id)),
+    ];
+    if let Some(body) = body.as_object_mut() {
+        let known = more
+            .into_iter()
+            .filter_map(|(name, it)| Some((name.to_owned(), it?)));
+        body.extend(known);
+    }
+    body
+}
+
+impl Params {
+    /// How a client authenticates that wants to know of a token.
+    fn authentication(&self, peer: Option<&Peer>) -> Result<Asked, TokensError> {
+        self.refuse_secret()?;
+        let grant = Grant::Client;
+        match self.client(grant, peer) {
+            // Nothing is wanted of the exchange: that it is a token goes unread.
+            Ok(client) => Ok(Asked {
+                grant,
+                client,
+                wanted: Wanted::Capability,
+            }),
+            Err(ExchangeError::Grant) => Err(TokensError::Unauthenticated),
+            Err(other) => Err(other.into()),
+        }
+    }
+}
