@@ -170,7 +170,7 @@ impl Canary {
         for route in &routes {
             let spent = self.spent_token(route).await;
             for target in &targets {
-                self.probe(target, route, Bait::Bad, &self.bad_token(route))
+                self.probe(target, route, Bait::Bad, &self.bad_token(route).await)
                     .await;
                 if let Some(spent) = &spent {
                     self.probe(target, route, Bait::Spent, spent).await;
@@ -280,19 +280,20 @@ impl Canary {
     }
 
     /// A token in good form whose signature is nobody's.
-    fn bad_token(&self, route: &Route) -> String {
-        let good = self.mint(route, &random_id::<16>(""));
+    async fn bad_token(&self, route: &Route) -> String {
+        let good = self.mint(route, &random_id::<16>("")).await;
         let signed = good.as_deref().and_then(|token| token.rsplit_once('.'));
         let signed = signed.map_or("e30.e30", |(signed, _)| signed);
         format!("{signed}.{}", "A".repeat(86))
     }
 
-    fn mint(&self, route: &Route, jti: &str) -> Option<String> {
+    async fn mint(&self, route: &Route, jti: &str) -> Option<String> {
         let config = &self.core.config;
         let issued_s = self.now_s();
         let key = self.core.keys.active(issued_s);
         let key = key.inspect_err(|error| tracing::error!(%error, "the canary has no token"));
-        let minted = key.ok()?.mint(Mint {
+        let key = key.ok()?;
+        let minted = key.mint(Mint {
             issuer: config.server.issuer.clone(),
             audience: self.site(route).1,
             subject: self.agent.clone(),
@@ -309,6 +310,7 @@ impl Canary {
             },
         });
         minted
+            .await
             .inspect_err(|error| tracing::error!(%error, "the canary has no token"))
             .ok()
     }
@@ -343,7 +345,7 @@ impl Canary {
             return Some(spent.token.clone());
         }
         let jti = random_id::<16>("");
-        let token = self.mint(route, &jti)?;
+        let token = self.mint(route, &jti).await?;
         let expires_s = now_s.saturating_add(crate::config::TOKEN_LIFETIME_MAX_S);
         let token_hash = Sha256::digest(token.as_bytes()).into();
         let policy = PolicyFacts {

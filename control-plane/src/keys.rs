@@ -2,12 +2,16 @@
 //! kept 0600.
 
 mod change;
+mod hsm;
 mod list;
 mod ring;
+mod signer;
 
-pub use change::{list, revoke, rotate, rotate_if_due};
+pub use change::{Place, Revoked, list, revoke, rotate, rotate_if_due};
+pub use hsm::Hsm;
 pub use list::{AHEAD_S, CACHED_S, Listed, Standing};
 pub use ring::KeyRing;
+pub use signer::{FileSigner, SIGNATURE, Signer, TokenSigner};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use jwt_simple::prelude::{
@@ -51,9 +55,47 @@ pub enum KeyError {
     /// No key may sign.
     #[error("no key signs at this time: all are revoked, or their time has not come")]
     NoneActive,
+    /// The PKCS#11 token that holds the keys can't be asked now.
+    #[error("the PKCS#11 token can't be used: {0}")]
+    TokenAway(String),
+    /// The token refused the PIN.
+    #[error(
+        "the PKCS#11 token refused the PIN of {0}, which is not tried again; once another is there, that is"
+    )]
+    PinRefused(String),
+    /// The PIN can't be read, or others may.
+    #[error("{0}")]
+    Pin(String),
+    /// The module can't be used.
+    #[error("the PKCS#11 module `{0}` can't be used: {1}; correct keys.pkcs11.module")]
+    Module(PathBuf, String),
+    /// The token made a key that may leave it, or may do more than sign.
+    #[error(
+        "the PKCS#11 token made a key that may leave it or do more than sign; it was removed again"
+    )]
+    Loose,
+    /// The token gave something that is no signature by the key that was asked for.
+    #[error("the PKCS#11 token signs wrongly: what it gave does not verify, and was thrown away")]
+    WrongSignature,
     /// Signing failed.
     #[error("the token could not be signed")]
     Sign,
+}
+
+impl KeyError {
+    /// Whether nothing can be signed for now, which passes by itself or with what
+    /// people do, and is no defect of ours.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::NoneActive
+                | Self::TokenAway(_)
+                | Self::PinRefused(_)
+                | Self::Pin(_)
+                | Self::WrongSignature
+        )
+    }
 }
 
 /// The claims of a capability token that RFC 7519 does not name.
@@ -94,10 +136,16 @@ pub struct Mint {
     pub claims: CapabilityClaims,
 }
 
+/// The `typ` of capability tokens (RFC 9068).
+const TYPE: &str = "at+jwt";
+
 /// The ES256 key that signs capability tokens, and nothing else.
-pub struct TokenKey {
-    pair: ES256KeyPair,
-    kid: String,
+pub struct TokenKey(Held);
+
+/// Who holds it.
+enum Held {
+    File(FileSigner),
+    Token(TokenSigner),
 }
 
 impl TokenKey {
@@ -106,31 +154,51 @@ impl TokenKey {
     /// # Errors
     /// When it can't be read or made, or others may read it.
     pub fn open(path: &Path) -> Result<Self, KeyError> {
-        let pair = es256_file(path)?;
-        let kid = pair.jwk_thumbprint();
-        Ok(Self {
-            pair: pair.with_key_id(&kid),
-            kid,
-        })
+        Ok(Self(Held::File(FileSigner::new(es256_file(path)?))))
+    }
+
+    /// A key of a PKCS#11 token.
+    #[must_use]
+    pub fn in_token(signer: TokenSigner) -> Self {
+        Self(Held::Token(signer))
+    }
+
+    fn signer(&self) -> &dyn Signer {
+        match &self.0 {
+            Held::File(signer) => signer,
+            Held::Token(signer) => signer,
+        }
     }
 
     /// The key's id: its RFC 7638 thumbprint.
     #[must_use]
     pub fn kid(&self) -> &str {
-        &self.kid
+        self.signer().kid()
     }
 
     /// The public half as a JWK, with `kid`, `use` and `alg`.
     #[must_use]
     pub fn public_jwk(&self) -> serde_json::Value {
-        public_jwk(&self.pair, &self.kid)
+        self.signer().public_jwk()
+    }
+
+    /// Whether it can sign now, where a token has it.
+    ///
+    /// # Errors
+    /// As [`TokenKey::mint`].
+    pub async fn try_out(&self) -> Result<(), KeyError> {
+        match &self.0 {
+            Held::File(_) => Ok(()),
+            Held::Token(signer) => signer.sign(signer::TRIAL).await.map(drop),
+        }
     }
 
     /// Signs a capability token: `typ: at+jwt` (RFC 9068).
     ///
     /// # Errors
+    /// One that [may pass](KeyError::may_pass) where a token signs; else
     /// [`KeyError::Sign`], which is ours.
-    pub fn mint(&self, mint: Mint) -> Result<String, KeyError> {
+    pub async fn mint(&self, mint: Mint) -> Result<String, KeyError> {
         let claims = JWTClaims {
             issued_at: Some(UnixTimeStamp::from_secs(mint.issued_s)),
             expires_at: Some(UnixTimeStamp::from_secs(mint.expires_s)),
@@ -142,12 +210,15 @@ impl TokenKey {
             nonce: None,
             custom: mint.claims,
         };
+        let pair = match &self.0 {
+            Held::File(signer) => &signer.pair,
+            Held::Token(signer) => return signer::jwt(signer, TYPE, &claims).await,
+        };
         let options = HeaderOptions {
-            signature_type: Some("at+jwt".into()),
+            signature_type: Some(TYPE.into()),
             ..HeaderOptions::default()
         };
-        self.pair
-            .sign_with_options(claims, &options)
+        pair.sign_with_options(claims, &options)
             .map_err(|_| KeyError::Sign)
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod answers;
 pub(crate) mod cpu;
 pub mod edge;
+pub mod exchange;
 mod footprint;
 mod load;
 mod report;

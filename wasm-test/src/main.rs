@@ -55,6 +55,15 @@ enum Command {
         #[arg(long, default_value_t = 11)]
         rounds: usize,
     },
+    /// What an exchange costs the control plane.
+    BenchExchange {
+        /// Write the figures to this file, as JSON.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Rounds, each with every row.
+        #[arg(long, default_value_t = 11)]
+        rounds: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -89,6 +98,9 @@ fn main() -> ExitCode {
                 .await
             }
             Command::BenchEdge { json, rounds } => bench::edge::run(json.as_deref(), rounds).await,
+            Command::BenchExchange { json, rounds } => {
+                bench::exchange::run(json.as_deref(), rounds).await
+            }
         }
     });
     match outcome {

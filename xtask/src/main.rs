@@ -116,6 +116,15 @@ enum Bench {
         #[arg(long, value_name = "N", default_value_t = 11)]
         rounds: usize,
     },
+    /// The control plane's CPU per exchange, beside the least that one can cost.
+    Exchange {
+        /// Write the figures to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Rounds, each with everything once.
+        #[arg(long, value_name = "N", default_value_t = 11)]
+        rounds: usize,
+    },
     /// Durable spends per second and their cost, beside what the disk alone can do.
     Ledger {
         /// Write the figures to this file as well.
@@ -135,6 +144,20 @@ fn main() -> ExitCode {
     }
 }
 
+fn measure(
+    progress: &Progress,
+    what: &str,
+    json: Option<PathBuf>,
+    rounds: usize,
+) -> Result<(), Error> {
+    let mut arguments: Vec<OsString> = vec![what.into()];
+    arguments.extend(["--rounds".into(), rounds.to_string().into()]);
+    if let Some(path) = json.map(absolute).transpose()? {
+        arguments.extend(["--json".into(), path.into_os_string()]);
+    }
+    run::bench(progress, &arguments)
+}
+
 fn dispatch(command: Command) -> Result<(), Error> {
     let progress = Progress::new();
     match command {
@@ -152,14 +175,10 @@ fn dispatch(command: Command) -> Result<(), Error> {
         Command::Demo => run::system(&progress, &["demo".into()]),
         Command::Bench {
             what: Bench::Edge { json, rounds },
-        } => {
-            let mut arguments: Vec<OsString> = vec!["bench-edge".into()];
-            arguments.extend(["--rounds".into(), rounds.to_string().into()]);
-            if let Some(path) = json.map(absolute).transpose()? {
-                arguments.extend(["--json".into(), path.into_os_string()]);
-            }
-            run::bench(&progress, &arguments)
-        }
+        } => measure(&progress, "bench-edge", json, rounds),
+        Command::Bench {
+            what: Bench::Exchange { json, rounds },
+        } => measure(&progress, "bench-exchange", json, rounds),
         Command::Bench {
             what: Bench::Ledger { json },
         } => {

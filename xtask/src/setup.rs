@@ -3,5 +3,6 @@
 pub mod apt;
 pub mod envoy;
 pub mod postgres;
+pub mod softhsm;
 pub mod wasm;
 mod wheel;

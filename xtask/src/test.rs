@@ -29,6 +29,9 @@ pub fn run(progress: &Progress, fast: bool) -> Result<(), Error> {
     } else {
         Some(setup::postgres::find(progress)?)
     };
+    if !fast {
+        setup::softhsm::find(progress)?;
+    }
     let built = build::everything(progress, envoy)?;
     let mut command = cargo();
     command

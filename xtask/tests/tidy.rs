@@ -9,9 +9,10 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates that only these packages may depend on, tests and builds included.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 13] = [
     ("axum", &["control-plane"]),
     ("cedar-policy", &["policy"]),
+    ("cryptoki", &["control-plane"]),
     ("envoy-types", &["identity", "xds"]),
     ("proxy-wasm", &["filter"]),
     ("rcgen", &["identity", "wasm-test"]),
@@ -25,7 +26,8 @@ const OWNERS: [(&str, &[&str]); 12] = [
 ];
 
 /// Names that only these files and folders may say.
-const NAMES: [(&str, &[&str]); 7] = [
+const NAMES: [(&str, &[&str]); 8] = [
+    ("cryptoki", &["control-plane/src/keys/hsm/"]),
     (
         "axum",
         &[

@@ -4,7 +4,7 @@
 
 use super::{REFUSED, fail};
 use crate::config::Config;
-use crate::keys::{self, AHEAD_S, KeyError, Listed};
+use crate::keys::{self, AHEAD_S, KeyError, Listed, Revoked};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,10 +28,12 @@ pub enum Keys {
     },
     /// Revoke a key: no token of it is good any more, anywhere
     #[command(
-        after_help = "When it is the key that signs, another is made and signs at once.\n\nExit codes: 0 revoked, 1 there is no such key or it is revoked already, 2 it could not be done."
+        after_help = "When it is the key that signs, another is made and signs at once.\n\nExit codes: 0 revoked, 1 there is no such key or it is revoked already, 2 it could not be done, or it is revoked and no other could be made."
     )]
     Revoke {
         /// The key's id, as `list` prints it
+        // One of 64 begins with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         kid: String,
         #[command(flatten)]
         place: Place,
@@ -52,10 +54,17 @@ pub struct Place {
 }
 
 impl Place {
-    fn dir(&self) -> Result<PathBuf, ExitCode> {
-        match Config::read(&self.config) {
-            Ok(config) => Ok(config.server.data_dir.join("keys")),
-            Err(errors) => {
+    /// The token is opened only to change something.
+    fn keys(&self, what: &Keys) -> Result<keys::Place, ExitCode> {
+        match (Config::read(&self.config), what) {
+            (Ok(config), Keys::List { .. }) => {
+                Ok(keys::Place::files(&config.server.data_dir.join("keys")))
+            }
+            (Ok(config), Keys::Rotate { .. }) => {
+                keys::Place::of(&config).map_err(|error| fail(&error.to_string()))
+            }
+            (Ok(config), Keys::Revoke { .. }) => Ok(keys::Place::at_any_rate(&config)),
+            (Err(errors), _) => {
                 let lines: String = errors.iter().map(|error| format!("\n  {error}")).collect();
                 Err(fail(&format!("the config is not usable:{lines}")))
             }
@@ -69,22 +78,29 @@ impl Keys {
         let place = match &self {
             Self::List { place, .. } | Self::Rotate { place } | Self::Revoke { place, .. } => place,
         };
-        let dir = match place.dir() {
-            Ok(dir) => dir,
+        let place = match place.keys(&self) {
+            Ok(place) => place,
             Err(code) => return code,
         };
         let now_s = (crate::state::system_clock())() / 1000;
         let done = match &self {
-            Self::List { json, .. } => keys::list(&dir, now_s).map(|all| show(&all, *json)),
-            Self::Rotate { .. } => keys::rotate(&dir, now_s).map(|made| {
+            Self::List { json, .. } => keys::list(&place, now_s).map(|all| show(&all, *json)),
+            Self::Rotate { .. } => keys::rotate(&place, now_s).map(|made| {
                 println!("{} signs in {AHEAD_S} s", made.kid);
             }),
-            Self::Revoke { kid, .. } => keys::revoke(&dir, kid, now_s).map(|made| {
-                println!("{kid} is revoked");
-                if let Some(made) = made {
-                    println!("{} signs now", made.kid);
+            Self::Revoke { kid, .. } => match keys::revoke(&place, kid, now_s) {
+                Ok(Revoked::Last(error)) => {
+                    return fail(&format!(
+                        "{kid} is revoked, and no key signs: {error}; then make one with `writ keys rotate`"
+                    ));
                 }
-            }),
+                done => done.map(|done| {
+                    println!("{kid} is revoked");
+                    if let Revoked::Replaced(made) = done {
+                        println!("{} signs now", made.kid);
+                    }
+                }),
+            },
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -182,7 +182,7 @@ pub struct Revoke {
     #[command(flatten)]
     what: What,
     /// With --user: its subject at that issuer
-    #[arg(long, requires = "user")]
+    #[arg(long, requires = "user", allow_hyphen_values = true)]
     subject: Option<String>,
     /// Let it be given again, instead
     #[arg(long)]
@@ -212,7 +212,8 @@ struct What {
     #[arg(long, value_name = "ISSUER", requires = "subject")]
     user: Option<String>,
     /// What is bound to a DPoP key, by its thumbprint
-    #[arg(long, value_name = "THUMBPRINT")]
+    // One of 64 begins with a hyphen.
+    #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     key: Option<String>,
     /// One token, by SHA-256 of its bytes in hex
     #[arg(long, value_name = "SHA256")]

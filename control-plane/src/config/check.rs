@@ -188,6 +188,7 @@ impl Config {
             }
         }
         self.check_issuers_files(reader);
+        self.check_token_files(reader);
         self.check_federated_files(reader);
         self.check_clients_files(reader);
         let dir = &self.server.data_dir;

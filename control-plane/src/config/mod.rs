@@ -18,7 +18,7 @@ mod users;
 pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use federated::Federated;
-pub use keys::Keys;
+pub use keys::{Keys, PinFrom, Pkcs11};
 pub use reader::ConfigError;
 pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,

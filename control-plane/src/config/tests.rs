@@ -1,6 +1,7 @@
 mod beside;
 mod federated;
 mod issuers;
+mod keys;
 mod origins;
 
 use super::*;

@@ -3,7 +3,7 @@
 //! It is never more than the delegation that it comes from, and what is more is refused
 //! rather than cut.
 
-use super::{Exchange, ExchangeError};
+use super::{Asking, Exchange, ExchangeError};
 use capability::action::HttpAction;
 use ledger::model::{GrantKind, GrantTerms, Scope, TokenRecord};
 use serde_json::{Value, json};
@@ -71,13 +71,11 @@ fn number(element: &Value, name: &str, default: u64, most: u64) -> Result<u64, E
 }
 
 impl Exchange {
-    /// Reads one that `agent` wants to make, by what it has itself, `under`.
+    /// Reads one that an agent wants to make, by what it has itself.
     pub(super) fn delegation(
         &self,
         element: &Value,
-        agent: &str,
-        under: Option<&TokenRecord>,
-        now_ms: u64,
+        asking: Asking<'_>,
     ) -> Result<Delegation, ExchangeError> {
         const MEMBERS: [&str; 7] = [
             "type",
@@ -89,6 +87,8 @@ impl Exchange {
             "lifetime_s",
         ];
         let token = &self.core.config.token;
+        let (agent, now_ms) = (asking.caller.agent, asking.now_ms);
+        let under = asking.proven.under.as_deref();
         let members = element.as_object();
         if members.is_none_or(|it| it.get("type").and_then(Value::as_str) != Some(TYPE)) {
             return details(format!("the element has to be an object of `type` {TYPE}"));
@@ -117,7 +117,12 @@ impl Exchange {
         };
         let uses_max = of_delegation.and_then(|it| it.uses).unwrap_or(USES_MAX);
         let now_s = now_ms / 1000;
-        let left_s = under.map_or(u64::MAX, |it| (it.expires_ms / 1000).saturating_sub(now_s));
+        // Neither longer than the grant that was shown, nor than the user's word.
+        let users = asking.proven.user.as_ref().map(|it| it.evidence.expires_ms);
+        let ends = under.map(|it| it.expires_ms).into_iter().chain(users);
+        let left_s = ends
+            .min()
+            .map_or(u64::MAX, |ms| (ms / 1000).saturating_sub(now_s));
         let depth = number(element, "depth", 0, depth_max)?;
         let uses = number(element, "uses", 1, uses_max)?;
         let lifetime_s = number(

@@ -151,6 +151,11 @@ impl Params {
         if grant == Grant::Refresh && wanted != Wanted::Capability {
             return request("a refresh token is for capabilities alone".into());
         }
+        if grant == Grant::Refresh && matches!(client, Client::Svid | Client::Assertion) {
+            return request(
+                "a refresh token is shown by its key alone: leave client_assertion out".into(),
+            );
+        }
         Ok(Asked {
             grant,
             client,

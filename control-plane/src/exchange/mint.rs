@@ -2,9 +2,10 @@
 
 use super::delegation::Delegation;
 use super::form::{Grant, Params, Wanted};
+use super::users::ForUser;
 use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
 use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
-use crate::keys::{CapabilityClaims, Mint};
+use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
 use ledger::model::{
     ActionRecord, Command, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash, PolicyFacts,
@@ -52,7 +53,14 @@ impl Exchange {
         };
         let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
         let element = element(&action);
-        let access_token = self.minted(asking, &action, (&jti, &txn), (issued_s, expires_s))?;
+        let minted = self.minted(asking, &action, (&jti, &txn), (issued_s, expires_s));
+        let access_token = match minted.await {
+            Ok(token) => token,
+            Err(error) => {
+                let error = self.refused(caller, Some(action), Some(policy), error);
+                return Err(error.await.into());
+            }
+        };
         // The edge would refuse it, so it is not issued.
         if access_token.len() > config.limits.read.token {
             let error = ExchangeError::Details("the location is too long for a token".into());
@@ -84,7 +92,8 @@ impl Exchange {
         })
     }
 
-    fn minted(
+    /// The token, by the key that signs at its time.
+    async fn minted(
         &self,
         asking: Asking<'_>,
         action: &ActionRecord,
@@ -96,17 +105,13 @@ impl Exchange {
         if let (Some(x5t), Some(cnf)) = (caller.x5t, cnf.as_object_mut()) {
             cnf.insert("x5t#S256".into(), x5t.into());
         }
-        let key = self.core.keys.active(issued_s).map_err(|error| {
-            tracing::error!(%error, "no token can be signed");
-            ExchangeError::Unavailable
-        })?;
         // Who stands first in the chain is the subject, where no user is.
         let (subject, actors) = match (caller.user, caller.chain.split_last()) {
             (Some(user), _) => (user.subject.clone(), caller.chain),
             (None, Some((first, actors))) => (first.clone(), actors),
             (None, None) => (caller.agent.to_owned(), caller.chain),
         };
-        let access_token = key.mint(Mint {
+        let mint = Mint {
             issuer: self.core.config.server.issuer.clone(),
             audience: self.audience(action)?,
             subject,
@@ -121,10 +126,22 @@ impl Exchange {
                 cnf,
                 authorization_details: [element(action)],
             },
-        });
-        access_token.map_err(|error| {
-            tracing::error!(%error, "minting failed");
-            ExchangeError::Internal
+        };
+        let minted = match self.core.keys.active(issued_s) {
+            Ok(key) => key.mint(mint).await,
+            Err(error) => Err(error),
+        };
+        minted.map_err(|error| {
+            // Of a PKCS#11 token a warning says it, once for all of them.
+            if error.may_pass() && !matches!(error, KeyError::NoneActive) {
+                tracing::debug!(%error, "no token can be signed");
+            } else {
+                tracing::error!(%error, "no token can be signed");
+            }
+            match error.may_pass() {
+                true => ExchangeError::Unavailable,
+                false => ExchangeError::Internal,
+            }
         })
     }
 
@@ -166,6 +183,12 @@ impl Exchange {
         let token = &self.core.config.token;
         let made = match wanted {
             Wanted::Capability => Err(ExchangeError::Internal),
+            // A grant would not be held to it.
+            _ if asking.proven.user.as_ref().is_some_and(ForUser::is_narrowed) => {
+                Err(ExchangeError::Request(
+                    "the assertion is for a `resource`, or for actions, alone: only capabilities are got by it".into(),
+                ))
+            }
             Wanted::Session if token.session_s == 0 => Err(ExchangeError::Target(
                 "there are no sessions here (token.session_s)".into(),
             )),
@@ -179,8 +202,7 @@ impl Exchange {
             Wanted::Delegation => params
                 .one_element(&self.core.config.limits.read)
                 .and_then(|element| {
-                    let under = asking.proven.under.as_deref();
-                    self.delegation(&element, caller.agent, under, asking.now_ms)
+                    self.delegation(&element, asking)
                 })
                 .map(Given::Delegation),
         };

@@ -60,6 +60,12 @@ struct Terms {
 }
 
 impl ForUser {
+    /// Whether it is for less than policy allows: what comes of it has to be looked at
+    /// each time.
+    pub(super) fn is_narrowed(&self) -> bool {
+        self.terms.resources.is_some() || self.terms.elements.is_some()
+    }
+
     /// Whether the user's word covers this action.
     pub(super) fn check(&self, action: &HttpAction) -> Result<(), ExchangeError> {
         let under = |resource: &String| {

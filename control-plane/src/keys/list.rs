@@ -1,5 +1,7 @@
 //! The list of keys: its file, and where each key of it stands at some moment.
 
+use super::change::Place;
+use super::signer::{Point, TokenSigner};
 use super::{KeyError, TokenKey, replace};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -33,8 +35,16 @@ pub(super) const FORGOTTEN_AFTER_S: u64 = 86_400;
 pub struct Listed {
     /// Its RFC 7638 thumbprint.
     pub kid: String,
-    /// Its file, in the same directory.
+    /// Its file, in the same directory; empty where a PKCS#11 token has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub file: String,
+    /// Its id in the PKCS#11 token (CKA_ID), hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Its public half, where the private one is in a token that may be away:
+    /// base64url of x ‖ y.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub point: Option<String>,
     /// From when on it signs, in seconds.
     pub from_s: u64,
     /// When it was made, in seconds, where that is not told by `from_s`.
@@ -142,20 +152,24 @@ pub(super) fn damaged(dir: &Path) -> KeyError {
     KeyError::Damaged(dir.join(LIST))
 }
 
-pub(super) fn read(dir: &Path) -> Result<Option<State>, KeyError> {
-    let path = dir.join(LIST);
+pub(super) fn read(place: &Place) -> Result<Option<State>, KeyError> {
+    let path = place.dir.join(LIST);
     match std::fs::read(&path) {
-        Ok(bytes) => parse(dir, bytes).map(Some),
+        Ok(bytes) => parse(place, bytes).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(KeyError::File(path, error)),
     }
 }
 
-pub(super) fn parse(dir: &Path, bytes: Vec<u8>) -> Result<State, KeyError> {
+pub(super) fn parse(place: &Place, bytes: Vec<u8>) -> Result<State, KeyError> {
+    let dir = place.dir.as_path();
     let list: Vec<Listed> = serde_json::from_slice(&bytes).map_err(|_| damaged(dir))?;
     let kids: BTreeSet<&str> = list.iter().map(|key| key.kid.as_str()).collect();
     let plain = |file: &str| !file.contains('/') && file.ends_with(".pem");
-    let fits = list.iter().all(|key| plain(&key.file));
+    let fits = list.iter().all(|key| match &key.object {
+        Some(_) => key.file.is_empty() && in_token(place, key).is_some(),
+        None => plain(&key.file),
+    });
     if list.is_empty() || list.len() > KEYS_MAX || kids.len() != list.len() || !fits {
         return Err(damaged(dir));
     }
@@ -163,6 +177,10 @@ pub(super) fn parse(dir: &Path, bytes: Vec<u8>) -> Result<State, KeyError> {
     for listed in &list {
         if listed.revoked_s.is_some() {
             keys.push(None);
+            continue;
+        }
+        if let Some(key) = in_token(place, listed) {
+            keys.push(Some(Arc::new(key)));
             continue;
         }
         let path = dir.join(&listed.file);
@@ -177,6 +195,17 @@ pub(super) fn parse(dir: &Path, bytes: Vec<u8>) -> Result<State, KeyError> {
         keys.push(Some(Arc::new(key)));
     }
     Ok(State { bytes, list, keys })
+}
+
+/// A key of the token, by what the list says of it; its id binds its public half.
+fn in_token(place: &Place, listed: &Listed) -> Option<TokenKey> {
+    let signer = TokenSigner {
+        id: hex::decode(listed.object.as_ref()?).ok()?,
+        point: Point::parse(listed.point.as_ref()?)?,
+        kid: listed.kid.clone(),
+        hsm: place.token.clone(),
+    };
+    (signer.point.thumbprint() == signer.kid).then(|| TokenKey::in_token(signer))
 }
 
 pub(super) fn write(dir: &Path, list: &[Listed]) -> Result<(), KeyError> {

@@ -5,16 +5,17 @@
 //! same directory agree without talking. `writ keys` changes the file, and a
 //! control plane that runs looks at it every second.
 
+use super::change::{Place, make};
 use super::list::{
-    FIRST, LIST, Listed, Standing, State, damaged, is_due, lock, parse, read, standings, write,
+    AHEAD_S, FIRST, LIST, Listed, Standing, State, damaged, is_due, lock, parse, read, standings,
+    write,
 };
 use super::{KeyError, TokenKey};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// The keys of a directory, as they are now.
 pub struct KeyRing {
-    dir: PathBuf,
+    place: Place,
     state: RwLock<Arc<State>>,
 }
 
@@ -23,26 +24,30 @@ impl KeyRing {
     ///
     /// # Errors
     /// When they can't be read or made, others may read one, or the list is damaged.
-    pub fn open(dir: &Path, now_s: u64) -> Result<Self, KeyError> {
+    pub fn open(place: &Place, now_s: u64) -> Result<Self, KeyError> {
+        let dir = &place.dir;
         let _lock = lock(dir)?;
-        let state = match read(dir)? {
-            Some(state) => state,
+        let state = match read(place)? {
+            Some(state) => {
+                let mut list = state.list.clone();
+                if moves(place, &mut list, now_s)? {
+                    write(dir, &list)?;
+                    read(place)?.ok_or_else(|| damaged(dir))?
+                } else {
+                    state
+                }
+            }
             None => {
-                let kid = TokenKey::open(&dir.join(FIRST))?.kid().to_owned();
-                let first = Listed {
-                    kid,
-                    file: FIRST.to_owned(),
-                    // A clock that steps back must not leave us without a key.
-                    from_s: 0,
-                    made_s: Some(now_s),
-                    revoked_s: None,
-                };
+                let mut first = first(place)?;
+                // A clock that steps back must not leave us without a key.
+                first.from_s = 0;
+                first.made_s = Some(now_s);
                 write(dir, &[first])?;
-                read(dir)?.ok_or_else(|| damaged(dir))?
+                read(place)?.ok_or_else(|| damaged(dir))?
             }
         };
         Ok(Self {
-            dir: dir.to_owned(),
+            place: place.clone(),
             state: RwLock::new(Arc::new(state)),
         })
     }
@@ -53,12 +58,12 @@ impl KeyRing {
     /// # Errors
     /// What is wrong with the new one.
     pub fn reload(&self) -> Result<bool, KeyError> {
-        let path = self.dir.join(LIST);
+        let path = self.place.dir.join(LIST);
         let bytes = std::fs::read(&path).map_err(|error| KeyError::File(path, error))?;
         if bytes == self.state().bytes {
             return Ok(false);
         }
-        let state = parse(&self.dir, bytes)?;
+        let state = parse(&self.place, bytes)?;
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         Ok(true)
     }
@@ -104,10 +109,10 @@ impl KeyRing {
         is_due(&self.state().list, now_s, every_s)
     }
 
-    /// The directory that they are in.
+    /// Where they are.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Whether this is one of our keys, and revoked.
@@ -117,4 +122,39 @@ impl KeyRing {
         let mut all = state.list.iter();
         all.any(|key| key.kid == kid && key.revoked_s.is_some())
     }
+}
+
+/// The first key: of a directory that had one before there were lists, that one.
+fn first(place: &Place) -> Result<Listed, KeyError> {
+    if place.token.is_some() {
+        return make(place, 0);
+    }
+    let kid = TokenKey::open(&place.dir.join(FIRST))?.kid().to_owned();
+    Ok(Listed {
+        kid,
+        file: FIRST.to_owned(),
+        object: None,
+        point: None,
+        from_s: 0,
+        made_s: None,
+        revoked_s: None,
+    })
+}
+
+/// Another kind of keys is configured than the last one is of: then there is one of
+/// that kind, which signs once it is known. At once where the old one can't sign.
+fn moves(place: &Place, list: &mut Vec<Listed>, now_s: u64) -> Result<bool, KeyError> {
+    let wanted = place.token.is_some();
+    let sound = list.iter().filter(|key| key.revoked_s.is_none());
+    let last = sound.max_by_key(|key| key.from_s);
+    let Some(last) = last.filter(|key| key.object.is_some() != wanted) else {
+        return Ok(false);
+    };
+    let from_s = if last.object.is_some() {
+        now_s
+    } else {
+        now_s.saturating_add(AHEAD_S)
+    };
+    list.push(make(place, from_s)?);
+    Ok(true)
 }

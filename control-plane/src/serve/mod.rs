@@ -24,7 +24,7 @@ use crate::decide::{DecisionKey, DecisionsService};
 use crate::edges::Edges;
 use crate::exchange::{Exchange, Issuers};
 use crate::fleet::Fleet;
-use crate::keys::{KeyError, KeyRing};
+use crate::keys::{self, KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::state::{Core, system_clock};
@@ -165,9 +165,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let metrics = config.server.metrics_listen.map(bind).transpose()?;
     make_dir(&config.server.data_dir)?;
     let clock = system_clock();
-    let keys_dir = config.server.data_dir.join("keys");
-    let keys = KeyRing::open(&keys_dir, clock() / 1000)?;
-    let decision_key = DecisionKey::open(&keys_dir)?;
+    let place = keys::Place::of(&config)?;
+    let keys = KeyRing::open(&place, clock() / 1000)?;
+    let decision_key = DecisionKey::open(&place.dir)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -291,6 +291,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if core.config.keys.rotate_every_days > 0 {
         tasks.spawn(until(stop.clone(), rotation::run(core.clone())));
     }
+    tasks.spawn(until(stop.clone(), rotation::watch_token(core.clone())));
 
     let login = (options.print_login || options.ready_file.is_some()).then(|| {
         format!(

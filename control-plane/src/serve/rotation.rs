@@ -1,7 +1,7 @@
 //! Another key that signs tokens, on schedule: what `writ keys rotate` does, done by
 //! the control plane itself.
 
-use crate::keys;
+use crate::keys::{self, Hsm, KeyError};
 use crate::state::Core;
 use ledger::model::Command;
 use serde_json::json;
@@ -31,6 +31,46 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
+/// The key of the warning about the token.
+const AWAY: &str = "keys token";
+/// How often the PKCS#11 token is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Says that the PKCS#11 token is away or signs wrongly, and that it is well again.
+pub async fn watch_token(core: Arc<Core>) {
+    let Some(token) = core.keys.place().token.clone() else {
+        return;
+    };
+    loop {
+        match is_well(&core, &token).await {
+            Err(error) => {
+                let text = format!("NO TOKEN IS ISSUED: {error}");
+                if core.warnings.raise(AWAY, &text) {
+                    tracing::error!("{text}");
+                }
+            }
+            Ok(()) => {
+                if core.warnings.lower(AWAY) {
+                    tracing::info!("the PKCS#11 token is well again");
+                }
+            }
+        }
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
+/// Whether it is there, and signs where it did not when it was asked last.
+async fn is_well(core: &Core, token: &Arc<Hsm>) -> Result<(), KeyError> {
+    let looked = token.clone();
+    let seen = tokio::task::spawn_blocking(move || looked.look()).await;
+    seen.unwrap_or_else(|error| Err(KeyError::TokenAway(error.to_string())))?;
+    let key = core.keys.active(core.now() / 1000)?;
+    if token.is_failing() {
+        key.try_out().await?;
+    }
+    Ok(())
+}
+
 /// False when a key should have been made and was not.
 async fn look(core: &Arc<Core>, every_s: u64) -> bool {
     let now_s = core.now() / 1000;
@@ -38,8 +78,8 @@ async fn look(core: &Arc<Core>, every_s: u64) -> bool {
         return true;
     }
     // It waits for a lock, and writes.
-    let dir = core.keys.dir().to_owned();
-    let rotate = move || keys::rotate_if_due(&dir, now_s, every_s);
+    let place = core.keys.place().clone();
+    let rotate = move || keys::rotate_if_due(&place, now_s, every_s);
     let problem = match tokio::task::spawn_blocking(rotate).await {
         Ok(Ok(None)) => return true,
         Ok(Ok(Some(made))) => {

@@ -144,6 +144,27 @@ fn commands_in_the_book_parse() {
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
 }
 
+/// Ids in base64url may begin with a hyphen.
+#[test]
+fn ids_that_begin_with_a_hyphen_are_taken() {
+    for line in [
+        "writ keys revoke -7abc --config x.toml",
+        "writ keys revoke --config x.toml --abc",
+        "writ revoke --key -7abc --json",
+        "writ revoke --user https://idp.example --subject -7abc",
+    ] {
+        let words = line.split(' ');
+        let parsed = control_plane::cli::command().try_get_matches_from(words);
+        assert!(parsed.is_ok(), "{line}: {parsed:?}");
+    }
+    let unknown = ["writ", "keys", "rotate", "--conf"];
+    assert!(
+        control_plane::cli::command()
+            .try_get_matches_from(unknown)
+            .is_err()
+    );
+}
+
 #[test]
 fn variables_in_the_book_are_read_somewhere() {
     let mut coded: BTreeSet<String> = BTreeSet::from(["WRIT_LOG".to_owned()]);

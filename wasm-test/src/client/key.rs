@@ -1,10 +1,12 @@
 //! A DPoP key and its proofs (RFC 9449, section 4.2).
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64ct::{Base64UrlUnpadded, Encoding as _};
+use base64ct::{Base64, Base64UrlUnpadded, Encoding as _};
 use p256::ecdsa::signature::Signer as _;
 use p256::ecdsa::{Signature, SigningKey};
+use p256::pkcs8::DecodePrivateKey as _;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -26,6 +28,23 @@ impl DpopKey {
         let bytes: [u8; 32] = rand::random();
         let signing = SigningKey::from_slice(&bytes)
             .map_err(|_| Error::Unexpected("random bytes were no P-256 key".to_owned()))?;
+        Ok(DpopKey::of(signing))
+    }
+
+    /// The key of a file (PKCS#8 in PEM), which may be another's than an agent's.
+    ///
+    /// # Errors
+    /// When it can't be read, or is no P-256 key.
+    pub fn read(path: &Path) -> Result<DpopKey, Error> {
+        let pem = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let body: String = pem.lines().filter(|line| !line.contains("---")).collect();
+        let key = Base64::decode_vec(&body).ok();
+        let key = key.and_then(|der| SigningKey::from_pkcs8_der(&der).ok());
+        let wrong = || Error::Setup(format!("{} is no P-256 key", path.display()));
+        key.map(DpopKey::of).ok_or_else(wrong)
+    }
+
+    fn of(signing: SigningKey) -> DpopKey {
         let point = signing.verifying_key().to_sec1_point(false);
         let coordinate =
             |bytes: Option<&[u8]>| Base64UrlUnpadded::encode_string(bytes.unwrap_or_default());
@@ -35,7 +54,7 @@ impl DpopKey {
             "x": coordinate(point.x().map(AsRef::as_ref)),
             "y": coordinate(point.y().map(AsRef::as_ref)),
         });
-        Ok(DpopKey { signing, jwk })
+        DpopKey { signing, jwk }
     }
 
     /// The public key as a JWK.

@@ -18,6 +18,7 @@ mod crash;
 mod denials;
 mod ended;
 mod exempt;
+mod hardware;
 mod headers;
 mod hold;
 mod mesh;

@@ -174,6 +174,27 @@ async fn an_id_jag_is_a_grant_once_for_the_client_that_it_names() {
     for (what, jag, verdict) in bad {
         refused(what, &post(jag).await, verdict);
     }
+    // No grant comes of what narrows: it would not be held to it.
+    let narrow = json!({ "resource": format!("{origin}/files") });
+    for (what, jag, wanted) in [
+        ("a session", one(&narrow), 400),
+        ("a session of what does not narrow", one(&none), 200),
+    ] {
+        let mut attempt = bearing(&bench, &client, jag);
+        attempt.set("authorization_details", None);
+        attempt.set("audience", us.clone());
+        let answer = bench.send(attempt).await;
+        assert_eq!(answer.status, wanted, "{what}: {}", answer.text());
+        if wanted == 200 {
+            let session = answer.json()["access_token"].as_str().unwrap().to_owned();
+            let mut within = bench.attempt();
+            within.set("subject_token", session);
+            let body = issued("in it", &bench.send(within).await);
+            let (_, claims) = decoded(body["access_token"].as_str().unwrap());
+            assert_eq!(claims["sub"], "ann@example.com");
+            assert_eq!(claims["act"], json!({ "sub": AGENT }));
+        }
+    }
     let mut nobody = bearing(&bench, &client, one(&none));
     nobody.set("client_assertion", None);
     nobody.set("client_assertion_type", None);

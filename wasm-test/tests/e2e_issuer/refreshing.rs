@@ -78,6 +78,15 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
             grant("token_unknown"),
         );
     }
+    let mut both = authenticating(&bench, &key);
+    both.set("grant_type", "refresh_token".to_owned());
+    both.set("refresh_token", second.clone());
+    let request = no("invalid_request", "malformed_credentials");
+    refused("with an assertion", &bench.send(both).await, request);
+    let mut session = with_refresh(&bench, &second);
+    session.set("authorization_details", None);
+    session.set("audience", bench.plane.issuer());
+    refused("for a session", &bench.send(session).await, request);
     // What policy refuses uses up nothing.
     let mut denied = with_refresh(&bench, &second);
     denied.set(

@@ -293,6 +293,21 @@ async fn a_token_for_a_user_names_both_and_what_lets_the_agent_act_decides() {
             verdict,
         );
     }
+    // What an agent passes on ends with the user's word.
+    let mut long = acting(&bench, user(&idp, &json!({ "exp": now + 60 })));
+    let delegation = "urn:writ:params:oauth:token-type:delegation";
+    long.set("requested_token_type", delegation.to_owned());
+    let element = json!([{
+        "type": "delegation", "delegate": OTHER, "actions": ["GET"],
+        "locations": [bench.url("/files/*")], "lifetime_s": 90,
+    }]);
+    long.set("authorization_details", element.to_string());
+    let answer = bench.send(long).await;
+    refused(
+        "longer",
+        &answer,
+        no("invalid_authorization_details", "action_mismatch"),
+    );
     let forged = Authority::fresh().named_as(&idp);
     let answer = bench.send(acting(&bench, user(&forged, &none))).await;
     refused("forged", &answer, evidence("token_signature"));

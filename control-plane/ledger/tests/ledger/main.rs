@@ -10,6 +10,7 @@ mod commands;
 mod common;
 mod concurrency;
 mod fairness;
+mod grants;
 mod postgres;
 mod recovery;
 mod rig;

@@ -1,0 +1,239 @@
+//! Grants: what is got with them, by whom and how often, in both stores.
+
+use crate::{
+    common::*,
+    rig::{Rig, on_both_stores},
+};
+use ledger::model::*;
+
+on_both_stores! {
+    a_grant_allows_no_request_and_is_shown_as_one,
+    a_delegation_brings_as_many_tokens_as_it_says,
+    a_refresh_token_is_spent_by_what_follows,
+    a_stop_of_a_grant_covers_all_that_came_of_it,
+}
+
+const CHILD: &str = "spiffe://writ.example/agent/child";
+
+fn terms(kind: GrantKind) -> GrantTerms {
+    GrantTerms {
+        kind,
+        holder: (kind == GrantKind::Delegation).then(|| CHILD.to_owned()),
+        scope: Vec::new(),
+        depth: 1,
+        uses: (kind != GrantKind::Session).then_some(3),
+    }
+}
+
+fn grant(name: &str, kind: GrantKind) -> TokenRecord {
+    TokenRecord {
+        grant: Some(terms(kind)),
+        ..token(name)
+    }
+}
+
+/// What is got with a grant, by whom it is for.
+fn under(grant: &TokenRecord, name: &str, next: Option<TokenRecord>) -> Command {
+    let holder = grant.grant.as_ref().unwrap().holder.clone();
+    let made = TokenRecord {
+        agent: holder.clone().unwrap_or_else(|| grant.agent.clone()),
+        chain: holder.map_or_else(Vec::new, |it| grant.delegated_chain(&it)),
+        lineage: grant.heirs(),
+        ..token(name)
+    };
+    let Command::Issue {
+        token,
+        evidence_id,
+        evidence_expires_ms,
+        also,
+        once,
+        policy,
+        attachments,
+        ..
+    } = issue(made)
+    else {
+        unreachable!()
+    };
+    Command::Issue {
+        token,
+        evidence_id,
+        evidence_expires_ms,
+        also,
+        once,
+        under: Some(grant.token_hash),
+        next,
+        policy,
+        attachments,
+    }
+}
+
+async fn a_grant_allows_no_request_and_is_shown_as_one(rig: Rig) {
+    let ledger = rig.open().await;
+    let session = grant("session", GrantKind::Session);
+    ledger.commit(issue(session.clone())).await.unwrap();
+    assert!(ledger.token(&hash("session")).await.unwrap().is_none());
+    assert!(ledger.grant(&hash("session")).await.unwrap().is_some());
+    for command in [allow("session", "1", None), deny("session", "1")] {
+        let refused = ledger.commit(command).await.unwrap_err();
+        assert_eq!(refused, Refused::NotOutstanding(None));
+    }
+    ledger.commit(under(&session, "a", None)).await.unwrap();
+    ledger.commit(allow("a", "2", None)).await.unwrap();
+    assert!(ledger.grant(&hash("a")).await.unwrap().is_none());
+    // A lineage that no grant was shown for, and a grant that is none.
+    let bare = TokenRecord {
+        lineage: session.heirs(),
+        ..token("b")
+    };
+    assert_eq!(ledger.commit(issue(bare)).await, Err(Refused::NoGrant));
+    let none = grant("nothing", GrantKind::Session);
+    let refused = ledger.commit(under(&none, "c", None)).await;
+    assert_eq!(refused, Err(Refused::NoGrant));
+    let of_a_token = ledger.commit(under(&token_as_grant("a2"), "d", None)).await;
+    assert_eq!(of_a_token, Err(Refused::NoGrant));
+}
+
+fn token_as_grant(name: &str) -> TokenRecord {
+    grant(name, GrantKind::Session)
+}
+
+async fn a_delegation_brings_as_many_tokens_as_it_says(rig: Rig) {
+    let ledger = rig.open().await;
+    let delegation = grant("delegation", GrantKind::Delegation);
+    ledger.commit(issue(delegation.clone())).await.unwrap();
+    // Another agent, and another chain.
+    let Command::Issue { token: good, .. } = under(&delegation, "x", None) else {
+        unreachable!()
+    };
+    for (agent, chain) in [(AGENT, &good.chain), (CHILD, &Vec::new())] {
+        let mut spoilt = under(&delegation, "y", None);
+        if let Command::Issue { token, .. } = &mut spoilt {
+            token.agent = agent.to_owned();
+            token.chain.clone_from(chain);
+        }
+        assert_eq!(ledger.commit(spoilt).await, Err(Refused::NoGrant));
+    }
+    let tasks: Vec<_> = (0..20)
+        .map(|n| {
+            let ledger = ledger.clone();
+            let command = under(&delegation, &format!("t{n}"), None);
+            tokio::spawn(async move { ledger.commit(command).await })
+        })
+        .collect();
+    let mut got = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => got += 1,
+            Err(refused) => assert_eq!(refused, Refused::Limit(GRANT_USES)),
+        }
+    }
+    assert_eq!(got, 3);
+    let left = ledger.grant(&delegation.token_hash).await.unwrap().unwrap();
+    assert_eq!(left.grant.as_ref().unwrap().uses, Some(0));
+}
+
+async fn a_refresh_token_is_spent_by_what_follows(rig: Rig) {
+    let ledger = rig.open().await;
+    let first = grant("r0", GrantKind::Refresh);
+    ledger.commit(issue(first.clone())).await.unwrap();
+    let next = |name: &str, uses| TokenRecord {
+        token_hash: hash(name),
+        lineage: first.heirs(),
+        grant: Some(GrantTerms {
+            uses: Some(uses),
+            ..terms(GrantKind::Refresh)
+        }),
+        ..first.clone()
+    };
+    // As many as it had are not fewer.
+    let wide = under(&first, "t", Some(next("wide", 3)));
+    assert_eq!(ledger.commit(wide).await, Err(Refused::NoGrant));
+    let tasks: Vec<_> = (0..12)
+        .map(|n| {
+            let ledger = ledger.clone();
+            let next = next(&format!("r1-{n}"), 2);
+            let command = under(&first, &format!("t{n}"), Some(next));
+            tokio::spawn(async move { (n, ledger.commit(command).await) })
+        })
+        .collect();
+    let mut winner = None;
+    for task in tasks {
+        match task.await.unwrap() {
+            (n, Ok(_)) => assert_eq!(winner.replace(n), None, "two of one"),
+            (_, Err(refused)) => assert_eq!(refused, Refused::Shown),
+        }
+    }
+    let second = next(&format!("r1-{}", winner.unwrap()), 2);
+    assert!(ledger.spent(&first.token_hash).await.unwrap().is_some());
+    assert!(ledger.grant(&first.token_hash).await.unwrap().is_none());
+    let known = ledger.grant(&second.token_hash).await.unwrap().unwrap();
+    assert_eq!(known.lineage, first.heirs());
+    ledger.commit(under(&second, "u", None)).await.unwrap();
+    let again = ledger.commit(under(&second, "v", None)).await;
+    assert_eq!(again, Err(Refused::Shown));
+}
+
+async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {
+    let ledger = rig.open().await;
+    let session = grant("session", GrantKind::Session);
+    ledger.commit(issue(session.clone())).await.unwrap();
+    let mut passed_on = under(&session, "delegation", None);
+    let Command::Issue { token, .. } = &mut passed_on else {
+        unreachable!()
+    };
+    token.grant = Some(terms(GrantKind::Delegation));
+    let delegation = token.clone();
+    ledger.commit(passed_on).await.unwrap();
+    ledger
+        .commit(under(&delegation, "kept", None))
+        .await
+        .unwrap();
+    ledger
+        .commit(issue(crate::common::token("own")))
+        .await
+        .unwrap();
+    let stop = Command::Stop {
+        target: Target::Token(session.token_hash),
+        by: "ann".into(),
+        why: String::new(),
+        until_ms: None,
+    };
+    ledger.commit(stop).await.unwrap();
+    let stopped = Err(Refused::Stopped("token"));
+    assert_eq!(ledger.commit(allow("kept", "1", None)).await, stopped);
+    assert_eq!(ledger.commit(under(&delegation, "a", None)).await, stopped);
+    assert_eq!(ledger.commit(under(&session, "b", None)).await, stopped);
+    ledger.commit(allow("own", "2", None)).await.unwrap();
+}
+
+/// Attack E06's kind: over two replicas so many count as there are uses, and of one refresh
+/// token one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_replicas_count_together() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let replicas = [rig.open().await, rig.open().await];
+    let delegation = grant("delegation", GrantKind::Delegation);
+    let refresh = grant("refresh", GrantKind::Refresh);
+    for made in [&delegation, &refresh] {
+        replicas[0].commit(issue(made.clone())).await.unwrap();
+    }
+    let tasks = (0..40).map(|n| {
+        let (shown, ledger) = match n % 4 {
+            0 | 1 => (&delegation, replicas[n % 2].clone()),
+            _ => (&refresh, replicas[n % 2].clone()),
+        };
+        let command = under(shown, &format!("t{n}"), None);
+        let kind = shown.grant.as_ref().unwrap().kind;
+        tokio::spawn(async move { (kind, ledger.commit(command).await.is_ok()) })
+    });
+    let mut got = [0, 0];
+    for task in tasks.collect::<Vec<_>>() {
+        let (kind, ok) = task.await.unwrap();
+        got[usize::from(kind == GrantKind::Refresh)] += usize::from(ok);
+    }
+    assert_eq!(got, [3, 1]);
+    let head = rig.head(&replicas[1]).await;
+    assert!(rig.verify(Some(head)).await.whole);
+}
