@@ -45,7 +45,8 @@ pub fn options() -> Options {
     Options {
         token_lifetime_s: 120,
         hold_s: 3,
-        extra_config: "[token]\nproof_window_s = 10\n[limits]\noutstanding_per_agent = 65536\n"
+        extra_config: "[token]\nproof_window_s = 10\n[limits]\noutstanding_per_agent = 65536\n\
+            exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
             .to_owned(),
         ..Options::default()
     }
@@ -127,7 +128,9 @@ impl Stages {
             let options = Options {
                 issuer: Some("https://issuer.example".to_owned()),
                 origin: Some("https://tools.example".to_owned()),
-                extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+                extra_config: "[limits]\noutstanding_per_agent = 65536\n\
+                    exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
+                    .to_owned(),
                 hold_s: 1,
                 ..Options::default()
             };
