@@ -27,6 +27,7 @@ mod jws_forms;
 mod jws_live;
 mod keys;
 mod life;
+mod minting;
 mod nonces;
 mod paths;
 mod races;
@@ -117,6 +118,7 @@ const GROUPS: &[&[Row]] = &[
     store::ROWS,
     stress::ROWS,
     certificates::ROWS,
+    minting::ROWS,
     paths::ROWS,
     targets::ROWS,
     headers::ROWS,

@@ -465,6 +465,10 @@ pub struct Canary {
 pub struct Limits {
     /// Outstanding tokens per agent.
     pub outstanding_per_agent: usize,
+    /// Exchanges of one agent a second.
+    pub exchanges_per_agent: u64,
+    /// The same of all agents of one owner.
+    pub exchanges_per_owner: u64,
     /// Held requests per agent.
     pub held_per_agent: usize,
     /// Held requests in all.

@@ -4,7 +4,7 @@
 use super::form::{Asked, Client, Grant, Params};
 use super::grants::{is_delegation, is_delegation_text, is_session};
 use super::users::{Acting, ForUser};
-use super::{Exchange, ExchangeError};
+use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, TYPE_DELEGATION, TYPE_ID_TOKEN, TYPE_JWT};
 use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
@@ -97,6 +97,7 @@ impl Exchange {
             Grant::Exchange => params.subject_token()?,
         };
         if asked.grant == Grant::Exchange && is_session(shown) {
+            params.check_shown("a session", &[TYPE_ACCESS_TOKEN])?;
             return self.in_session(shown, params, (jkt, x5t)).await;
         }
         let actor = params.actor_token();
@@ -117,6 +118,7 @@ impl Exchange {
             None => self.client(asked.client, params, peer, now_ms).await?,
         };
         if asked.grant == Grant::Exchange && is_delegation_text(shown) {
+            params.check_shown("a delegation", &[TYPE_DELEGATION, TYPE_JWT])?;
             return self.delegated(shown, agent).await;
         }
         let id = agent.evidence.agent.as_str();
@@ -131,7 +133,12 @@ impl Exchange {
                 let granted = issuers.granted(shown, &self.core, &acting, now_ms).await;
                 granted.map_err(ExchangeError::of_grant)?
             }
-            _ => issuers.user(shown, &acting, now_ms).await?,
+            _ => {
+                let types = [TYPE_ID_TOKEN, TYPE_ACCESS_TOKEN, TYPE_JWT];
+                params.check_shown("a user's", &types)?;
+                let id_token = params.is_id_token();
+                issuers.user(shown, id_token, &acting, now_ms).await?
+            }
         };
         Ok(Proven {
             agent,
@@ -206,7 +213,8 @@ impl Exchange {
         now_ms: u64,
     ) -> Result<Mapped, ExchangeError> {
         if role == "subject" {
-            params.check_identity()?;
+            // An access token is no statement of who an agent is.
+            params.check_shown("an agent's evidence", &[TYPE_JWT, TYPE_ID_TOKEN])?;
         }
         if let Some(mapped) = self.core.issuers.verify(token, now_ms).await {
             return mapped;

@@ -301,14 +301,21 @@ impl Params {
         }
     }
 
-    /// An access token is no statement of who an agent is.
-    pub(super) fn check_identity(&self) -> Result<(), ExchangeError> {
+    /// Whether the subject token, which is `what`, came as one of the types that it has
+    /// (RFC 8693, section 2.1).
+    pub(super) fn check_shown(&self, what: &str, types: &[&str]) -> Result<(), ExchangeError> {
         match self.get("subject_token_type") {
-            Some(TYPE_ACCESS_TOKEN) => Err(ExchangeError::Request(format!(
-                "subject_token_type must be {TYPE_JWT}: an access token of an agent is no evidence of who it is"
+            Some(kind) if types.contains(&kind) => Ok(()),
+            _ => Err(ExchangeError::Request(format!(
+                "the subject_token is {what}, so that subject_token_type must be {}",
+                types.join(" or ")
             ))),
-            _ => Ok(()),
         }
+    }
+
+    /// Whether the subject token came as an ID token, which an access token is not.
+    pub(super) fn is_id_token(&self) -> bool {
+        self.get("subject_token_type") == Some(TYPE_ID_TOKEN)
     }
 
     /// The one `authorization_details` element (RFC 9396).

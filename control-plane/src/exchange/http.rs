@@ -216,8 +216,13 @@ pub(super) async fn form(request: Request<Body>) -> Result<Params, ExchangeError
     Params::parse(&body)
 }
 
+/// The one that is said; who says two may be read as either (RFC 9110, section 5.3).
 fn media_type(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let mut all = headers.get_all(header::CONTENT_TYPE).iter();
+    let value = all.next()?.to_str().ok()?;
+    if all.next().is_some() {
+        return None;
+    }
     let first = value.split(';').next().unwrap_or_default();
     Some(first.trim().to_ascii_lowercase())
 }

@@ -31,6 +31,9 @@ impl Exchange {
         if let Some(error) = self.standing(caller.agent).await {
             return Err(self.refused(caller, Some(action), None, error).await);
         }
+        if let Err(error) = self.rated(caller.agent, asking.now_ms) {
+            return Err(self.refused(caller, Some(action), None, error).await);
+        }
         let (policy, verdict) = self.ask(caller, &action, asking.now_ms);
         if let Some(error) = verdict {
             return Err(self
@@ -94,6 +97,13 @@ impl Exchange {
             let known = known.collect::<Vec<_>>().join(" or ");
             ExchangeError::Details(format!("`locations` must be a URL under {known}"))
         })
+    }
+
+    /// Takes one of what the agent may ask for in a second, and all agents of its owner.
+    pub(super) fn rated(&self, agent: &str, now_ms: u64) -> Result<(), ExchangeError> {
+        let rights = self.core.ledger.rights();
+        let owner = rights.agent(agent).map(|it| it.owner.as_str());
+        self.rates.take(agent, owner, now_ms)
     }
 
     /// Records agents that nobody has registered, so that somebody can.

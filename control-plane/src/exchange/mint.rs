@@ -208,7 +208,10 @@ impl Exchange {
         };
         let error = match made {
             Ok(made) => match self.standing(caller.agent).await {
-                None => return Ok(made),
+                None => match self.rated(caller.agent, asking.now_ms) {
+                    Ok(()) => return Ok(made),
+                    Err(error) => error,
+                },
                 Some(error) => error,
             },
             Err(error) => error,

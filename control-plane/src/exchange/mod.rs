@@ -19,6 +19,7 @@ mod mint;
 mod nonces;
 mod proof;
 mod proofs;
+mod rates;
 mod tokens;
 mod users;
 
@@ -35,6 +36,7 @@ use identity::mtls::Peer;
 use ledger::model::{ActionRecord, Command, PolicyFacts, User};
 use nonces::Nonces;
 use proof::Shown;
+use rates::Rates;
 use std::sync::Arc;
 
 /// `subject_token_type` and its kin (RFC 8693, section 3).
@@ -66,6 +68,7 @@ pub struct Exchange {
     core: Arc<Core>,
     proofs: SeenProofs,
     nonces: Nonces,
+    rates: Rates,
     /// `htu` of proofs: the token endpoint as clients know it.
     endpoint: Target,
     /// The same for clients that show an X.509-SVID.
@@ -139,10 +142,13 @@ impl Exchange {
         let window_s = core.config.token.proof_window_s;
         let nonces =
             Nonces::open(&keys, &server.issuer, window_s).map_err(|error| error.to_string())?;
+        let limits = &core.config.limits;
+        let rates = Rates::new(limits.exchanges_per_agent, limits.exchanges_per_owner);
         Ok(Self {
             core,
             proofs,
             nonces,
+            rates,
             endpoint,
             mtls_endpoint,
             batches,

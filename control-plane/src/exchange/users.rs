@@ -104,10 +104,12 @@ impl Issuers {
         known.config.agents.is_empty() || named
     }
 
-    /// The user whose token this is, where this agent may act for them.
+    /// The user whose token this is, where this agent may act for them. `id_token`: it came
+    /// as one, which an access token is not.
     pub(super) async fn user(
         &self,
         token: &str,
+        id_token: bool,
         acting: &Acting<'_>,
         now_ms: u64,
     ) -> Result<ForUser, ExchangeError> {
@@ -122,7 +124,7 @@ impl Issuers {
             audiences: std::iter::once(users.audience.as_str())
                 .chain(clients)
                 .collect(),
-            types: Types::Plain(ACCESS_TOKEN),
+            types: Types::Plain(if id_token { &[] } else { ACCESS_TOKEN }),
             lifetime_max_ms: known.config.lifetime_max_s.saturating_mul(1000),
         };
         let verified = known.issuer.verify_as(token, &wanted, now_ms).await?;

@@ -3,6 +3,7 @@
 
 pub(crate) mod admin_socket;
 pub(crate) mod advice;
+mod clock;
 mod edge;
 mod hardening;
 pub(crate) mod http;
@@ -286,6 +287,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         tasks.spawn(until(stop.clone(), canary.run()));
     }
     tasks.spawn(until(stop.clone(), flush_each_minute(core.clone())));
+    tasks.spawn(until(stop.clone(), clock::watch(core.clone())));
     if core.config.keys.rotate_every_days > 0 {
         tasks.spawn(until(stop.clone(), rotation::run(core.clone())));
     }

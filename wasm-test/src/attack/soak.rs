@@ -38,7 +38,9 @@ async fn clients_gone(stages: &mut Stages) -> Result<String, Error> {
     let stage = Stage::start(Options {
         hold_s: 30,
         token_lifetime_s: 120,
-        extra_config: "[limits]\noutstanding_per_agent = 65536\nheld_per_agent = 256\n".to_owned(),
+        extra_config: "[limits]\noutstanding_per_agent = 65536\nheld_per_agent = 256\n\
+            exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
+            .to_owned(),
         ..Options::default()
     })
     .await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::certificates::Guarded;
 use super::forge::Forger;
+use super::minting::Minting;
 use crate::postgres;
 use crate::stage::{Pair, Stage};
 use crate::system::Options;
@@ -28,6 +29,7 @@ pub struct Stages {
     guarded: Option<Guarded>,
     varied: Option<Stage>,
     named: Option<Named>,
+    minting: Option<Minting>,
 }
 
 /// A system whose names are not where it listens, and what forges for it.
@@ -43,7 +45,8 @@ pub fn options() -> Options {
     Options {
         token_lifetime_s: 120,
         hold_s: 3,
-        extra_config: "[token]\nproof_window_s = 10\n[limits]\noutstanding_per_agent = 65536\n"
+        extra_config: "[token]\nproof_window_s = 10\n[limits]\noutstanding_per_agent = 65536\n\
+            exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
             .to_owned(),
         ..Options::default()
     }
@@ -63,6 +66,7 @@ impl Stages {
             guarded: None,
             varied: None,
             named: None,
+            minting: None,
         }
     }
 
@@ -124,7 +128,9 @@ impl Stages {
             let options = Options {
                 issuer: Some("https://issuer.example".to_owned()),
                 origin: Some("https://tools.example".to_owned()),
-                extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+                extra_config: "[limits]\noutstanding_per_agent = 65536\n\
+                    exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
+                    .to_owned(),
                 hold_s: 1,
                 ..Options::default()
             };
@@ -170,6 +176,19 @@ impl Stages {
             .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
     }
 
+    /// One Envoy, and a token endpoint that knows users and a client.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub async fn minting(&mut self) -> Result<&mut Minting, Error> {
+        if self.minting.is_none() {
+            self.minting = Some(Minting::start(options()).await?);
+        }
+        self.minting
+            .as_mut()
+            .ok_or_else(|| Error::Unexpected("the stage is gone".to_owned()))
+    }
+
     /// One Envoy that listens with each setting of its paths as well.
     ///
     /// # Errors
@@ -200,7 +219,8 @@ impl Stages {
             .chain(self.single.as_mut())
             .chain(self.bodies.as_mut())
             .chain(self.varied.as_mut())
-            .chain(named);
+            .chain(named)
+            .chain(self.minting.as_mut().map(|it| &mut it.stage));
         for stage in all {
             if let Some((_, problem)) = stage.system.ended().into_iter().next() {
                 return Err(problem);
@@ -223,6 +243,7 @@ impl Stages {
         self.varied = None;
         self.bodies = None;
         self.named = None;
+        self.minting = None;
         self.guarded = None;
     }
 
@@ -233,6 +254,9 @@ impl Stages {
         }
         if let Some(named) = self.named {
             named.stage.stop().await;
+        }
+        if let Some(minting) = self.minting {
+            minting.stage.stop().await;
         }
         for stage in [self.single, self.bodies, self.varied]
             .into_iter()

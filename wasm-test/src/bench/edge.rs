@@ -100,6 +100,7 @@ impl Guarded {
             upstream_log: false,
             extra_config: format!(
                 "[limits]\noutstanding_per_agent = 65536\nheld_per_agent = {HELD}\n\
+                 exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n\
                  [edge]\ntoken_check = \"{token_check}\"\n"
             ),
             ..Options::default()

@@ -135,7 +135,9 @@ async fn bad(agent: Agent, load: Arc<Load>) {
 async fn modules_pushed_under_load_let_nothing_through_unfiltered() {
     let options = Options {
         // The bad load uses none of its tokens up.
-        extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+        extra_config: "[limits]\noutstanding_per_agent = 65536\n\
+            exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
+            .to_owned(),
         ..Options::default()
     };
     let rig = Rig::start(options).await;

@@ -28,6 +28,8 @@ pub(super) async fn start(envoys: usize, more: &str) -> Rig {
         r#"
 [limits]
 outstanding_per_agent = 65536
+exchanges_per_agent = 1000000
+exchanges_per_owner = 1000000
 [edge.rollout]
 first = ["first"]
 watch_s = {WATCH_S}

@@ -189,6 +189,7 @@ async fn an_id_jag_is_a_grant_once_for_the_client_that_it_names() {
             let session = answer.json()["access_token"].as_str().unwrap().to_owned();
             let mut within = bench.attempt();
             within.set("subject_token", session);
+            within.set("subject_token_type", crate::judging::ACCESS.to_owned());
             let body = issued("in it", &bench.send(within).await);
             let (_, claims) = decoded(body["access_token"].as_str().unwrap());
             assert_eq!(claims["sub"], "ann@example.com");

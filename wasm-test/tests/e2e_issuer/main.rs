@@ -38,6 +38,7 @@ mod page_contents;
 mod pages;
 mod plane;
 mod programs;
+mod rates;
 mod refreshing;
 mod rights;
 mod sidecar;
