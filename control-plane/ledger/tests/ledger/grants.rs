@@ -52,7 +52,7 @@ fn under(grant: &TokenRecord, name: &str, next: Option<TokenRecord>) -> Command 
         ..
     } = issue(made)
     else {
-        unreachable!()
+        panic!("it is an issue")
     };
     Command::Issue {
         token,
@@ -103,7 +103,7 @@ async fn a_delegation_brings_as_many_tokens_as_it_says(rig: Rig) {
     ledger.commit(issue(delegation.clone())).await.unwrap();
     // Another agent, and another chain.
     let Command::Issue { token: good, .. } = under(&delegation, "x", None) else {
-        unreachable!()
+        panic!("it is an issue")
     };
     for (agent, chain) in [(AGENT, &good.chain), (CHILD, &Vec::new())] {
         let mut spoilt = under(&delegation, "y", None);
@@ -179,7 +179,7 @@ async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {
     ledger.commit(issue(session.clone())).await.unwrap();
     let mut passed_on = under(&session, "delegation", None);
     let Command::Issue { token, .. } = &mut passed_on else {
-        unreachable!()
+        panic!("it is an issue")
     };
     token.grant = Some(terms(GrantKind::Delegation));
     let delegation = token.clone();
