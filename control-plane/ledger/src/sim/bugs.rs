@@ -204,8 +204,9 @@ bugs! {
     LeaseNotLocked: Chain | Fence | Gap | Deadlock,
     /// A group that is committed after later ones gets no place.
     LateSkipped: Gap,
-    /// Groups get their places in another order than theirs.
-    PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit,
+    /// Groups get their places in another order than theirs: whatever rests on what came
+    /// before it may show that.
+    PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit | Stopped | Grant,
     /// The log's time goes back with a replica's clock.
     TimeGoesBack: Chain,
     // Epochs.
