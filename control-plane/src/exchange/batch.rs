@@ -6,7 +6,7 @@
 use super::form::Grant;
 use super::mint::Failed;
 use super::proof::Shown;
-use super::{Asking, Caller, Exchange, ExchangeError, Issued};
+use super::{Asking, Exchange, ExchangeError, Issued, Who, x5t_of};
 use capability::reason::Reason;
 use identity::mtls::Peer;
 use serde_json::Value;
@@ -37,45 +37,29 @@ impl Exchange {
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.batch_proof(proof, session, peer, now_ms)?;
-        let x5t = peer.and_then(|peer| peer.certificate);
-        let x5t = x5t.map(|digest| capability::b64::encode(&digest));
-        let keys = (proof.jkt(), x5t.as_deref());
+        let x5t = x5t_of(peer);
+        self.check_peer(peer, now_ms)?;
         let proven = match (session, peer) {
-            (Some(session), _) => {
-                let proven = self.session(session, keys).await;
-                self.check_peer(peer, now_ms)?;
-                proven?
-            }
-            (None, Some(peer)) => self.by_certificate(peer, now_ms)?,
+            (Some(session), _) => self.session(session, (proof.jkt(), x5t.as_deref())).await?,
+            (None, Some(peer)) => Self::by_certificate(peer)?,
             (None, None) => return Err(ExchangeError::Proof(Reason::MissingCredentials)),
         };
-        let agent = proven.agent.evidence.agent.to_string();
-        let (user, chain) = (proven.user().cloned(), proven.chain());
+        let who = Who::of(&proven, x5t);
         let asking = Asking {
-            caller: Caller {
-                agent: &agent,
-                user: user.as_ref(),
-                chain: &chain,
-                grant: Grant::Client,
-                id,
-                x5t: x5t.as_deref(),
-            },
+            caller: who.caller(Grant::Client, id),
             proven: &proven,
             jkt: proof.jkt(),
             proof: proof_text,
             now_ms,
         };
-        if peer.is_some_and(|peer| peer.id != proven.agent.evidence.agent) {
-            let error = ExchangeError::Certificate;
-            return Err(self.refused(asking.caller, None, None, error).await);
-        }
+        self.is_peers(asking, peer).await?;
         let mut judged = Vec::with_capacity(elements.len());
         for element in elements {
             judged.push(self.judge(asking, element, None).await);
         }
         // Last before the mint: a batch that gets nothing has used up no proof.
         if judged.iter().any(Result::is_ok)
-            && let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms)
+            && let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms)
         {
             return Err(self.refused(asking.caller, None, None, error).await);
         }

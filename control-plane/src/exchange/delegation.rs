@@ -3,14 +3,14 @@
 //! It is never more than the delegation that it comes from, and what is more is refused
 //! rather than cut.
 
-use super::{Asking, Exchange, ExchangeError};
+use super::{Asking, Exchange, ExchangeError, TYPE_DELEGATION};
 use capability::action::HttpAction;
 use ledger::model::{GrantKind, GrantTerms, Scope, TokenRecord};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Its `type`.
-pub(super) const TYPE: &str = "delegation";
+const TYPE: &str = "delegation";
 /// Locations of one delegation.
 const LOCATIONS_MAX: usize = 16;
 /// Uses of one delegation.
@@ -29,6 +29,16 @@ pub(super) struct Delegation {
 
 fn details<T>(what: String) -> Result<T, ExchangeError> {
     Err(ExchangeError::Details(what))
+}
+
+/// A delegation is another type of token, and no action.
+pub(super) fn is_none(element: &Value) -> Result<(), ExchangeError> {
+    if element.get("type").and_then(Value::as_str) != Some(TYPE) {
+        return Ok(());
+    }
+    details(format!(
+        "a delegation is asked for with requested_token_type {TYPE_DELEGATION}"
+    ))
 }
 
 /// Whether a scope covers an action, by its normalised location.

@@ -137,6 +137,7 @@ impl ExchangeError {
     pub fn of_refresh(self) -> Self {
         match self {
             Self::Evidence(reason, what) => Self::Refresh(reason, what),
+            Self::GrantEnded => Self::Refresh(Reason::TokenUnknown, "it has ended".into()),
             other => other,
         }
     }

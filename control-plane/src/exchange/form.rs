@@ -131,7 +131,7 @@ impl Params {
         }
         self.refuse_secret()?;
         if grant == Grant::Exchange {
-            self.check_exchange(client)?;
+            self.check_exchange()?;
         } else if let Some(other) = OF_EXCHANGE.iter().find(|it| self.get(it).is_some()) {
             return request(format!("`{other}` goes with {GRANT_EXCHANGE}"));
         }
@@ -149,7 +149,7 @@ impl Params {
         if grant == Grant::Refresh && wanted != Wanted::Capability {
             return request("a refresh token is for capabilities alone".into());
         }
-        if grant == Grant::Refresh && matches!(client, Client::Svid | Client::Assertion) {
+        if grant == Grant::Refresh && self.asserts() {
             return request(
                 "a refresh token is shown by its key alone: leave client_assertion out".into(),
             );
@@ -175,7 +175,7 @@ impl Params {
     }
 
     /// The types of RFC 8693's parameters.
-    fn check_exchange(&self, client: Client) -> Result<(), ExchangeError> {
+    fn check_exchange(&self) -> Result<(), ExchangeError> {
         let request = |what: String| Err(ExchangeError::Request(what));
         match self.get("subject_token_type") {
             Some(TYPE_JWT | TYPE_ID_TOKEN | TYPE_ACCESS_TOKEN | TYPE_DELEGATION) => {}
@@ -198,7 +198,7 @@ impl Params {
                 return request(format!("actor_token_type must be {TYPE_JWT}"));
             }
         }
-        if self.get("actor_token").is_some() && matches!(client, Client::Svid | Client::Assertion) {
+        if self.get("actor_token").is_some() && self.asserts() {
             let what = "one of actor_token and client_assertion says who acts, not both";
             return request(what.into());
         }
@@ -274,6 +274,11 @@ impl Params {
         self.needed("client_assertion")
     }
 
+    /// Whether there is a client assertion.
+    pub(super) fn asserts(&self) -> bool {
+        self.get("client_assertion").is_some()
+    }
+
     pub(super) fn refresh_token(&self) -> Result<&str, ExchangeError> {
         self.needed("refresh_token")
     }
@@ -345,17 +350,6 @@ impl Params {
                 "authorization_details is an array (RFC 9396)".into(),
             )),
         }
-    }
-
-    /// A delegation is another type of token, and not for a resource.
-    pub(super) fn check_element(&self, element: &serde_json::Value) -> Result<(), ExchangeError> {
-        let kind = element.get("type").and_then(serde_json::Value::as_str);
-        if kind == Some(super::delegation::TYPE) {
-            return Err(ExchangeError::Details(format!(
-                "a delegation is asked for with requested_token_type {TYPE_DELEGATION}"
-            )));
-        }
-        Ok(())
     }
 
     /// `resource` and `audience`, where given, are the protected resource or a

@@ -56,14 +56,14 @@ pub(super) fn fresh(kind: GrantKind) -> (String, Hash) {
 /// How often a refresh token may be followed by another.
 pub(super) const REFRESHES_MAX: u64 = 1_024;
 
-/// The terms of a client's first refresh token.
-pub(super) fn refreshes() -> GrantTerms {
+/// The terms of a grant that is its agent's own, and covers what policy allows.
+pub(super) fn own(kind: GrantKind, uses: Option<u64>) -> GrantTerms {
     GrantTerms {
-        kind: GrantKind::Refresh,
+        kind,
         holder: None,
         scope: Vec::new(),
         depth: 0,
-        uses: Some(REFRESHES_MAX),
+        uses,
     }
 }
 
@@ -92,7 +92,7 @@ fn itself(grant: &Arc<TokenRecord>) -> Result<Proven, ExchangeError> {
             evidence: JwtEvidence {
                 agent,
                 expires_ms: grant.expires_ms,
-                evidence_id: evidence_of(grant),
+                evidence_id: family(grant),
             },
             told: serde_json::Value::Null,
             once: None,
@@ -103,11 +103,13 @@ fn itself(grant: &Arc<TokenRecord>) -> Result<Proven, ExchangeError> {
     })
 }
 
-/// What it counts as: a family of refresh tokens is one piece.
-fn evidence_of(grant: &TokenRecord) -> Hash {
-    match grant.lineage.first() {
-        Some(HexHash(family)) if kind(grant) == Some(GrantKind::Refresh) => *family,
-        _ => grant.token_hash,
+/// What it counts as, and what is stopped with it: of a refresh token its whole family,
+/// and what that brought (RFC 7009, section 2.1), which all have the first one in their
+/// lineage.
+pub(super) fn family(record: &TokenRecord) -> Hash {
+    match record.lineage.first() {
+        Some(HexHash(first)) if kind(record) == Some(GrantKind::Refresh) => *first,
+        _ => record.token_hash,
     }
 }
 
@@ -134,9 +136,10 @@ impl Exchange {
         params: &Params,
         keys: (&str, Option<&str>),
     ) -> Result<Proven, ExchangeError> {
-        if params.actor_token().is_some() {
-            let what = "a session says who acts: leave actor_token out".to_owned();
-            return Err(ExchangeError::Request(what));
+        // What is shown beside it would be believed unseen.
+        if params.actor_token().is_some() || params.asserts() {
+            let what = "a session says who acts: leave actor_token and client_assertion out";
+            return Err(ExchangeError::Request(what.to_owned()));
         }
         self.session(text, keys).await
     }
@@ -205,31 +208,30 @@ impl Exchange {
         let spent = self.core.ledger.spent(&hash).await;
         let spent = spent.map_err(|refused| ExchangeError::not_recorded(&refused))?;
         // Its `jti` is its family's.
-        match spent {
-            Some(spent) => {
-                self.stop_named(&spent.jti).await?;
+        match spent.map(|it| capability::b64::decode32(&it.jti)) {
+            Some(Some(family)) => {
+                self.stop(family).await?;
                 Err(ExchangeError::RefreshReplayed)
             }
+            Some(None) => Err(ExchangeError::Internal),
             None => Ok(()),
         }
     }
 
     /// Stops a family of refresh tokens, and what was got with them.
-    pub(super) async fn stop_named(&self, family: &str) -> Result<(), ExchangeError> {
-        let Some(hash) = family_of(family) else {
-            return Err(ExchangeError::Internal);
-        };
+    pub(super) async fn stop(&self, family: Hash) -> Result<(), ExchangeError> {
+        let target = Target::Token(family);
         let known = self.core.ledger.rights();
-        let stands = known.stops.get(&Target::Token(hash));
+        let stands = known.stops.get(&target);
         if stands.is_some_and(|it| it.lifted.is_none()) {
             return Ok(());
         }
         tracing::error!(
-            family,
+            family = family_name(&family),
             "ALARM: a refresh token was used twice: somebody else may have it; its family is revoked"
         );
         let stop = Command::Stop {
-            target: Target::Token(hash),
+            target,
             by: "the token endpoint".into(),
             why: "a refresh token was used twice".into(),
             until_ms: Some(self.core.now().saturating_add(STOPPED_MS)),
@@ -246,8 +248,4 @@ const STOPPED_MS: u64 = (86_400 + crate::config::TOKEN_LIFETIME_MAX_S) * 1000;
 /// What a family of refresh tokens is called.
 pub(super) fn family_name(first: &Hash) -> String {
     capability::b64::encode(first)
-}
-
-fn family_of(name: &str) -> Option<Hash> {
-    capability::b64::decode32(name)
 }

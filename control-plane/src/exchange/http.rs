@@ -166,9 +166,7 @@ async fn elements(
     limits: &capability::Limits,
 ) -> Result<Vec<Value>, ExchangeError> {
     let wrong = |what: &str| ExchangeError::Request(what.into());
-    if media_type(request.headers()).as_deref() != Some("application/json") {
-        return Err(wrong("the body must be application/json"));
-    }
+    is_of(&request, "application/json")?;
     let body = bounded(request.into_body()).await?;
     let body = capability::json::parse_object(&body, limits)
         .map_err(|_| wrong("the body is not one JSON object, or has a member twice"))?;
@@ -200,12 +198,17 @@ async fn read(request: Request<Body>) -> Result<(Params, String), ExchangeError>
 
 /// A form's content type, and no query.
 pub(super) fn is_form(request: &Request<Body>) -> Result<(), ExchangeError> {
-    let wrong = |what: &str| ExchangeError::Request(what.into());
+    is_of(request, "application/x-www-form-urlencoded")
+}
+
+/// A body of this content type, and no query.
+fn is_of(request: &Request<Body>, wanted: &str) -> Result<(), ExchangeError> {
     if request.uri().query().is_some() {
-        return Err(wrong("parameters go into the body, not into the URL"));
+        let what = "parameters go into the body, not into the URL";
+        return Err(ExchangeError::Request(what.into()));
     }
-    if media_type(request.headers()).as_deref() != Some("application/x-www-form-urlencoded") {
-        return Err(wrong("the body must be application/x-www-form-urlencoded"));
+    if media_type(request.headers()).as_deref() != Some(wanted) {
+        return Err(ExchangeError::Request(format!("the body must be {wanted}")));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Whether this action may be had by this agent: its site, the registry, policy.
 
-use super::delegation::is_covered;
+use super::delegation::{self, is_covered};
 use super::evidence::Proven;
 use super::form::Params;
 use super::{Asking, Caller, Exchange, ExchangeError};
@@ -49,6 +49,7 @@ impl Exchange {
         params: Option<&Params>,
         proven: &Proven,
     ) -> Result<ActionRecord, ExchangeError> {
+        delegation::is_none(element)?;
         let action = HttpAction::from_details(element)
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let site = self.site(&action)?;

@@ -224,11 +224,7 @@ impl Exchange {
         let issued_s = asking.now_ms / 1000;
         let (terms, expires_s, element, name) = match given {
             Given::Session => {
-                let terms = GrantTerms {
-                    kind: GrantKind::Session,
-                    uses: None,
-                    ..grants::refreshes()
-                };
+                let terms = grants::own(GrantKind::Session, None);
                 let lives = self.core.config.token.session_s;
                 (terms, issued_s.saturating_add(lives), None, "session")
             }
@@ -295,6 +291,7 @@ impl Exchange {
             return None;
         }
         let (text, hash) = grants::fresh(GrantKind::Refresh);
+        let terms = grants::own(GrantKind::Refresh, Some(grants::REFRESHES_MAX));
         let mut token = TokenRecord {
             token_hash: hash,
             // All of its family have it, and it says which that is.
@@ -303,7 +300,7 @@ impl Exchange {
             expires_ms: (asking.now_ms / 1000)
                 .saturating_add(lives_s)
                 .saturating_mul(1000),
-            ..self.record(asking, Some(grants::refreshes()))
+            ..self.record(asking, Some(terms))
         };
         "refresh".clone_into(&mut token.action.kind);
         // The assertion was used up by what this comes with.
@@ -402,15 +399,19 @@ impl Exchange {
                 // Somebody else was faster: one of the two should not have it.
                 Grant::Refresh => {
                     let shown = asking.proven.under.as_ref();
-                    match shown.map(|it| it.jti.as_str()) {
-                        Some(family) => self.stop_named(family).await?,
-                        None => return Err(ExchangeError::Internal),
-                    }
+                    let shown = shown.ok_or(ExchangeError::Internal)?;
+                    self.stop(grants::family(shown)).await?;
                     Ok(ExchangeError::RefreshReplayed)
                 }
                 Grant::Exchange | Grant::Client => Ok(ExchangeError::AssertionReplayed),
             },
-            Refused::NoGrant => Ok(ExchangeError::GrantEnded),
+            // It ended, or was stopped and forgotten, while it was used.
+            Refused::NoGrant | Refused::TokenExpired if asking.proven.under.is_some() => {
+                Ok(match grant {
+                    Grant::Refresh => ExchangeError::GrantEnded.of_refresh(),
+                    _ => ExchangeError::GrantEnded,
+                })
+            }
             Refused::Stopped(_) => Ok(ExchangeError::Stopped),
             Refused::Suspended | Refused::Inactive => Ok(ExchangeError::Inactive),
             error => {

@@ -119,6 +119,42 @@ struct Asking<'a> {
     now_ms: u64,
 }
 
+/// Who asks, and for whom, as evidence has proven it.
+struct Who {
+    agent: String,
+    user: Option<User>,
+    chain: Vec<String>,
+    x5t: Option<String>,
+}
+
+impl Who {
+    fn of(proven: &Proven, x5t: Option<String>) -> Self {
+        Self {
+            agent: proven.agent.evidence.agent.to_string(),
+            user: proven.user().cloned(),
+            chain: proven.chain(),
+            x5t,
+        }
+    }
+
+    fn caller<'a>(&'a self, grant: Grant, id: &'a str) -> Caller<'a> {
+        Caller {
+            agent: &self.agent,
+            user: self.user.as_ref(),
+            chain: &self.chain,
+            grant,
+            id,
+            x5t: self.x5t.as_deref(),
+        }
+    }
+}
+
+/// SHA-256 of the certificate that was shown (RFC 8705, section 3.1).
+fn x5t_of(peer: Option<&Peer>) -> Option<String> {
+    let digest = peer.and_then(|peer| peer.certificate);
+    digest.map(|digest| capability::b64::encode(&digest))
+}
+
 impl Exchange {
     /// # Errors
     /// When the issuer's URL makes no token endpoint URL, or the key of nonces is
@@ -174,44 +210,29 @@ impl Exchange {
         let now_ms = self.core.now();
         let proof_text = proof;
         let Shown { proof, until_s } = self.proof(proof, peer, now_ms)?;
-        let x5t = peer.and_then(|peer| peer.certificate);
-        let x5t = x5t.map(|digest| capability::b64::encode(&digest));
+        let x5t = x5t_of(peer);
         let keys = (proof.jkt(), x5t.as_deref());
         let proven = self.proven(asked, params, peer, keys, now_ms).await?;
-        let agent = proven.agent.evidence.agent.to_string();
-        let (user, chain) = (proven.user().cloned(), proven.chain());
+        let who = Who::of(&proven, x5t);
         let asking = Asking {
-            caller: Caller {
-                agent: &agent,
-                user: user.as_ref(),
-                chain: &chain,
-                grant: asked.grant,
-                id,
-                x5t: x5t.as_deref(),
-            },
+            caller: who.caller(asked.grant, id),
             proven: &proven,
             jkt: proof.jkt(),
             proof: proof_text,
             now_ms,
         };
         // From here the caller is known, and a refusal is an entry.
-        if peer.is_some_and(|peer| peer.id != proven.agent.evidence.agent) {
-            let error = ExchangeError::Certificate;
-            return Err(self.refused(asking.caller, None, None, error).await);
-        }
+        self.is_peers(asking, peer).await?;
         let made = match asked.wanted {
             Wanted::Capability => {
                 let element = params.one_element(&self.core.config.limits.read);
-                let element = match element.and_then(|element| {
-                    params.check_element(&element)?;
-                    Ok(element)
-                }) {
+                let element = match element {
                     Ok(element) => element,
                     Err(error) => return Err(self.refused(asking.caller, None, None, error).await),
                 };
                 let judged = self.judge(asking, &element, Some(params)).await?;
                 // Last before the mint: what was refused above has used up no proof.
-                if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
+                if let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms) {
                     let (action, policy) = judged;
                     let (action, policy) = (Some(action), Some(policy));
                     return Err(self.refused(asking.caller, action, policy, error).await);
@@ -220,7 +241,7 @@ impl Exchange {
             }
             Wanted::Session | Wanted::Delegation => {
                 let wanted = self.grant_wanted(asking, asked.wanted, params).await?;
-                if let Err(error) = self.proofs.take(&agent, &proof, until_s, now_ms) {
+                if let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms) {
                     return Err(self.refused(asking.caller, None, None, error).await);
                 }
                 self.give(asking, wanted).await
@@ -232,6 +253,15 @@ impl Exchange {
             }
             failed.error
         })
+    }
+
+    /// A certificate that was shown is the same workload's as the evidence.
+    async fn is_peers(&self, asking: Asking<'_>, peer: Option<&Peer>) -> Result<(), ExchangeError> {
+        if peer.is_none_or(|peer| peer.id == asking.proven.agent.evidence.agent) {
+            return Ok(());
+        }
+        let error = ExchangeError::Certificate;
+        Err(self.refused(asking.caller, None, None, error).await)
     }
 
     /// Makes the refusal durable; one that can't be is an outage.

@@ -10,6 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+    UnparsedPublicKey,
+};
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 use p256::ecdsa::{Signature, SigningKey};
 use serde_json::{Value, json};
@@ -31,8 +36,12 @@ const AGENTS: usize = 100_000;
 const OUTSTANDING: usize = 20_000;
 /// Agents that those are of.
 const HOLDERS: usize = 64;
-/// Checks of the floor in one round.
+/// How often the floor is gone through in one round.
 const FLOORS: usize = 400;
+/// Signatures that are checked each time.
+const CHECKS: usize = 3;
+/// As long as what a proof or a short token signs.
+const MESSAGE: [u8; 600] = [7; 600];
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
@@ -55,15 +64,16 @@ pub async fn run(json: Option<&Path>, rounds: usize) -> Result<(), Error> {
     let plain = Plane::start(&tools, 1).await?;
     println!("· a control plane that knows {AGENTS} agents");
     let crowded = Plane::start(&tools, AGENTS).await?;
+    let plain_kb = cpu::memory_kb(plain.system.control_plane_pid())?;
     let small_kb = cpu::memory_kb(crowded.system.control_plane_pid())?;
     println!("· {OUTSTANDING} tokens outstanding there");
     crowded.fire(OUTSTANDING).await?;
     let full_kb = cpu::memory_kb(crowded.system.control_plane_pid())?;
     plain.fire(WARM_UP).await?;
-    let mut all: Vec<[Figure; 3]> = Vec::new();
+    let mut all: Vec<[Figure; 4]> = Vec::new();
     for round in 0..rounds {
         println!("· round {} of {rounds}", round.saturating_add(1));
-        let floor = floor()?;
+        let (floor, native) = (floor()?, native_floor()?);
         // Each goes first as often as the other.
         let (one, many) = if round % 2 == 0 {
             let one = plain.fire(EXCHANGES).await?;
@@ -72,11 +82,11 @@ pub async fn run(json: Option<&Path>, rounds: usize) -> Result<(), Error> {
             let many = crowded.fire(EXCHANGES).await?;
             (plain.fire(EXCHANGES).await?, many)
         };
-        all.push([floor, one, many]);
+        all.push([floor, one, many, native]);
     }
     let report = Report {
         rounds: all,
-        agents_kb: small_kb - cpu::memory_kb(plain.system.control_plane_pid())?,
+        agents_kb: small_kb - plain_kb,
         tokens_kb: full_kb - small_kb,
     };
     print!("{}", report.markdown());
@@ -208,17 +218,42 @@ fn floor() -> Result<Figure, Error> {
     let bytes: [u8; 32] = rand::random();
     let key = SigningKey::from_slice(&bytes)
         .map_err(|_| Error::Unexpected("random bytes were no P-256 key".to_owned()))?;
-    let message = [7; 600];
-    let signature: Signature = key.sign(&message);
+    let signature: Signature = key.sign(&MESSAGE);
+    repeated(|| {
+        for _ in 0..CHECKS {
+            let checked = key.verifying_key().verify(&MESSAGE, &signature);
+            checked.map_err(|problem| Error::Unexpected(problem.to_string()))?;
+        }
+        let made: Signature = key.sign(&MESSAGE);
+        std::hint::black_box(made);
+        Ok(())
+    })
+}
+
+/// The same by the library that checks SVIDs, which is not all Rust.
+fn native_floor() -> Result<Figure, Error> {
+    let failed = |_| Error::Unexpected("aws-lc failed".to_owned());
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
+    let random = SystemRandom::new();
+    let signature = key.sign(&random, &MESSAGE).map_err(failed)?;
+    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.public_key());
+    repeated(|| {
+        for _ in 0..CHECKS {
+            public
+                .verify(&MESSAGE, signature.as_ref())
+                .map_err(failed)?;
+        }
+        std::hint::black_box(key.sign(&random, &MESSAGE).map_err(failed)?);
+        Ok(())
+    })
+}
+
+/// As often as is worth measuring.
+fn repeated(mut each: impl FnMut() -> Result<(), Error>) -> Result<Figure, Error> {
     let start = Instant::now();
     let before = cpu::time_us(std::process::id())?;
     for _ in 0..FLOORS {
-        for _ in 0..3 {
-            let checked = key.verifying_key().verify(&message, &signature);
-            checked.map_err(|problem| Error::Unexpected(problem.to_string()))?;
-        }
-        let made: Signature = key.sign(&message);
-        std::hint::black_box(made);
+        each()?;
     }
     let used = cpu::time_us(std::process::id())? - before;
     let count = f64::from(u32::try_from(FLOORS).unwrap_or(u32::MAX));
@@ -232,7 +267,7 @@ fn floor() -> Result<Figure, Error> {
 }
 
 struct Report {
-    rounds: Vec<[Figure; 3]>,
+    rounds: Vec<[Figure; 4]>,
     agents_kb: f64,
     tokens_kb: f64,
 }
@@ -244,10 +279,14 @@ fn spread(mut all: Vec<f64>) -> (f64, f64, f64) {
     (at(all.len() / 2), at(0), at(all.len().saturating_sub(1)))
 }
 
-const NAMES: [(&str, &str); 3] = [
-    ("floor", "three checks and a signature alone"),
+const NAMES: [(&str, &str); 4] = [
+    ("floor", "three checks and a signature alone, by p256"),
     ("exchange", "an exchange"),
     ("crowded", "an exchange among many"),
+    (
+        "floor_native",
+        "three checks and a signature alone, by aws-lc",
+    ),
 ];
 
 impl Report {
@@ -280,8 +319,9 @@ impl Report {
         }
         let (floor, least, most) = self.ratio(1, 0);
         let (crowd, crowd_least, crowd_most) = self.ratio(2, 1);
+        let (native, ..) = self.ratio(1, 3);
         text.push_str(&format!(
-            "\nfloor {floor:.2} ({least:.2} to {most:.2}), crowd {crowd:.2} ({crowd_least:.2} to {crowd_most:.2}); \
+            "\nfloor {floor:.2} ({least:.2} to {most:.2}), crowd {crowd:.2} ({crowd_least:.2} to {crowd_most:.2}), native floor {native:.2}; \
              {AGENTS} agents take {:.0} MiB, {OUTSTANDING} tokens {:.0} MiB\n",
             self.agents_kb / 1024.0,
             self.tokens_kb / 1024.0
@@ -300,7 +340,10 @@ impl Report {
         });
         json!({
             "rows": rows.collect::<Vec<_>>(),
-            "ratios": { "floor": self.ratio(1, 0).0, "crowd": self.ratio(2, 1).0 },
+            "ratios": {
+                "floor": self.ratio(1, 0).0, "crowd": self.ratio(2, 1).0,
+                "floor_native": self.ratio(1, 3).0,
+            },
             "memory_kb": { "agents": self.agents_kb, "tokens": self.tokens_kb },
         })
     }

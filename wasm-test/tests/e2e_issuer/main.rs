@@ -41,6 +41,7 @@ mod programs;
 mod rates;
 mod refreshing;
 mod rights;
+mod sessions;
 mod sidecar;
 mod starting;
 mod terminal_approvals;

@@ -294,10 +294,16 @@ impl State {
             return Err(Refused::AttemptKnown);
         }
         self.may_use(&Given::from(token), now)?;
+        let outstanding = self.counts(&token.agent).outstanding;
         let most = limits.outstanding_per_agent;
-        if self.counts(&token.agent).outstanding >= most + usize::from(planted!(OutstandingOverrun))
-        {
+        if outstanding >= most + usize::from(planted!(OutstandingOverrun)) {
             return Err(Refused::Limit("outstanding tokens per agent"));
+        }
+        let full = outstanding >= limits.outstanding_with_grants();
+        if token.grant.is_some() && full && !planted!(GrantsOverrun) {
+            return Err(Refused::Limit(
+                "grants per agent: half of its outstanding tokens",
+            ));
         }
         let shown: Vec<EvidenceOf> = std::iter::once(evidence).chain(also).copied().collect();
         self.check_evidence(&token.agent, &token.jkt, (&shown, once), limits)

@@ -28,6 +28,15 @@ pub struct Limits {
     pub approvals_open: usize,
 }
 
+impl Limits {
+    /// Outstanding tokens with which an agent gets no further grant: half of what it may
+    /// have. Grants last, and without room beside them an agent could have nothing by them.
+    #[must_use]
+    pub fn outstanding_with_grants(&self) -> usize {
+        (self.outstanding_per_agent / 2).max(1)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

@@ -27,6 +27,8 @@ const MAX_NAME: usize = 2048;
 pub(crate) struct Keys {
     /// Agents that get tokens, and how many: their rows are locked.
     pub(crate) agents: BTreeMap<String, usize>,
+    /// Those of them that get grants.
+    pub(crate) granted: BTreeSet<String>,
     pub(crate) evidence: BTreeSet<Hash>,
     /// Agents that only show something, and get nothing for it.
     pub(crate) showing: BTreeSet<String>,
@@ -125,6 +127,9 @@ impl Keys {
                 let made = next.iter().map(|next| next.token_hash);
                 let grants = token.lineage.iter().map(|HexHash(hash)| *hash);
                 self.tokens.extend(grants.chain(*under).chain(made));
+                if token.grant.is_some() {
+                    self.granted.insert(token.agent.clone());
+                }
                 *self.agents.entry(token.agent.clone()).or_default() +=
                     1 + usize::from(next.is_some());
                 self.evidence.insert(*evidence_id);

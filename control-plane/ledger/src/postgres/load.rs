@@ -147,7 +147,11 @@ async fn agents(
         .iter()
         .filter(|(agent, count)| {
             let more = keys.agents.get(agent).copied().unwrap_or_default();
-            count.saturating_add(more) > limits.outstanding_per_agent
+            let most = match keys.granted.contains(agent) {
+                true => limits.outstanding_with_grants(),
+                false => limits.outstanding_per_agent,
+            };
+            count.saturating_add(more) > most
         })
         .map(|(agent, _)| agent.as_str())
         .collect();

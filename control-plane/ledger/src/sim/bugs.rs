@@ -46,6 +46,8 @@ bugs! {
     // Grants.
     /// What was got with a grant that is stopped goes on.
     LineageUnchecked: Stopped,
+    /// An agent gets grants while half of its room is taken.
+    GrantsOverrun: Limit,
     /// A delegation brings more than its uses.
     UsesOverrun: Grant,
     /// A delegation is used by another agent than its holder.

@@ -23,6 +23,8 @@ struct Token {
     expires_ms: Millis,
     epoch: u64,
     used_by: Option<String>,
+    /// The grant that it was got with.
+    under: Option<Hash>,
 }
 
 /// What the callers know between them.
@@ -266,10 +268,7 @@ impl Callers {
             1..4 => Target::Agent(agent),
             4 => Target::Owner(format!("owner {}", self.rng.below(2))),
             5 => Target::Key(format!("key {}", self.rng.below(4))),
-            _ => match self.rng.pick(&self.grants) {
-                Some((_, grant)) => Target::Token(grant.token_hash),
-                None => Target::Token(self.token(0).0),
-            },
+            _ => Target::Token(self.stoppable()),
         };
         self.stopped.push(target.clone());
         let until_ms = matches!(target, Target::Token(_)).then_some(now + 60_000);
@@ -279,6 +278,15 @@ impl Callers {
             why: "why".into(),
             until_ms,
         }
+    }
+
+    /// A grant that something was got with which may be shown yet, or else one that
+    /// somebody has, or a token.
+    fn stoppable(&mut self) -> Hash {
+        let used: Vec<Hash> = self.tokens.iter().filter_map(|it| it.under).collect();
+        let grants: Vec<Hash> = self.grants.iter().map(|(_, it)| it.token_hash).collect();
+        let picked = self.rng.pick(&used).or(self.rng.pick(&grants)).copied();
+        picked.unwrap_or_else(|| self.token(0).0)
     }
 
     pub(crate) fn note(&mut self) -> Command {
@@ -494,7 +502,9 @@ impl Callers {
     /// A command was answered: what its caller learns.
     pub(crate) fn learn(&mut self, command: &Command, committed: &Committed, epoch: u64) {
         match command {
-            Command::Issue { token, next, .. } => {
+            Command::Issue {
+                token, next, under, ..
+            } => {
                 let made = [Some(token), next.as_ref()].into_iter().flatten();
                 let made = made.filter(|it| it.grant.is_some());
                 self.grants.extend(made.map(|it| (epoch, it.clone())));
@@ -506,6 +516,7 @@ impl Callers {
                     expires_ms: token.expires_ms,
                     epoch,
                     used_by: None,
+                    under: *under,
                 });
                 self.tokens
                     .sort_by_key(|token| (token.epoch, token.expires_ms));

@@ -11,6 +11,7 @@ on_both_stores! {
     a_delegation_brings_as_many_tokens_as_it_says,
     a_refresh_token_is_spent_by_what_follows,
     a_stop_of_a_grant_covers_all_that_came_of_it,
+    grants_leave_room_for_what_they_bring,
 }
 
 const CHILD: &str = "spiffe://writ.example/agent/child";
@@ -41,30 +42,15 @@ fn under(grant: &TokenRecord, name: &str, next: Option<TokenRecord>) -> Command 
         lineage: grant.heirs(),
         ..token(name)
     };
-    let Command::Issue {
-        token,
-        evidence_id,
-        evidence_expires_ms,
-        also,
-        once,
-        policy,
-        attachments,
-        ..
-    } = issue(made)
-    else {
-        panic!("it is an issue")
-    };
-    Command::Issue {
-        token,
-        evidence_id,
-        evidence_expires_ms,
-        also,
-        once,
-        under: Some(grant.token_hash),
-        next,
-        policy,
-        attachments,
+    let mut command = issue(made);
+    if let Command::Issue {
+        under, next: after, ..
+    } = &mut command
+    {
+        *under = Some(grant.token_hash);
+        *after = next;
     }
+    command
 }
 
 async fn a_grant_allows_no_request_and_is_shown_as_one(rig: Rig) {
@@ -204,6 +190,36 @@ async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {
     assert_eq!(ledger.commit(under(&delegation, "a", None)).await, stopped);
     assert_eq!(ledger.commit(under(&session, "b", None)).await, stopped);
     ledger.commit(allow("own", "2", None)).await.unwrap();
+}
+
+/// Grants last: an agent that takes one after the other is not locked out by that.
+async fn grants_leave_room_for_what_they_bring(rig: Rig) {
+    let limits = Limits {
+        outstanding_per_agent: 8,
+        ..Limits::default()
+    };
+    let ledger = rig.open_with(limits).await;
+    for n in 0..4 {
+        let session = grant(&format!("session {n}"), GrantKind::Session);
+        ledger.commit(issue(session)).await.unwrap();
+    }
+    let one_more = grant("one more", GrantKind::Session);
+    let refused = ledger.commit(issue(one_more.clone())).await.unwrap_err();
+    assert!(matches!(refused, Refused::Limit(what) if what.starts_with("grants")));
+    let session = grant("session 0", GrantKind::Session);
+    for n in 0..4 {
+        let name = format!("token {n}");
+        ledger.commit(under(&session, &name, None)).await.unwrap();
+    }
+    let full = ledger.commit(under(&session, "token 4", None)).await;
+    assert_eq!(full, Err(Refused::Limit("outstanding tokens per agent")));
+    // What was spent makes room for capabilities, and for grants only below the half.
+    for n in 0..4 {
+        let name = format!("token {n}");
+        ledger.commit(allow(&name, &name, None)).await.unwrap();
+    }
+    ledger.commit(under(&session, "again", None)).await.unwrap();
+    assert!(ledger.commit(issue(one_more)).await.is_err());
 }
 
 /// Attack E06's kind: over two replicas so many count as there are uses, and of one refresh

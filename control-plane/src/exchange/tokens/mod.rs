@@ -10,6 +10,7 @@ mod http;
 pub use http::routes;
 
 use super::form::{Asked, Grant, Params, Wanted};
+use super::grants::family;
 use super::{Exchange, ExchangeError};
 use crate::config::TOKEN_LIFETIME_MAX_S;
 use crate::state::{Core, element};
@@ -172,14 +173,6 @@ async fn known(
     }
     let grant = core.ledger.grant(hash).await.map_err(unreadable)?;
     Ok(grant.map(|grant| (grant, TokenState::Issued)))
-}
-
-/// What is stopped with a token: of a refresh token its whole family, and what it brought
-/// (RFC 7009, section 2.1), which all have the first one in their lineage.
-fn family(record: &TokenRecord) -> Hash {
-    let refresh = record.grant.as_ref().map(|it| it.kind) == Some(GrantKind::Refresh);
-    let first = record.lineage.first().filter(|_| refresh);
-    first.map_or(record.token_hash, |first| first.0)
 }
 
 fn unreadable(error: Refused) -> TokensError {
