@@ -35,8 +35,11 @@ async fn load(agent: Agent, seen: Seen, stop: Arc<AtomicBool>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_under_load_it_loses_nothing_and_lets_nothing_through_twice() {
+    // Three clients of one agent's, each as fast as it can.
+    let limits = "[limits]\nexchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n";
     let options = Options {
         token_lifetime_s: 300,
+        extra_config: limits.to_owned(),
         ..Options::default()
     };
     let mut rig = Rig::start(options).await;
