@@ -125,6 +125,8 @@ pub struct Policies {
     /// Without the rules that want a human: what the exchange asks.
     without_holds: cedar_policy::PolicySet,
     demands: BTreeMap<PolicyId, Demand>,
+    /// The reasons that agents may be told, by their rules' ids.
+    told: BTreeMap<PolicyId, String>,
     /// The methods that the schema knows; any other is an error.
     methods: BTreeSet<String>,
     version: String,
@@ -156,6 +158,14 @@ impl Policies {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// What the agent may be told of why these rules refuse it: the `@reason` of each one
+    /// that says `@tell("agent")`.
+    #[must_use]
+    pub fn told(&self, rules: &[String]) -> Vec<String> {
+        let reason = |rule: &String| self.told.get(&PolicyId::new(rule)).cloned();
+        rules.iter().filter_map(reason).collect()
     }
 
     /// May this capability be issued? Never [`Verdict::Hold`].

@@ -1,7 +1,7 @@
 //! Reading policy texts: all problems at once, each with file and line.
 
 use crate::{Demand, FactKind, Policies, facts, lift, model, wants_human};
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{Effect, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -58,6 +58,8 @@ impl fmt::Display for LoadError {
 
 /// The longest `@ttl`, in seconds: an approval lives 24 hours at most.
 const TTL_MAX_S: u64 = 24 * 60 * 60;
+/// A `@reason` has at most so many bytes.
+const REASON_MAX: usize = 512;
 
 fn line_at(text: &str, offset: usize) -> usize {
     1 + text
@@ -95,6 +97,7 @@ pub(crate) fn load(
         read(source, &mut rules, &mut errors);
     }
     let mut demands = BTreeMap::new();
+    let mut told = BTreeMap::new();
     let mut seen = BTreeSet::new();
     // Of two rules with one id only the first can be looked at any further.
     let mut single = Vec::new();
@@ -108,6 +111,10 @@ pub(crate) fn load(
             )));
         }
         annotations(rule, &mut errors);
+        match tells(&rule.policy) {
+            Ok(reason) => told.extend(reason.map(|reason| (id.clone(), reason))),
+            Err(message) => errors.push(rule.error(message)),
+        }
         for name in facts::unknown(&rule.policy, facts) {
             errors.push(rule.error(format!(
                 "rule `{id}`: no route's body_facts names `{name}`, so context.body never has it"
@@ -149,6 +156,7 @@ pub(crate) fn load(
         all,
         without_holds,
         demands,
+        told,
         methods,
         version: version(sources),
     })
@@ -168,7 +176,7 @@ fn annotations(rule: &Rule, errors: &mut Vec<LoadError>) {
     let id = policy.id();
     for (name, _) in policy.annotations() {
         let lifts = matches!(name, "approvers" | "quorum" | "ttl");
-        if !lifts && !matches!(name, "id" | "reason") {
+        if !lifts && !matches!(name, "id" | "reason" | "tell") {
             errors.push(rule.error(format!("rule `{id}`: @{name} means nothing here")));
         } else if lifts && !wants_human(policy) {
             errors.push(rule.error(if name == "approvers" {
@@ -178,6 +186,31 @@ fn annotations(rule: &Rule, errors: &mut Vec<LoadError>) {
             }));
         }
     }
+}
+
+/// What the agent may be told of a rule that refuses it.
+fn tells(policy: &Policy) -> Result<Option<String>, String> {
+    let id = policy.id();
+    let reason = policy.annotation("reason").unwrap_or_default();
+    if reason.len() > REASON_MAX {
+        return Err(format!(
+            "rule `{id}`: @reason is longer than {REASON_MAX} bytes"
+        ));
+    }
+    let Some(whom) = policy.annotation("tell") else {
+        return Ok(None);
+    };
+    if whom != "agent" {
+        return Err(format!(
+            "rule `{id}`: @tell says `agent`, which lets the agent have its @reason, and nothing else"
+        ));
+    }
+    if policy.effect() != Effect::Forbid || reason.is_empty() {
+        return Err(format!(
+            "rule `{id}`: @tell would be ignored; it belongs to a `forbid` with a @reason"
+        ));
+    }
+    Ok(Some(reason.to_owned()))
 }
 
 /// Parses one file and names each policy by its `@id`, else by file and number.
@@ -284,9 +317,6 @@ fn demand(policy: &Policy, approvers: &[Approver]) -> Result<Demand, String> {
         ),
     };
     let reason = policy.annotation("reason").unwrap_or_default().to_owned();
-    if reason.len() > 512 {
-        return Err(format!("rule `{id}`: @reason is longer than 512 bytes"));
-    }
     Ok(Demand {
         rule: id.to_string(),
         approvers: wanted,

@@ -405,3 +405,49 @@ when { context has body && (context.body.sha256 == "bad" || context.body.bytes >
         "no route has these facts"
     );
 }
+
+#[test]
+fn what_agents_are_told_is_said_by_the_rule() {
+    let policies = load(
+        r#"
+@id("told") @tell("agent") @reason("Not on Sundays.")
+forbid (principal, action, resource) when { resource.path == "/a" };
+@id("kept") @reason("For people.")
+forbid (principal, action, resource) when { resource.path == "/a" };
+@id("permits") permit (principal, action, resource);
+"#,
+    )
+    .unwrap();
+    let Verdict::Deny(ids) = policies.may_issue(&ask("GET", "/a")) else {
+        panic!("it is forbidden");
+    };
+    assert_eq!(ids, ["kept", "told"]);
+    assert_eq!(policies.told(&ids), ["Not on Sundays."]);
+    assert_eq!(policies.told(&["no such rule".to_owned()]), [""; 0]);
+
+    let long = format!(
+        r#"@id("x") @reason("{}") forbid (principal, action, resource);"#,
+        "r".repeat(513)
+    );
+    for (text, problem) in [
+        (
+            r#"@id("x") @tell("agent") forbid (principal, action, resource);"#,
+            "would be ignored",
+        ),
+        (
+            r#"@id("x") @tell("agent") @reason("r") permit (principal, action, resource);"#,
+            "would be ignored",
+        ),
+        (
+            r#"@id("x") @tell("all") @reason("r") forbid (principal, action, resource);"#,
+            "says `agent`",
+        ),
+        (&long, "longer than 512 bytes"),
+    ] {
+        let errors = load(text).unwrap_err();
+        assert!(
+            errors.iter().any(|it| it.message.contains(problem)),
+            "{text}: {errors:?}"
+        );
+    }
+}

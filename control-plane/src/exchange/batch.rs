@@ -54,7 +54,7 @@ impl Exchange {
         };
         self.is_peers(asking, peer).await?;
         let mut judged = Vec::with_capacity(elements.len());
-        for element in elements {
+        for element in elements.iter().enumerate() {
             judged.push(self.judge(asking, element, None).await);
         }
         // Last before the mint: a batch that gets nothing has used up no proof.

@@ -140,6 +140,15 @@ pub(super) struct Refusal {
     /// What it is called in the log.
     #[schema(nullable = false)]
     request_id: Option<String>,
+    /// Where the refused element stands in the request, where policy refuses one.
+    #[schema(nullable = false)]
+    element_index: Option<usize>,
+    /// That element, normalised.
+    #[schema(nullable = false)]
+    element: Option<serde_json::Value>,
+    /// Why, as far as policy lets the agent know.
+    #[schema(nullable = false)]
+    why: Option<Vec<String>>,
 }
 
 /// A set of public keys (RFC 7517).

@@ -4,6 +4,18 @@
 use capability::reason::Reason;
 use identity::EvidenceError;
 use ledger::model::Refused;
+use serde_json::Value;
+
+/// The element of a request that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Element {
+    /// Where it stands in the request, from 0.
+    pub index: usize,
+    /// Its one normalised form.
+    pub element: Value,
+    /// What its rules let the agent know of why (`@tell`).
+    pub why: Vec<String>,
+}
 
 /// A refused exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,14 +72,14 @@ pub enum ExchangeError {
     /// Rights were taken away.
     Stopped,
     /// Policy's no.
-    Denied,
+    Denied(Box<Element>),
     /// The subject token has been shown under too many DPoP keys.
     EvidenceKeys,
     /// A named limit of the caller's.
     Limit(&'static str),
     // Ours.
     /// A policy could not be evaluated.
-    PolicyError,
+    PolicyError(Box<Element>),
     /// The ledger does not take it now.
     Unavailable,
     /// The ledger has no room to grow.
@@ -170,8 +182,8 @@ impl ExchangeError {
             Self::Unregistered
             | Self::Inactive
             | Self::Stopped
-            | Self::Denied
-            | Self::PolicyError => "access_denied",
+            | Self::Denied(_)
+            | Self::PolicyError(_) => "access_denied",
             Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
         }
@@ -201,8 +213,8 @@ impl ExchangeError {
             Self::CertificateUnproven => Reason::TokenSignature,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Stopped => Reason::TokenRevoked,
-            Self::Denied => Reason::PolicyDenied,
-            Self::PolicyError => Reason::PolicyError,
+            Self::Denied(_) => Reason::PolicyDenied,
+            Self::PolicyError(_) => Reason::PolicyError,
             Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
             Self::Unavailable | Self::Full => Reason::ControlPlaneUnavailable,
             Self::Internal => Reason::InternalError,
@@ -242,7 +254,16 @@ impl ExchangeError {
         )
     }
 
-    /// What the client is told: enough to mend its request, nothing about policy.
+    /// What of the request is refused, where that is one of its elements.
+    #[must_use]
+    pub fn element(&self) -> Option<&Element> {
+        match self {
+            Self::Denied(element) | Self::PolicyError(element) => Some(element),
+            _ => None,
+        }
+    }
+
+    /// What the client is told: enough to mend its request, and of policy nothing.
     #[must_use]
     pub fn description(&self) -> String {
         match self {
@@ -300,8 +321,8 @@ impl ExchangeError {
             Self::Stopped => {
                 "the rights of this agent, or of what it asks with, were taken away".into()
             }
-            Self::Denied => "policy does not allow this action".into(),
-            Self::PolicyError => {
+            Self::Denied(_) => "policy does not allow this action".into(),
+            Self::PolicyError(_) => {
                 "policy could not be evaluated; nothing is allowed until it can".into()
             }
             Self::EvidenceKeys => {

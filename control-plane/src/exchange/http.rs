@@ -273,7 +273,15 @@ pub(super) fn refusal_with(status: u16, body: Value) -> Response {
 
 fn told(error: &ExchangeError, request_id: &str) -> Value {
     let description = error.description();
-    words(error.code(), &description, error.reason(), request_id)
+    let mut body = words(error.code(), &description, error.reason(), request_id);
+    if let (Some(refused), Some(members)) = (error.element(), body.as_object_mut()) {
+        members.insert("element_index".into(), refused.index.into());
+        members.insert("element".into(), refused.element.clone());
+        if !refused.why.is_empty() {
+            members.insert("why".into(), json!(refused.why));
+        }
+    }
+    body
 }
 
 /// A refusal's body.

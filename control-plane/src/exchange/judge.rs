@@ -1,11 +1,12 @@
 //! Whether this action may be had by this agent: its site, the registry, policy.
 
 use super::delegation::{self, is_covered};
+use super::error::Element;
 use super::evidence::Proven;
 use super::form::Params;
 use super::{Asking, Caller, Exchange, ExchangeError};
 use crate::config::Site;
-use crate::state::{Standing, split_location};
+use crate::state::{self, Standing, split_location};
 use capability::action::HttpAction;
 use capability::url::Target;
 use ledger::model::{ActionRecord, Command, PolicyFacts, Refused};
@@ -14,13 +15,16 @@ use policy::Verdict;
 /// Resources that a refusal names; the metadata has them all.
 const SITES_TOLD: usize = 4;
 
+/// How policy refuses an element.
+type Refuse = fn(Box<Element>) -> ExchangeError;
+
 impl Exchange {
     /// Whether this agent may have a token for this action: it is one, the registry and
     /// policy allow it. A refusal is an entry.
     pub(super) async fn judge(
         &self,
         asking: Asking<'_>,
-        element: &serde_json::Value,
+        (index, element): (usize, &serde_json::Value),
         params: Option<&Params>,
     ) -> Result<(ActionRecord, PolicyFacts), ExchangeError> {
         let caller = asking.caller;
@@ -35,7 +39,12 @@ impl Exchange {
             return Err(self.refused(caller, Some(action), None, error).await);
         }
         let (policy, verdict) = self.ask(caller, &action, asking.now_ms);
-        if let Some(error) = verdict {
+        if let Some(refuse) = verdict {
+            let error = refuse(Box::new(Element {
+                index,
+                element: state::element(&action),
+                why: self.core.policies.told(&policy.determining),
+            }));
             return Err(self
                 .refused(caller, Some(action), Some(policy), error)
                 .await);
@@ -138,7 +147,7 @@ impl Exchange {
         caller: Caller<'_>,
         action: &ActionRecord,
         now_ms: u64,
-    ) -> (PolicyFacts, Option<ExchangeError>) {
+    ) -> (PolicyFacts, Option<Refuse>) {
         let own = self.ask_of(caller, caller.agent, caller.chain, action, now_ms);
         if own.1.is_some() {
             return own;
@@ -167,7 +176,7 @@ impl Exchange {
         chain: &[String],
         action: &ActionRecord,
         now_ms: u64,
-    ) -> (PolicyFacts, Option<ExchangeError>) {
+    ) -> (PolicyFacts, Option<Refuse>) {
         let (origin, path, query) = split_location(&action.location);
         let verdict = self.core.policies.may_issue(&policy::Question {
             agent,

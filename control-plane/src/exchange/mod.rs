@@ -230,7 +230,7 @@ impl Exchange {
                     Ok(element) => element,
                     Err(error) => return Err(self.refused(asking.caller, None, None, error).await),
                 };
-                let judged = self.judge(asking, &element, Some(params)).await?;
+                let judged = self.judge(asking, (0, &element), Some(params)).await?;
                 // Last before the mint: what was refused above has used up no proof.
                 if let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms) {
                     let (action, policy) = judged;

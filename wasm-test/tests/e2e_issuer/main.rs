@@ -40,6 +40,7 @@ mod plane;
 mod programs;
 mod rates;
 mod refreshing;
+mod refusing;
 mod rights;
 mod sessions;
 mod sidecar;
