@@ -166,6 +166,16 @@ pub(crate) enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         opened: Option<Approval>,
     },
+    /// A human is asked ahead of the request.
+    Ask {
+        agent: String,
+        request_id: String,
+        policy: PolicyFacts,
+        /// As of a hold.
+        approval: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opened: Option<Approval>,
+    },
     Lapse {
         token: Subject,
         attempt: String,
@@ -200,6 +210,24 @@ pub(crate) enum Event {
         response_bytes: u64,
         details: String,
     },
+}
+
+impl Event {
+    /// The approval that it opens.
+    pub(crate) fn opened(&self) -> Option<&Approval> {
+        match self {
+            Self::Hold { opened, .. } | Self::Ask { opened, .. } => opened.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The same, to put another in its place.
+    pub(crate) fn opened_mut(&mut self) -> Option<&mut Approval> {
+        match self {
+            Self::Hold { opened, .. } | Self::Ask { opened, .. } => opened.as_mut(),
+            _ => None,
+        }
+    }
 }
 
 /// An entry's meaning: a change of state, or a note that changes none.

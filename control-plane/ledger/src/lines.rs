@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    event::{Entry, EntryError, Event},
+    event::{Entry, EntryError},
     model::{Approval, Evidence, Refused},
 };
 
@@ -105,10 +105,7 @@ fn encode_value(
     }
     // Approvals outlive a restart: what a human will be shown is kept whole beside the line.
     if let Entry::Event(event) = entry
-        && let Event::Hold {
-            opened: Some(approval),
-            ..
-        } = &**event
+        && let Some(approval) = event.opened()
         && !planted!(CutApprovalNotKept)
     {
         let bytes = serde_json::to_vec(approval).map_err(|_| Refused::TooLarge)?;
@@ -198,10 +195,7 @@ pub(crate) fn decode(entry: &audit::group::Entry<'_>) -> Result<Entry, EntryErro
     let line = &entry.line;
     let mut read = Entry::from_parts(&line.kind, note_or(&line.kind, line.body.clone()))?;
     if let Entry::Event(event) = &mut read
-        && let Event::Hold {
-            opened: Some(opened),
-            ..
-        } = &mut **event
+        && let Some(opened) = event.opened_mut()
         && let Some((named, salted)) = line
             .attachments
             .iter()

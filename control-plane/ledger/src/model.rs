@@ -16,7 +16,7 @@ mod spent;
 
 pub use action::{ActionRecord, BodyRecord};
 pub use command::Command;
-pub use grant::{GRANT_USES, GrantKind, GrantTerms, Scope};
+pub use grant::{Deferred, GRANT_USES, GrantKind, GrantTerms, Scope};
 pub use limits::Limits;
 pub use refused::{Committed, Refused};
 pub use request::RequestFacts;

@@ -325,6 +325,7 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
     let times = ApprovalTimes {
         pending_s: table.number("pending_s", 15 * 60, 1, 24 * 3600),
         approved_s: table.number("approved_s", 10 * 60, 1, 24 * 3600),
+        poll_s: table.number("poll_s", 5, 1, 60),
     };
     table.finish();
     times

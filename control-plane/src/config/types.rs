@@ -235,6 +235,8 @@ pub struct ApprovalTimes {
     pub pending_s: u64,
     /// Seconds that a yes may be used.
     pub approved_s: u64,
+    /// Seconds between two questions about a token that waits.
+    pub poll_s: u64,
 }
 
 /// What Envoy serves. A start keeps the one that was good, with all but what

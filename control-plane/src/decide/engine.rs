@@ -342,7 +342,7 @@ impl Engine {
         }
     }
 
-    fn approval(
+    pub(super) fn approval(
         &self,
         token: &TokenRecord,
         facts: &Facts,

@@ -3,6 +3,7 @@
 mod body;
 mod engine;
 mod facts;
+mod foresee;
 mod hold;
 mod open;
 mod opinion;
@@ -15,6 +16,7 @@ mod verdicts;
 
 pub use engine::{Engine, HELD_BODY_MAX, Ruling};
 pub use facts::Facts;
+pub use foresee::{Content, Foreseen};
 pub use service::DecisionsService;
 pub use signed::{DecisionKey, LIFETIME_S as DECISION_LIFETIME_S, TYPE as DECISION_TYPE};
 

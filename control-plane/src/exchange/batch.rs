@@ -66,7 +66,7 @@ impl Exchange {
         // Together, so that they share a commit's sync.
         let minted = judged.into_iter().map(|judged| async move {
             match judged {
-                Ok(judged) => self.capability(asking, judged).await,
+                Ok(judged) => self.capability(asking, judged, true).await,
                 Err(error) => Err(Failed::from(error)),
             }
         });

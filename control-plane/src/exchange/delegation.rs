@@ -156,6 +156,7 @@ impl Exchange {
                 scope: vec![scope],
                 depth: u8::try_from(depth).unwrap_or_default(),
                 uses: Some(uses),
+                deferred: None,
             },
             expires_s: now_s.saturating_add(lifetime_s),
             element,

@@ -27,6 +27,17 @@ pub(super) struct TokenForm {
     assertion: Option<String>,
     /// RFC 6749, section 6.
     refresh_token: Option<String>,
+    /// With `deferred` in it the client waits for a person here, and not at its request
+    /// (draft-ietf-oauth-deferred-token-response).
+    completion_mode: Option<String>,
+    /// What it asks with then.
+    deferral_code: Option<String>,
+    /// The body that the person has to see, base64url.
+    writ_content: Option<String>,
+    /// Its `content-type`.
+    writ_content_type: Option<String>,
+    /// Its `content-encoding`.
+    writ_content_encoding: Option<String>,
     /// The location's resource, or a URL under it (RFC 8707).
     resource: Option<String>,
     /// The same.
@@ -146,6 +157,18 @@ pub(super) struct Refusal {
     /// That element, normalised.
     #[schema(nullable = false)]
     element: Option<serde_json::Value>,
+    /// With `authorization_pending`: what to ask with.
+    #[schema(nullable = false)]
+    deferral_code: Option<String>,
+    /// Seconds that it may be asked with.
+    #[schema(nullable = false)]
+    expires_in: Option<u64>,
+    /// Seconds between two questions.
+    #[schema(nullable = false)]
+    interval: Option<u64>,
+    /// What a person is asked.
+    #[schema(nullable = false)]
+    approval_id: Option<String>,
     /// Why, as far as policy lets the agent know.
     #[schema(nullable = false)]
     why: Option<Vec<String>>,

@@ -1,6 +1,7 @@
 //! Why an exchange is refused, sorted by whose fault it is, and the one place
 //! that maps it to OAuth's words (RFC 6749, 8693, 9396, 9449).
 
+use super::deferral;
 use capability::reason::Reason;
 use identity::EvidenceError;
 use ledger::model::Refused;
@@ -15,6 +16,28 @@ pub struct Element {
     pub element: Value,
     /// What its rules let the agent know of why (`@tell`).
     pub why: Vec<String>,
+}
+
+/// A token that waits for a person.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// What the client asks with.
+    pub code: String,
+    /// Seconds that it may.
+    pub expires_in: u64,
+    /// Seconds between two questions.
+    pub interval: u64,
+    /// The approval that it waits for.
+    pub approval: String,
+    /// What its rules let the agent know of why (`@tell`).
+    pub why: Vec<String>,
+}
+
+impl std::fmt::Debug for Waiting {
+    // The code is the client's alone.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Waiting({})", self.approval)
+    }
 }
 
 /// A refused exchange.
@@ -73,6 +96,18 @@ pub enum ExchangeError {
     Stopped,
     /// Policy's no.
     Denied(Box<Element>),
+    /// A person is asked; here is a code to ask with.
+    Pending(Box<Waiting>),
+    /// The person has not decided.
+    StillPending,
+    /// The code was asked about too soon.
+    SlowDown,
+    /// The person said no.
+    ApprovalDenied,
+    /// Nobody decided in time, or the yes was not used in time, or by another.
+    ApprovalExpired,
+    /// The code, and in words what is wrong with it.
+    Deferral(Reason, String),
     /// The subject token has been shown under too many DPoP keys.
     EvidenceKeys,
     /// A named limit of the caller's.
@@ -154,6 +189,16 @@ impl ExchangeError {
         }
     }
 
+    /// The same of a code.
+    #[must_use]
+    pub fn of_deferral(self) -> Self {
+        match self {
+            Self::Evidence(reason, what) => Self::Deferral(reason, what),
+            Self::GrantEnded => Self::Deferral(Reason::TokenUnknown, "it has ended".into()),
+            other => other,
+        }
+    }
+
     /// The OAuth error code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -170,9 +215,14 @@ impl ExchangeError {
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
-            Self::Bearer(..) | Self::BearerReplayed | Self::Refresh(..) | Self::RefreshReplayed => {
-                "invalid_grant"
-            }
+            Self::Bearer(..)
+            | Self::BearerReplayed
+            | Self::Refresh(..)
+            | Self::RefreshReplayed
+            | Self::Deferral(..) => "invalid_grant",
+            Self::Pending(_) | Self::StillPending => deferral::PENDING,
+            Self::SlowDown => deferral::SLOW_DOWN,
+            Self::ApprovalExpired => deferral::EXPIRED,
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",
@@ -183,6 +233,7 @@ impl ExchangeError {
             | Self::Inactive
             | Self::Stopped
             | Self::Denied(_)
+            | Self::ApprovalDenied
             | Self::PolicyError(_) => "access_denied",
             Self::Limit(_) | Self::Unavailable | Self::Full => "temporarily_unavailable",
             Self::Internal => "server_error",
@@ -200,7 +251,12 @@ impl ExchangeError {
             | Self::Actor(reason, _)
             | Self::Bearer(reason, _)
             | Self::Refresh(reason, _)
+            | Self::Deferral(reason, _)
             | Self::Client(reason, _) => *reason,
+            Self::Pending(_) | Self::StillPending => Reason::ApprovalPending,
+            Self::SlowDown => Reason::LimitExceeded,
+            Self::ApprovalDenied => Reason::ApprovalDenied,
+            Self::ApprovalExpired => Reason::ApprovalExpired,
             Self::AssertionReplayed | Self::BearerReplayed | Self::RefreshReplayed => {
                 Reason::TokenSpent
             }
@@ -248,6 +304,7 @@ impl ExchangeError {
                 | Self::Bearer(..)
                 | Self::Refresh(..)
                 | Self::RefreshReplayed
+                | Self::Deferral(..)
                 | Self::Client(..)
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
@@ -292,6 +349,16 @@ impl ExchangeError {
             Self::Actor(_, what) => format!("the actor_token is refused: {what}"),
             Self::Bearer(_, what) => format!("the assertion is refused: {what}"),
             Self::Refresh(_, what) => format!("the refresh_token is refused: {what}"),
+            Self::Deferral(_, what) => format!("the deferral_code is refused: {what}"),
+            Self::Pending(_) => {
+                "a person is asked; ask again with the deferral_code, every interval seconds".into()
+            }
+            Self::StillPending => "no person has decided yet".into(),
+            Self::SlowDown => "ask again no sooner than after the interval, and 5 seconds more".into(),
+            Self::ApprovalDenied => "a person was asked and said no".into(),
+            Self::ApprovalExpired => {
+                "nobody said yes in time, or the yes is not there any more; ask anew".into()
+            }
             Self::RefreshReplayed => {
                 "the refresh_token was used before, so that it and all that came of it are revoked; authenticate again".into()
             }

@@ -35,7 +35,7 @@ pub(super) struct Proven {
 }
 
 impl Proven {
-    fn alone(agent: Mapped) -> Self {
+    pub(super) fn alone(agent: Mapped) -> Self {
         Self {
             agent,
             user: None,
@@ -93,6 +93,9 @@ impl Exchange {
                 return Ok(Proven::alone(agent));
             }
             Grant::Refresh => return self.refreshed(params.refresh_token()?, (jkt, x5t)).await,
+            Grant::Deferred => {
+                return self.awaited(asked, params, peer, (jkt, x5t), now_ms).await;
+            }
             Grant::Bearer => params.assertion()?,
             Grant::Exchange => params.subject_token()?,
         };
@@ -174,7 +177,7 @@ impl Exchange {
     }
 
     /// Whom a client authenticates as.
-    async fn client(
+    pub(super) async fn client(
         &self,
         client: Client,
         params: &Params,
@@ -204,7 +207,7 @@ impl Exchange {
     }
 
     /// Whose a token is: a JWT-SVID, or another issuer's. `role` is `subject` or `actor`.
-    async fn agent_of(
+    pub(super) async fn agent_of(
         &self,
         token: &str,
         role: &str,

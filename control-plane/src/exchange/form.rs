@@ -1,6 +1,7 @@
 //! The exchange's parameters: `application/x-www-form-urlencoded`, each at most
 //! once (RFC 6749, section 3.2).
 
+use super::deferral::GRANT_DEFERRED;
 use super::{
     ExchangeError, GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE, GRANT_REFRESH, TYPE_ACCESS_TOKEN,
     TYPE_DELEGATION, TYPE_ID_TOKEN, TYPE_JWT,
@@ -27,6 +28,8 @@ pub(super) enum Grant {
     Bearer,
     /// RFC 6749, section 6.
     Refresh,
+    /// A code for what has waited for a person.
+    Deferred,
 }
 
 /// What is asked for.
@@ -110,7 +113,7 @@ impl Params {
         Ok(Self(params))
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
@@ -123,6 +126,7 @@ impl Params {
             Some(GRANT_CLIENT) => Grant::Client,
             Some(GRANT_BEARER) => Grant::Bearer,
             Some(GRANT_REFRESH) => Grant::Refresh,
+            Some(GRANT_DEFERRED) => Grant::Deferred,
             Some(_) => return Err(ExchangeError::Grant),
         };
         let client = self.client(grant, peer)?;
@@ -132,12 +136,15 @@ impl Params {
         self.refuse_secret()?;
         if grant == Grant::Exchange {
             self.check_exchange()?;
+        } else if grant == Grant::Deferred {
+            self.check_poll(client)?;
         } else if let Some(other) = OF_EXCHANGE.iter().find(|it| self.get(it).is_some()) {
             return request(format!("`{other}` goes with {GRANT_EXCHANGE}"));
         }
         for (name, of, with) in [
             ("assertion", Grant::Bearer, GRANT_BEARER),
             ("refresh_token", Grant::Refresh, GRANT_REFRESH),
+            ("deferral_code", Grant::Deferred, GRANT_DEFERRED),
         ] {
             match (grant == of, self.get(name)) {
                 (true, None) => return request(format!("{name} is missing")),
@@ -231,7 +238,7 @@ impl Params {
         }
         let certificate = peer.filter(|peer| peer.certificate.is_some());
         match (grant, certificate) {
-            (Grant::Exchange | Grant::Refresh, None) => Ok(Client::None),
+            (Grant::Exchange | Grant::Refresh | Grant::Deferred, None) => Ok(Client::None),
             (Grant::Exchange, Some(_)) => Ok(Client::Certificate),
             (_, Some(peer)) => {
                 // RFC 8705, section 2: with a certificate a client says who it is.
@@ -265,7 +272,7 @@ impl Params {
         self.get("client_id")
     }
 
-    fn needed(&self, name: &str) -> Result<&str, ExchangeError> {
+    pub(super) fn needed(&self, name: &str) -> Result<&str, ExchangeError> {
         let missing = || ExchangeError::Request(format!("{name} is missing"));
         self.get(name).ok_or_else(missing)
     }

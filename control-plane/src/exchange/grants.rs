@@ -20,6 +20,8 @@ const SESSION: &str = "wrs_";
 const REFRESH: &str = "wrr_";
 /// What a delegation begins with.
 const DELEGATION: &str = "wrd_";
+/// What a code begins with for a token that waits for a person.
+const DEFERRAL: &str = "wrc_";
 /// Bytes of a grant; what is longer is none.
 const GRANT_MAX: usize = 64;
 
@@ -38,7 +40,7 @@ pub(super) fn is_delegation(grant: &TokenRecord) -> bool {
     kind(grant) == Some(GrantKind::Delegation)
 }
 
-fn kind(grant: &TokenRecord) -> Option<GrantKind> {
+pub(super) fn kind(grant: &TokenRecord) -> Option<GrantKind> {
     grant.grant.as_ref().map(|terms| terms.kind)
 }
 
@@ -48,6 +50,7 @@ pub(super) fn fresh(kind: GrantKind) -> (String, Hash) {
         GrantKind::Session => SESSION,
         GrantKind::Refresh => REFRESH,
         GrantKind::Delegation => DELEGATION,
+        GrantKind::Deferral => DEFERRAL,
     });
     let hash = Sha256::digest(&text).into();
     (text, hash)
@@ -64,6 +67,7 @@ pub(super) fn own(kind: GrantKind, uses: Option<u64>) -> GrantTerms {
         scope: Vec::new(),
         depth: 0,
         uses,
+        deferred: None,
     }
 }
 
@@ -72,7 +76,10 @@ fn no<T>(reason: Reason, what: &str) -> Result<T, ExchangeError> {
 }
 
 /// Whether a grant is shown under the key, and with the certificate, that it is bound to.
-fn bound(grant: &TokenRecord, (jkt, x5t): (&str, Option<&str>)) -> Result<(), ExchangeError> {
+pub(super) fn bound(
+    grant: &TokenRecord,
+    (jkt, x5t): (&str, Option<&str>),
+) -> Result<(), ExchangeError> {
     if !same_bytes(grant.jkt.as_bytes(), jkt.as_bytes()) {
         let what = "the DPoP proof is not of the key that it is bound to";
         return no(Reason::ProofKeyMismatch, what);

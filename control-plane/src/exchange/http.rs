@@ -277,11 +277,23 @@ fn told(error: &ExchangeError, request_id: &str) -> Value {
     if let (Some(refused), Some(members)) = (error.element(), body.as_object_mut()) {
         members.insert("element_index".into(), refused.index.into());
         members.insert("element".into(), refused.element.clone());
-        if !refused.why.is_empty() {
-            members.insert("why".into(), json!(refused.why));
-        }
+        tell(members, &refused.why);
+    }
+    if let (ExchangeError::Pending(waiting), Some(members)) = (error, body.as_object_mut()) {
+        members.insert("deferral_code".into(), waiting.code.as_str().into());
+        members.insert("expires_in".into(), waiting.expires_in.into());
+        members.insert("interval".into(), waiting.interval.into());
+        members.insert("approval_id".into(), waiting.approval.as_str().into());
+        tell(members, &waiting.why);
     }
     body
+}
+
+/// What policy lets the agent know.
+fn tell(members: &mut serde_json::Map<String, Value>, why: &[String]) {
+    if !why.is_empty() {
+        members.insert("why".into(), json!(why));
+    }
 }
 
 /// A refusal's body.

@@ -1,5 +1,6 @@
 //! Authorization server metadata (RFC 8414).
 
+use super::deferral;
 use super::{GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE};
 use crate::config::{Edge, Route, Server};
 use serde_json::{Value, json};
@@ -36,6 +37,7 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "response_types_supported": ["none"],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
+        deferral::SUPPORTED: true,
         "authorization_details_types_supported": ["http_request", "delegation"],
         "writ_capabilities_endpoint": format!("{issuer}/api/v1/capabilities"),
     });
@@ -48,7 +50,7 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         methods.push("private_key_jwt");
     }
     if let Some(members) = metadata.as_object_mut() {
-        let grants: Vec<&str> = [GRANT_EXCHANGE, GRANT_CLIENT]
+        let grants: Vec<&str> = [GRANT_EXCHANGE, GRANT_CLIENT, deferral::GRANT_DEFERRED]
             .iter()
             .chain(more)
             .copied()

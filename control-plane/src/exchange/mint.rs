@@ -7,6 +7,7 @@ use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
 use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
 use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
+use capability::reason::Reason;
 use ledger::model::{
     ActionRecord, Command, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash, PolicyFacts,
     Refused, TokenRecord, User,
@@ -37,11 +38,13 @@ pub(super) enum Given {
 }
 
 impl Exchange {
-    /// Mints and records a token for an action that was judged.
+    /// Mints and records a token for an action that was judged. `first`: what counts once
+    /// has not been used up yet.
     pub(super) async fn capability(
         &self,
         asking: Asking<'_>,
         (action, policy): (ActionRecord, PolicyFacts),
+        first: bool,
     ) -> Result<Issued, Failed> {
         let Asking { caller, proven, .. } = asking;
         let config = &self.core.config;
@@ -77,7 +80,9 @@ impl Exchange {
         };
         let next = self.next_refresh(asking);
         let (text, next) = next.unzip();
-        self.commit(asking, token, next, policy).await?;
+        let told = (Some(token.action.clone()), Some(policy.clone()));
+        let command = self.command(asking, token, next, policy, first);
+        self.commit(asking, command, told).await?;
         let refresh_token = match text {
             Some(text) => Some(text),
             None => self.first_refresh(asking).await,
@@ -86,7 +91,7 @@ impl Exchange {
             access_token,
             expires_in: expires_s.saturating_sub(issued_s),
             element: Some(element),
-            issued_type: (caller.grant == Grant::Exchange).then_some(TYPE_ACCESS_TOKEN),
+            issued_type: is_exchange(asking).then_some(TYPE_ACCESS_TOKEN),
             token_type: "DPoP",
             refresh_token,
         })
@@ -146,7 +151,7 @@ impl Exchange {
     }
 
     /// What all that is handed out has in common.
-    fn record(&self, asking: Asking<'_>, grant: Option<GrantTerms>) -> TokenRecord {
+    pub(super) fn record(&self, asking: Asking<'_>, grant: Option<GrantTerms>) -> TokenRecord {
         let caller = asking.caller;
         let under = asking.proven.under.as_ref();
         TokenRecord {
@@ -249,8 +254,8 @@ impl Exchange {
             ..self.record(asking, Some(terms))
         };
         name.clone_into(&mut token.action.kind);
-        self.commit(asking, token, None, PolicyFacts::default())
-            .await?;
+        let command = self.command(asking, token, None, PolicyFacts::default(), true);
+        self.commit(asking, command, (None, None)).await?;
         let exchanged = asking.caller.grant == Grant::Exchange;
         Ok(Issued {
             access_token: text,
@@ -314,7 +319,7 @@ impl Exchange {
         }
     }
 
-    fn command(
+    pub(super) fn command(
         &self,
         asking: Asking<'_>,
         token: TokenRecord,
@@ -345,26 +350,19 @@ impl Exchange {
     }
 
     /// Makes it durable. Only then it leaves.
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         asking: Asking<'_>,
-        token: TokenRecord,
-        next: Option<TokenRecord>,
-        policy: PolicyFacts,
+        command: Command,
+        (action, policy): (Option<ActionRecord>, Option<PolicyFacts>),
     ) -> Result<(), Failed> {
-        let action = Some(token.action.clone()).filter(|_| token.grant.is_none());
-        let policy_facts = Some(policy.clone()).filter(|_| token.grant.is_none());
-        let command = self.command(asking, token, next, policy, true);
         let refused = match self.core.ledger.commit(command).await {
             Ok(_) => return Ok(()),
             Err(refused) => refused,
         };
         let nothing_happened = refused != Refused::Unknown;
         let error = match self.of_commit(asking, refused).await {
-            Ok(error) => {
-                self.refused(asking.caller, action, policy_facts, error)
-                    .await
-            }
+            Ok(error) => self.refused(asking.caller, action, policy, error).await,
             Err(error) => error,
         };
         Err(Failed {
@@ -375,7 +373,7 @@ impl Exchange {
 
     /// What the caller is told of a commit that was refused; the error is what is not an
     /// entry.
-    async fn of_commit(
+    pub(super) async fn of_commit(
         &self,
         asking: Asking<'_>,
         refused: Refused,
@@ -403,12 +401,17 @@ impl Exchange {
                     self.stop(grants::family(shown)).await?;
                     Ok(ExchangeError::RefreshReplayed)
                 }
+                Grant::Deferred => Ok(ExchangeError::Deferral(
+                    Reason::TokenSpent,
+                    "its token was given already, or the client_assertion was used before".into(),
+                )),
                 Grant::Exchange | Grant::Client => Ok(ExchangeError::AssertionReplayed),
             },
             // It ended, or was stopped and forgotten, while it was used.
             Refused::NoGrant | Refused::TokenExpired if asking.proven.under.is_some() => {
                 Ok(match grant {
                     Grant::Refresh => ExchangeError::GrantEnded.of_refresh(),
+                    Grant::Deferred => ExchangeError::GrantEnded.of_deferral(),
                     _ => ExchangeError::GrantEnded,
                 })
             }
@@ -428,6 +431,13 @@ impl Exchange {
         site.map(|site| site.resource)
             .ok_or(ExchangeError::Internal)
     }
+}
+
+/// Whether it is for a subject token (RFC 8693), shown now or for the code.
+fn is_exchange(asking: Asking<'_>) -> bool {
+    let under = asking.proven.under.as_ref();
+    let deferred = under.and_then(|it| it.grant.as_ref()?.deferred.as_ref());
+    asking.caller.grant == Grant::Exchange || deferred.is_some_and(|it| it.exchange)
 }
 
 /// A user as issuer and subject, which `sub` alone is not (RFC 9493, section 3.2.2).

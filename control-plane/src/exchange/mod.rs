@@ -5,6 +5,7 @@
 
 mod batch;
 mod cache;
+mod deferral;
 mod delegation;
 mod described;
 mod error;
@@ -30,6 +31,7 @@ pub use proofs::SeenProofs;
 
 use crate::state::Core;
 use capability::url::Target;
+use deferral::Polls;
 use evidence::Proven;
 use form::{Grant, Params, Wanted};
 use identity::mtls::Peer;
@@ -69,6 +71,7 @@ pub struct Exchange {
     proofs: SeenProofs,
     nonces: Nonces,
     rates: Rates,
+    polls: Polls,
     /// `htu` of proofs: the token endpoint as clients know it.
     endpoint: Target,
     /// The same for clients that show an X.509-SVID.
@@ -185,6 +188,7 @@ impl Exchange {
             proofs,
             nonces,
             rates,
+            polls: Polls::default(),
             endpoint,
             mtls_endpoint,
             batches,
@@ -225,19 +229,19 @@ impl Exchange {
         self.is_peers(asking, peer).await?;
         let made = match asked.wanted {
             Wanted::Capability => {
-                let element = params.one_element(&self.core.config.limits.read);
-                let element = match element {
-                    Ok(element) => element,
-                    Err(error) => return Err(self.refused(asking.caller, None, None, error).await),
-                };
+                let element = self.element(asking, params).await?;
                 let judged = self.judge(asking, (0, &element), Some(params)).await?;
+                let asks = self.asks(asking, &judged, params).await?;
                 // Last before the mint: what was refused above has used up no proof.
                 if let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms) {
                     let (action, policy) = judged;
                     let (action, policy) = (Some(action), Some(policy));
                     return Err(self.refused(asking.caller, action, policy, error).await);
                 }
-                self.capability(asking, judged).await
+                match asks {
+                    Some(asks) => self.defer(asking, judged, asks).await,
+                    None => self.capability(asking, judged, true).await,
+                }
             }
             Wanted::Session | Wanted::Delegation => {
                 let wanted = self.grant_wanted(asking, asked.wanted, params).await?;
@@ -253,6 +257,21 @@ impl Exchange {
             }
             failed.error
         })
+    }
+
+    /// The one action that is asked for.
+    async fn element(
+        &self,
+        asking: Asking<'_>,
+        params: &Params,
+    ) -> Result<serde_json::Value, ExchangeError> {
+        if asking.caller.grant == Grant::Deferred {
+            return self.resolved(asking).await;
+        }
+        match params.one_element(&self.core.config.limits.read) {
+            Ok(element) => Ok(element),
+            Err(error) => Err(self.refused(asking.caller, None, None, error).await),
+        }
     }
 
     /// A certificate that was shown is the same workload's as the evidence.

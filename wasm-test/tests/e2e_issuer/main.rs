@@ -18,6 +18,7 @@ mod calling;
 mod clients;
 mod cutter;
 mod deciding;
+mod deferring;
 mod evidence;
 mod exchange_callers;
 mod exchange_nonces;

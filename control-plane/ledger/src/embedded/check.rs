@@ -5,7 +5,7 @@
 mod approvals;
 mod grants;
 
-use approvals::HoldParts;
+use approvals::{AskParts, HoldParts};
 
 use crate::{
     embedded::state::{Outstanding, State},
@@ -189,6 +189,20 @@ impl State {
                     now,
                     limits,
                 )
+            }
+            Command::Ask {
+                request_id,
+                policy,
+                approval,
+                attachments,
+            } => {
+                let ask = AskParts {
+                    request_id,
+                    policy,
+                    approval,
+                    attachments,
+                };
+                self.check_ask(ask, now, limits)
             }
             Command::Lapse {
                 token_hash,
@@ -467,6 +481,7 @@ fn grants(command: &Command) -> bool {
         Command::Issue { .. }
             | Command::Allow { .. }
             | Command::Hold { .. }
+            | Command::Ask { .. }
             | Command::DecideApproval { approve: true, .. }
     )
 }

@@ -187,6 +187,11 @@ pub(crate) fn cost(command: &Command) -> usize {
                 .saturating_add(approval.action.location.len()),
             evidence(attachments),
         ),
+        Command::Ask {
+            approval,
+            attachments,
+            ..
+        } => (approval.action.location.len(), evidence(attachments)),
         Command::ExchangeRefused { action, .. } => {
             (action.as_ref().map_or(0, |a| a.location.len()), 0)
         }

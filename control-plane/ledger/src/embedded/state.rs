@@ -303,6 +303,11 @@ impl State {
                     self.open_approval(approval);
                 }
             }
+            Event::Ask { opened, .. } => {
+                if let Some(approval) = opened {
+                    self.open_approval(approval);
+                }
+            }
             Event::Lapse { token, attempt, .. } => {
                 self.spend(&token.hash, attempt, None, FirstUse::Lapsed, made);
             }

@@ -4,8 +4,9 @@ use super::*;
 use crate::{
     event::{Answer, ApprovalUse, Restored, Subject, Superseded},
     model::{
-        ActionRecord, AgentRecord, AgentState, ApprovalState, EvidenceOf, GrantKind, GrantTerms,
-        Hash, HexHash, PolicyFacts, RequestFacts, Scope, Stop, Target, TokenRecord, User,
+        ActionRecord, AgentRecord, AgentState, ApprovalState, Deferred, EvidenceOf, GrantKind,
+        GrantTerms, Hash, HexHash, PolicyFacts, RequestFacts, Scope, Stop, Target, TokenRecord,
+        User,
     },
 };
 
@@ -98,6 +99,10 @@ fn token(user: Option<User>) -> TokenRecord {
             }],
             depth: 1,
             uses: Some(2),
+            deferred: Some(Deferred {
+                approval: TEXT.into(),
+                exchange: true,
+            }),
         }),
     }
 }
@@ -230,6 +235,13 @@ fn events(full: bool) -> Vec<Event> {
             approval: "apr_1".into(),
             opened: Some(approval(user.clone(), false)),
         },
+        Event::Ask {
+            agent: TEXT.into(),
+            request_id: TEXT.into(),
+            policy: policy(),
+            approval: "apr_1".into(),
+            opened: full.then(|| approval(user.clone(), true)),
+        },
         Event::Lapse {
             token: subject(user),
             attempt: "a".into(),
@@ -293,6 +305,7 @@ fn kind(event: &Event) -> usize {
         Event::Stop(_) => 18,
         Event::Lift(_) => 19,
         Event::Present { .. } => 20,
+        Event::Ask { .. } => 21,
     }
 }
 
@@ -325,5 +338,5 @@ fn every_event_is_the_line_that_its_value_makes() {
         let read = Entry::from_parts(&line.kind, line.body).unwrap();
         assert_eq!(read, entry, "{named}");
     }
-    assert_eq!(kinds.len(), 21);
+    assert_eq!(kinds.len(), 22);
 }

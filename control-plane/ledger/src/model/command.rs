@@ -112,6 +112,18 @@ pub enum Command {
         /// Token and proof.
         attachments: Vec<Evidence>,
     },
+    /// A human is asked ahead of the request: the approval is opened, or joined, as by
+    /// [`Command::Hold`], and no token is held for it.
+    Ask {
+        /// What it was asked in: the `request_id` that the client got.
+        request_id: String,
+        /// What policy said.
+        policy: PolicyFacts,
+        /// Opened when no pending one has its digest; its agent asks.
+        approval: Approval,
+        /// The agent's DPoP proof, and the body where there is one.
+        attachments: Vec<Evidence>,
+    },
     /// A held token lapses; its approval stays open.
     Lapse {
         /// The token, held.

@@ -19,6 +19,19 @@ pub enum GrantKind {
     Refresh,
     /// What its agent lets another agent do.
     Delegation,
+    /// A code for the token of one action that a person is asked about: it brings that, once.
+    Deferral,
+}
+
+/// What a deferral waits for, and what for it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deferred {
+    /// The approval's id.
+    pub approval: String,
+    /// Whether a subject token was shown for it (RFC 8693), whose answer says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exchange: bool,
 }
 
 /// A part of what a delegation covers: each of its methods at each of its locations.
@@ -50,6 +63,9 @@ pub struct GrantTerms {
     /// still be followed by another; none: as many as its time allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uses: Option<u64>,
+    /// What a deferral waits for; the others wait for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred: Option<Deferred>,
 }
 
 fn is_zero(depth: &u8) -> bool {
@@ -58,12 +74,16 @@ fn is_zero(depth: &u8) -> bool {
 
 impl TokenRecord {
     /// The lineage of what is got with this grant. Refresh tokens of one family count as
-    /// the first of them.
+    /// the first of them. What a deferral brings comes from what that came from.
     #[must_use]
     pub fn heirs(&self) -> Vec<HexHash> {
         let mut lineage = self.lineage.clone();
-        let refresh = self.grant.as_ref().map(|it| it.kind) == Some(GrantKind::Refresh);
-        if !refresh || lineage.is_empty() {
+        let adds = match self.grant.as_ref().map(|it| it.kind) {
+            Some(GrantKind::Deferral) => false,
+            Some(GrantKind::Refresh) => lineage.is_empty(),
+            _ => true,
+        };
+        if adds {
             lineage.push(HexHash(self.token_hash));
         }
         lineage

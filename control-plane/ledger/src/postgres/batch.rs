@@ -55,6 +55,7 @@ pub(crate) fn is_serial(command: &Command) -> bool {
     matches!(
         command,
         Command::Hold { .. }
+            | Command::Ask { .. }
             | Command::DecideApproval { .. }
             | Command::ExpireApprovals
             | Command::LapseOverdue { .. }
@@ -95,6 +96,7 @@ pub(crate) fn is_storable(command: &Command) -> bool {
         Command::Hold {
             attempt, approval, ..
         } => name(attempt) && name(&approval.id) && name(&approval.agent),
+        Command::Ask { approval, .. } => name(&approval.id) && name(&approval.agent),
         Command::DecideApproval { id, .. } => name(id),
         Command::PutAgent { agent, .. } => name(agent),
         Command::Stop { target, .. } => serde_json::to_string(target).is_ok_and(|text| name(&text)),
@@ -167,6 +169,11 @@ impl Keys {
             } => {
                 self.tokens.insert(*token_hash);
                 self.attempts.insert(attempt.clone());
+                self.approvals.insert(approval.id.clone());
+                self.digests.insert(approval.digest);
+                self.asking.insert(approval.agent.clone());
+            }
+            Command::Ask { approval, .. } => {
                 self.approvals.insert(approval.id.clone());
                 self.digests.insert(approval.digest);
                 self.asking.insert(approval.agent.clone());
@@ -354,6 +361,9 @@ impl Touched {
             }
             Event::Hold { token, opened, .. } => {
                 self.tokens.insert(token.hash);
+                self.approvals.extend(opened.iter().map(|a| a.id.clone()));
+            }
+            Event::Ask { opened, .. } => {
                 self.approvals.extend(opened.iter().map(|a| a.id.clone()));
             }
             Event::LapsesOverdue { tokens } => {

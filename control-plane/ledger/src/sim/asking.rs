@@ -1,7 +1,7 @@
 //! What callers ask for with grants, rightly or wrongly.
 
 use crate::{
-    model::{GrantKind, GrantTerms, Hash, TokenRecord},
+    model::{Deferred, GrantKind, GrantTerms, Hash, TokenRecord},
     sim::rng::Rng,
 };
 
@@ -28,6 +28,7 @@ pub(crate) fn ask(
             GrantKind::Refresh,
             GrantKind::Delegation,
             GrantKind::Delegation,
+            GrantKind::Deferral,
         ]);
         let holder = rng.one(&[
             "spiffe://sim.example/agent/a",
@@ -39,6 +40,10 @@ pub(crate) fn ask(
             scope: Vec::new(),
             depth: rng.one(&[0, 1, 2]),
             uses: rng.one(&[None, Some(1), Some(2)]),
+            deferred: (kind == GrantKind::Deferral).then(|| Deferred {
+                approval: "apr_1".to_owned(),
+                exchange: rng.percent(50),
+            }),
         });
         if kind == GrantKind::Refresh {
             asked.token.grant.as_mut().unwrap().uses = Some(3);
@@ -54,6 +59,9 @@ pub(crate) fn ask(
     let token = &mut asked.token;
     token.lineage = grant.heirs();
     token.expires_ms = token.expires_ms.min(grant.expires_ms);
+    if terms.kind == GrantKind::Deferral && rng.percent(90) {
+        token.action.clone_from(&grant.action);
+    }
     match &terms.holder {
         Some(holder) => {
             token.agent.clone_from(holder);

@@ -52,6 +52,8 @@ bugs! {
     UsesOverrun: Grant,
     /// A delegation is used by another agent than its holder.
     HolderUnchecked: Grant,
+    /// A deferral brings a token for another action.
+    DeferralWidened: Grant,
     /// What is got with a grant outlives it.
     GrantTimeUnchecked: Grant,
     /// A refresh token is used twice.

@@ -73,6 +73,7 @@ pub(crate) fn brief(command: &Command) -> Brief {
             attempt,
             ..
         } => about("hold", token_hash, Some(attempt)),
+        Command::Ask { .. } => plain("ask"),
         Command::Lapse {
             token_hash,
             attempt,
@@ -199,7 +200,8 @@ impl Callers {
             0..28 => self.issue(now, epoch),
             28..46 => self.allow(epoch),
             46..54 => self.deny(epoch),
-            54..68 => self.hold(now, epoch),
+            54..65 => self.hold(now, epoch),
+            65..68 => self.ask(now),
             68..73 => self.lapse(epoch),
             73 => Command::LapseOverdue {
                 held_before_ms: now.saturating_sub(self.rng.one(&[0, 100, 5_000])),
@@ -425,9 +427,30 @@ impl Callers {
 
     fn hold(&mut self, now: Millis, epoch: u64) -> Command {
         let (token_hash, _) = self.token(epoch);
+        let approval = self.wanted(now);
+        Command::Hold {
+            token_hash,
+            attempt: self.attempt(None),
+            request: self.request(),
+            policy: self.policy(),
+            approval,
+            attachments: self.attachments(),
+        }
+    }
+
+    fn ask(&mut self, now: Millis) -> Command {
+        Command::Ask {
+            request_id: self.name("r"),
+            policy: self.policy(),
+            approval: self.wanted(now),
+            attachments: self.attachments(),
+        }
+    }
+
+    fn wanted(&mut self, now: Millis) -> Approval {
         let digest = [self.rng.below(3) as u8; 32];
         let rule = self.rng.one(&RULES);
-        let approval = Approval {
+        Approval {
             id: self.name("apr_"),
             digest,
             agent: self.rng.one(&AGENTS).into(),
@@ -446,14 +469,6 @@ impl Callers {
             decided_by: None,
             decided_ms: None,
             body: None,
-        };
-        Command::Hold {
-            token_hash,
-            attempt: self.attempt(None),
-            request: self.request(),
-            policy: self.policy(),
-            approval,
-            attachments: self.attachments(),
         }
     }
 

@@ -13,6 +13,7 @@ struct Grant {
     jkt: String,
     kind: String,
     holder: String,
+    action: Value,
     uses: Option<u64>,
     depth: u64,
     expires_ms: u64,
@@ -102,20 +103,23 @@ impl Judge {
             same && text(token, "/jkt") == grant.jkt
         };
         must(is_its, || what("it is another's"))?;
+        let same = grant.kind != "deferral" || grant.action == token["action"];
+        must(same, || what("it is for another action"))?;
         let mut lineage = grant.lineage.clone();
-        if grant.kind != "refresh" || lineage.is_empty() {
+        if grant.kind != "deferral" && (grant.kind != "refresh" || lineage.is_empty()) {
             lineage.push(under.into());
         }
         must(list(token, "/lineage") == lineage, || {
             what("it is not said")
         })?;
         let passed_on = token["grant"].is_object();
-        if passed_on && grant.kind == "delegation" {
+        let is_deferral = text(token, "/grant/kind") == "deferral";
+        if passed_on && grant.kind == "delegation" && !is_deferral {
             let depth = number(token, "/grant/depth");
             must(depth < grant.depth, || what("it is passed on too often"))?;
         }
         if let Some(spent) = self.grants.get_mut(under) {
-            spent.spent = grant.kind == "refresh";
+            spent.spent = matches!(&*grant.kind, "refresh" | "deferral");
         }
         for hash in lineage.iter().filter(|_| !passed_on) {
             let known = self.grants.get_mut(hash.as_str().unwrap_or_default());
@@ -139,6 +143,7 @@ impl Judge {
             jkt: text(token, "/jkt").to_owned(),
             kind: text(terms, "/kind").to_owned(),
             holder: text(terms, "/holder").to_owned(),
+            action: token["action"].clone(),
             uses: terms["uses"].as_u64(),
             depth: number(terms, "/depth"),
             expires_ms: number(token, "/expires_ms"),

@@ -205,6 +205,7 @@ impl History {
             }
             "allow" | "deny" => self.spend(kind, body)?,
             "hold" => self.hold(body, limits)?,
+            "ask" => self.ask(body, text(body, "/agent"), limits)?,
             "lapse" => self.lapse(text(body, "/token/hash"), Some(text(body, "/attempt")))?,
             "lapses_overdue" => {
                 for hash in body
@@ -277,7 +278,7 @@ impl History {
         }
     }
 
-    /// Whether what it was got with is a refresh token.
+    /// Whether what it was got with brings one thing, and is spent by that.
     fn refreshes(&self, body: &Value) -> bool {
         let under = self.tokens.get(text(body, "/under"));
         under.is_some_and(|it| it.refresh)
@@ -298,7 +299,7 @@ impl History {
             expires_ms,
             epoch: self.epoch,
             held_by: None,
-            refresh: text(body, &of("grant/kind")) == "refresh",
+            refresh: matches!(text(body, &of("grant/kind")), "refresh" | "deferral"),
         };
         self.tokens.insert(hash.to_owned(), token);
         let outstanding = self.outstanding(agent).count();
@@ -444,6 +445,12 @@ impl History {
         must(held <= limits.held_per_agent, Invariant::Limit, || {
             format!("{agent} holds {held}")
         })?;
+        self.ask(body, &agent, limits)
+    }
+
+    /// An approval is opened, or an equal one that is pending is joined.
+    fn ask(&mut self, body: &Value, agent: &str, limits: &Limits) -> Result<(), Broken> {
+        let now = self.decided_ms;
         let id = text(body, "/approval").to_owned();
         let Some(opened) = body.pointer("/opened") else {
             let joined = self.approvals.get(&id);

@@ -70,15 +70,17 @@ impl Judge {
                 self.token(kind, &hash)
             }
             "present" => self.once(&body["once"]),
+            "ask" => {
+                if let Some(opened) = body.get("opened") {
+                    self.opened(opened);
+                    return self.approval(text(opened, "/id"));
+                }
+                Ok(())
+            }
             "allow" | "hold" => {
                 self.token(kind, text(body, "/token/hash"))?;
                 if let Some(opened) = body.get("opened") {
-                    let approval = (
-                        text(opened, "/agent").to_owned(),
-                        number(opened, "/created_ms"),
-                    );
-                    self.approvals
-                        .insert(text(opened, "/id").to_owned(), approval);
+                    self.opened(opened);
                 }
                 match kind {
                     "allow" => self.approval(text(body, "/approval/id")),
@@ -88,6 +90,15 @@ impl Judge {
             "approval" if text(body, "/decision") == "approved" => self.approval(text(body, "/id")),
             _ => Ok(()),
         }
+    }
+
+    fn opened(&mut self, opened: &Value) {
+        let approval = (
+            text(opened, "/agent").to_owned(),
+            number(opened, "/created_ms"),
+        );
+        let id = text(opened, "/id").to_owned();
+        self.approvals.insert(id, approval);
     }
 
     fn once(&mut self, piece: &Value) -> Result<(), Broken> {

@@ -10,6 +10,8 @@ on_both_stores! {
     a_grant_allows_no_request_and_is_shown_as_one,
     a_delegation_brings_as_many_tokens_as_it_says,
     a_refresh_token_is_spent_by_what_follows,
+    a_deferral_brings_its_one_action_once,
+    a_person_is_asked_ahead_and_equal_questions_are_one,
     a_stop_of_a_grant_covers_all_that_came_of_it,
     grants_leave_room_for_what_they_bring,
 }
@@ -23,6 +25,10 @@ fn terms(kind: GrantKind) -> GrantTerms {
         scope: Vec::new(),
         depth: 1,
         uses: (kind != GrantKind::Session).then_some(3),
+        deferred: (kind == GrantKind::Deferral).then(|| Deferred {
+            approval: "apr_1".to_owned(),
+            exchange: true,
+        }),
     }
 }
 
@@ -252,4 +258,123 @@ async fn two_replicas_count_together() {
     assert_eq!(got, [3, 1]);
     let head = rig.head(&replicas[1]).await;
     assert!(rig.verify(Some(head)).await.whole);
+}
+
+async fn a_deferral_brings_its_one_action_once(rig: Rig) {
+    let ledger = rig.open().await;
+    let session = grant("session", GrantKind::Session);
+    ledger.commit(issue(session.clone())).await.unwrap();
+    // Got in a session, from which alone what it brings comes.
+    let Command::Issue {
+        token: mut code, ..
+    } = under(&session, "code", None)
+    else {
+        panic!("it is an issue")
+    };
+    code.grant = Some(terms(GrantKind::Deferral));
+    let mut asked = issue(code.clone());
+    if let Command::Issue { under, .. } = &mut asked {
+        *under = Some(session.token_hash);
+    }
+    ledger.commit(asked).await.unwrap();
+    assert_eq!(code.heirs(), session.heirs());
+    let refused = ledger.commit(allow("code", "1", None)).await.unwrap_err();
+    assert_eq!(refused, Refused::NotOutstanding(None));
+
+    type Spoil = fn(&mut TokenRecord);
+    let spoils: [(&str, Spoil); 5] = [
+        ("another action", |it| it.action.method = "PUT".into()),
+        ("another key", |it| it.jkt = "other".into()),
+        ("another agent", |it| it.agent = CHILD.into()),
+        ("longer", |it| it.expires_ms += 1),
+        ("a grant", |it| {
+            it.grant = Some(terms(GrantKind::Delegation))
+        }),
+    ];
+    for (what, spoil) in spoils {
+        let mut spoilt = under(&code, what, None);
+        if let Command::Issue { token, .. } = &mut spoilt {
+            spoil(token);
+        }
+        assert_eq!(ledger.commit(spoilt).await, Err(Refused::NoGrant), "{what}");
+    }
+    let next = grant("next", GrantKind::Refresh);
+    let refreshed = ledger.commit(under(&code, "x", Some(next))).await;
+    assert_eq!(refreshed, Err(Refused::NoGrant));
+
+    let race = (0..8).map(|n| {
+        let (ledger, command) = (ledger.clone(), under(&code, &format!("t{n}"), None));
+        tokio::spawn(async move { ledger.commit(command).await })
+    });
+    let mut got = 0;
+    for tried in race.collect::<Vec<_>>() {
+        match tried.await.unwrap() {
+            Ok(_) => got += 1,
+            Err(refused) => assert_eq!(refused, Refused::Shown),
+        }
+    }
+    assert_eq!(got, 1);
+    assert!(ledger.grant(&hash("code")).await.unwrap().is_none());
+    assert_eq!(
+        ledger.spent(&hash("code")).await.unwrap().unwrap().jti,
+        code.jti
+    );
+}
+
+fn ask(id: &str, digest: Hash) -> Command {
+    Command::Ask {
+        request_id: "req_1".into(),
+        policy: policy(),
+        approval: approval(id, digest),
+        attachments: evidence(),
+    }
+}
+
+async fn a_person_is_asked_ahead_and_equal_questions_are_one(rig: Rig) {
+    let ledger = rig.open().await;
+    let digest = [7; 32];
+    let shown = async |command| {
+        let committed = ledger.commit(command).await?;
+        Ok::<_, Refused>(committed.approval.unwrap().id)
+    };
+    assert_eq!(shown(ask("apr_a", digest)).await.unwrap(), "apr_a");
+    assert_eq!(shown(ask("apr_b", digest)).await.unwrap(), "apr_a");
+    // A request that is held waits for the same, and nothing was held before.
+    ledger.commit(issue(token("t"))).await.unwrap();
+    assert_eq!(
+        shown(hold("t", "1", approval("apr_c", digest)))
+            .await
+            .unwrap(),
+        "apr_a"
+    );
+    ledger.commit(answer("apr_a", digest, true)).await.unwrap();
+    let refused = shown(ask("apr_d", digest)).await;
+    assert_eq!(
+        refused,
+        Err(Refused::ApprovalState(Some(ApprovalState::Approved)))
+    );
+    // Long ones are whole after a start too.
+    let mut long = ask("apr_long", [8; 32]);
+    if let Command::Ask { approval, .. } = &mut long {
+        approval.action.location = format!("http://127.0.0.1:8400/{}", "p".repeat(3_900));
+    }
+    shown(long).await.unwrap();
+    let ledger = rig.next_epoch(ledger, Limits::default()).await;
+    let found = ledger.approval("apr_long").unwrap();
+    assert_eq!(found.action.location.len(), 22 + 3_900);
+    // In a database a new epoch is after something was lost.
+    if !rig.is_postgres() {
+        assert_eq!(found.state, ApprovalState::Pending);
+    }
+
+    // Who is stopped asks nobody.
+    let stop = Command::Stop {
+        target: Target::Agent(AGENT.into()),
+        by: "alice".into(),
+        why: "why".into(),
+        until_ms: None,
+    };
+    ledger.commit(stop).await.unwrap();
+    let refused = ledger.commit(ask("apr_e", [9; 32])).await;
+    assert!(matches!(refused, Err(Refused::Stopped(_))), "{refused:?}");
 }

@@ -19,6 +19,13 @@ pub(super) struct HoldParts {
     pub(super) attachments: Vec<Evidence>,
 }
 
+pub(super) struct AskParts {
+    pub(super) request_id: String,
+    pub(super) policy: PolicyFacts,
+    pub(super) approval: Approval,
+    pub(super) attachments: Vec<Evidence>,
+}
+
 impl State {
     pub(super) fn check_hold(
         &self,
@@ -34,6 +41,30 @@ impl State {
             approval,
             attachments,
         } = hold;
+        let (id, opened) = self.opened(approval, now, limits)?;
+        let event = Event::Hold {
+            token,
+            attempt,
+            request,
+            policy,
+            approval: id.clone(),
+            opened,
+        };
+        Ok(Draft {
+            entry: Entry::Event(Box::new(event)),
+            attachments,
+            approval: Some(id),
+        })
+    }
+
+    /// The approval's id that is waited for, and the approval where it is opened for that:
+    /// else an equal one is pending.
+    fn opened(
+        &self,
+        approval: Approval,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<(String, Option<Approval>), Refused> {
         let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
         let mut found = None;
         for other in self.open_with(&approval.digest).filter(equal) {
@@ -46,8 +77,8 @@ impl State {
                 _ => {}
             }
         }
-        let (id, opened) = match found {
-            Some(id) => (id, None),
+        match found {
+            Some(id) => Ok((id, None)),
             None => {
                 // An agent's own share ends first: it cannot take what others need.
                 if self.open_approvals_of(&approval.agent) >= limits.approvals_open_per_agent {
@@ -66,13 +97,34 @@ impl State {
                     decided_ms: None,
                     ..approval
                 };
-                (clean.id.clone(), Some(clean))
+                Ok((clean.id.clone(), Some(clean)))
             }
+        }
+    }
+
+    /// Whether a human may be asked ahead of a request.
+    pub(super) fn check_ask(
+        &self,
+        ask: AskParts,
+        now: Millis,
+        limits: &Limits,
+    ) -> Result<Draft, Refused> {
+        let AskParts {
+            request_id,
+            policy,
+            approval,
+            attachments,
+        } = ask;
+        let approval = Approval {
+            created_ms: now,
+            ..approval
         };
-        let event = Event::Hold {
-            token,
-            attempt,
-            request,
+        self.may_use(&Given::from(&approval), now)?;
+        let agent = approval.agent.clone();
+        let (id, opened) = self.opened(approval, now, limits)?;
+        let event = Event::Ask {
+            agent,
+            request_id,
             policy,
             approval: id.clone(),
             opened,

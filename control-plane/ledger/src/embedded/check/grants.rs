@@ -64,6 +64,7 @@ fn covers(grant: &TokenRecord, terms: &GrantTerms, token: &TokenRecord) -> bool 
     let whose = match terms.kind {
         GrantKind::Session | GrantKind::Refresh => own(),
         GrantKind::Delegation => terms.holder.as_deref().is_some_and(held),
+        GrantKind::Deferral => own() && (token.action == grant.action || planted!(DeferralWidened)),
     };
     whose && token.user == grant.user && token.lineage == grant.heirs()
 }
@@ -76,14 +77,15 @@ fn follows(
     next: Option<&TokenRecord>,
 ) -> bool {
     // What is passed on is passed on less often.
-    let narrower = token.grant.as_ref().is_none_or(|made| {
-        made.kind == GrantKind::Delegation
-            && match terms.kind {
-                GrantKind::Delegation => made.depth < terms.depth,
-                GrantKind::Session => true,
-                GrantKind::Refresh => false,
-            }
-    });
+    let narrower = token
+        .grant
+        .as_ref()
+        .is_none_or(|made| match (made.kind, terms.kind) {
+            (GrantKind::Delegation, GrantKind::Delegation) => made.depth < terms.depth,
+            (GrantKind::Delegation | GrantKind::Deferral, GrantKind::Session)
+            | (GrantKind::Deferral, GrantKind::Delegation) => true,
+            _ => false,
+        });
     let same = |next: &TokenRecord| {
         let fewer = next.grant.as_ref().is_some_and(|it| {
             let less = |left: u64| terms.uses.is_some_and(|had| left < had);

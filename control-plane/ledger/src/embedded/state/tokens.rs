@@ -124,7 +124,7 @@ impl State {
         self.count(&token.agent, |counts| counts.outstanding += 1);
     }
 
-    /// Something was got with a grant: delegations count that, a refresh token is spent.
+    /// Something was got with a grant: delegations count that, a refresh token or a deferral is spent.
     pub(super) fn use_grants(&mut self, token: &TokenRecord, under: &Hash, made: &mut Made) {
         if token.grant.is_none() {
             for HexHash(hash) in &token.lineage {
@@ -143,7 +143,8 @@ impl State {
             }
         }
         let known = self.token(under).and_then(|it| it.record.grant.as_ref());
-        if known.is_some_and(|it| it.kind == GrantKind::Refresh) && !planted!(RefreshTwice) {
+        let once = [GrantKind::Refresh, GrantKind::Deferral];
+        if known.is_some_and(|it| once.contains(&it.kind)) && !planted!(RefreshTwice) {
             self.spend(under, &token.jti, Some(&token.jti), FirstUse::Unknown, made);
         }
     }

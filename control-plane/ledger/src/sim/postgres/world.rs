@@ -551,7 +551,9 @@ fn put_mark(command: &mut Command, mark: &str) {
         Command::Allow { request, .. }
         | Command::Deny { request, .. }
         | Command::Hold { request, .. } => request.request_id = mark,
-        Command::ExchangeRefused { request_id, .. } => *request_id = mark,
+        Command::ExchangeRefused { request_id, .. } | Command::Ask { request_id, .. } => {
+            *request_id = mark;
+        }
         Command::DecideApproval { by, .. } | Command::ConfirmRestore { by, .. } => *by = mark,
         Command::Outcome { details, .. } => *details = mark,
         Command::PutAgent { change, .. } => change.why = mark,

@@ -1,0 +1,571 @@
+//! Tokens that wait for a person: draft-ietf-oauth-deferred-token-response, whose words
+//! are all in this file.
+//!
+//! A client that says so gets a code instead of a token whose request would be held at the
+//! edge. The person is asked at once, about exactly this action. The code is a grant as
+//! others are: bound to the agent's key, and known by its hash. It brings the one token,
+//! once, when the person has said yes and all else is judged again. The yes is used up by
+//! the request, as ever.
+
+use super::error::{Element, Waiting};
+use super::evidence::Proven;
+use super::form::{Asked, Client, Grant, Params};
+use super::grants::{self, bound, is_session, kind};
+use super::mint::Failed;
+use super::{Asking, Exchange, ExchangeError, Issued, TYPE_ACCESS_TOKEN};
+use crate::decide::{Content, Engine, Foreseen};
+use crate::state::{self, random_id};
+use capability::reason::Reason;
+use identity::mtls::Peer;
+use ledger::model::{
+    ActionRecord, Approval, ApprovalState, Command, Deferred, Evidence, Given, GrantKind,
+    GrantTerms, Hash, PolicyFacts, Refused, TokenRecord,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// The grant that a code is shown by.
+pub const GRANT_DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
+/// The error of what still waits.
+pub const PENDING: &str = "authorization_pending";
+/// The error of who asks too often.
+pub const SLOW_DOWN: &str = "slow_down";
+/// The error of what was not decided in time.
+pub const EXPIRED: &str = "expired_token";
+/// What metadata says of it.
+pub const SUPPORTED: &str = "deferred_token_response_supported";
+
+/// The value of `completion_mode` by which a client says that it waits.
+const DEFERRED: &str = "deferred";
+/// Parameters of the first request, which the later ones neither change nor repeat.
+const OF_FIRST: &[&str] = &[
+    "completion_mode",
+    "client_notification_token",
+    "authorization_details",
+    "resource",
+    "audience",
+    "actor_token",
+    "actor_token_type",
+    "requested_token_type",
+    CONTENT,
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+];
+
+/// The body that a person has to see, base64url. These three are our own.
+const CONTENT: &str = "writ_content";
+/// Its `content-type`, as the request will have it.
+const CONTENT_TYPE: &str = "writ_content_type";
+/// Its `content-encoding`.
+const CONTENT_ENCODING: &str = "writ_content_encoding";
+
+/// A body that is submitted is at most so long, in bytes.
+pub const CONTENT_MAX: usize = 16 * 1024;
+/// What says of what kind it is, in bytes each: the filter takes no more.
+const CONTENT_NAME_MAX: usize = 256;
+/// Codes whose last question is remembered.
+const POLLED_MAX: usize = 16_384;
+/// A person that another replica asks is shown here within, in ms.
+const SHOWN_WITHIN_MS: u64 = 10_000;
+/// How often an approval that moves while it is asked for is looked at.
+const LOOKS: usize = 4;
+
+/// What goes with the action, of the client's own words.
+#[derive(Default)]
+struct Submitted {
+    media_type: String,
+    encoding: String,
+    body: Option<Vec<u8>>,
+}
+
+impl Submitted {
+    fn of(params: &Params) -> Result<Self, ExchangeError> {
+        let name = |name: &str| {
+            let text = params.get(name).unwrap_or_default();
+            let plain = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+            if text.len() > CONTENT_NAME_MAX
+                || !plain
+                || (name == CONTENT_TYPE && text.contains(','))
+            {
+                return Err(ExchangeError::Request(format!(
+                    "`{name}` is what the request's header will say, of at most {CONTENT_NAME_MAX} printable ASCII letters"
+                )));
+            }
+            Ok(text.to_owned())
+        };
+        let body = params.get(CONTENT).map(|text| {
+            let bytes = capability::b64::decode(text);
+            bytes.filter(|it| it.len() <= CONTENT_MAX).ok_or_else(|| {
+                ExchangeError::Request(format!(
+                    "`{CONTENT}` is the body in base64url without padding, of at most {CONTENT_MAX} bytes; hold a longer one at the edge: ask without completion_mode"
+                ))
+            })
+        });
+        Ok(Self {
+            media_type: name(CONTENT_TYPE)?,
+            encoding: name(CONTENT_ENCODING)?,
+            body: body.transpose()?,
+        })
+    }
+
+    fn content(&self) -> Content<'_> {
+        Content {
+            media_type: &self.media_type,
+            encoding: &self.encoding,
+            body: self.body.as_deref(),
+        }
+    }
+}
+
+/// What a person is to be asked before there is a token.
+pub(super) struct Asks {
+    approval: Box<Approval>,
+    submitted: Submitted,
+}
+
+/// When each code was last asked about.
+#[derive(Default)]
+pub(super) struct Polls(Mutex<HashMap<Hash, u64>>);
+
+impl Polls {
+    /// Whether it may be now, and not too soon after the last time.
+    fn may(&self, code: Hash, now_ms: u64, interval_ms: u64) -> bool {
+        let Ok(mut polls) = self.0.lock() else {
+            return false;
+        };
+        let soon = |last: u64| now_ms < last.saturating_add(interval_ms);
+        if polls.get(&code).is_some_and(|last| soon(*last)) {
+            return false;
+        }
+        if polls.len() >= POLLED_MAX {
+            polls.retain(|_, last| soon(*last));
+        }
+        if polls.len() >= POLLED_MAX {
+            return false;
+        }
+        polls.insert(code, now_ms);
+        true
+    }
+}
+
+/// What the record of a used code is called: only who has the code and its key finds it.
+fn name_of(code: &str, agent: &str, jkt: &str) -> String {
+    let text = format!("{code}\n{agent}\n{jkt}");
+    capability::b64::encode(&Sha256::digest(text))
+}
+
+fn no<T>(reason: Reason, what: &str) -> Result<T, ExchangeError> {
+    Err(ExchangeError::Deferral(reason, what.to_owned()))
+}
+
+impl Params {
+    /// Whether the client waits for a person, instead of its request.
+    fn waits(&self) -> bool {
+        let modes = self.get("completion_mode").unwrap_or_default();
+        modes.split(' ').any(|mode| mode == DEFERRED)
+    }
+
+    /// A later request has its code, and what says who asks.
+    pub(super) fn check_poll(&self, client: Client) -> Result<(), ExchangeError> {
+        let request = |what: String| Err(ExchangeError::Request(what));
+        if let Some(other) = OF_FIRST.iter().find(|it| self.get(it).is_some()) {
+            return request(format!(
+                "`{other}` is of the first request: with {GRANT_DEFERRED} go deferral_code, and what says who asks"
+            ));
+        }
+        let shown = self.get("subject_token").is_some();
+        match (client, shown) {
+            (Client::None, false) => request(
+                "who asks is said by a client_assertion, a client certificate, or the agent's evidence as subject_token".into(),
+            ),
+            (Client::Svid | Client::Assertion, true) => {
+                request("one of subject_token and client_assertion says who asks, not both".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Exchange {
+    /// Who asks about a code, by its evidence of now, and the code's record.
+    pub(super) async fn awaited(
+        &self,
+        asked: Asked,
+        params: &Params,
+        peer: Option<&Peer>,
+        keys: (&str, Option<&str>),
+        now_ms: u64,
+    ) -> Result<Proven, ExchangeError> {
+        let proven = match params.get("subject_token") {
+            Some(shown) if is_session(shown) => {
+                params.check_shown("a session", &[TYPE_ACCESS_TOKEN])?;
+                self.in_session(shown, params, keys).await?
+            }
+            Some(shown) => Proven::alone(self.agent_of(shown, "subject", params, now_ms).await?),
+            None => Proven::alone(self.client(asked.client, params, peer, now_ms).await?),
+        };
+        let agent = proven.agent.evidence.agent.as_str();
+        let code = params.needed("deferral_code")?;
+        let hash: Hash = Sha256::digest(code).into();
+        let unreadable = |refused| ExchangeError::not_recorded(&refused);
+        let found = self.core.ledger.grant(&hash).await.map_err(unreadable)?;
+        let its_own = found.filter(|it| kind(it) == Some(GrantKind::Deferral) && it.agent == agent);
+        let Some(record) = its_own else {
+            let spent = self.core.ledger.spent(&hash).await.map_err(unreadable)?;
+            let name = name_of(code, agent, keys.0);
+            return match spent {
+                Some(spent) if spent.jti == name => {
+                    no(Reason::TokenSpent, "its token was given already")
+                }
+                _ => no(Reason::TokenUnknown, "there is none such, or it has ended"),
+            };
+        };
+        bound(&record, keys).map_err(ExchangeError::of_deferral)?;
+        if record.expires_ms <= now_ms {
+            return Err(ExchangeError::ApprovalExpired);
+        }
+        Ok(Proven {
+            under: Some(record),
+            ..proven
+        })
+    }
+
+    /// The element that a code is for, once a person has said yes.
+    pub(super) async fn resolved(&self, asking: Asking<'_>) -> Result<Value, ExchangeError> {
+        let Some(record) = asking.proven.under.as_deref() else {
+            return Err(ExchangeError::Internal);
+        };
+        let now_ms = asking.now_ms;
+        let error = match self.resolution(record, now_ms) {
+            Ok(()) => return Ok(state::element(&record.action)),
+            Err(error @ ExchangeError::SlowDown) => return Err(error),
+            Err(error) => error,
+        };
+        self.show(asking).await?;
+        if error == ExchangeError::StillPending {
+            return Err(error);
+        }
+        let action = Some(record.action.clone());
+        Err(self.refused(asking.caller, action, None, error).await)
+    }
+
+    /// What counts once is used up by a question too, whatever comes of it.
+    async fn show(&self, asking: Asking<'_>) -> Result<(), ExchangeError> {
+        let proven = asking.proven;
+        let of_user = proven.user.iter().flat_map(|it| it.once);
+        for once in proven.agent.once.into_iter().chain(of_user) {
+            let shown = Command::Present {
+                agent: asking.caller.agent.to_owned(),
+                once,
+                what: "deferral",
+            };
+            match self.core.ledger.commit(shown).await {
+                Ok(_) => {}
+                Err(Refused::Shown) if asking.caller.grant == Grant::Bearer => {
+                    return Err(ExchangeError::BearerReplayed);
+                }
+                Err(Refused::Shown) => return Err(ExchangeError::AssertionReplayed),
+                Err(Refused::Limit(what)) => return Err(ExchangeError::Limit(what)),
+                Err(refused) => return Err(ExchangeError::not_recorded(&refused)),
+            }
+        }
+        Ok(())
+    }
+
+    fn resolution(&self, record: &TokenRecord, now_ms: u64) -> Result<(), ExchangeError> {
+        let deferred = record.grant.as_ref().and_then(|it| it.deferred.as_ref());
+        let deferred = deferred.ok_or(ExchangeError::Internal)?;
+        let interval_ms = self.core.config.approval.poll_s.saturating_mul(1000);
+        if !self.polls.may(record.token_hash, now_ms, interval_ms) {
+            return Err(ExchangeError::SlowDown);
+        }
+        let rights = self.core.ledger.rights();
+        if rights.bar(&Given::from(record), now_ms).is_some() {
+            return Err(ExchangeError::Stopped);
+        }
+        let approval = self.core.ledger.approval(&deferred.approval);
+        let Some(approval) = approval else {
+            // What another replica has opened is shown here a moment later.
+            let fresh = now_ms < record.issued_ms.saturating_add(SHOWN_WITHIN_MS);
+            return Err(match fresh {
+                true => ExchangeError::StillPending,
+                false => ExchangeError::ApprovalExpired,
+            });
+        };
+        match approval.state {
+            ApprovalState::Pending | ApprovalState::Approved if approval.expires_ms <= now_ms => {
+                Err(ExchangeError::ApprovalExpired)
+            }
+            ApprovalState::Pending => Err(ExchangeError::StillPending),
+            ApprovalState::Approved => Ok(()),
+            ApprovalState::Denied => Err(ExchangeError::ApprovalDenied),
+            ApprovalState::Cancelled => Err(ExchangeError::Stopped),
+            // An equal request took the one yes: this one asks anew.
+            ApprovalState::Expired | ApprovalState::Consumed => Err(ExchangeError::ApprovalExpired),
+        }
+    }
+
+    /// What a person has to be asked before this token is given, where the client waits for
+    /// that; else the request waits at the edge.
+    pub(super) async fn asks(
+        &self,
+        asking: Asking<'_>,
+        (action, policy): &(ActionRecord, PolicyFacts),
+        params: &Params,
+    ) -> Result<Option<Asks>, ExchangeError> {
+        let found = match asking.caller.grant {
+            Grant::Deferred => self.still_lifted(asking, action),
+            // What is shown once can't be shown again with the code.
+            Grant::Refresh => Ok(None),
+            _ if params.waits() => self.asked_for(asking, action, params),
+            _ => Ok(None),
+        };
+        match found {
+            Ok(found) => Ok(found),
+            Err(error) => {
+                let (action, policy) = (Some(action.clone()), Some(policy.clone()));
+                Err(self.refused(asking.caller, action, policy, error).await)
+            }
+        }
+    }
+
+    fn foreseen(&self, asking: Asking<'_>, action: &ActionRecord, with: Content<'_>) -> Foreseen {
+        let token = TokenRecord {
+            action: action.clone(),
+            ..self.record(asking, None)
+        };
+        let core = Arc::clone(&self.core);
+        Engine { core }.foresee(&token, with)
+    }
+
+    fn asked_for(
+        &self,
+        asking: Asking<'_>,
+        action: &ActionRecord,
+        params: &Params,
+    ) -> Result<Option<Asks>, ExchangeError> {
+        let submitted = Submitted::of(params)?;
+        if submitted.body.is_some() && action.content_digest.is_none() {
+            return Err(ExchangeError::Details(format!(
+                "`{CONTENT}` goes with the `content_digest` of the action, which is for no other body then; bodies of this location have to be read (edge.route.body)"
+            )));
+        }
+        match self.foreseen(asking, action, submitted.content()) {
+            Foreseen::Asks(_, approval) => Ok(Some(Asks {
+                approval,
+                submitted,
+            })),
+            Foreseen::Unseen => Err(ExchangeError::Details(format!(
+                "a person may have to see the body of this action: submit it whole, as {CONTENT} with content_digest, or ask without completion_mode, and the request is held at the edge instead"
+            ))),
+            Foreseen::Refused(_, Reason::BodyMismatch) => Err(ExchangeError::Details(format!(
+                "`{CONTENT}` is not the body that `content_digest` is of"
+            ))),
+            // The edge says that of the request itself, as it does without this.
+            Foreseen::Passes(_) | Foreseen::Refused(..) => Ok(None),
+        }
+    }
+
+    /// Whether what was approved still lets the request pass.
+    fn still_lifted(
+        &self,
+        asking: Asking<'_>,
+        action: &ActionRecord,
+    ) -> Result<Option<Asks>, ExchangeError> {
+        let record = asking.proven.under.as_deref();
+        let terms = record.and_then(|it| it.grant.as_ref()?.deferred.as_ref());
+        let terms = terms.ok_or(ExchangeError::Internal)?;
+        let approval = self.core.ledger.approval(&terms.approval);
+        let said = approval.as_ref().and_then(|it| it.body.as_ref());
+        let body = self.core.bodies.get(&terms.approval);
+        let content = Content {
+            media_type: said.map_or("", |it| it.content_type.as_str()),
+            encoding: said.map_or("", |it| it.content_encoding.as_str()),
+            body: body.as_deref(),
+        };
+        match self.foreseen(asking, action, content) {
+            // Where there is a body that is not here any more the edge looks at it.
+            Foreseen::Passes(_) | Foreseen::Unseen => Ok(None),
+            Foreseen::Asks(..) => Err(ExchangeError::ApprovalExpired),
+            Foreseen::Refused(policy, _) => Err(ExchangeError::Denied(Box::new(Element {
+                index: 0,
+                element: state::element(action),
+                why: self.core.policies.told(&policy.determining),
+            }))),
+        }
+    }
+
+    /// Asks a person, and hands out the code; what was approved meanwhile needs none.
+    pub(super) async fn defer(
+        &self,
+        asking: Asking<'_>,
+        (action, policy): (ActionRecord, PolicyFacts),
+        asks: Asks,
+    ) -> Result<Issued, Failed> {
+        let Asks {
+            mut approval,
+            submitted,
+        } = asks;
+        let bytes = submitted.body.as_deref().unwrap_or_default();
+        let open = |id: &str| self.core.ledger.approval(id).is_some_and(|it| it.is_open());
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let Some(_room) = self.core.bodies.reserve(size, &open) else {
+            let error = ExchangeError::Limit("bodies that wait for a human");
+            let refused = self.refused(asking.caller, Some(action), Some(policy), error);
+            return Err(refused.await.into());
+        };
+        if let Err(error) = self.show(asking).await {
+            let refused = self.refused(asking.caller, Some(action), Some(policy), error);
+            return Err(refused.await.into());
+        }
+        for _ in 0..LOOKS {
+            let ask = self.ask_command(asking, &approval, &policy, bytes);
+            let refused = match self.core.ledger.commit(ask).await {
+                Ok(committed) => {
+                    let Some(approval) = committed.approval else {
+                        return Err(ExchangeError::Internal.into());
+                    };
+                    if !bytes.is_empty() {
+                        self.core.bodies.keep(&approval.id, bytes.into());
+                    }
+                    return self.code(asking, (action, policy), &approval).await;
+                }
+                Err(refused) => refused,
+            };
+            let error = match refused {
+                // Somebody gave, or ended, an equal one: look again.
+                Refused::ApprovalState(_) => {
+                    match self.foreseen(asking, &action, submitted.content()) {
+                        Foreseen::Asks(_, again) => {
+                            approval = again;
+                            continue;
+                        }
+                        _ => return self.capability(asking, (action, policy), false).await,
+                    }
+                }
+                refused => match self.of_commit(asking, refused).await {
+                    Ok(error) => {
+                        let error = self.refused(asking.caller, Some(action), Some(policy), error);
+                        error.await
+                    }
+                    Err(error) => error,
+                },
+            };
+            return Err(error.into());
+        }
+        Err(ExchangeError::Unavailable.into())
+    }
+
+    fn ask_command(
+        &self,
+        asking: Asking<'_>,
+        approval: &Approval,
+        policy: &PolicyFacts,
+        bytes: &[u8],
+    ) -> Command {
+        let mut attachments = vec![Evidence::new("proof", asking.proof.as_bytes())];
+        if !bytes.is_empty() {
+            attachments.push(Evidence::new("body", bytes));
+        }
+        Command::Ask {
+            request_id: asking.caller.id.to_owned(),
+            policy: PolicyFacts {
+                version: policy.version.clone(),
+                determining: approval.rules.clone(),
+            },
+            approval: approval.clone(),
+            attachments,
+        }
+    }
+
+    /// Records a code, and answers with it: no token, and an error in its form.
+    async fn code(
+        &self,
+        asking: Asking<'_>,
+        (action, policy): (ActionRecord, PolicyFacts),
+        approval: &Approval,
+    ) -> Result<Issued, Failed> {
+        let (caller, times) = (asking.caller, &self.core.config.approval);
+        tracing::info!(
+            approval = approval.id,
+            agent = approval.agent,
+            url = format!(
+                "{}/approvals/{}",
+                self.core.config.server.issuer, approval.id
+            ),
+            "a token waits for a human"
+        );
+        let usable_ms = times.approved_s.saturating_mul(1000);
+        // Nobody gets longer by it than what they showed of others lasts.
+        let ends_ms = [
+            asking.proven.user.as_ref().map(|it| it.evidence.expires_ms),
+            asking.proven.under.as_ref().map(|it| it.expires_ms),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(approval.expires_ms.saturating_add(usable_ms), u64::min);
+        let (text, hash) = grants::fresh(GrantKind::Deferral);
+        let terms = GrantTerms {
+            deferred: Some(Deferred {
+                approval: approval.id.clone(),
+                exchange: caller.grant == Grant::Exchange,
+            }),
+            ..grants::own(GrantKind::Deferral, None)
+        };
+        let token = TokenRecord {
+            token_hash: hash,
+            jti: name_of(&text, caller.agent, asking.jkt),
+            txn: random_id::<16>(""),
+            expires_ms: ends_ms,
+            action,
+            ..self.record(asking, Some(terms))
+        };
+        // What counts once was used up by the question.
+        let command = self.command(asking, token, None, policy, false);
+        self.commit(asking, command, (None, None)).await?;
+        Err(Failed {
+            error: ExchangeError::Pending(Box::new(Waiting {
+                code: text,
+                expires_in: ends_ms.saturating_sub(asking.now_ms) / 1000,
+                interval: times.poll_s,
+                approval: approval.id.clone(),
+                why: self.core.policies.told(&approval.rules),
+            })),
+            nothing_happened: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_asked_about_once_in_an_interval() {
+        let polls = Polls::default();
+        let table = [
+            (1, 0, true),
+            (1, 4_999, false),
+            (2, 4_999, true),
+            (1, 5_000, true),
+            (1, 9_999, false),
+            (1, 2_000, false),
+        ];
+        for (code, now_ms, may) in table {
+            assert_eq!(polls.may([code; 32], now_ms, 5_000), may, "{code} {now_ms}");
+        }
+    }
+
+    #[test]
+    fn when_there_are_too_many_codes_those_that_may_ask_again_are_forgotten() {
+        let polls = Polls::default();
+        let code = |n: usize| -> Hash { Sha256::digest(n.to_le_bytes()).into() };
+        for n in 0..POLLED_MAX {
+            assert!(polls.may(code(n), 1_000, 5_000));
+        }
+        assert!(!polls.may(code(POLLED_MAX), 5_999, 5_000));
+        assert!(polls.may(code(POLLED_MAX), 6_000, 5_000));
+    }
+}
