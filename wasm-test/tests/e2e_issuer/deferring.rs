@@ -299,7 +299,8 @@ async fn a_body_that_a_person_must_see_is_submitted_whole() {
     let request = no("invalid_request", "malformed_credentials");
     let long = text(&vec![b' '; 16 * 1024 + 1]);
     let name = "x".repeat(257);
-    let table: [(&str, Option<&[u8]>, &[(&str, &str)], Verdict); 9] = [
+    type Row<'a> = (&'a str, Option<&'a [u8]>, &'a [(&'a str, &'a str)], Verdict);
+    let table: [Row<'_>; 9] = [
         ("no body", Some(body), &[json_type], details),
         ("neither", None, &[json_type], details),
         (

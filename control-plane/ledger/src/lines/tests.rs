@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    event::{Answer, ApprovalUse, Restored, Subject, Superseded},
+    event::{Answer, ApprovalUse, Event, Restored, Subject, Superseded},
     model::{
         ActionRecord, AgentRecord, AgentState, ApprovalState, Deferred, EvidenceOf, GrantKind,
         GrantTerms, Hash, HexHash, PolicyFacts, RequestFacts, Scope, Stop, Target, TokenRecord,

@@ -206,8 +206,9 @@ bugs! {
     FenceIgnored: Fence,
     /// The lease is looked at and not locked.
     LeaseNotLocked: Chain | Fence | Gap | Deadlock,
-    /// A group that is committed after later ones gets no place.
-    LateSkipped: Gap,
+    /// A group that is committed after later ones gets no place: what rests on it may show
+    /// that first.
+    LateSkipped: Gap | Approval,
     /// Groups get their places in another order than theirs: whatever rests on what came
     /// before it may show that.
     PlacesUnordered: Token | Spend | Approval | Epoch | Chain | Limit | Stopped | Grant,

@@ -428,7 +428,6 @@ impl History {
 
     fn hold(&mut self, body: &Value, limits: &Limits) -> Result<(), Broken> {
         let (hash, attempt) = self.usable(body)?;
-        let now = self.decided_ms;
         let Some(token) = self.tokens.get_mut(&hash) else {
             return broken(Invariant::Token, "no such token");
         };

@@ -7,6 +7,11 @@
 //! once, when the person has said yes and all else is judged again. The yes is used up by
 //! the request, as ever.
 
+mod polls;
+mod submitted;
+
+pub(super) use polls::Polls;
+
 use super::error::{Element, Waiting};
 use super::evidence::Proven;
 use super::form::{Asked, Client, Grant, Params};
@@ -23,8 +28,8 @@ use ledger::model::{
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use submitted::{CONTENT, CONTENT_ENCODING, CONTENT_TYPE, Submitted};
 
 /// The grant that a code is shown by.
 pub const GRANT_DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
@@ -54,100 +59,15 @@ const OF_FIRST: &[&str] = &[
     CONTENT_ENCODING,
 ];
 
-/// The body that a person has to see, base64url. These three are our own.
-const CONTENT: &str = "writ_content";
-/// Its `content-type`, as the request will have it.
-const CONTENT_TYPE: &str = "writ_content_type";
-/// Its `content-encoding`.
-const CONTENT_ENCODING: &str = "writ_content_encoding";
-
-/// A body that is submitted is at most so long, in bytes.
-pub const CONTENT_MAX: usize = 16 * 1024;
-/// What says of what kind it is, in bytes each: the filter takes no more.
-const CONTENT_NAME_MAX: usize = 256;
-/// Codes whose last question is remembered.
-const POLLED_MAX: usize = 16_384;
 /// A person that another replica asks is shown here within, in ms.
 const SHOWN_WITHIN_MS: u64 = 10_000;
 /// How often an approval that moves while it is asked for is looked at.
 const LOOKS: usize = 4;
 
-/// What goes with the action, of the client's own words.
-#[derive(Default)]
-struct Submitted {
-    media_type: String,
-    encoding: String,
-    body: Option<Vec<u8>>,
-}
-
-impl Submitted {
-    fn of(params: &Params) -> Result<Self, ExchangeError> {
-        let name = |name: &str| {
-            let text = params.get(name).unwrap_or_default();
-            let plain = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-            if text.len() > CONTENT_NAME_MAX
-                || !plain
-                || (name == CONTENT_TYPE && text.contains(','))
-            {
-                return Err(ExchangeError::Request(format!(
-                    "`{name}` is what the request's header will say, of at most {CONTENT_NAME_MAX} printable ASCII letters"
-                )));
-            }
-            Ok(text.to_owned())
-        };
-        let body = params.get(CONTENT).map(|text| {
-            let bytes = capability::b64::decode(text);
-            bytes.filter(|it| it.len() <= CONTENT_MAX).ok_or_else(|| {
-                ExchangeError::Request(format!(
-                    "`{CONTENT}` is the body in base64url without padding, of at most {CONTENT_MAX} bytes; hold a longer one at the edge: ask without completion_mode"
-                ))
-            })
-        });
-        Ok(Self {
-            media_type: name(CONTENT_TYPE)?,
-            encoding: name(CONTENT_ENCODING)?,
-            body: body.transpose()?,
-        })
-    }
-
-    fn content(&self) -> Content<'_> {
-        Content {
-            media_type: &self.media_type,
-            encoding: &self.encoding,
-            body: self.body.as_deref(),
-        }
-    }
-}
-
 /// What a person is to be asked before there is a token.
 pub(super) struct Asks {
     approval: Box<Approval>,
     submitted: Submitted,
-}
-
-/// When each code was last asked about.
-#[derive(Default)]
-pub(super) struct Polls(Mutex<HashMap<Hash, u64>>);
-
-impl Polls {
-    /// Whether it may be now, and not too soon after the last time.
-    fn may(&self, code: Hash, now_ms: u64, interval_ms: u64) -> bool {
-        let Ok(mut polls) = self.0.lock() else {
-            return false;
-        };
-        let soon = |last: u64| now_ms < last.saturating_add(interval_ms);
-        if polls.get(&code).is_some_and(|last| soon(*last)) {
-            return false;
-        }
-        if polls.len() >= POLLED_MAX {
-            polls.retain(|_, last| soon(*last));
-        }
-        if polls.len() >= POLLED_MAX {
-            return false;
-        }
-        polls.insert(code, now_ms);
-        true
-    }
 }
 
 /// What the record of a used code is called: only who has the code and its key finds it.
@@ -535,37 +455,5 @@ impl Exchange {
             })),
             nothing_happened: false,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_code_is_asked_about_once_in_an_interval() {
-        let polls = Polls::default();
-        let table = [
-            (1, 0, true),
-            (1, 4_999, false),
-            (2, 4_999, true),
-            (1, 5_000, true),
-            (1, 9_999, false),
-            (1, 2_000, false),
-        ];
-        for (code, now_ms, may) in table {
-            assert_eq!(polls.may([code; 32], now_ms, 5_000), may, "{code} {now_ms}");
-        }
-    }
-
-    #[test]
-    fn when_there_are_too_many_codes_those_that_may_ask_again_are_forgotten() {
-        let polls = Polls::default();
-        let code = |n: usize| -> Hash { Sha256::digest(n.to_le_bytes()).into() };
-        for n in 0..POLLED_MAX {
-            assert!(polls.may(code(n), 1_000, 5_000));
-        }
-        assert!(!polls.may(code(POLLED_MAX), 5_999, 5_000));
-        assert!(polls.may(code(POLLED_MAX), 6_000, 5_000));
     }
 }
