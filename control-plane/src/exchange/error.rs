@@ -1,7 +1,6 @@
 //! Why an exchange is refused, sorted by whose fault it is, and the one place
 //! that maps it to OAuth's words (RFC 6749, 8693, 9396, 9449).
 
-use super::deferral;
 use capability::reason::Reason;
 use identity::EvidenceError;
 use ledger::model::Refused;
@@ -220,9 +219,9 @@ impl ExchangeError {
             | Self::Refresh(..)
             | Self::RefreshReplayed
             | Self::Deferral(..) => "invalid_grant",
-            Self::Pending(_) | Self::StillPending => deferral::PENDING,
-            Self::SlowDown => deferral::SLOW_DOWN,
-            Self::ApprovalExpired => deferral::EXPIRED,
+            Self::Pending(_) | Self::StillPending => "authorization_pending",
+            Self::SlowDown => "slow_down",
+            Self::ApprovalExpired => "expired_token",
             Self::Grant => "unsupported_grant_type",
             Self::Scope => "invalid_scope",
             Self::Target(_) => "invalid_target",

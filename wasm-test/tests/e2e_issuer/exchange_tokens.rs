@@ -154,7 +154,7 @@ async fn metadata_and_keys_are_what_standard_clients_demand() {
     assert_eq!(metadata["token_endpoint"], plane.token_endpoint());
     assert_eq!(
         metadata["grant_types_supported"],
-        json!([GRANT, "client_credentials"])
+        json!([GRANT, "client_credentials", crate::deferring::DEFERRED])
     );
     assert_eq!(
         metadata["token_endpoint_auth_methods_supported"],

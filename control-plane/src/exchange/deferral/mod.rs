@@ -1,5 +1,5 @@
-//! Tokens that wait for a person: draft-ietf-oauth-deferred-token-response, whose words
-//! are all in this file.
+//! Tokens that wait for a person: draft-ietf-oauth-deferred-token-response, whose
+//! words are all here, but for its errors, which are among the others.
 //!
 //! A client that says so gets a code instead of a token whose request would be held at the
 //! edge. The person is asked at once, about exactly this action. The code is a grant as
@@ -33,12 +33,6 @@ use submitted::{CONTENT, CONTENT_ENCODING, CONTENT_TYPE, Submitted};
 
 /// The grant that a code is shown by.
 pub const GRANT_DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
-/// The error of what still waits.
-pub const PENDING: &str = "authorization_pending";
-/// The error of who asks too often.
-pub const SLOW_DOWN: &str = "slow_down";
-/// The error of what was not decided in time.
-pub const EXPIRED: &str = "expired_token";
 /// What metadata says of it.
 pub const SUPPORTED: &str = "deferred_token_response_supported";
 
