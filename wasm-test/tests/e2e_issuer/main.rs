@@ -33,6 +33,7 @@ mod identities;
 mod interop;
 mod judging;
 mod log_commands;
+mod messages;
 mod openapi;
 mod page_contents;
 mod pages;
