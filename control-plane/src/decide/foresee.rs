@@ -8,7 +8,7 @@ use super::facts::Facts;
 use super::opinion::Opinion;
 use crate::config::BodyRead;
 use crate::state::{element, split_location};
-use capability::action::HttpAction;
+use capability::action::{Action, Body};
 use capability::body::{self, Scalar};
 use capability::reason::Reason;
 use decision_api::{BodyFact, Question, ReadBody, body_fact::Value};
@@ -52,7 +52,7 @@ impl Engine {
             determining: Vec::new(),
         };
         let site = edge.site_of(split_location(&token.action.location).0);
-        let action = HttpAction::from_details(&element(&token.action));
+        let action = Action::from_details(&element(&token.action));
         let (Some(site), Ok(action)) = (site, action) else {
             return Foreseen::Refused(none(), Reason::ActionMismatch);
         };
@@ -68,11 +68,10 @@ impl Engine {
                     None => return Foreseen::Unseen,
                     Some(bytes) => bytes,
                 };
-                let digest = capability::sha256(bytes);
-                if action.content_digest().is_some_and(|it| it != digest) {
-                    return Foreseen::Refused(none(), Reason::BodyMismatch);
+                if let Err(reason) = action.covers_body(Body::of(bytes)) {
+                    return Foreseen::Refused(none(), reason);
                 }
-                Some(read(bytes, digest, wanted, content))
+                Some(read(bytes, wanted, content))
             }
         };
         if body.as_ref().is_some_and(|body| body.size > HELD_BODY_MAX) {
@@ -109,7 +108,7 @@ impl Engine {
 }
 
 /// A body as the filter reads it.
-fn read(bytes: &[u8], digest: [u8; 32], wanted: &BodyRead, content: Content<'_>) -> ReadBody {
+fn read(bytes: &[u8], wanted: &BodyRead, content: Content<'_>) -> ReadBody {
     let pointers: Vec<String> = wanted.facts.keys().cloned().collect();
     let found = match body::is_json(content.media_type, content.encoding) {
         true => body::facts(bytes, &pointers),
@@ -124,8 +123,10 @@ fn read(bytes: &[u8], digest: [u8; 32], wanted: &BodyRead, content: Content<'_>)
         }),
     };
     ReadBody {
-        digest: digest.to_vec(),
+        digest: capability::sha256(bytes).to_vec(),
         size: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         facts: found.into_iter().map(fact).collect(),
+        // The token says which message it is, and the body has been held against that.
+        message: None,
     }
 }

@@ -261,7 +261,9 @@ impl Exchange {
         params: &Params,
     ) -> Result<Option<Asks>, ExchangeError> {
         let submitted = Submitted::of(params)?;
-        if submitted.body.is_some() && action.content_digest.is_none() {
+        // A message is said by its own members, and one body of it is approved all the same.
+        let is_message = state::asked(action).1.is_some();
+        if submitted.body.is_some() && action.content_digest.is_none() && !is_message {
             return Err(ExchangeError::Details(format!(
                 "`{CONTENT}` goes with the `content_digest` of the action, which is for no other body then; bodies of this location have to be read (edge.route.body)"
             )));
@@ -274,9 +276,9 @@ impl Exchange {
             Foreseen::Unseen => Err(ExchangeError::Details(format!(
                 "a person may have to see the body of this action: submit it whole, as {CONTENT} with content_digest, or ask without completion_mode, and the request is held at the edge instead"
             ))),
-            Foreseen::Refused(_, Reason::BodyMismatch) => Err(ExchangeError::Details(format!(
-                "`{CONTENT}` is not the body that `content_digest` is of"
-            ))),
+            Foreseen::Refused(_, Reason::BodyMismatch | Reason::ActionMismatch) => Err(
+                ExchangeError::Details(format!("`{CONTENT}` is not the body that the action says")),
+            ),
             // The edge says that of the request itself, as it does without this.
             Foreseen::Passes(_) | Foreseen::Refused(..) => Ok(None),
         }
