@@ -43,6 +43,8 @@ bugs! {
     OneLifts: Stopped,
     /// What may be shown once is taken twice.
     OnceTwice: Once,
+    /// A proof is used by two exchanges.
+    ProofTwice: Once,
     // Grants.
     /// What was got with a grant that is stopped goes on.
     LineageUnchecked: Stopped,
@@ -176,6 +178,8 @@ bugs! {
     SpendUnchecked: Spend | Token,
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
+    /// A proof that somebody used meanwhile is written over.
+    ProofOverwritten: Once,
     /// New evidence is brought side by side.
     EvidenceNotLocked: Limit,
     /// What humans decide is committed side by side.

@@ -3,8 +3,8 @@
 use crate::{
     model::{
         ActionRecord, AgentChange, AgentState, Approval, ApprovalState, Command, Committed,
-        Evidence, EvidenceOf, Hash, Millis, PolicyFacts, RESERVED_NOTE_KINDS, RequestFacts, Target,
-        TokenRecord,
+        Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse, RESERVED_NOTE_KINDS,
+        RequestFacts, Target, TokenRecord,
     },
     sim::{asking as grants, history::Brief, rng::Rng},
 };
@@ -344,6 +344,7 @@ impl Callers {
             evidence_expires_ms: now + 1_000_000_000,
             also: Vec::new(),
             once: self.once(now),
+            proof: self.proof(now),
             under,
             next,
             policy: self.policy(),
@@ -356,6 +357,20 @@ impl Callers {
             return Vec::new();
         }
         vec![self.piece(now)]
+    }
+
+    /// One of few, and each is used by one of few exchanges.
+    fn proof(&mut self, now: Millis) -> Option<ProofUse> {
+        if self.rng.percent(40) {
+            return None;
+        }
+        let mut id = [8; 32];
+        id[0] = self.rng.below(6) as u8;
+        Some(ProofUse {
+            id,
+            by: format!("exchange {}", self.rng.below(2)),
+            until_ms: now + 1_000_000_000,
+        })
     }
 
     fn piece(&mut self, now: Millis) -> EvidenceOf {
