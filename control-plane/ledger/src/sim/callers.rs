@@ -359,16 +359,18 @@ impl Callers {
         vec![self.piece(now)]
     }
 
-    /// One of few, and each is used by one of few exchanges.
-    fn proof(&mut self, now: Millis) -> Option<ProofUse> {
-        if self.rng.percent(40) {
+    /// The same for what is asked about at one time, by one of two exchanges. It takes no
+    /// turn of the dice, so that what comes after is what it would be without.
+    fn proof(&self, now: Millis) -> Option<ProofUse> {
+        let dice = hash(&format!("proof {}", self.names));
+        if dice[0] > 50 {
             return None;
         }
         let mut id = [8; 32];
-        id[0] = self.rng.below(6) as u8;
+        id[..8].copy_from_slice(&(self.names / 16).to_be_bytes());
         Some(ProofUse {
             id,
-            by: format!("exchange {}", self.rng.below(2)),
+            by: format!("exchange {}", dice[1] % 2),
             until_ms: now + 1_000_000_000,
         })
     }
