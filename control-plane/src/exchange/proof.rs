@@ -3,7 +3,7 @@
 
 use super::nonces::Told;
 use super::{Exchange, ExchangeError};
-use capability::Portable;
+use crate::keys::Native;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
 use capability::url::Target;
@@ -75,7 +75,7 @@ impl Exchange {
             nonce: None,
         };
         let proof = parsed
-            .check(&expected, &Portable)
+            .check(&expected, &Native)
             .map_err(|reason| match reason {
                 Reason::ProofTime => ExchangeError::Nonce,
                 reason => ExchangeError::Proof(reason),

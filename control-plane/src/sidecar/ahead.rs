@@ -130,7 +130,7 @@ impl Ahead {
             .filter(|(_, kept)| kept.is_due && !has(kept))
             .map(|(action, kept)| (kept.asked_at, action.clone()))
             .collect();
-        due.sort_by(|one, other| other.0.cmp(&one.0));
+        due.sort_by_key(|(asked_at, _)| std::cmp::Reverse(*asked_at));
         due.truncate(self.most.saturating_sub(room));
         due.into_iter().map(|(_, action)| action).collect()
     }

@@ -175,7 +175,7 @@ bugs! {
     /// Tokens are read and not locked.
     TokensNotLocked: Token | Spend | Limit | Refusal | Deadlock,
     /// Tokens are read and not locked, and it is not asked how many a delete took.
-    SpendUnchecked: Spend | Token,
+    SpendUnchecked: Spend | Token | Deadlock,
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
     /// A proof that somebody used meanwhile is written over.
