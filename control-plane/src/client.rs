@@ -203,8 +203,17 @@ impl Agent {
         if let (Some(digest), Some(members)) = (digest, element.as_object_mut()) {
             members.insert("content_digest".into(), digest.into());
         }
-        self.exchange(&self.token_endpoint(url).await?, &Asked::Action(element))
-            .await
+        self.token_of(element).await
+    }
+
+    /// Gets a token for the action that this `authorization_details` element says.
+    ///
+    /// # Errors
+    /// As [`Agent::token`].
+    pub async fn token_of(&self, element: Value) -> Result<Granted, ClientError> {
+        let url = location(&element).unwrap_or_default();
+        let endpoint = self.token_endpoint(url).await?;
+        self.exchange(&endpoint, &Asked::Action(element)).await
     }
 
     /// Whether bodies are read where this URL is, by the issuer's metadata, which
@@ -375,6 +384,11 @@ impl Agent {
             tokio::time::sleep(Duration::from_secs(1).min(deadline - now)).await;
         }
     }
+}
+
+/// Where an `authorization_details` element's action is.
+pub(crate) fn location(element: &Value) -> Option<&str> {
+    element.pointer("/locations/0").and_then(Value::as_str)
 }
 
 /// What every client of an agent's has in common.

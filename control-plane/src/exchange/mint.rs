@@ -162,7 +162,7 @@ impl Exchange {
                 kind: String::new(),
                 method: String::new(),
                 location: String::new(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: String::new(),
             issued_ms: 0,
@@ -337,7 +337,7 @@ impl Exchange {
             evidence_expires_ms: of.evidence.expires_ms,
             also: user.iter().map(|it| it.evidence).collect(),
             once: once.filter(|_| first).copied().collect(),
-            proof: Some(asking.used.clone()),
+            proof: Some(Box::new(asking.used.clone())),
             under: asking.proven.under.as_ref().map(|it| it.token_hash),
             next,
             policy,

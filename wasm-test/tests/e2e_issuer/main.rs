@@ -34,6 +34,7 @@ mod identities;
 mod interop;
 mod judging;
 mod log_commands;
+mod messages;
 mod openapi;
 mod page_contents;
 mod pages;

@@ -84,7 +84,7 @@ impl State {
                     expires_ms: evidence_expires_ms,
                 };
                 self.check_issue(&token, (&evidence, &also, &once), now, limits)?;
-                self.check_proof(proof.as_ref())?;
+                self.check_proof(proof.as_deref())?;
                 self.check_grants(&token, under, next.as_ref(), now)?;
                 Ok(Draft::with(
                     Event::Issue {
@@ -92,7 +92,7 @@ impl State {
                         evidence,
                         also,
                         once,
-                        proof,
+                        proof: proof.map(|proof| *proof),
                         under: under.map(HexHash),
                         next: next.map(Box::new),
                         policy,

@@ -24,7 +24,7 @@ pub enum Command {
         once: Vec<EvidenceOf>,
         /// The proof that was shown. Refused with [`Refused::ProofUsed`] when another
         /// exchange used it.
-        proof: Option<ProofUse>,
+        proof: Option<Box<ProofUse>>,
         /// The grant that it is got with, outstanding; a refresh token is spent by it.
         under: Option<Hash>,
         /// The refresh token that follows the one that was spent.

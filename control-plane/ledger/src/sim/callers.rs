@@ -155,7 +155,7 @@ impl Callers {
             kind: "http_request".into(),
             method: "GET".into(),
             location: format!("http://sim.example/{}", "p".repeat(len)),
-            content_digest: None,
+            ..ActionRecord::default()
         }
     }
 
@@ -361,18 +361,18 @@ impl Callers {
 
     /// The same for what is asked about at one time, by one of two exchanges. It takes no
     /// turn of the dice, so that what comes after is what it would be without.
-    fn proof(&self, now: Millis) -> Option<ProofUse> {
+    fn proof(&self, now: Millis) -> Option<Box<ProofUse>> {
         let dice = hash(&format!("proof {}", self.names));
         if dice[0] > 50 {
             return None;
         }
         let mut id = [8; 32];
         id[..8].copy_from_slice(&(self.names / 16).to_be_bytes());
-        Some(ProofUse {
+        Some(Box::new(ProofUse {
             id,
             by: format!("exchange {}", dice[1] % 2),
             until_ms: now + 1_000_000_000,
-        })
+        }))
     }
 
     fn piece(&mut self, now: Millis) -> EvidenceOf {

@@ -21,11 +21,11 @@ pub const PROVEN_MS: Millis = 20_000;
 /// The command with a proof that is used by this exchange, for a while.
 pub fn proven(mut command: Command, id: Hash, by: &str) -> Command {
     if let Command::Issue { proof, .. } = &mut command {
-        *proof = Some(ProofUse {
+        *proof = Some(Box::new(ProofUse {
             id,
             by: by.to_owned(),
             until_ms: START + PROVEN_MS,
-        });
+        }));
     }
     command
 }
@@ -62,7 +62,7 @@ pub fn action() -> ActionRecord {
         kind: "http_request".into(),
         method: "GET".into(),
         location: "http://127.0.0.1:8400/files/report.txt".into(),
-        content_digest: None,
+        ..ActionRecord::default()
     }
 }
 
