@@ -470,6 +470,7 @@ impl Engine {
             | Refused::ApprovalState(_)
             | Refused::ApprovalDigest
             | Refused::Shown
+            | Refused::ProofUsed
             | Refused::NoGrant
             | Refused::Unregistered
             | Refused::Transition(_) => {

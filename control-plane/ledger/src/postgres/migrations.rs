@@ -23,6 +23,11 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "rights",
             include_str!("../../migrations/0003_rights.sql"),
         ),
+        (
+            4,
+            "proofs",
+            include_str!("../../migrations/0004_proofs.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {
