@@ -7,6 +7,7 @@ use crate::fleet::Fleet;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
+use crate::seen::Seen;
 use crate::warnings::Warnings;
 use ledger::model::{ActionRecord, Hash, TokenRecord};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Core {
     pub clients: crate::clients::Clients,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
+    /// When agents were last seen.
+    pub seen: Seen,
     /// Bodies that humans are asked about.
     pub bodies: crate::approval::Bodies,
     /// What filters do under the modules that they run.
@@ -97,6 +100,11 @@ impl Core {
     pub fn once_from_ms(&self) -> u64 {
         let began_ms = self.ledger.epoch_since().unwrap_or_default();
         began_ms.max(self.assertions_from_ms)
+    }
+
+    /// This agent has authenticated just now, whatever comes of it.
+    pub fn saw(&self, agent: &str) {
+        self.seen.saw(agent, self.now(), || self.ledger.rights());
     }
 
     /// What the registry says of this agent.

@@ -52,6 +52,7 @@ impl Exchange {
             proof: proof_text,
             now_ms,
         };
+        self.core.saw(&who.agent);
         self.is_peers(asking, peer).await?;
         let mut judged = Vec::with_capacity(elements.len());
         for element in elements {

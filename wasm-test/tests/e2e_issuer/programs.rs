@@ -23,6 +23,7 @@ const SCRIPTS: &[&str] = &[
     "client.mjs",
     "dpop.mjs",
     "issuer.mjs",
+    "agents.mjs",
     "browser.mjs",
 ];
 const LISTS: &[&str] = &[

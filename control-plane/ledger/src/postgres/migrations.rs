@@ -23,6 +23,7 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "rights",
             include_str!("../../migrations/0003_rights.sql"),
         ),
+        (4, "seen", include_str!("../../migrations/0004_seen.sql")),
     ]
     .into_iter()
     .map(|(version, name, sql)| {
