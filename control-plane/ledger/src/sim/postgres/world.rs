@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Clock,
-    model::{Command, Hash},
+    model::{Command, Hash, Limits},
     postgres::{Postgres, PostgresOptions, database::Server, options::Target},
     sim::{
         Broken, Invariant,
@@ -25,6 +25,14 @@ use crate::{
         world::{START_MS, small_limits},
     },
 };
+
+/// So few that several replicas together come past what they may.
+fn few_of_owners() -> Limits {
+    Limits {
+        outstanding_per_owner: 1,
+        ..small_limits()
+    }
+}
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -127,7 +135,7 @@ impl World {
         let core = Core::new(rng.fork(), replicated, trace);
         let core: Shared = Arc::new(Mutex::new(core));
         let mut world = Self {
-            judge: Judge::new(&core, small_limits()),
+            judge: Judge::new(&core, few_of_owners()),
             callers: Callers::new(rng.fork()),
             run,
             core,
@@ -141,6 +149,7 @@ impl World {
             rng,
         };
         let count = world.rng.one(&[2, 2, 3]);
+        world.judge.counts_for(count);
         for _ in 0..count {
             let ahead_ms = world.rng.one(&[0, 0, 300, 2_500]);
             world.replicas.push(Replica {
@@ -177,7 +186,7 @@ impl World {
         });
         let replicated = lock(&self.core).replicated;
         let options = PostgresOptions {
-            limits: small_limits(),
+            limits: few_of_owners(),
             connections: 6,
             queue_entries: 24,
             replicated,
