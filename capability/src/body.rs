@@ -16,7 +16,7 @@ pub const POINTER_MAX: usize = 128;
 /// A text that is a fact is at most this long; bytes.
 pub const TEXT_MAX: usize = 1024;
 /// What of a body is read: deeper or wider JSON has no facts.
-const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     json_depth: 32,
     json_members: 4096,
     ..Limits::CEILING

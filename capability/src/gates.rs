@@ -5,11 +5,16 @@ use crate::key::{PublicKey, Verifier};
 use crate::limits::Limits;
 use crate::proof::UnverifiedProof;
 use crate::reason::Reason;
+use crate::rpc::Call;
 use crate::token::{self, Claims, UnverifiedToken};
 use crate::url::{Origin, Target};
 use crate::x509::Leaf;
 use crate::{b64, same_bytes};
 use serde::{Deserialize, Serialize};
+
+mod headers;
+
+use headers::{Count, credentials, go_with, only};
 
 /// Who checks a token's signature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +122,7 @@ pub struct RequestView<'a> {
     /// The connection's client certificate, if there is one: from TLS and never from a header.
     pub peer: Option<&'a Leaf>,
     /// The body, where it is known.
-    pub body: Body,
+    pub body: Body<'a>,
 }
 
 /// A request that passed every gate but the control plane's. Made here alone.
@@ -132,6 +137,7 @@ pub struct Checked {
     authority: String,
     path: String,
     awaits_body: bool,
+    message: Option<Call>,
 }
 
 impl Checked {
@@ -139,11 +145,10 @@ impl Checked {
     /// read. One that the action does not cover is refused.
     ///
     /// # Errors
-    /// [`Reason::BodyMismatch`]; nothing has been spent.
-    pub fn with_body(mut self, body: Body) -> Result<Self, Reason> {
-        if !self.claims.action.covers_body(body) {
-            return Err(Reason::BodyMismatch);
-        }
+    /// [`Reason::BodyMismatch`], or [`Reason::ActionMismatch`] for a body that is another
+    /// message than the action's; nothing has been spent.
+    pub fn with_body(mut self, body: Body<'_>) -> Result<Self, Reason> {
+        self.message = self.claims.action.covers_body(body)?;
         self.awaits_body = body == Body::Awaited;
         Ok(self)
     }
@@ -152,6 +157,12 @@ impl Checked {
     #[must_use]
     pub fn awaits_body(&self) -> bool {
         self.awaits_body
+    }
+
+    /// The message that its body is, where the action is one and the body was read.
+    #[must_use]
+    pub fn message(&self) -> Option<&Call> {
+        self.message.as_ref()
     }
 
     /// The token's exact text.
@@ -321,12 +332,10 @@ pub fn check<V: Verifier>(
     peer_fits(request.peer, token.claims(), config, now_ms).map_err(refused)?;
     // The action covers the request.
     let action = &token.claims().action;
-    if !action.covers(line.method, &line.target) {
+    if !action.covers(line.method, &line.target) || !go_with(request.headers, action) {
         return Err(refused(Reason::ActionMismatch));
     }
-    if !action.covers_body(request.body) {
-        return Err(refused(Reason::BodyMismatch));
-    }
+    let message = action.covers_body(request.body).map_err(refused)?;
     Ok(Checked {
         method: action.method(),
         token_hash: token.hash(),
@@ -337,64 +346,8 @@ pub fn check<V: Verifier>(
         authority: origin.authority().to_owned(),
         path: line.path.to_owned(),
         awaits_body: request.body == Body::Awaited,
+        message,
     })
-}
-
-struct Credentials<'a> {
-    token: &'a str,
-    proof: &'a str,
-}
-
-/// Exactly one `authorization` (scheme `DPoP` in any case, one space, one
-/// token68, so no comma) and exactly one `dpop`.
-///
-/// No `authorization` at all is `missing_credentials`, whatever `dpop` there
-/// is: the client has not tried to authenticate. Everything else is
-/// `malformed_credentials`: Bearer and every other scheme too, since a bound
-/// token must not be taken as a bearer token (RFC 9449, section 7.2).
-fn credentials(headers: &[(Vec<u8>, Vec<u8>)]) -> Result<Credentials<'_>, Reason> {
-    let authorization = match only(headers, "authorization") {
-        Count::None => return Err(Reason::MissingCredentials),
-        Count::One(value) => value,
-        Count::Many => return Err(Reason::MalformedCredentials),
-    };
-    let proof = only(headers, "dpop").one();
-    let split = std::str::from_utf8(authorization)
-        .ok()
-        .and_then(|text| text.split_once(' '));
-    match (split, proof.map(std::str::from_utf8)) {
-        (Some((scheme, token)), Some(Ok(proof)))
-            if scheme.eq_ignore_ascii_case("DPoP") && is_token68(token) && !proof.is_empty() =>
-        {
-            Ok(Credentials { token, proof })
-        }
-        _ => Err(Reason::MalformedCredentials),
-    }
-}
-
-/// RFC 9110, section 11.2.
-fn is_token68(text: &str) -> bool {
-    let body = text.trim_end_matches('=');
-    let allowed = |b: u8| TOKEN68.get(usize::from(b)).is_some_and(|allowed| *allowed);
-    !body.is_empty() && body.bytes().all(allowed)
-}
-
-/// Whether each byte may stand in a token68: a look-up, since a token is long.
-const TOKEN68: [bool; 256] = token68();
-
-#[expect(
-    clippy::indexing_slicing,
-    reason = "evaluated by the compiler, which would refuse a wrong index"
-)]
-const fn token68() -> [bool; 256] {
-    let mut allowed = [false; 256];
-    let mut byte: u8 = 0;
-    while byte < 0x80 {
-        allowed[byte as usize] =
-            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
-        byte += 1;
-    }
-    allowed
 }
 
 fn header_block_fits(headers: &[(Vec<u8>, Vec<u8>)], limits: &Limits) -> Result<(), Reason> {
@@ -470,31 +423,4 @@ fn peer_fits(
         return Err(Reason::CertificateMismatch);
     }
     Ok(())
-}
-
-/// How often a header is there.
-enum Count<'a> {
-    None,
-    One(&'a [u8]),
-    Many,
-}
-
-impl<'a> Count<'a> {
-    fn one(self) -> Option<&'a [u8]> {
-        match self {
-            Self::One(value) => Some(value),
-            Self::None | Self::Many => None,
-        }
-    }
-}
-
-fn only<'a>(headers: &'a [(Vec<u8>, Vec<u8>)], name: &str) -> Count<'a> {
-    let mut found = headers
-        .iter()
-        .filter(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
-    match (found.next(), found.next()) {
-        (None, _) => Count::None,
-        (Some((_, value)), None) => Count::One(value),
-        (Some(_), Some(_)) => Count::Many,
-    }
 }

@@ -25,6 +25,7 @@ pub mod limits;
 mod portable;
 pub mod proof;
 pub mod reason;
+pub mod rpc;
 pub mod spiffe;
 pub mod token;
 pub mod url;

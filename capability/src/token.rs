@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::action::HttpAction;
+use crate::action::Action;
 use crate::jws::{self, Compact, Malformed};
 use crate::key::{Algorithm, PublicKey, Verifier};
 use crate::limits::Limits;
@@ -40,7 +40,7 @@ pub struct Claims {
     /// SHA-256 of the client certificate that it is bound to (RFC 8705).
     pub x5t_s256: Option<String>,
     /// The one action.
-    pub action: HttpAction,
+    pub action: Action,
 }
 
 /// What the gates compare claims with.
@@ -298,7 +298,7 @@ fn read_claims(claims: &Map<String, Value>) -> Result<Claims, Malformed> {
         txn: identifier("txn")?,
         jkt,
         x5t_s256,
-        action: HttpAction::from_authorization_details(details).map_err(|_| Malformed)?,
+        action: Action::from_authorization_details(details).map_err(|_| Malformed)?,
     })
 }
 

@@ -5,12 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use capability::action::{DigestInput, HttpAction, digest};
+use capability::action::{Action, DigestInput, digest};
 use capability::{Limits, json, sha256};
 
 #[test]
 fn the_digest_is_of_this_text() {
-    let element = HttpAction::new("GET", "https://a.example/p?x=1")
+    let element = Action::http("GET", "https://a.example/p?x=1")
         .unwrap()
         .to_details();
     let input = DigestInput {
@@ -33,10 +33,10 @@ fn the_digest_is_of_this_text() {
 
 #[test]
 fn every_part_changes_the_digest() {
-    let get = HttpAction::new("GET", "https://a.example/p")
+    let get = Action::http("GET", "https://a.example/p")
         .unwrap()
         .to_details();
-    let put = HttpAction::new("PUT", "https://a.example/p")
+    let put = Action::http("PUT", "https://a.example/p")
         .unwrap()
         .to_details();
     let (none, one): (Vec<String>, Vec<String>) = (vec![], vec!["b".to_owned()]);

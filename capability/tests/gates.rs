@@ -15,7 +15,7 @@ use capability::token::UnverifiedToken;
 use capability::url::Origin;
 use capability::{Limits, Portable, Reason, sha256};
 use common::{AGENT, ISSUER, ORIGIN, PATH};
-use rows::{SITES, case, keys, rows};
+use rows::{SITES, case, keys, messages, rows};
 use serde_json::Value;
 
 fn run(row: &Value) -> Result<Checked, Refusal> {
@@ -38,7 +38,7 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
     let body = match case.body.as_deref() {
         None => Body::Unread,
         Some("") => Body::Empty,
-        Some(body) => Body::Digest(sha256(body.as_bytes())),
+        Some(body) => Body::of(body.as_bytes()),
     };
     let request = RequestView {
         headers: &case.headers,
@@ -51,7 +51,7 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
 #[test]
 fn every_row_gives_its_reason() {
     let mut wrong = Vec::new();
-    for row in rows() {
+    for row in rows().into_iter().chain(messages()) {
         let (name, expected) = (&row["name"], row["expect"].as_str().unwrap());
         assert!(
             expected == "ok" || Reason::parse(expected).is_some(),

@@ -4,11 +4,12 @@
 #[expect(dead_code, reason = "each test file uses its own part")]
 mod common;
 
-use capability::action::{Body, HttpAction};
+use capability::action::{Action, Body};
 use capability::gates::{self, EdgeConfig, RequestView};
 use capability::jws::{JwsError, UnverifiedJws};
 use capability::key::{PublicKey, ecdsa_der};
 use capability::proof::{Expected, UnverifiedProof};
+use capability::rpc::{self, Call, Protocol};
 use capability::spiffe::{self, SpiffeId};
 use capability::token::{self, Claims, UnverifiedToken};
 use capability::url::{Origin, Target};
@@ -46,6 +47,28 @@ fn url_like() -> impl Strategy<Value = String> {
     ]
 }
 
+/// A message as a client has it.
+#[derive(Clone, Debug)]
+struct Sent {
+    method: &'static str,
+    name: String,
+    arguments: Value,
+}
+
+fn message() -> impl Strategy<Value = Sent> {
+    let method = prop_oneof![
+        Just("tools/call"),
+        Just("prompts/get"),
+        Just("resources/read")
+    ];
+    let arguments = proptest::collection::btree_map("[ab]", 0..2_i64, 0..2);
+    (method, "[a-b]{1,2}", arguments).prop_map(|(method, name, arguments)| Sent {
+        method,
+        name,
+        arguments: serde_json::json!(arguments),
+    })
+}
+
 fn claims() -> impl Strategy<Value = Claims> {
     let name = "[a-zA-Z0-9:/._-]{1,20}";
     let names = proptest::collection::vec(name, 0..4);
@@ -79,7 +102,7 @@ fn claims() -> impl Strategy<Value = Claims> {
             nbf_s,
             exp_s,
             x5t_s256: x5t.map(|digest| b64::encode(&digest)),
-            action: HttpAction::new("PUT", &format!("{ORIGIN}{path}")).unwrap(),
+            action: Action::http("PUT", &format!("{ORIGIN}{path}")).unwrap(),
             ..common::claims(&b64::encode(&jkt))
         })
 }
@@ -169,24 +192,79 @@ proptest! {
     fn actions_have_one_form(
         details in any_json(),
         url in url_like(),
-        digest in proptest::option::of(any::<[u8; 32]>()),
-        body in any::<[u8; 32]>(),
+        digest in any::<bool>(),
+        body in "[a-c]{0,2}",
+        bound in "[a-c]{0,2}",
     ) {
-        let _ = HttpAction::from_authorization_details(&details);
+        let _ = Action::from_authorization_details(&details);
         let mut element = serde_json::json!({
             "type": "http_request", "actions": ["PUT"], "locations": [url],
         });
+        let digest = digest.then(|| sha256(bound.as_bytes()));
         if let Some(digest) = digest {
             element["content_digest"] = b64::encode(&digest).into();
         }
-        if let Ok(action) = HttpAction::from_details(&element) {
+        if let Ok(action) = Action::from_details(&element) {
             prop_assert_eq!(action.content_digest(), digest);
             prop_assert!(action.covers(action.method(), action.target()));
-            let fits = |body| action.covers_body(body);
+            let fits = |body: Body<'_>| action.covers_body(body) == Ok(None);
             prop_assert_eq!(fits(Body::Unread), digest.is_none());
-            prop_assert_eq!(fits(Body::Digest(body)), digest.is_none_or(|digest| digest == body));
-            prop_assert!(digest.is_none_or(|digest| fits(Body::Digest(digest))));
-            prop_assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
+            prop_assert_eq!(fits(Body::of(body.as_bytes())), digest.is_none() || bound == body);
+            prop_assert!(fits(Body::of(bound.as_bytes())));
+            prop_assert_eq!(Action::from_details(&action.to_details()), Ok(action));
+        }
+    }
+
+    /// What a token for a message covers has one reading, that one, and nothing else
+    /// passes: neither another method, name or set of arguments, nor a member twice.
+    #[test]
+    fn a_message_is_covered_exactly(
+        ours in message(),
+        theirs in message(),
+        bound in any::<bool>(),
+        id in prop_oneof![any::<String>().prop_map(Value::from), (0..9_i64).prop_map(Value::from)],
+        more in any_json(),
+        twice in 0..4_usize,
+        bytes in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let element = |of: &Sent| {
+            let mut element = serde_json::json!({
+                "type": "mcp_request", "actions": [of.method], "locations": [format!("{ORIGIN}/mcp")],
+                "name": of.name,
+            });
+            if bound && of.method != "resources/read" {
+                element["arguments_digest"] = b64::encode(&rpc::digest(Some(&of.arguments)).unwrap()).into();
+            }
+            element
+        };
+        let member = |of: &Sent| if of.method == "resources/read" { "uri" } else { "name" };
+        let mut params = serde_json::json!({"arguments": theirs.arguments, "_meta": more});
+        params[member(&theirs)] = theirs.name.clone().into();
+        let body = serde_json::json!({"jsonrpc": "2.0", "id": id, "method": theirs.method, "params": params}).to_string();
+        let action = Action::from_details(&element(&ours)).unwrap();
+        let covered = action.covers_body(Body::of(body.as_bytes()));
+        let same = ours.method == theirs.method && ours.name == theirs.name;
+        let arguments = !bound || ours.method == "resources/read" || ours.arguments == theirs.arguments;
+        let expected = match (same, arguments) {
+            (false, _) => Err(Reason::ActionMismatch),
+            (true, false) => Err(Reason::BodyMismatch),
+            (true, true) => Ok(()),
+        };
+        prop_assert_eq!(covered.map(|_| ()), expected);
+        // The reading is an action of its own, which covers this body and says so.
+        let read = Call::read(Protocol::Mcp, body.as_bytes()).unwrap();
+        prop_assert_eq!((read.method(), read.name()), (theirs.method, Some(theirs.name.as_str())));
+        let own = Action::message(read.clone(), &format!("{ORIGIN}/mcp")).unwrap();
+        prop_assert_eq!(own.covers_body(Body::of(body.as_bytes())), Ok(Some(read)));
+        prop_assert_eq!(Action::from_details(&own.to_details()), Ok(own));
+        // A second member of a name, in whatever case, is no reading, wherever it stands.
+        let name = ["method", "params", "Method", "id"][twice];
+        let second = format!("{{\"{name}\":{},{}", serde_json::json!(theirs.method), body.strip_prefix('{').unwrap());
+        prop_assert_eq!(Call::read(Protocol::Mcp, second.as_bytes()), None);
+        for bytes in [&bytes[..], &[body.as_bytes(), &bytes[..1.min(bytes.len())]].concat()] {
+            let _ = Call::read(Protocol::A2a, bytes);
+            let cut = Call::read(Protocol::Mcp, bytes);
+            prop_assert!(cut.is_none() || bytes.starts_with(body.as_bytes()));
         }
     }
 

@@ -3,7 +3,7 @@
 #[expect(dead_code, reason = "each test file uses its own part")]
 mod common;
 
-use capability::action::{ActionError, HttpAction};
+use capability::action::{Action, ActionError};
 use capability::b64;
 use capability::url::{Origin, Target, UrlError, is_read_alike};
 use serde_json::{Value, json};
@@ -201,33 +201,34 @@ fn an_origin_is_scheme_and_authority_alone() {
 #[test]
 fn one_method_and_one_location_are_an_action() {
     let good = json!({"type": "http_request", "actions": ["GET"], "locations": ["https://A.example:443/p?x=1"]});
-    let action = HttpAction::from_authorization_details(&json!([good])).unwrap();
+    let action = Action::from_authorization_details(&json!([good])).unwrap();
     assert_eq!(
         (action.method(), action.origin()),
         ("GET", "https://a.example")
     );
     assert_eq!(action.location(), "https://a.example/p?x=1");
     assert_eq!(action.path_and_query(), "/p?x=1");
-    assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
+    assert_eq!(Action::from_details(&action.to_details()), Ok(action));
 
     let mut bound = good.clone();
     bound["content_digest"] = json!(b64::encode(&[7; 32]));
-    let action = HttpAction::from_details(&bound).unwrap();
+    let action = Action::from_details(&bound).unwrap();
     assert_eq!(action.content_digest(), Some([7; 32]));
     assert_eq!(
         action.to_details()["content_digest"],
         bound["content_digest"]
     );
-    assert_eq!(HttpAction::from_details(&action.to_details()), Ok(action));
+    assert_eq!(Action::from_details(&action.to_details()), Ok(action));
 
     let with = |name: &str, value: Value| {
         let mut element = good.clone();
         element[name] = value;
-        HttpAction::from_details(&element).unwrap_err()
+        Action::from_details(&element).unwrap_err()
     };
     use ActionError as E;
     for (error, expected) in [
-        (with("type", json!("mcp_request")), E::Type),
+        (with("type", json!("file_request")), E::Type),
+        (with("type", json!("mcp_request")), E::RpcMethod),
         (with("type", json!(1)), E::Malformed),
         (with("content_digest", json!("x")), E::ContentDigest),
         (with("content_digest", Value::Null), E::ContentDigest),
@@ -273,10 +274,7 @@ fn one_method_and_one_location_are_an_action() {
         assert_eq!(error, expected);
     }
     for array in [json!([]), json!([good, good]), good.clone(), Value::Null] {
-        assert_eq!(
-            HttpAction::from_authorization_details(&array),
-            Err(E::NotOne)
-        );
+        assert_eq!(Action::from_authorization_details(&array), Err(E::NotOne));
     }
 }
 

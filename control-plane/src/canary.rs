@@ -329,7 +329,7 @@ impl Canary {
             kind: "http_request".to_owned(),
             method: "GET".to_owned(),
             location: format!("{}{}", self.site(route).0, path(route)),
-            content_digest: None,
+            ..ActionRecord::default()
         }
     }
 

@@ -194,13 +194,22 @@ impl Agent {
             }
             _ => None,
         };
-        let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
-        let endpoint = self.token_endpoint(url).await?;
         let mut element =
             serde_json::json!({ "type": "http_request", "actions": [method], "locations": [url] });
         if let (Some(digest), Some(members)) = (digest, element.as_object_mut()) {
             members.insert("content_digest".into(), digest.into());
         }
+        self.token_of(element).await
+    }
+
+    /// Gets a token for the action that this `authorization_details` element says.
+    ///
+    /// # Errors
+    /// As [`Agent::token`].
+    pub async fn token_of(&self, element: Value) -> Result<Granted, ClientError> {
+        let url = location(&element).unwrap_or_default();
+        let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
+        let endpoint = self.token_endpoint(url).await?;
         let details = Value::Array(vec![element]).to_string();
         let form = [
             ("grant_type", GRANT_EXCHANGE),
@@ -418,6 +427,11 @@ impl Agent {
             tokio::time::sleep(Duration::from_secs(1).min(deadline - now)).await;
         }
     }
+}
+
+/// Where an `authorization_details` element's action is.
+pub(crate) fn location(element: &Value) -> Option<&str> {
+    element.pointer("/locations/0").and_then(Value::as_str)
 }
 
 /// What every client of an agent's has in common.

@@ -9,6 +9,8 @@ use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::seen::Seen;
 use crate::warnings::Warnings;
+use capability::action::Action;
+use capability::rpc::{Call, Protocol};
 use ledger::model::{ActionRecord, Hash, TokenRecord};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -147,10 +149,57 @@ impl Core {
 #[must_use]
 pub fn element(action: &ActionRecord) -> serde_json::Value {
     let mut element = serde_json::json!({ "type": action.kind, "actions": [action.method], "locations": [action.location] });
-    if let (Some(digest), Some(members)) = (&action.content_digest, element.as_object_mut()) {
-        members.insert("content_digest".to_owned(), digest.as_str().into());
+    let more = [
+        ("content_digest", &action.content_digest),
+        ("name", &action.name),
+        ("arguments_digest", &action.arguments_digest),
+        ("skill", &action.skill),
+    ];
+    if let Some(members) = element.as_object_mut() {
+        for (name, value) in more {
+            if let Some(value) = value {
+                members.insert(name.to_owned(), value.as_str().into());
+            }
+        }
     }
     element
+}
+
+/// An action as the log and a token's record have it.
+#[must_use]
+pub fn record(action: &Action) -> ActionRecord {
+    let digest = |digest: Option<[u8; 32]>| digest.map(|it| capability::b64::encode(&it));
+    let call = action.call();
+    let named = |protocol: Protocol| {
+        let call = call.filter(|it| it.protocol() == protocol);
+        call.and_then(Call::name).map(str::to_owned)
+    };
+    ActionRecord {
+        kind: action.kind().to_owned(),
+        method: call.map_or(action.method(), Call::method).to_owned(),
+        location: action.location(),
+        content_digest: digest(action.content_digest()),
+        name: named(Protocol::Mcp),
+        arguments_digest: digest(call.and_then(Call::arguments_digest)),
+        skill: named(Protocol::A2a),
+    }
+}
+
+/// What policy is asked about an action: the HTTP method, and the message that it is.
+#[must_use]
+pub fn asked(action: &ActionRecord) -> (&str, Option<policy::Message<'_>>) {
+    let protocol = match action.kind.as_str() {
+        "mcp_request" => policy::Protocol::Mcp,
+        "a2a_request" => policy::Protocol::A2a,
+        _ => return (&action.method, None),
+    };
+    let message = policy::Message {
+        protocol,
+        method: &action.method,
+        name: action.name.as_deref().or(action.skill.as_deref()),
+        arguments_digest: action.arguments_digest.as_deref(),
+    };
+    ("POST", Some(message))
 }
 
 /// The parts of a normalised absolute URL that policy sees: origin, path, query.

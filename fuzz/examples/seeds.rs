@@ -84,7 +84,10 @@ fn actions() -> Vec<Vec<u8>> {
             json!({"actions": ["DELETE"], "locations": ["HTTPS://TOOLS.example:443/%7eu/a%20b"]}),
         ),
         element(json!({"content_digest": "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"})),
-        element(json!({"type": "mcp_request"})),
+        element(
+            json!({"type": "mcp_request", "actions": ["tools/call"], "name": "add", "arguments_digest": "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"}),
+        ),
+        element(json!({"type": "a2a_request", "actions": ["SendMessage"], "skill": "translate"})),
         element(json!({"locations": ["https://tools.example/*"]})),
         b"[]".to_vec(),
     ]
@@ -112,6 +115,18 @@ fn bodies() -> Vec<Vec<u8>> {
     .into_iter()
     .map(|parts| parts.join("\n").into_bytes())
     .collect()
+}
+
+/// A few of the rows of messages, and what a changed byte of them is.
+fn messages() -> Vec<Vec<u8>> {
+    let rows = rows::messages().into_iter().step_by(3);
+    let message = |row: Value| {
+        let details = &row["token"]["claims"]["authorization_details"][0];
+        let kind = details["type"].as_str().unwrap().to_owned();
+        let body = row["body"].as_str().unwrap_or_default();
+        format!("{kind}\n{body}").into_bytes()
+    };
+    rows.map(message).collect()
 }
 
 fn jwks() -> Vec<Vec<u8>> {
@@ -317,6 +332,7 @@ fn main() {
         ("gates", blocks),
         ("x509", certificates()),
         ("body", bodies()),
+        ("message", messages()),
     ];
     // The differential target takes the others' inputs, by their probe's place.
     let of_all = corpora.iter().flat_map(|(name, inputs)| {

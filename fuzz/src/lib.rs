@@ -13,7 +13,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. Each has a folder of inputs in `corpus` and a program in
 /// `fuzz_targets`.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     ("json", targets::json),
     ("b64", targets::b64),
     ("url", targets::url),
@@ -29,4 +29,5 @@ pub const TARGETS: [Target; 15] = [
     ("decision", targets::decision),
     ("x509", targets::x509),
     ("body", targets::body),
+    ("message", targets::message),
 ];

@@ -5,11 +5,12 @@ use std::sync::OnceLock;
 
 use audit::group::Group;
 use base64ct::{Base64UrlUnpadded, Encoding};
-use capability::action::HttpAction;
+use capability::action::{Action, Body};
 use capability::body;
 use capability::jws::UnverifiedJws;
 use capability::key::PublicKey;
 use capability::proof::UnverifiedProof;
+use capability::rpc::{Call, Protocol};
 use capability::spiffe::{self, SpiffeId};
 use capability::token::UnverifiedToken;
 use capability::url::{Origin, Target};
@@ -132,11 +133,11 @@ pub fn action(input: &[u8]) {
     let Ok(details) = capability::json::parse(input, &Limits::default()) else {
         return;
     };
-    let Ok(action) = HttpAction::from_authorization_details(&details) else {
+    let Ok(action) = Action::from_authorization_details(&details) else {
         return;
     };
     let details = action.to_details();
-    let back = HttpAction::from_authorization_details(&Value::Array(vec![details]));
+    let back = Action::from_authorization_details(&Value::Array(vec![details]));
     assert_eq!(back.as_ref(), Ok(&action));
     assert!(action.covers(action.method(), action.target()));
 }
@@ -329,6 +330,56 @@ pub fn body(input: &[u8]) {
         };
         assert!(same, "another value at {pointer}");
     }
+}
+
+/// A body that is a message is the same one to another reader, to one that takes names
+/// in any case as well, and an action for it covers it. The input is that of the probe:
+/// the type of an element, a line feed, a body.
+pub fn message(input: &[u8]) {
+    let mut parts = input.splitn(2, |byte| *byte == b'\n');
+    let kind = parts.next().unwrap_or_default();
+    let body = parts.next().unwrap_or_default();
+    let mut protocols = Protocol::ALL.into_iter();
+    let Some(protocol) = protocols.find(|it| it.kind().as_bytes() == kind) else {
+        return;
+    };
+    let Some(call) = Call::read(protocol, body) else {
+        return;
+    };
+    let other: Value = serde_json::from_slice(body).unwrap_or_default();
+    // As a reader has it that takes names in any case: the only one, or the last.
+    let at = |value: &Value, name: &str| {
+        let members = value.as_object().into_iter().flatten();
+        let mut alike = members.filter(|(known, _)| known.to_lowercase() == name.to_lowercase());
+        alike.next_back().map(|(_, value)| value.clone())
+    };
+    assert_eq!(
+        at(&other, "method"),
+        Some(call.method().into()),
+        "its method"
+    );
+    let params = at(&other, "params").unwrap_or_default();
+    let named = match protocol {
+        Protocol::Mcp if call.method().starts_with("resources/") => at(&params, "uri"),
+        Protocol::Mcp => at(&params, "name"),
+        Protocol::A2a => at(&params, "message")
+            .and_then(|it| at(&it, "metadata"))
+            .and_then(|it| at(&it, "skillId")),
+    };
+    if let Some(name) = call.name() {
+        assert_eq!(named, Some(name.into()), "its name");
+    }
+    if let Some(digest) = call.arguments_digest() {
+        let arguments = at(&params, "arguments").unwrap_or_else(|| serde_json::json!({}));
+        let text = jcs::to_string(&arguments);
+        assert_eq!(digest, capability::sha256(text.as_bytes()), "its arguments");
+    }
+    let action = Action::message(call.clone(), "https://tools.example/rpc");
+    let again = action.clone().map(|it| it.to_details());
+    let again = again.and_then(|details| Action::from_details(&details));
+    assert_eq!(again, action, "its element");
+    let covered = action.map(|it| it.covers_body(Body::of(body)));
+    assert_eq!(covered, Ok(Ok(Some(call))));
 }
 
 /// A line of the log has one form; a group that is whole is what it says.

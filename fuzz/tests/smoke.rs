@@ -77,7 +77,7 @@ macro_rules! targets {
     };
 }
 
-targets! { json b64 url spiffe jwk jws action token proof gates wasm audit decision x509 body }
+targets! { json b64 url spiffe jwk jws action token proof gates wasm audit decision x509 body message }
 
 fn block(row: &serde_json::Value) -> Vec<u8> {
     let headers = rows::case(row).headers.into_iter();

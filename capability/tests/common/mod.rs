@@ -8,7 +8,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use capability::action::HttpAction;
+use capability::action::Action;
 use capability::key::PublicKey;
 use capability::proof::ProofClaims;
 use capability::token::Claims;
@@ -91,7 +91,7 @@ pub fn claims(jkt: &str) -> Claims {
         txn: "task-1".to_owned(),
         jkt: jkt.to_owned(),
         x5t_s256: None,
-        action: HttpAction::new("GET", &format!("{ORIGIN}{PATH}")).unwrap(),
+        action: Action::http("GET", &format!("{ORIGIN}{PATH}")).unwrap(),
     }
 }
 

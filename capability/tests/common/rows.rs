@@ -7,10 +7,10 @@
 )]
 
 use capability::x509::Leaf;
-use capability::{PublicKey, b64, proof, sha256, token};
-use serde_json::{Map, Value};
+use capability::{PublicKey, b64, proof, rpc, sha256, token};
+use serde_json::{Map, Value, json};
 
-use super::common::{NOW_S, PATH, Signing, claims, proof_claims};
+use super::common::{NOW_S, ORIGIN, PATH, Signing, claims, proof_claims};
 
 /// A row's request, and what is around it.
 pub struct Case {
@@ -49,6 +49,52 @@ impl Case {
 
 pub fn rows() -> Vec<Value> {
     serde_json::from_str(include_str!("../data/gates.json")).unwrap()
+}
+
+/// The element that a row of data/messages.json has its token for, at this location:
+/// `digest_of` is there for the arguments that `arguments_digest` is of.
+pub fn message_element(row: &Value, location: &str) -> Value {
+    let mut element = row["token"].clone();
+    element["locations"] = json!([location]);
+    let members = element.as_object_mut().unwrap();
+    if let Some(arguments) = members.remove("digest_of") {
+        let digest = rpc::digest(Some(&arguments)).unwrap();
+        members.insert("arguments_digest".to_owned(), b64::encode(&digest).into());
+    }
+    element
+}
+
+/// The headers of such a row, besides those of every request.
+pub fn message_headers(row: &Value) -> Vec<(String, String)> {
+    let given = row["headers"].as_array().into_iter().flatten();
+    let given = given.map(|it| (&it[0], &it[1]));
+    let media = match row.get("content_type") {
+        None => Some("application/json"),
+        Some(given) => given.as_str(),
+    };
+    let media = media.map(|media| ("content-type".to_owned(), media.to_owned()));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let given = given.map(|(name, value)| (text(name), text(value)));
+    media.into_iter().chain(given).collect()
+}
+
+/// The rows of data/messages.json as rows of data/gates.json: a token for one message,
+/// and a request with a body.
+pub fn messages() -> Vec<Value> {
+    let rows: Vec<Value> = serde_json::from_str(include_str!("../data/messages.json")).unwrap();
+    let full = |row: Value| {
+        let method = row["http"].as_str().unwrap_or("POST");
+        let element = message_element(&row, &format!("{ORIGIN}{PATH}"));
+        let vouched = ["action_mismatch", "body_mismatch"].map(Value::from);
+        json!({
+            "name": row["name"], "expect": row["expect"], "body": row["body"],
+            "authenticated": vouched.contains(&row["expect"]),
+            "token": {"claims": {"authorization_details": [element]}},
+            "proof": {"claims": {"htm": method}},
+            "request": {"method": method, "more": message_headers(&row)},
+        })
+    };
+    rows.into_iter().map(full).collect()
 }
 
 /// Further origins that the config holds, each with its resource: one with a path

@@ -38,7 +38,7 @@ fn issue(n: u64) -> Command {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "http://127.0.0.1:8400/files/report.txt".into(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: name,
             issued_ms: 0,

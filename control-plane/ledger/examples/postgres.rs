@@ -39,7 +39,7 @@ fn issue(run: u64, n: u64, agents: u64) -> Command {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "http://127.0.0.1:8400/files/report.txt".into(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: name,
             issued_ms: 0,

@@ -30,8 +30,10 @@ pub struct Question<'a> {
     /// The agents of the chain that it acts in (RFC 8693's `act`), itself outermost; empty
     /// when it acts for itself.
     pub chain: &'a [String],
-    /// The method.
+    /// The HTTP method.
     pub method: &'a str,
+    /// The one message that it is, where the capability is for one.
+    pub message: Option<Message<'a>>,
     /// The normalised absolute URL with its query: the resource's id.
     pub location: &'a str,
     /// Its `scheme://authority`.
@@ -44,6 +46,29 @@ pub struct Question<'a> {
     pub time_s: u64,
     /// Its body, where bodies are read.
     pub body: Option<Body<'a>>,
+}
+
+/// Whose messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The Model Context Protocol: `context.mcp`.
+    Mcp,
+    /// Agent2Agent: `context.a2a`.
+    A2a,
+}
+
+/// One JSON-RPC message as policy sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// Whose.
+    pub protocol: Protocol,
+    /// Its method.
+    pub method: &'a str,
+    /// MCP's tool, prompt or resource; A2A's skill.
+    pub name: Option<&'a str>,
+    /// SHA-256 of the canonical form of its arguments, base64url, where the capability
+    /// holds it to them.
+    pub arguments_digest: Option<&'a str>,
 }
 
 /// A body as policy sees it.

@@ -1,6 +1,6 @@
 //! The request model that policies see.
 
-use crate::{Fact, FactKind, Question};
+use crate::{Fact, FactKind, Message, Protocol, Question};
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
     Schema,
@@ -25,7 +25,18 @@ namespace Writ {
     "user"?: { "issuer": String, "subject": String },
     "delegators": Set<String>,  // the agents that it acts for, by their SPIFFE IDs
     "approvals": Set<String>,   // ids of rules that a human has lifted
+    "mcp"?: Mcp,                // of an mcp_request, beside the action "POST"
+    "a2a"?: A2a,                // of an a2a_request, beside the action "POST"
     "body"?: Body               // at requests on routes that read bodies
+  };
+  type Mcp = {
+    "method": String,           // such as "tools/call"
+    "name"?: String,            // the tool, the prompt, or the resource's URI
+    "arguments_digest"?: String // where the capability is for these arguments alone
+  };
+  type A2a = {
+    "method": String,           // such as "SendMessage"
+    "skill"?: String            // where the capability is for one skill
   };
   // Beside these come the facts that `body_facts` names, each by its pointer.
   type Body = {
@@ -78,6 +89,25 @@ fn uid(kind: &Kind, id: &str) -> Result<EntityUid, Vec<String>> {
 
 fn text(value: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(value.to_owned())
+}
+
+/// A message, under the name that its protocol has in the context.
+fn told(message: &Message<'_>) -> Result<(String, RestrictedExpression), Vec<String>> {
+    let (own, name) = match message.protocol {
+        Protocol::Mcp => ("mcp", "name"),
+        Protocol::A2a => ("a2a", "skill"),
+    };
+    let mut members = vec![("method".to_owned(), text(message.method))];
+    let more = [
+        (name, message.name),
+        ("arguments_digest", message.arguments_digest),
+    ];
+    for (name, value) in more {
+        members.extend(value.map(|value| (name.to_owned(), text(value))));
+    }
+    let record = RestrictedExpression::new_record(members);
+    let record = record.map_err(|error| vec![error.to_string()])?;
+    Ok((own.to_owned(), record))
 }
 
 /// What policies are asked about. With a schema the parts are checked against
@@ -149,6 +179,9 @@ pub(crate) fn request(
         ])
         .map_err(say)?;
         context.push(("user".to_owned(), user));
+    }
+    if let Some(message) = &question.message {
+        context.push(told(message)?);
     }
     if let Some(body) = &question.body {
         let bytes = i64::try_from(body.bytes).map_err(say)?;

@@ -19,6 +19,7 @@ fn ask(method: &'static str, path: &'static str) -> Question<'static> {
         user: None,
         chain: &[],
         method,
+        message: None,
         location: path,
         origin: "http://127.0.0.1:8400",
         path,
@@ -404,4 +405,81 @@ when { context has body && (context.body.sha256 == "bad" || context.body.bytes >
         Policies::load(&source(text), &[]).is_err(),
         "no route has these facts"
     );
+}
+
+#[test]
+fn a_rule_sees_the_message_that_a_post_is() {
+    let policies = load(
+        r#"
+@id("post")
+permit(principal, action == Writ::Action::"POST", resource);
+@id("no-drop")
+forbid(principal, action, resource)
+when { context has mcp && context.mcp has name && context.mcp.name == "drop" };
+@id("bound")
+forbid(principal, action, resource)
+when { context has mcp && context.mcp.method == "prompts/get" }
+unless { context.mcp has arguments_digest };
+@id("skill")
+forbid(principal, action, resource)
+when { context has a2a && context.a2a has skill && context.a2a.skill != "translate" };
+"#,
+    )
+    .unwrap();
+    let message = |protocol, method, name, arguments_digest| Message {
+        protocol,
+        method,
+        name,
+        arguments_digest,
+    };
+    let allow = || Verdict::Allow(vec!["post".into()]);
+    let deny = |id: &str| Verdict::Deny(vec![id.into()]);
+    let (mcp, a2a) = (Protocol::Mcp, Protocol::A2a);
+    let schema = cedar_policy::Schema::from_cedarschema_str(SCHEMA)
+        .unwrap()
+        .0;
+    for (message, expected) in [
+        (message(mcp, "tools/call", Some("add"), None), allow()),
+        (
+            message(mcp, "tools/call", Some("drop"), None),
+            deny("no-drop"),
+        ),
+        (message(mcp, "tools/list", None, None), allow()),
+        (message(mcp, "prompts/get", Some("p"), None), deny("bound")),
+        (message(mcp, "prompts/get", Some("p"), Some("d")), allow()),
+        (message(a2a, "SendMessage", None, None), allow()),
+        (
+            message(a2a, "SendMessage", Some("translate"), None),
+            allow(),
+        ),
+        (
+            message(a2a, "SendMessage", Some("drop"), None),
+            deny("skill"),
+        ),
+    ] {
+        let question = Question {
+            message: Some(message),
+            ..ask("POST", "/mcp")
+        };
+        assert_eq!(policies.may_issue(&question), expected, "{message:?}");
+        assert_eq!(
+            policies.may_pass(&question, &BTreeSet::new()),
+            expected,
+            "{message:?}"
+        );
+        // What is built without the schema has the schema's shape.
+        model::request(Some(&schema), "request", &question, &BTreeSet::new()).unwrap();
+    }
+    // What may be missing is asked for.
+    for missing in [
+        r#"context.mcp.method == "x""#,
+        r#"context has mcp && context.mcp.name == "x""#,
+        r#"context has mcp && context.mcp has skill && context.mcp.skill == "x""#,
+        r#"context has a2a && context.a2a.skill == "x""#,
+    ] {
+        let text =
+            format!("@id(\"x\")\npermit(principal, action, resource)\nwhen {{ {missing} }};");
+        let misspelt = missing.contains("mcp has skill");
+        assert_eq!(load(&text).is_ok(), misspelt, "{missing}");
+    }
 }

@@ -125,6 +125,17 @@ async fn list(socket: &Socket, json: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Method, on what it acts where that has a name, and location.
+fn action(approval: &Value) -> String {
+    let members = ["method", "name", "skill", "location"]
+        .iter()
+        .filter_map(|name| {
+            let text = approval.get("action")?.get(name)?.as_str()?;
+            Some(plain(text))
+        });
+    members.collect::<Vec<_>>().join(" ")
+}
+
 fn print_approval(approval: &Value) {
     let text = |pointer: &str| {
         approval
@@ -134,11 +145,7 @@ fn print_approval(approval: &Value) {
             .unwrap_or_default()
     };
     println!("{}  {}", text("/status"), text("/id"));
-    println!(
-        "    {} {}",
-        text("/action/method"),
-        text("/action/location")
-    );
+    println!("    {}", action(approval));
     println!("    agent {}", text("/agent"));
     println!("    digest {}", text("/digest"));
 }
@@ -237,12 +244,7 @@ impl Decide {
                         .map(plain)
                         .unwrap_or_default()
                 };
-                eprintln!(
-                    "    {} {} for {}",
-                    text("/action/method"),
-                    text("/action/location"),
-                    text("/agent")
-                );
+                eprintln!("    {} for {}", action(&shown), text("/agent"));
                 show_body(&shown);
                 text("/digest")
             }

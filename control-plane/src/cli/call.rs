@@ -1,7 +1,7 @@
 //! `writ call` and `writ token`.
 
 use super::{REFUSED, fail, plain, refuse};
-use crate::client::{Agent, Answer, ClientError};
+use crate::client::{Agent, Answer, ClientError, Granted};
 use clap::Args;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -75,6 +75,9 @@ pub struct Call {
     /// The body; `@FILE` reads a file, `@-` standard input. Where bodies are read, the token allows this one alone
     #[arg(short, long, value_name = "BODY")]
     data: Option<String>,
+    /// The one authorization_details element that the token is for, instead of method, URL and body; `@FILE` reads a file
+    #[arg(long, value_name = "JSON")]
+    details: Option<String>,
     /// The body's content type
     #[arg(long, value_name = "TYPE", default_value = "application/json")]
     content_type: String,
@@ -104,30 +107,72 @@ pub struct Token {
         default_value = "GET"
     )]
     method: String,
+    /// The one authorization_details element that the token is for, such as an mcp_request; `@FILE` reads a file
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["method", "url"])]
+    details: Option<String>,
     /// Print the whole reply and a proof as one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     places: Where,
     /// The URL that the token is for
-    url: String,
+    #[arg(required_unless_present = "details")]
+    url: Option<String>,
+}
+
+/// An element as the command line has it.
+fn element(text: &str) -> Result<Value, ClientError> {
+    let bad = |what: String| ClientError::Usage(format!("--details: {what}"));
+    let text = match text.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| bad(format!("{path} can't be read: {error}")))?,
+        None => text.to_owned(),
+    };
+    let element: Value =
+        serde_json::from_str(&text).map_err(|error| bad(format!("it is no JSON: {error}")))?;
+    match crate::client::location(&element) {
+        Some(_) => Ok(element),
+        None => Err(bad(
+            "one element with `type`, `actions` and `locations` is wanted, as an object".into(),
+        )),
+    }
 }
 
 impl Token {
+    async fn granted(&self, agent: &Agent) -> Result<Granted, ClientError> {
+        match (&self.details, &self.url) {
+            (Some(details), _) => agent.token_of(element(details)?).await,
+            (None, Some(url)) => agent.token(&self.method, url).await,
+            (None, None) => Err(ClientError::Usage("a URL is wanted".into())),
+        }
+    }
+
     /// Prints the token, or as JSON the reply and a proof for the request.
     pub async fn run(self) -> ExitCode {
         let agent = match self.places.agent(Duration::from_secs(30)) {
             Ok(agent) => agent,
             Err(error) => return fail(&error.to_string()),
         };
-        let granted = match agent.token(&self.method, &self.url).await {
+        let granted = match self.granted(&agent).await {
             Ok(granted) => granted,
             Err(error) => return failed(&error, self.json),
         };
+        // The element as the issuer has it.
+        let said = granted.reply.pointer("/authorization_details/0");
+        let said = said.unwrap_or(&Value::Null);
+        let method = match said.get("type").and_then(Value::as_str) {
+            Some("http_request") => said.pointer("/actions/0").and_then(Value::as_str),
+            _ => Some("POST"),
+        };
+        let method = method.unwrap_or(&self.method).to_owned();
+        let url = match &self.url {
+            Some(url) => url.clone(),
+            None => crate::client::location(said).unwrap_or_default().to_owned(),
+        };
         if self.json {
             let proof = agent.key.proof(
-                &self.method,
-                &self.url,
+                &method,
+                &url,
                 Some(&granted.access_token),
                 (agent.clock)() / 1000,
             );
@@ -165,7 +210,10 @@ impl Call {
         let agent = self.places.agent(Duration::from_secs(90))?;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait);
         loop {
-            let granted = agent.token_for(&method, &self.url, body.as_deref()).await?;
+            let granted = match &self.details {
+                Some(details) => agent.token_of(element(details)?).await?,
+                None => agent.token_for(&method, &self.url, body.as_deref()).await?,
+            };
             let hint = hold_hint();
             let answer = agent
                 .spend(

@@ -1,8 +1,9 @@
 //! What `[[edge.route]]` says of bodies.
 
 use super::reader::Table;
-use super::types::{BodyRead, Route};
+use super::types::{BodyRead, Edge, Route};
 use capability::body::{POINTERS_MAX, is_pointer};
+use capability::rpc::Protocol;
 use policy::FactKind;
 use std::collections::BTreeMap;
 
@@ -15,6 +16,21 @@ const KINDS: [(&str, FactKind); 3] = [
     ("long", FactKind::Integer),
     ("bool", FactKind::Flag),
 ];
+
+impl Edge {
+    /// The types of `authorization_details` elements that tokens for this site may have;
+    /// for any, without one. Messages are for routes that read bodies alone.
+    #[must_use]
+    pub fn details_types(&self, site: Option<&str>) -> Vec<&'static str> {
+        let here = |route: &&Route| {
+            site.is_none_or(|site| route.site.as_deref().unwrap_or_default() == site)
+        };
+        let reads = self.routes.iter().filter(here).any(|it| it.body.is_some());
+        let messages = Protocol::ALL.map(Protocol::kind);
+        let messages = messages.into_iter().filter(|_| reads);
+        std::iter::once("http_request").chain(messages).collect()
+    }
+}
 
 /// How this route's bodies are read, if they are.
 pub(super) fn read(route: &Table<'_>) -> Option<BodyRead> {

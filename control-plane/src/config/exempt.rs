@@ -279,7 +279,7 @@ impl Edge {
                 "authorization_servers": [issuer],
                 "dpop_bound_access_tokens_required": true,
                 "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
-                "authorization_details_types_supported": ["http_request"],
+                "authorization_details_types_supported": self.details_types(Some(&site.name)),
             });
             xds::Metadata {
                 site: Some(site.name).filter(|name| !name.is_empty()),

@@ -1,9 +1,10 @@
 //! The decision itself: the control plane's own record of the token, the
 //! registry, policy with the real request, and one durable commit.
 
+use super::covers::covers;
 use super::facts::{
-    Facts, body_digest, body_record, bounded, certificate_fits, claim, covers, cut, digest_of,
-    evidence, request_facts,
+    Facts, body_digest, body_record, bounded, certificate_fits, claim, cut, digest_of, evidence,
+    request_facts,
 };
 use super::opinion::Opinion;
 use super::own;
@@ -315,7 +316,13 @@ impl Engine {
         let question = &facts.question;
         certificate_fits(&token, question, edge.client_certificates)
             .map_err(|reason| (reason, None))?;
-        covers(&token.action, question, edge.all_sites()).map_err(|reason| (reason, None))?;
+        covers(
+            &token.action,
+            question,
+            facts.body.as_deref(),
+            edge.all_sites(),
+        )
+        .map_err(|reason| (reason, None))?;
         // The proxy has another idea of its routes: what would have been read was not,
         // or what is read here nobody has asked for.
         let reads = edge.body_of(&question.authority, &question.path).is_some();

@@ -1,12 +1,10 @@
 //! A question as the decider reads it, and what of it goes into the log.
 
-use crate::config::{BodyRead, Edge, Site};
+use crate::config::{BodyRead, Edge};
 use crate::state::Core;
-use capability::action::Body;
 use capability::reason::Reason;
-use capability::url::{Origin, Target};
 use decision_api::{Question, body_fact::Value};
-use ledger::model::{ActionRecord, BodyRecord, Evidence, Hash, RequestFacts, TokenRecord};
+use ledger::model::{BodyRecord, Evidence, Hash, RequestFacts, TokenRecord};
 use policy::{Fact, FactKind};
 use std::sync::{Arc, OnceLock};
 
@@ -30,37 +28,6 @@ pub struct Facts {
     pub body: Option<Arc<[u8]>>,
     /// Whether we have signed the token, once that was looked at.
     pub signed: OnceLock<bool>,
-}
-
-/// Whether the action we recorded at issue is the request, by the one shared
-/// normaliser. The filter has checked it too; this is our own record. The origin
-/// is the configured one of the question's authority: an action of another never
-/// covers it.
-///
-/// # Errors
-/// The reason that it is not.
-pub(super) fn covers(
-    action: &ActionRecord,
-    question: &Question,
-    sites: impl Iterator<Item = Site>,
-) -> Result<(), Reason> {
-    let recorded = capability::action::HttpAction::from_details(&crate::state::element(action));
-    let mut origins = sites.filter_map(|site| Origin::parse(&site.origin).ok());
-    let asked = origins.find(|origin| origin.authority() == question.authority);
-    let (Ok(recorded), Some(origin)) = (recorded, asked) else {
-        return Err(Reason::ActionMismatch);
-    };
-    let target = Target::request(&origin, question.path.as_bytes());
-    if !target.is_ok_and(|target| recorded.covers(&question.method, &target)) {
-        return Err(Reason::ActionMismatch);
-    }
-    // A body that was not read here is none that a digest allows.
-    let body = match body_digest(question) {
-        Some(digest) => Body::Digest(digest),
-        None => Body::Unread,
-    };
-    let fits = recorded.content_digest().is_none() || recorded.covers_body(body);
-    fits.then_some(()).ok_or(Reason::BodyMismatch)
 }
 
 /// SHA-256 of the body, where it was read.
@@ -192,88 +159,7 @@ pub(super) fn evidence(facts: &Facts) -> Vec<Evidence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_action_covers_a_request_at_its_own_origin_alone() {
-        let site = |name: &str, origin: &str| Site {
-            name: name.to_owned(),
-            origin: origin.to_owned(),
-            resource: origin.to_owned(),
-        };
-        let sites = [
-            site("", "http://a.example:8400"),
-            site("b", "https://b.example"),
-        ];
-        let asked = |location: &str, method: &str, authority: &str, path: &str| {
-            let action = ActionRecord {
-                kind: "http_request".to_owned(),
-                method: "GET".to_owned(),
-                location: location.to_owned(),
-                content_digest: None,
-            };
-            let question = Question {
-                method: method.to_owned(),
-                authority: authority.to_owned(),
-                path: path.to_owned(),
-                ..Question::default()
-            };
-            covers(&action, &question, sites.iter().cloned()) == Ok(())
-        };
-        let (a, b) = ("http://a.example:8400/x?y", "https://b.example/x?y");
-        assert!(asked(a, "GET", "a.example:8400", "/x?y"));
-        assert!(asked(b, "GET", "b.example", "/x?y"));
-        for (location, method, authority, path) in [
-            (a, "GET", "b.example", "/x?y"),
-            (b, "GET", "a.example:8400", "/x?y"),
-            (a, "GET", "a.example", "/x?y"),
-            (a, "GET", "", "/x?y"),
-            (a, "POST", "a.example:8400", "/x?y"),
-            (a, "GET", "a.example:8400", "/x?z"),
-            // An origin that is none of ours covers nothing, whoever recorded it.
-            ("https://c.example/x?y", "GET", "c.example", "/x?y"),
-            ("http://b.example/x?y", "GET", "b.example", "/x?y"),
-        ] {
-            assert!(
-                !asked(location, method, authority, path),
-                "{location}: {method} {authority}{path}"
-            );
-        }
-    }
-    #[test]
-    fn an_action_with_a_digest_covers_that_body_and_none_that_was_not_read() {
-        let site = Site {
-            name: String::new(),
-            origin: "http://a.example".to_owned(),
-            resource: "http://a.example".to_owned(),
-        };
-        let digest = |body: &[u8]| capability::sha256(body);
-        let asked = |bound: Option<&[u8]>, body: Option<&[u8]>| {
-            let action = ActionRecord {
-                kind: "http_request".to_owned(),
-                method: "POST".to_owned(),
-                location: "http://a.example/x".to_owned(),
-                content_digest: bound.map(|body| capability::b64::encode(&digest(body))),
-            };
-            let question = Question {
-                method: "POST".to_owned(),
-                authority: "a.example".to_owned(),
-                path: "/x".to_owned(),
-                body: body.map(|body| decision_api::ReadBody {
-                    digest: digest(body).to_vec(),
-                    ..decision_api::ReadBody::default()
-                }),
-                ..Question::default()
-            };
-            covers(&action, &question, std::iter::once(site.clone()))
-        };
-        let other = Err(Reason::BodyMismatch);
-        assert_eq!(asked(Some(b"1"), Some(b"1")), Ok(()));
-        assert_eq!(asked(Some(b"1"), Some(b"2")), other);
-        assert_eq!(asked(Some(b"1"), None), other);
-        assert_eq!(asked(Some(b""), None), other, "not even of none at all");
-        assert_eq!(asked(None, Some(b"2")), Ok(()));
-        assert_eq!(asked(None, None), Ok(()));
-    }
+    use ledger::model::ActionRecord;
 
     fn token(x5t: Option<&[u8]>) -> TokenRecord {
         TokenRecord {
@@ -288,7 +174,7 @@ mod tests {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "https://tools.example/".into(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: "x".into(),
             issued_ms: 0,

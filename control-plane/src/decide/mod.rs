@@ -1,6 +1,7 @@
 //! Per-request decisions for proxies: look up, rule, spend, hold.
 
 mod body;
+mod covers;
 mod engine;
 mod facts;
 mod hold;

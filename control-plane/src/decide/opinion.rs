@@ -3,7 +3,7 @@
 
 use super::engine::Engine;
 use super::facts::{Facts, body_digest, body_facts, digest_of};
-use crate::state::{Standing, split_location};
+use crate::state::{Standing, asked, split_location};
 use capability::reason::Reason;
 use ledger::model::{Approval, ApprovalState, PolicyFacts, TokenRecord};
 use policy::{Demand, Verdict};
@@ -151,6 +151,7 @@ impl Engine {
 
     fn ask(&self, token: &TokenRecord, body: &Told, approved: &BTreeSet<String>) -> Verdict {
         let (origin, path, query) = split_location(&token.action.location);
+        let (method, message) = asked(&token.action);
         self.core.policies.may_pass(
             &policy::Question {
                 agent: &token.agent,
@@ -159,7 +160,8 @@ impl Engine {
                     .as_ref()
                     .map(|user| (user.issuer.as_str(), user.subject.as_str())),
                 chain: &token.chain,
-                method: &token.action.method,
+                method,
+                message,
                 location: &token.action.location,
                 origin,
                 path,

@@ -4,7 +4,7 @@
 //! rather than cut.
 
 use super::{Asking, Exchange, ExchangeError, TYPE_DELEGATION};
-use capability::action::HttpAction;
+use capability::action::Action;
 use ledger::model::{GrantKind, GrantTerms, Scope, TokenRecord};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -171,7 +171,7 @@ impl Exchange {
         for location in wanted {
             let base = location.strip_suffix("/*");
             for method in &methods {
-                let action = HttpAction::new(method, base.unwrap_or(location))
+                let action = Action::http(method, base.unwrap_or(location))
                     .map_err(|error| ExchangeError::Details(error.to_string()))?;
                 self.site(&action)?;
                 let mut normal = action.location();

@@ -5,8 +5,8 @@ use super::evidence::Proven;
 use super::form::Params;
 use super::{Asking, Caller, Exchange, ExchangeError};
 use crate::config::Site;
-use crate::state::{Standing, split_location};
-use capability::action::HttpAction;
+use crate::state::{Standing, asked, record, split_location};
+use capability::action::Action;
 use capability::url::Target;
 use ledger::model::{ActionRecord, Command, PolicyFacts, Refused};
 use policy::Verdict;
@@ -50,17 +50,18 @@ impl Exchange {
         proven: &Proven,
     ) -> Result<ActionRecord, ExchangeError> {
         delegation::is_none(element)?;
-        let action = HttpAction::from_details(element)
+        let action = Action::from_details(element)
             .map_err(|error| ExchangeError::Details(error.to_string()))?;
         let site = self.site(&action)?;
-        let content_digest = action.content_digest();
         let authority = site.authority();
         let path = action.path_and_query();
         let reads = self.core.config.edge.body_of(authority, &path).is_some();
-        if content_digest.is_some() && !reads {
-            return Err(ExchangeError::Details(
-                "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
-            ));
+        if action.needs_body() && !reads {
+            let what = match action.call() {
+                Some(_) => format!("{}: bodies of this location are not read (edge.route.body), so no token can hold the request to one message: ask for an http_request of POST", action.kind()),
+                None => "content_digest: bodies of this location are not read (edge.route.body), so no token can hold the request to one: leave it out".into(),
+            };
+            return Err(ExchangeError::Details(what));
         }
         if let Some(params) = params {
             params.check_target(&site.resource)?;
@@ -68,25 +69,20 @@ impl Exchange {
         if let Some(user) = &proven.user {
             user.check(&action)?;
         }
-        let location = action.location();
+        // Who may pass on a POST may pass on each message that could be its body.
         if let Some(under) = &proven.under
-            && !is_covered(under, action.method(), &location)
+            && !is_covered(under, action.method(), &action.location())
         {
             return Err(ExchangeError::Details(
                 "the delegation does not cover this action at this location".into(),
             ));
         }
-        Ok(ActionRecord {
-            kind: "http_request".into(),
-            method: action.method().to_owned(),
-            location,
-            content_digest: content_digest.map(|digest| capability::b64::encode(&digest)),
-        })
+        Ok(record(&action))
     }
 
     /// The site that an action is at: its location is the site's resource, or
     /// under it.
-    pub(super) fn site(&self, action: &HttpAction) -> Result<Site, ExchangeError> {
+    pub(super) fn site(&self, action: &Action) -> Result<Site, ExchangeError> {
         let edge = &self.core.config.edge;
         let under = |site: &Site| {
             let resource = Target::location(&site.resource);
@@ -169,13 +165,15 @@ impl Exchange {
         now_ms: u64,
     ) -> (PolicyFacts, Option<ExchangeError>) {
         let (origin, path, query) = split_location(&action.location);
+        let (method, message) = asked(action);
         let verdict = self.core.policies.may_issue(&policy::Question {
             agent,
             chain,
             user: caller
                 .user
                 .map(|user| (user.issuer.as_str(), user.subject.as_str())),
-            method: &action.method,
+            method,
+            message,
             location: &action.location,
             origin,
             path,

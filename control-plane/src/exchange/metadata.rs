@@ -26,6 +26,8 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         json!({ "location": location, "content_digest": route.body.is_some() })
     });
     let digests: Vec<Value> = digests.collect();
+    let mut types = edge.details_types(None);
+    types.push("delegation");
     let mut metadata = json!({
         "writ_content_digest_locations": digests,
         "issuer": issuer,
@@ -36,7 +38,7 @@ pub fn server(server: &Server, edge: &Edge, clients: bool, more: &[&str]) -> Val
         "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
         "response_types_supported": ["none"],
         "dpop_signing_alg_values_supported": ["ES256", "Ed25519", "EdDSA"],
-        "authorization_details_types_supported": ["http_request", "delegation"],
+        "authorization_details_types_supported": types,
         "writ_capabilities_endpoint": format!("{issuer}/api/v1/capabilities"),
     });
     // draft-ietf-oauth-spiffe-client-auth, section 4.

@@ -162,7 +162,7 @@ impl Exchange {
                 kind: String::new(),
                 method: String::new(),
                 location: String::new(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: String::new(),
             issued_ms: 0,

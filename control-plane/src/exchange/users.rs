@@ -9,7 +9,7 @@ use super::ExchangeError;
 use super::issuers::{Issuers, Known};
 use crate::config::Users;
 use crate::state::Core;
-use capability::action::HttpAction;
+use capability::action::Action;
 use capability::reason::Reason;
 use capability::url::Target;
 use identity::oidc::{ForeignEvidence, Types, Wanted, claimed_audience};
@@ -56,7 +56,7 @@ pub(super) struct ForUser {
 #[derive(Default)]
 struct Terms {
     resources: Option<Vec<String>>,
-    elements: Option<Vec<HttpAction>>,
+    elements: Option<Vec<Action>>,
 }
 
 impl ForUser {
@@ -67,7 +67,7 @@ impl ForUser {
     }
 
     /// Whether the user's word covers this action.
-    pub(super) fn check(&self, action: &HttpAction) -> Result<(), ExchangeError> {
+    pub(super) fn check(&self, action: &Action) -> Result<(), ExchangeError> {
         let under = |resource: &String| {
             let resource = Target::location(resource);
             resource.is_ok_and(|it| action.target().is_within(&it))
@@ -283,7 +283,7 @@ fn terms(verified: &ForeignEvidence, users: &Users) -> Result<Terms, ExchangeErr
     let elements = match verified.claim("authorization_details") {
         None => None,
         Some(Value::Array(all)) => {
-            let all = all.iter().map(HttpAction::from_details);
+            let all = all.iter().map(Action::from_details);
             let Ok(all) = all.collect() else {
                 return wrong("its `authorization_details` are not actions that are known here");
             };

@@ -70,6 +70,18 @@ pub(super) struct ActionAnswer {
     pub(super) method: String,
     pub(super) location: String,
     pub(super) content_digest: Option<String>,
+    /// Of an `mcp_request`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) name: Option<String>,
+    /// Of an `mcp_request`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) arguments_digest: Option<String>,
+    /// Of an `a2a_request`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) skill: Option<String>,
 }
 
 /// A body that is part of what is decided.

@@ -51,6 +51,8 @@ fn label(state: ApprovalState) -> &'static str {
 pub(super) struct Row {
     pub(super) id: String,
     pub(super) method: Shown,
+    /// The tool, prompt or resource of a message, or its skill.
+    pub(super) name: Option<Shown>,
     pub(super) url: Shown,
     pub(super) agent: Shown,
     pub(super) user: Option<Shown>,
@@ -66,9 +68,15 @@ impl Row {
     fn new(approval: &Approval, now: Millis) -> Self {
         let state = standing(approval, now);
         let left_ms = approval.expires_ms.saturating_sub(now);
+        let name = approval
+            .action
+            .name
+            .as_ref()
+            .or(approval.action.skill.as_ref());
         Self {
             id: approval.id.clone(),
             method: Shown::url(&approval.action.method),
+            name: name.map(|name| Shown::text(name)),
             url: Shown::url(&approval.action.location),
             agent: Shown::text(&approval.agent),
             user: approval
@@ -145,6 +153,8 @@ pub(super) struct Detail {
     pub(super) parameters: Vec<Parameter>,
     pub(super) body: Option<BodyShown>,
     pub(super) kind: Shown,
+    /// What its row's name is.
+    pub(super) named: &'static str,
     pub(super) user_issuer: Option<Shown>,
     pub(super) chain: Vec<Shown>,
     pub(super) rules: Vec<Rule>,
@@ -177,6 +187,11 @@ impl Detail {
             parameters: parameters(parts.query),
             body: approval.body.as_ref().map(|known| shown(known, body)),
             kind: Shown::text(&approval.action.kind),
+            named: if approval.action.skill.is_some() {
+                "Skill"
+            } else {
+                "Name"
+            },
             user_issuer: approval.user.as_ref().map(|user| Shown::text(&user.issuer)),
             chain: texts(&approval.chain),
             rules: rules(&approval.rules, &approval.reasons),
@@ -247,6 +262,9 @@ pub(super) fn to_json(approval: &Approval, now: Millis) -> ApprovalAnswer {
             method: approval.action.method.clone(),
             location: approval.action.location.clone(),
             content_digest: approval.action.content_digest.clone(),
+            name: approval.action.name.clone(),
+            arguments_digest: approval.action.arguments_digest.clone(),
+            skill: approval.action.skill.clone(),
         },
         body: approval.body.as_ref().map(body_json),
         rules: approval.rules.clone(),

@@ -11,9 +11,10 @@ use capability::action::Body;
 use capability::body::{self, Scalar};
 use capability::gates::Checked;
 use capability::reason::Reason;
+use capability::rpc::Call;
 use capability::sha256;
 use decision_api::from_filter::Message as ToServer;
-use decision_api::{BodyFact, BodyWanted, ReadBody, WholeBody, body_fact::Value};
+use decision_api::{BodyFact, BodyWanted, Message, ReadBody, WholeBody, body_fact::Value};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -132,7 +133,7 @@ impl Core {
             ..
         } = reading;
         let digest = sha256(bytes);
-        let checked = match checked.with_body(Body::Digest(digest)) {
+        let checked = match checked.with_body(Body::Read { bytes, digest }) {
             Ok(checked) => checked,
             Err(reason) => return self.refused(http, &facts, &Refusal::new(reason)),
         };
@@ -145,6 +146,7 @@ impl Core {
             digest: digest.to_vec(),
             size: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
             facts: found.into_iter().map(fact).collect(),
+            message: checked.message().map(message),
         };
         let waiting = Waiting {
             size: bytes.len(),
@@ -220,6 +222,16 @@ impl Core {
 fn announced(headers: &[Header]) -> Option<usize> {
     let (_, value) = headers.iter().find(|(name, _)| name == b"content-length")?;
     std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+fn message(call: &Call) -> Message {
+    let digest = call.arguments_digest();
+    Message {
+        r#type: call.protocol().kind().to_owned(),
+        method: call.method().to_owned(),
+        name: call.name().map(str::to_owned),
+        arguments_digest: digest.map(Vec::from).unwrap_or_default(),
+    }
 }
 
 fn fact((pointer, scalar): (String, Scalar)) -> BodyFact {

@@ -131,10 +131,11 @@ pub fn gates(input: &[u8]) -> String {
             Some(peer) => Some(leaf(peer)?),
             None => None,
         };
-        let body = match bytes(around, "body") {
+        let body = bytes(around, "body");
+        let body = match body.as_deref() {
             None => Body::Unread,
-            Some(body) if body.is_empty() => Body::Empty,
-            Some(body) => Body::Digest(sha256(&body)),
+            Some([]) => Body::Empty,
+            Some(body) => Body::of(body),
         };
         let request = RequestView {
             headers: &headers,

@@ -14,7 +14,7 @@ mod parsers;
 pub type Probe = (&'static str, fn(&[u8]) -> String);
 
 /// All probes. The module calls each by its place in this list.
-pub const PROBES: [Probe; 15] = [
+pub const PROBES: [Probe; 16] = [
     ("json", parsers::json),
     ("b64", parsers::b64),
     ("url", parsers::url),
@@ -30,6 +30,7 @@ pub const PROBES: [Probe; 15] = [
     ("gates", checks::gates),
     ("x509", parsers::x509),
     ("body", parsers::body),
+    ("message", parsers::message),
 ];
 
 /// The place of a probe in [`PROBES`].

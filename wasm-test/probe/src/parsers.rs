@@ -1,9 +1,10 @@
 //! Probes of the parsers: raw bytes, as an attacker sends them.
 
-use capability::action::HttpAction;
+use capability::action::Action;
 use capability::body;
 use capability::key::PublicKey;
 use capability::proof::UnverifiedProof;
+use capability::rpc::{Call, Protocol};
 use capability::spiffe::SpiffeId;
 use capability::token::UnverifiedToken;
 use capability::url::{Origin, Target, UrlError};
@@ -99,6 +100,20 @@ pub fn body(input: &[u8]) -> String {
     )
 }
 
+/// A line with the type of an element, then a body: the one message that it is.
+pub fn message(input: &[u8]) -> String {
+    let mut parts = input.splitn(2, |byte| *byte == b'\n');
+    let kind = parts.next().unwrap_or_default();
+    let mut protocols = Protocol::ALL.into_iter();
+    let Some(protocol) = protocols.find(|it| it.kind().as_bytes() == kind) else {
+        return "no such type".to_owned();
+    };
+    match Call::read(protocol, parts.next().unwrap_or_default()) {
+        Some(call) => format!("ok {call:?}"),
+        None => "refused".to_owned(),
+    }
+}
+
 /// A JWK: its thumbprint and its SubjectPublicKeyInfo.
 pub fn jwk(input: &[u8]) -> String {
     let Ok(jwk) = capability::json::parse(input, &Limits::default()) else {
@@ -115,7 +130,7 @@ pub fn action(input: &[u8]) -> String {
     let Ok(details) = capability::json::parse(input, &Limits::default()) else {
         return "refused as JSON".to_owned();
     };
-    match HttpAction::from_authorization_details(&details) {
+    match Action::from_authorization_details(&details) {
         Ok(action) => format!("ok {}", jcs::to_string(&action.to_details())),
         Err(error) => format!("refused {error:?}"),
     }

@@ -12,6 +12,13 @@
     reason = "tests fail loudly"
 )]
 
+#[expect(dead_code, reason = "each user has its own part")]
+#[path = "../../../capability/tests/common/mod.rs"]
+mod common;
+#[expect(dead_code, reason = "each user has its own part")]
+#[path = "../../../capability/tests/common/rows.rs"]
+mod rows;
+
 mod bodies;
 mod certificates;
 mod crash;
@@ -22,6 +29,7 @@ mod hardware;
 mod headers;
 mod hold;
 mod mesh;
+mod messages;
 mod observe;
 mod once;
 mod origins;

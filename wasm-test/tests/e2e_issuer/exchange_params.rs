@@ -184,7 +184,7 @@ const ACTIONS: &[Case] = &[
         element(b, a, |e| e["type"] = Value::Null);
     }),
     ("a type that is not served", DETAILS, |b, a| {
-        element(b, a, |e| e["type"] = json!("mcp_request"));
+        element(b, a, |e| e["type"] = json!("file_request"));
     }),
     ("content_digest", DETAILS, |b, a| {
         element(b, a, |e| e["content_digest"] = json!("sha-256=:x:"));

@@ -34,6 +34,7 @@ mod interop;
 mod judging;
 mod leaks;
 mod log_commands;
+mod messages;
 mod openapi;
 mod page_contents;
 mod pages;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::{ISSUER, ORIGIN, vector_json};
 use crate::probe::both;
-use crate::rows::{SITES, case, keys, rows};
+use crate::rows::{SITES, case, keys, messages, rows};
 
 /// What the gates say of a row's request. A certificate with this DER, in hex,
 /// takes the place of the row's own.
@@ -69,7 +69,7 @@ fn assert_is(row: &Value, verdict: &str) {
 fn every_row_has_its_reason() {
     let rows = rows();
     assert!(rows.len() > 330, "{}", rows.len());
-    for row in rows {
+    for row in rows.into_iter().chain(messages()) {
         assert_is(&row, &verdict_of(&row, None));
     }
 }

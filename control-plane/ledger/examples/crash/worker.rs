@@ -103,7 +103,7 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
             kind: "http_request".into(),
             method: "GET".into(),
             location: "http://127.0.0.1:8400/files/report.txt".into(),
-            content_digest: None,
+            ..ActionRecord::default()
         },
         txn: name.to_owned(),
         issued_ms: 0,

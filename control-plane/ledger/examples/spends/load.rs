@@ -44,7 +44,7 @@ fn issue(n: usize) -> Command {
                 kind: "http_request".into(),
                 method: "GET".into(),
                 location: "http://127.0.0.1:8400/files/report.txt".into(),
-                content_digest: None,
+                ..ActionRecord::default()
             },
             txn: format!("txn_{n:022}"),
             issued_ms: 0,

@@ -164,7 +164,7 @@ pub(crate) fn cost(command: &Command) -> usize {
     let (strings, beside) = match command {
         Command::Issue {
             token, attachments, ..
-        } => (token.action.location.len(), evidence(attachments)),
+        } => (token.action.len(), evidence(attachments)),
         Command::Allow {
             request,
             attachments,
@@ -181,15 +181,10 @@ pub(crate) fn cost(command: &Command) -> usize {
             attachments,
             ..
         } => (
-            request
-                .path
-                .len()
-                .saturating_add(approval.action.location.len()),
+            request.path.len().saturating_add(approval.action.len()),
             evidence(attachments),
         ),
-        Command::ExchangeRefused { action, .. } => {
-            (action.as_ref().map_or(0, |a| a.location.len()), 0)
-        }
+        Command::ExchangeRefused { action, .. } => (action.as_ref().map_or(0, |a| a.len()), 0),
         _ => (0, 0),
     };
     audit::MAX_LINE

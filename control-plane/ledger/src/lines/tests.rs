@@ -34,7 +34,7 @@ fn action() -> ActionRecord {
         kind: "http_request".into(),
         method: "GET".into(),
         location: format!("https://files.example/?{TEXT}"),
-        content_digest: None,
+        ..ActionRecord::default()
     }
 }
 

@@ -3,20 +3,38 @@
 use super::{Hash, hash_hex};
 use serde::{Deserialize, Serialize};
 
-/// One method on one absolute URL, as the capability names it (`http_request`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One method on one absolute URL, as the capability names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionRecord {
     /// The type of the `authorization_details` element.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The method, upper case.
+    /// The method: HTTP's, in upper case, or that of the one message that is POSTed.
     pub method: String,
     /// The normalised absolute URL, with its query.
     pub location: String,
     /// SHA-256 of the one body that it allows, base64url; none allows any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_digest: Option<String>,
+    /// The tool, prompt or resource of an `mcp_request`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// SHA-256 of the one set of arguments that it allows, base64url.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments_digest: Option<String>,
+    /// The skill of an `a2a_request`; none allows any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skill: Option<String>,
+}
+
+impl ActionRecord {
+    /// Bytes of its texts that agents choose.
+    pub(crate) fn len(&self) -> usize {
+        let named = [&self.name, &self.skill];
+        let named = named.into_iter().flatten().map(String::len);
+        named.fold(self.location.len(), usize::saturating_add)
+    }
 }
 
 /// A body that was read before its request was decided; its bytes are evidence

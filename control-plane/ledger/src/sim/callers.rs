@@ -155,7 +155,7 @@ impl Callers {
             kind: "http_request".into(),
             method: "GET".into(),
             location: format!("http://sim.example/{}", "p".repeat(len)),
-            content_digest: None,
+            ..ActionRecord::default()
         }
     }
 

@@ -47,7 +47,7 @@ pub fn action() -> ActionRecord {
         kind: "http_request".into(),
         method: "GET".into(),
         location: "http://127.0.0.1:8400/files/report.txt".into(),
-        content_digest: None,
+        ..ActionRecord::default()
     }
 }
 

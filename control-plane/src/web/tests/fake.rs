@@ -207,7 +207,7 @@ pub(super) fn approval(id: &str, now: Millis, location: &str) -> Approval {
             kind: "http_request".to_owned(),
             method: "DELETE".to_owned(),
             location: location.to_owned(),
-            content_digest: None,
+            ..ActionRecord::default()
         },
         rules: vec!["delete-needs-a-person".to_owned()],
         reasons: vec!["Deleting a report can't be undone.".to_owned()],
