@@ -75,14 +75,13 @@ impl Secrets {
                     self.0.push((format!("{name} in PEM"), text));
                     self.0.push((format!("{name} in DER"), body));
                     keys += 1;
-                } else if bytes.len() == 32 {
-                    self.add_bytes(&name, &bytes);
-                    keys += 1;
-                } else {
-                    // Certificates and lists of public keys, and nothing that is not known.
-                    let public = text.contains("BEGIN CERTIFICATE") || text.starts_with('{');
-                    assert!(public || text.starts_with('['), "what is {name}?");
+                } else if text.contains("BEGIN CERTIFICATE") || text.starts_with(['{', '[']) {
                     assert!(!text.contains("\"d\""), "{name}");
+                } else {
+                    self.add_bytes(&name, &bytes);
+                    self.0
+                        .push((format!("{name} as it is"), text.trim().to_owned()));
+                    keys += 1;
                 }
             }
         }
