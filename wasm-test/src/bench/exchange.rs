@@ -110,7 +110,7 @@ struct Plane {
 impl Plane {
     async fn start(tools: &Tools, agents: usize) -> Result<Plane, Error> {
         let mut config = String::from(
-            "[limits]\noutstanding_per_agent = 65536\noutstanding_per_owner = 1048576\nproofs_per_agent = 262144\nexchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n",
+            "[limits]\noutstanding_per_agent = 65536\nproofs_per_agent = 262144\nexchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n",
         );
         for number in 0..agents {
             writeln!(

@@ -20,7 +20,6 @@ mod migrations;
 mod notices;
 pub(crate) mod options;
 mod outside;
-pub(crate) mod owners;
 mod queue;
 mod reader;
 pub(crate) mod save;
@@ -88,7 +87,6 @@ struct Inner {
     looked: watch::Sender<u64>,
     /// Whether the server's settings are still those of a server that keeps its word.
     healthy: AtomicBool,
-    owners: Arc<owners::Owners>,
     /// When agents were last seen, until who keeps house takes it.
     trade: std::sync::Mutex<Option<seen::Trade>>,
     stop: watch::Sender<bool>,
@@ -140,7 +138,6 @@ impl Inner {
             time_ms: view.time_ms,
             remembered: view.remembered(),
             rights: view.rights(),
-            owners: Arc::clone(&self.owners),
         }
     }
 
@@ -298,7 +295,6 @@ impl Postgres {
             looking: AtomicU64::new(0),
             looked: watch::channel(0).0,
             healthy: AtomicBool::new(true),
-            owners: Arc::default(),
             trade: std::sync::Mutex::default(),
             stop: watch::channel(false).0,
         });

@@ -160,10 +160,6 @@ bugs! {
     KeysOverrun: Limit,
     /// One more outstanding token per agent than the limit.
     OutstandingOverrun: Limit,
-    /// One more outstanding token per owner than the limit.
-    OwnerOverrun: Limit,
-    /// What an agent has stays with the owner that it had.
-    OwnerKept: Limit | State | Refusal,
     /// One more held request per agent than the limit.
     HeldOverrun: Limit,
     /// One request can have many outcomes.
@@ -180,8 +176,6 @@ bugs! {
     SpendUnchecked: Spend | Token,
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
-    /// A replica knows of what it issues itself alone, and that for a while.
-    OwnersNotCounted: Limit,
     /// New evidence is brought side by side.
     EvidenceNotLocked: Limit,
     /// What humans decide is committed side by side.

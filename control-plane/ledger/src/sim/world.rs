@@ -23,7 +23,6 @@ pub(crate) const START_MS: u64 = 1_790_000_000_000;
 pub(crate) fn small_limits() -> Limits {
     Limits {
         outstanding_per_agent: 4,
-        outstanding_per_owner: 2,
         held_per_agent: 2,
         held_total: 3,
         keys_per_evidence: 2,

@@ -13,7 +13,6 @@ on_both_stores! {
     a_hold_is_approved_and_released_once,
     approvals_end,
     limits_hold,
-    owners_have_a_limit,
     what_may_be_shown_once_is_used_up_by_whatever_it_was_shown_for,
     what_agents_stop_leaves_room_for_what_people_stop,
     what_is_long_is_cut_but_recorded,
@@ -629,62 +628,4 @@ async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {
     let more = ledger.commit(stop(Target::Agent("c".into()))).await;
     assert_eq!(more, full);
     ledger.commit(stop(Target::Everything)).await.unwrap();
-}
-
-/// All agents of one owner have so many between them, whoever it is that they belong to by now.
-async fn owners_have_a_limit(rig: Rig) {
-    let limits = Limits {
-        outstanding_per_agent: 4,
-        outstanding_per_owner: 5,
-        ..Limits::default()
-    };
-    let ledger = rig.open_with(limits).await;
-    let of = |name: &str, agent: &str| {
-        issue(TokenRecord {
-            agent: agent.into(),
-            issued_ms: ledger.now() + 1,
-            ..token(name)
-        })
-    };
-    let owned = async |agent: &str, owner: &str| {
-        let change = AgentChange {
-            owner: Some(owner.into()),
-            state: Some(AgentState::Active),
-            ..AgentChange::default()
-        };
-        let put = Command::PutAgent {
-            agent: agent.into(),
-            change,
-            by: "ann".into(),
-        };
-        ledger.commit(put).await.unwrap();
-    };
-    for agent in ["a", "b"] {
-        owned(agent, "team").await;
-    }
-    owned("c", "others").await;
-    let full = Err(Refused::Limit("outstanding tokens per owner"));
-    for (name, agent) in [("1", "a"), ("2", "a"), ("3", "a"), ("4", "b"), ("5", "b")] {
-        ledger.commit(of(name, agent)).await.unwrap();
-    }
-    for agent in ["a", "b"] {
-        assert_eq!(ledger.commit(of("6", agent)).await, full);
-    }
-    ledger.commit(of("7", "c")).await.unwrap();
-    // One of nobody's is nobody's.
-    ledger.commit(of("8", "stranger")).await.unwrap();
-    ledger.commit(allow("1", "at-1", None)).await.unwrap();
-    ledger.commit(deny("4", "at-4")).await.unwrap();
-    rig.counted().await;
-    ledger.commit(of("9", "b")).await.unwrap();
-    ledger.commit(of("10", "b")).await.unwrap();
-    rig.counted().await;
-    assert_eq!(ledger.commit(of("11", "b")).await, full);
-    // What an agent has goes with it: the others have room, and who gets it has less.
-    owned("b", "others").await;
-    rig.counted().await;
-    ledger.commit(of("12", "a")).await.unwrap();
-    ledger.commit(of("13", "c")).await.unwrap();
-    rig.counted().await;
-    assert_eq!(ledger.commit(of("14", "c")).await, full);
 }

@@ -68,11 +68,6 @@ impl Judge {
         }
     }
 
-    /// So many replicas: each counts for itself what owners have.
-    pub(crate) fn counts_for(&mut self, replicas: usize) {
-        self.limits.outstanding_per_owner *= replicas;
-    }
-
     /// What was committed since.
     pub(crate) fn commits(&mut self) -> Result<(), Broken> {
         let (commits, broken) = {

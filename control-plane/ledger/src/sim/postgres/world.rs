@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Clock,
-    model::{Command, Hash, Limits},
+    model::{Command, Hash},
     postgres::{Postgres, PostgresOptions, database::Server, options::Target},
     sim::{
         Broken, Invariant,
@@ -25,14 +25,6 @@ use crate::{
         world::{START_MS, small_limits},
     },
 };
-
-/// So few that several replicas together come past what they may.
-fn few_of_owners() -> Limits {
-    Limits {
-        outstanding_per_owner: 1,
-        ..small_limits()
-    }
-}
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -135,7 +127,7 @@ impl World {
         let core = Core::new(rng.fork(), replicated, trace);
         let core: Shared = Arc::new(Mutex::new(core));
         let mut world = Self {
-            judge: Judge::new(&core, few_of_owners()),
+            judge: Judge::new(&core, small_limits()),
             callers: Callers::new(rng.fork()),
             run,
             core,
@@ -149,7 +141,6 @@ impl World {
             rng,
         };
         let count = world.rng.one(&[2, 2, 3]);
-        world.judge.counts_for(count);
         for _ in 0..count {
             let ahead_ms = world.rng.one(&[0, 0, 300, 2_500]);
             world.replicas.push(Replica {
@@ -186,7 +177,7 @@ impl World {
         });
         let replicated = lock(&self.core).replicated;
         let options = PostgresOptions {
-            limits: few_of_owners(),
+            limits: small_limits(),
             connections: 6,
             queue_entries: 24,
             replicated,
