@@ -372,6 +372,7 @@ impl Canary {
             evidence_expires_ms: expires_s.saturating_mul(1000),
             also: Vec::new(),
             once: Vec::new(),
+            proof: None,
             under: None,
             next: None,
             policy: policy.clone(),

@@ -1,14 +1,15 @@
 //! An agent's side: identity, exchange, proof, request. What `writ call` and
 //! `writ token` run, and an example of how little an agent needs.
 
+mod exchange;
 mod key;
 mod secure;
 mod show;
 
+pub use exchange::{Asked, Behind, Fetched};
 pub use key::DpopKey;
 pub(crate) use show::Shown;
 
-use crate::exchange::{GRANT_EXCHANGE, TYPE_JWT};
 use crate::keys::KeyError;
 use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::Value;
@@ -76,6 +77,8 @@ pub struct Agent {
     pub key: Arc<DpopKey>,
     /// Now, in ms.
     pub clock: crate::state::Clock,
+    /// Whom it acts for, when it does.
+    pub behind: Option<Behind>,
     timeout: Duration,
     http: reqwest::Client,
     /// The one that shows the agent's certificate.
@@ -159,6 +162,7 @@ impl Agent {
             workload_api: workload_api.to_owned(),
             key: key()?,
             clock: crate::state::system_clock(),
+            behind: None,
             timeout,
             http,
             secure: OnceCell::new(),
@@ -208,55 +212,8 @@ impl Agent {
     /// As [`Agent::token`].
     pub async fn token_of(&self, element: Value) -> Result<Granted, ClientError> {
         let url = location(&element).unwrap_or_default();
-        let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
         let endpoint = self.token_endpoint(url).await?;
-        let details = Value::Array(vec![element]).to_string();
-        let form = [
-            ("grant_type", GRANT_EXCHANGE),
-            ("subject_token", svid.as_str()),
-            ("subject_token_type", TYPE_JWT),
-            ("authorization_details", details.as_str()),
-        ];
-        let unreachable =
-            |error: reqwest::Error| ClientError::Issuer(self.issuer.clone(), causes(&error));
-        let client = self.client_for(&endpoint).await?;
-        let ask = |nonce| {
-            let proof = self
-                .key
-                .proof_with("POST", &endpoint, None, self.now_s(), nonce);
-            let request = client.post(&endpoint).header("dpop", proof);
-            request.form(&form).send()
-        };
-        let mut response = ask(None).await.map_err(unreachable)?;
-        // Asked for a nonce, which it is once: this clock is wrong, or that one.
-        let offered = response.headers().get("dpop-nonce");
-        let offered = offered
-            .and_then(|nonce| nonce.to_str().ok())
-            .map(str::to_owned);
-        if response.status() == 400 && offered.is_some() {
-            response = ask(offered).await.map_err(unreachable)?;
-        }
-        let ok = response.status().is_success();
-        let reply: Value = response.json().await.map_err(unreachable)?;
-        let text = |name: &str| {
-            reply
-                .get(name)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        if ok && !text("access_token").is_empty() {
-            return Ok(Granted {
-                access_token: text("access_token"),
-                reply,
-            });
-        }
-        Err(ClientError::Exchange {
-            error: text("error"),
-            reason: text("reason"),
-            description: text("error_description"),
-            request_id: text("request_id"),
-        })
+        self.exchange(&endpoint, &Asked::Action(element)).await
     }
 
     /// Whether bodies are read where this URL is, by the issuer's metadata, which

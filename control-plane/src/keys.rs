@@ -4,12 +4,14 @@
 mod change;
 mod hsm;
 mod list;
+mod native;
 mod ring;
 mod signer;
 
 pub use change::{Place, Revoked, list, revoke, rotate, rotate_if_due};
 pub use hsm::Hsm;
 pub use list::{AHEAD_S, CACHED_S, Listed, Standing};
+pub use native::Native;
 pub use ring::KeyRing;
 pub use signer::{FileSigner, SIGNATURE, Signer, TokenSigner};
 

@@ -109,6 +109,14 @@ impl Core {
         self.seen.saw(agent, self.now(), || self.ledger.rights());
     }
 
+    /// The first second whose proofs are remembered when they are used: by this process, and
+    /// by the ledger, which forgets them all when an epoch begins.
+    #[must_use]
+    pub fn proofs_from_s(&self) -> u64 {
+        let began_ms = self.ledger.epoch_since().unwrap_or_default();
+        began_ms.div_ceil(1000).max(self.proofs_from_s)
+    }
+
     /// What the registry says of this agent.
     #[must_use]
     pub fn standing(&self, agent: &str) -> Standing {

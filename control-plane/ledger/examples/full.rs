@@ -50,6 +50,7 @@ fn issue(n: u64) -> Command {
         evidence_expires_ms: now() + 300_000,
         also: Vec::new(),
         once: Vec::new(),
+        proof: None,
         under: None,
         next: None,
         policy: PolicyFacts::default(),

@@ -51,6 +51,7 @@ fn issue(run: u64, n: u64, agents: u64) -> Command {
         evidence_expires_ms: now() + 600_000,
         also: Vec::new(),
         once: Vec::new(),
+        proof: None,
         under: None,
         next: None,
         policy: policy(),

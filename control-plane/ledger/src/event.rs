@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::model::{
     ActionRecord, AgentRecord, Approval, EvidenceOf, Hash, HexHash, Millis, NOTE_KINDS,
-    PolicyFacts, RequestFacts, Stop, TokenRecord, User, hash_hex,
+    PolicyFacts, ProofUse, RequestFacts, Stop, TokenRecord, User, hash_hex,
 };
 
 /// The token that a decision is about, as its record has it.
@@ -112,6 +112,8 @@ pub(crate) enum Event {
         also: Vec<EvidenceOf>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         once: Vec<EvidenceOf>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<ProofUse>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         under: Option<HexHash>,
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -240,6 +240,19 @@ pub struct EvidenceOf {
     pub expires_ms: Millis,
 }
 
+/// A proof that is used up by what an exchange brings (RFC 9449, section 11.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProofUse {
+    /// SHA-256 of what it is known by: its key and its `jti`.
+    #[serde(with = "hash_hex")]
+    pub id: Hash,
+    /// The exchange that it is used by, which may bring several tokens.
+    pub by: String,
+    /// Until when it would be taken.
+    pub until_ms: Millis,
+}
+
 /// What policy said, for the line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyFacts {

@@ -1,7 +1,7 @@
 //! `writ call` and `writ token`.
 
 use super::{REFUSED, fail, plain, refuse};
-use crate::client::{Agent, Answer, ClientError, Granted};
+use crate::client::{Agent, Answer, Asked, Behind, ClientError, Granted};
 use clap::Args;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -113,10 +113,22 @@ pub struct Token {
     /// Print the whole reply and a proof as one JSON object
     #[arg(long)]
     json: bool,
+    /// Act for a user: the file that has the user's token; `-` is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "delegation")]
+    user_token: Option<PathBuf>,
+    /// What kind of token the user's is
+    #[arg(long, value_name = "KIND", default_value = "access_token", value_parser = ["access_token", "id_token", "jwt"])]
+    user_token_type: String,
+    /// Act for another agent: the file that has the delegation that it gave; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    delegation: Option<PathBuf>,
+    /// Get a broker session in place of a token for an action
+    #[arg(long, conflicts_with_all = ["url", "method", "details"])]
+    session: bool,
     #[command(flatten)]
     places: Where,
     /// The URL that the token is for
-    #[arg(required_unless_present = "details")]
+    #[arg(required_unless_present_any = ["details", "session"])]
     url: Option<String>,
 }
 
@@ -140,6 +152,10 @@ fn element(text: &str) -> Result<Value, ClientError> {
 
 impl Token {
     async fn granted(&self, agent: &Agent) -> Result<Granted, ClientError> {
+        if self.session {
+            let endpoint = format!("{}/oauth2/token", agent.issuer);
+            return agent.exchange(&endpoint, &Asked::Session).await;
+        }
         match (&self.details, &self.url) {
             (Some(details), _) => agent.token_of(element(details)?).await,
             (None, Some(url)) => agent.token(&self.method, url).await,
@@ -149,9 +165,13 @@ impl Token {
 
     /// Prints the token, or as JSON the reply and a proof for the request.
     pub async fn run(self) -> ExitCode {
-        let agent = match self.places.agent(Duration::from_secs(30)) {
+        let mut agent = match self.places.agent(Duration::from_secs(30)) {
             Ok(agent) => agent,
             Err(error) => return fail(&error.to_string()),
+        };
+        agent.behind = match self.behind() {
+            Ok(behind) => behind,
+            Err(problem) => return fail(&problem),
         };
         let granted = match self.granted(&agent).await {
             Ok(granted) => granted,
@@ -170,14 +190,13 @@ impl Token {
             None => crate::client::location(said).unwrap_or_default().to_owned(),
         };
         if self.json {
-            let proof = agent.key.proof(
-                &method,
-                &url,
-                Some(&granted.access_token),
-                (agent.clock)() / 1000,
-            );
+            let proof = (!self.session).then(|| {
+                let now_s = (agent.clock)() / 1000;
+                let token = Some(granted.access_token.as_str());
+                agent.key.proof(&method, &url, token, now_s)
+            });
             let mut reply = granted.reply;
-            if let Some(members) = reply.as_object_mut() {
+            if let (Some(members), Some(proof)) = (reply.as_object_mut(), proof) {
                 members.insert("proof".into(), proof.into());
             }
             println!("{reply}");
@@ -186,6 +205,37 @@ impl Token {
         }
         ExitCode::SUCCESS
     }
+}
+
+impl Token {
+    /// Whom it is asked for, if not for the agent itself.
+    fn behind(&self) -> Result<Option<Behind>, String> {
+        Ok(match (&self.user_token, &self.delegation) {
+            (Some(file), _) => Some(Behind::User {
+                token: secret(file)?,
+                kind: self.user_token_type.clone(),
+            }),
+            (None, Some(file)) => Some(Behind::Delegator(secret(file)?)),
+            (None, None) => None,
+        })
+    }
+}
+
+/// One line of a file, or of standard input: on the command line all could read it.
+fn secret(file: &std::path::Path) -> Result<String, String> {
+    let read = match file.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(file),
+    };
+    let text = read.map_err(|error| format!("can't read `{}`: {error}", file.display()))?;
+    let text = text.trim();
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err(format!(
+            "`{}` has to hold one token, and nothing else",
+            file.display()
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 impl Call {

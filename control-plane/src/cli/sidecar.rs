@@ -1,6 +1,7 @@
 //! `writ sidecar`.
 
 use super::{fail, log_to_stderr};
+use crate::sidecar::ahead::{AHEAD_MAX, Ahead};
 use crate::sidecar::forward::Issuer;
 use crate::sidecar::rules::Target;
 use crate::sidecar::{self, Settings};
@@ -31,6 +32,9 @@ pub struct Sidecar {
     /// How long a request that is held waits for a person, in seconds; 0: not past the proxy's hold
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=86_400))]
     wait: u64,
+    /// For how many actions that are read again and again the next token is fetched while an answer is on its way; 0: for none
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=AHEAD_MAX as u64))]
+    prefetch: u64,
     /// Write where it listens into FILE, one URL a line, once it does
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
@@ -56,6 +60,7 @@ impl Sidecar {
         let issuer = Issuer::new(
             self.from.issuer,
             super::call::socket(&self.from.workload_api),
+            Ahead::new(usize::try_from(self.prefetch).unwrap_or_default()),
         );
         let mut uids = self.uids;
         if uids.is_empty() {

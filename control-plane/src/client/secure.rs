@@ -10,6 +10,14 @@ use std::time::Duration;
 /// The issuer's word on itself is at most this long; bytes.
 const METADATA_MAX: usize = 64 * 1024;
 
+/// A token endpoint.
+pub(crate) struct Endpoint {
+    /// Its URL.
+    pub(crate) url: String,
+    /// It is the one that is shown the X.509-SVID.
+    pub(crate) shows_certificate: bool,
+}
+
 impl Agent {
     /// The client for this URL: for `https` the one that shows the X.509-SVID.
     /// It is made once, so that the certificate of the exchange is that of the
@@ -35,6 +43,19 @@ impl Agent {
                     .map_err(unusable)
             })
             .await
+    }
+
+    /// Where tokens for requests to this URL are asked for.
+    ///
+    /// # Errors
+    /// No issuer.
+    pub(crate) async fn endpoint_for(&self, url: &str) -> Result<Endpoint, ClientError> {
+        let plain = format!("{}/oauth2/token", self.issuer);
+        let url = self.token_endpoint(url).await?;
+        Ok(Endpoint {
+            shows_certificate: url != plain,
+            url,
+        })
     }
 
     /// The token endpoint for a request to this URL: where the guarded origin is

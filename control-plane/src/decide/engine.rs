@@ -474,6 +474,7 @@ impl Engine {
             | Refused::ApprovalState(_)
             | Refused::ApprovalDigest
             | Refused::Shown
+            | Refused::ProofUsed
             | Refused::NoGrant
             | Refused::Unregistered
             | Refused::Transition(_) => {

@@ -3,11 +3,12 @@
 //! and nothing that it says of itself is believed before.
 
 use super::facts::Facts;
+use crate::keys::Native;
 use crate::state::Core;
+use capability::Limits;
 use capability::key::PublicKey;
 use capability::reason::Reason;
 use capability::token::UnverifiedToken;
-use capability::{Limits, Portable};
 
 /// Whether one of our keys, as they are known now, has signed it. Asked once of
 /// each question, and only about tokens that are not outstanding.
@@ -21,7 +22,7 @@ pub(super) fn is_signed(core: &Core, facts: &Facts) -> bool {
             let kid = jwk.get("kid")?.as_str()?.to_owned();
             Some((kid, PublicKey::from_jwk(jwk).ok()?))
         });
-        token.verify(&keys.collect::<Vec<_>>(), &Portable).is_ok()
+        token.verify(&keys.collect::<Vec<_>>(), &Native).is_ok()
     })
 }
 

@@ -6,7 +6,7 @@
 use super::form::Grant;
 use super::mint::Failed;
 use super::proof::Shown;
-use super::{Asking, Exchange, ExchangeError, Issued, Who, x5t_of};
+use super::{Asking, Exchange, ExchangeError, Issued, Who, proofs, x5t_of};
 use capability::reason::Reason;
 use identity::mtls::Peer;
 use serde_json::Value;
@@ -45,11 +45,13 @@ impl Exchange {
             (None, None) => return Err(ExchangeError::Proof(Reason::MissingCredentials)),
         };
         let who = Who::of(&proven, x5t);
+        let used = proofs::used_by(&proof, until_s, id);
         let asking = Asking {
             caller: who.caller(Grant::Client, id),
             proven: &proven,
             jkt: proof.jkt(),
             proof: proof_text,
+            used: &used,
             now_ms,
         };
         self.core.saw(&who.agent);

@@ -337,6 +337,7 @@ impl Exchange {
             evidence_expires_ms: of.evidence.expires_ms,
             also: user.iter().map(|it| it.evidence).collect(),
             once: once.filter(|_| first).copied().collect(),
+            proof: Some(Box::new(asking.used.clone())),
             under: asking.proven.under.as_ref().map(|it| it.token_hash),
             next,
             policy,
@@ -393,6 +394,8 @@ impl Exchange {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
                 Ok(ExchangeError::Limit(what))
             }
+            // At another replica: this one's own record is looked at before.
+            Refused::ProofUsed => Ok(ExchangeError::ProofReplayed),
             Refused::TooLarge => Ok(ExchangeError::Details("the location is too long".into())),
             Refused::Shown => match grant {
                 Grant::Bearer => Ok(ExchangeError::BearerReplayed),

@@ -33,7 +33,7 @@ use capability::url::Target;
 use evidence::Proven;
 use form::{Grant, Params, Wanted};
 use identity::mtls::Peer;
-use ledger::model::{ActionRecord, Command, PolicyFacts, User};
+use ledger::model::{ActionRecord, Command, PolicyFacts, ProofUse, User};
 use nonces::Nonces;
 use proof::Shown;
 use rates::Rates;
@@ -116,6 +116,8 @@ struct Asking<'a> {
     jkt: &'a str,
     /// The proof, for the log.
     proof: &'a str,
+    /// That it is used up by this exchange.
+    used: &'a ProofUse,
     now_ms: u64,
 }
 
@@ -214,11 +216,13 @@ impl Exchange {
         let keys = (proof.jkt(), x5t.as_deref());
         let proven = self.proven(asked, params, peer, keys, now_ms).await?;
         let who = Who::of(&proven, x5t);
+        let used = proofs::used_by(&proof, until_s, id);
         let asking = Asking {
             caller: who.caller(asked.grant, id),
             proven: &proven,
             jkt: proof.jkt(),
             proof: proof_text,
+            used: &used,
             now_ms,
         };
         // From here the caller is known, and a refusal is an entry.

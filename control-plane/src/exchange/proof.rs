@@ -3,7 +3,7 @@
 
 use super::nonces::Told;
 use super::{Exchange, ExchangeError};
-use capability::Portable;
+use crate::keys::Native;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
 use capability::url::Target;
@@ -53,7 +53,7 @@ impl Exchange {
     ) -> Result<Shown, ExchangeError> {
         let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
             .map_err(ExchangeError::Proof)?;
-        let from_s = self.core.proofs_from_s;
+        let from_s = self.core.proofs_from_s();
         let window_s = self.core.config.token.proof_window_s;
         // A good nonce tells the time better than `iat`, which may be anything then.
         // One that was good once must not be judged by `iat` afterwards: the proof
@@ -75,13 +75,12 @@ impl Exchange {
             nonce: None,
         };
         let proof = parsed
-            .check(&expected, &Portable)
+            .check(&expected, &Native)
             .map_err(|reason| match reason {
                 Reason::ProofTime => ExchangeError::Nonce,
                 reason => ExchangeError::Proof(reason),
             })?;
-        // The record of proofs seen is in memory: one made before this start
-        // may have been used before it.
+        // One made before the record of used ones began may have been used before it.
         let (since_s, lasts_s) = match made_s {
             Some(made_s) => (made_s, self.nonces.lifetime_s()),
             None => (proof.iat_s(), window_s),

@@ -2,8 +2,24 @@
 
 use super::ExchangeError;
 use capability::proof::VerifiedProof;
+use ledger::model::ProofUse;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+
+/// The whole of the last second, not now plus the window.
+fn end_ms(until_s: u64) -> u64 {
+    until_s.saturating_add(1).saturating_mul(1000)
+}
+
+/// What the ledger is told of a proof by the exchange that is called `id`: with several
+/// replicas it alone knows that no other used it.
+pub(super) fn used_by(proof: &VerifiedProof, until_s: u64, id: &str) -> ProofUse {
+    ProofUse {
+        id: proof.id(),
+        by: id.to_owned(),
+        until_ms: end_ms(until_s),
+    }
+}
 
 /// Remembers proofs until they would not be accepted anyway. When it is full it
 /// refuses; it never forgets one that could still be replayed. Each agent has a
@@ -69,9 +85,7 @@ impl SeenProofs {
         until_s: u64,
         now_ms: u64,
     ) -> Result<(), ExchangeError> {
-        // The whole of that second, not now plus the window.
-        let until = until_s.saturating_add(1).saturating_mul(1000);
-        self.insert(agent, proof.id(), until, now_ms)
+        self.insert(agent, proof.id(), end_ms(until_s), now_ms)
     }
 
     /// Takes it as not used: the ledger refused, and wrote nothing. Else a client

@@ -2,6 +2,7 @@
 //! answer. Nothing that may have acted is sent again under another token.
 
 use super::Reply;
+use super::ahead::Ahead;
 use super::problem::Problem;
 use super::retry::{self, TRIES, WAIT_MAX};
 use super::rules;
@@ -35,19 +36,22 @@ pub struct Issuer {
     pub url: String,
     /// The Workload API's socket.
     pub workload_api: PathBuf,
+    /// Tokens that are fetched ahead.
+    pub ahead: Arc<Ahead>,
     key: Arc<DpopKey>,
     agent: Mutex<Option<(Instant, Arc<Agent>)>>,
 }
 
 impl Issuer {
-    /// With a key that is this process's alone.
+    /// With a key that is this process's alone, and what is fetched `ahead`.
     ///
     /// # Errors
     /// When there can be no key, or identities would cross the network in clear.
-    pub fn new(url: String, workload_api: PathBuf) -> Result<Self, ClientError> {
+    pub fn new(url: String, workload_api: PathBuf, ahead: Ahead) -> Result<Self, ClientError> {
         let it = Self {
             url,
             workload_api,
+            ahead: Arc::new(ahead),
             key: Arc::new(DpopKey::generate()?),
             agent: Mutex::new(None),
         };
@@ -129,6 +133,20 @@ impl Answered {
         self.member("reason")
     }
 
+    /// Whether a token that was shown for the first time is over without having been
+    /// used: its time is over, or who issued it has forgotten it.
+    fn is_over(&self) -> bool {
+        let over = [
+            Reason::TokenExpired,
+            Reason::TokenUnknown,
+            Reason::TokenRevoked,
+            Reason::TokenKeyUnknown,
+            Reason::OutcomeUnknown,
+        ];
+        let reason = self.reason();
+        over.iter().any(|over| reason == Some(over.as_str()))
+    }
+
     fn first_use(&self) -> Option<&Value> {
         match self {
             Self::Refused { problem, .. } => problem.get("first_use"),
@@ -201,10 +219,19 @@ async fn until_decided(
     stop: &CancellationToken,
 ) -> Result<Reply, Problem> {
     let deadline = Instant::now() + wait;
+    let mut ahead = issuer.ahead.take(wanted);
     loop {
         let agent = issuer.agent().map_err(|error| failed(&error))?;
-        let token = exchange(&agent, wanted).await?;
+        issuer.ahead.fetch(&agent);
+        let (token, was_ahead) = match ahead.take() {
+            Some(token) => (token, true),
+            None => (exchange(&agent, wanted).await?, false),
+        };
         let answer = spend(&agent, wanted, &token).await?;
+        // It was shown by this alone, so that what is not known of it is that it waited.
+        if was_ahead && answer.is_over() {
+            continue;
+        }
         if answer.reason() != Some(Reason::ApprovalPending.as_str()) {
             return Ok(answer.reply());
         }

@@ -5,6 +5,7 @@
 //! ([`peer`]), takes only what was meant for it and passes on nothing that speaks
 //! for the agent ([`rules`]), and sends nothing twice ([`forward`]).
 
+pub mod ahead;
 pub mod forward;
 pub mod peer;
 pub mod problem;

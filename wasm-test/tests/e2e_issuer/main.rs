@@ -13,6 +13,7 @@
 )]
 
 mod admin_socket;
+mod ahead;
 mod browser;
 mod calling;
 mod clients;

@@ -18,7 +18,7 @@ use crate::plane::{run, text};
 const OTHER: u32 = 65_534;
 
 /// A sidecar that runs beside a system.
-struct Side {
+pub struct Side {
     child: Child,
     places: Vec<String>,
     // Others may enter it, unlike the system's own.
@@ -26,7 +26,7 @@ struct Side {
 }
 
 impl Side {
-    async fn start(system: &System, args: &[&str]) -> Side {
+    pub async fn start(system: &System, args: &[&str]) -> Side {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::Builder::new().prefix("writ-").tempdir().unwrap();
         let open = std::fs::Permissions::from_mode(0o755);
@@ -50,7 +50,7 @@ impl Side {
         Side { child, places, dir }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.places[0])
     }
 
@@ -58,7 +58,7 @@ impl Side {
         self.dir.path().join("side.sock")
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub async fn get(&self, path: &str) -> Response {
         client().get(self.url(path)).send().await.unwrap()
     }
 }
@@ -86,7 +86,7 @@ async fn refusal(response: Response) -> (u16, String, Value) {
 }
 
 /// Everything under /files/ may be done; what is restricted waits for a person.
-fn options(dir: &Path) -> Options {
+pub fn options(dir: &Path) -> Options {
     let path = dir.join("policy.cedar");
     let text = r#"
 permit (principal is Writ::Agent, action, resource) when { resource.path like "/files/*" };

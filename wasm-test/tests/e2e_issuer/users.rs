@@ -496,6 +496,25 @@ audience = "{US}"
     )));
     assert!(!holds(user.split('.').nth(1).unwrap()));
 
+    // The same by `writ token`, from a file that others can't read.
+    let file = dir.path().join("user.jwt");
+    std::fs::write(&file, &user).unwrap();
+    let mut command = system.writ();
+    command
+        .env_remove("XDG_STATE_HOME")
+        .args(["token", "--json", "--user-token"]);
+    command
+        .arg(&file)
+        .args(["--user-token-type", "jwt"])
+        .arg(agent.url(REPORT));
+    let got = crate::plane::run(command).await;
+    let reply: Value = serde_json::from_slice(&got.stdout).unwrap();
+    let claims = decoded(reply["access_token"].as_str().unwrap()).1;
+    assert_eq!(
+        (&claims["sub"], &claims["act"]["sub"]),
+        (&json!("ann"), &json!(AGENT))
+    );
+
     let details = agent.details("GET", REPORT).to_string();
     let svid = agent.svid().await.unwrap();
     let form = [

@@ -117,6 +117,7 @@ pub fn issue(name: &str, token_hash: Hash) -> Command {
         evidence_expires_ms: now() + 60_000,
         also: Vec::new(),
         once: Vec::new(),
+        proof: None,
         under: None,
         next: None,
         policy: policy(),

@@ -56,6 +56,7 @@ fn issue(n: usize) -> Command {
         evidence_expires_ms: now() + LIFETIME_MS,
         also: Vec::new(),
         once: Vec::new(),
+        proof: None,
         under: None,
         next: None,
         policy: policy(),

@@ -12,7 +12,8 @@ use crate::{
     event::{ApprovalUse, Entry, Event, Subject},
     model::{
         Approval, ApprovalState, Command, EVIDENCE_KEYS, EXPIRED_PER_ENTRY, Evidence, EvidenceOf,
-        Given, Hash, HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, Refused, TokenRecord,
+        Given, Hash, HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, ProofUse, Refused,
+        TokenRecord,
     },
 };
 
@@ -67,6 +68,7 @@ impl State {
                 evidence_expires_ms,
                 also,
                 once,
+                proof,
                 under,
                 next,
                 policy,
@@ -82,6 +84,7 @@ impl State {
                     expires_ms: evidence_expires_ms,
                 };
                 self.check_issue(&token, (&evidence, &also, &once), now, limits)?;
+                self.check_proof(proof.as_deref())?;
                 self.check_grants(&token, under, next.as_ref(), now)?;
                 Ok(Draft::with(
                     Event::Issue {
@@ -89,6 +92,7 @@ impl State {
                         evidence,
                         also,
                         once,
+                        proof: proof.map(|proof| *proof),
                         under: under.map(HexHash),
                         next: next.map(Box::new),
                         policy,
@@ -340,6 +344,18 @@ impl State {
             if self.evidence_total() + fresh > limits.evidence_total {
                 return Err(Refused::Limit("evidence"));
             }
+        }
+        Ok(())
+    }
+
+    /// The proof was used by no other exchange.
+    fn check_proof(&self, proof: Option<&ProofUse>) -> Result<(), Refused> {
+        let Some(proof) = proof else {
+            return Ok(());
+        };
+        let used = self.proof_used_by(&proof.id);
+        if used.is_some_and(|by| by != proof.by) && !planted!(ProofTwice) {
+            return Err(Refused::ProofUsed);
         }
         Ok(())
     }

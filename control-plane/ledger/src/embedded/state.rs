@@ -26,7 +26,8 @@ use crate::{
     },
     event::{Entry, Event},
     model::{
-        Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, Rights, SpentRecord, Suspension,
+        Approval, ApprovalState, FirstUse, Hash, HexHash, Millis, ProofUse, Rights, SpentRecord,
+        Suspension,
     },
 };
 pub(crate) use by_hash::ByAgent;
@@ -94,6 +95,10 @@ pub(crate) struct State {
     evidence: ByHash<EvidenceKeys>,
     evidence_ends: BTreeSet<(Millis, Hash)>,
     evidence_agents: Tally,
+    /// Proofs that were used, until they would not be taken anyway. There are as many as
+    /// the exchanges' own records hold.
+    proofs: ByHash<ProofUse>,
+    proof_ends: BTreeSet<(Millis, Hash)>,
     // Shared, so that a snapshot is gathered without copying them.
     approvals: BTreeMap<String, Arc<Approval>>,
     /// Pending and approved ones by digest, oldest first.
@@ -122,6 +127,8 @@ impl State {
             evidence: ByHash::default(),
             evidence_ends: BTreeSet::new(),
             evidence_agents: Tally::default(),
+            proofs: ByHash::default(),
+            proof_ends: BTreeSet::new(),
             ..self
         }
     }
@@ -185,6 +192,11 @@ impl State {
             .map_or((false, 0), |e| (e.keys.contains(jkt), e.keys.len()))
     }
 
+    /// Which exchange used this proof.
+    pub(crate) fn proof_used_by(&self, id: &Hash) -> Option<&str> {
+        self.proofs.get(id).map(|it| it.by.as_str())
+    }
+
     pub(crate) fn approval(&self, id: &str) -> Option<&Approval> {
         self.approvals.get(id).map(Arc::as_ref)
     }
@@ -246,11 +258,15 @@ impl State {
                 evidence,
                 also,
                 once,
+                proof,
                 under,
                 next,
                 ..
             } => {
                 self.issue(token);
+                if let Some(proof) = proof {
+                    self.use_proof(proof);
+                }
                 for piece in std::iter::once(evidence).chain(also).chain(once) {
                     self.shown_as_evidence(&token.agent, &token.jkt, piece);
                 }
@@ -348,6 +364,8 @@ impl State {
         self.evidence.clear();
         self.evidence_ends.clear();
         self.evidence_agents = Tally::default();
+        self.proofs.clear();
+        self.proof_ends.clear();
     }
 
     /// Forgets what is past its end. A held token stays: its end was checked on entry.
@@ -368,6 +386,13 @@ impl State {
             if let Some(gone) = self.evidence.remove(&id) {
                 self.evidence_agents.remove(&gone.agent);
             }
+        }
+        while let Some(&(end, id)) = self.proof_ends.first() {
+            if end > self.time_ms {
+                break;
+            }
+            self.proof_ends.pop_first();
+            self.proofs.remove(&id);
         }
     }
 }

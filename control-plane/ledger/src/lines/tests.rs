@@ -5,7 +5,7 @@ use crate::{
     event::{Answer, ApprovalUse, Restored, Subject, Superseded},
     model::{
         ActionRecord, AgentRecord, AgentState, ApprovalState, EvidenceOf, GrantKind, GrantTerms,
-        Hash, HexHash, PolicyFacts, RequestFacts, Scope, Stop, Target, TokenRecord, User,
+        Hash, HexHash, PolicyFacts, ProofUse, RequestFacts, Scope, Stop, Target, TokenRecord, User,
     },
 };
 
@@ -181,6 +181,11 @@ fn events(full: bool) -> Vec<Event> {
             },
             also: full.then_some(piece).into_iter().collect(),
             once: full.then_some(piece).into_iter().collect(),
+            proof: full.then(|| ProofUse {
+                id: hash,
+                by: TEXT.into(),
+                until_ms: 1,
+            }),
             under: full.then_some(HexHash(hash)),
             next: full.then(|| Box::new(token(user.clone()))),
             policy: policy(),

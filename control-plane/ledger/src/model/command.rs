@@ -1,7 +1,7 @@
 //! What callers want to change.
 
 use super::{
-    ActionRecord, AgentChange, Approval, Evidence, EvidenceOf, Hash, Millis, PolicyFacts,
+    ActionRecord, AgentChange, Approval, Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse,
     RequestFacts, Target, TokenRecord, User,
 };
 
@@ -22,6 +22,9 @@ pub enum Command {
         /// What may be shown once: an assertion (RFC 7523), an ID-JAG. Refused with
         /// [`Refused::Shown`] when one was.
         once: Vec<EvidenceOf>,
+        /// The proof that was shown. Refused with [`Refused::ProofUsed`] when another
+        /// exchange used it.
+        proof: Option<Box<ProofUse>>,
         /// The grant that it is got with, outstanding; a refresh token is spent by it.
         under: Option<Hash>,
         /// The refresh token that follows the one that was spent.

@@ -48,6 +48,9 @@ pub enum Refused {
     /// Something that may be shown once was shown before.
     #[error("it was shown before")]
     Shown,
+    /// The proof was used by another exchange.
+    #[error("the proof was used before")]
+    ProofUsed,
     /// No such grant, or it does not cover this, or has ended.
     #[error("there is no such grant, or it does not cover this")]
     NoGrant,

@@ -15,7 +15,7 @@ use crate::{
     event::{Entry, Event},
     model::{
         Approval, Command, Committed, EXPIRED_PER_ENTRY, Hash, HexHash, Limits, Millis,
-        OVERDUE_PER_ENTRY, Refused, Right,
+        OVERDUE_PER_ENTRY, ProofUse, Refused, Right,
     },
 };
 
@@ -30,6 +30,7 @@ pub(crate) struct Keys {
     /// Those of them that get grants.
     pub(crate) granted: BTreeSet<String>,
     pub(crate) evidence: BTreeSet<Hash>,
+    pub(crate) proofs: BTreeSet<Hash>,
     /// Agents that only show something, and get nothing for it.
     pub(crate) showing: BTreeSet<String>,
     pub(crate) tokens: BTreeSet<Hash>,
@@ -84,7 +85,9 @@ pub(crate) fn changes_rights(command: &Command) -> bool {
 pub(crate) fn is_storable(command: &Command) -> bool {
     let name = |text: &str| text.len() <= MAX_NAME && !text.contains('\0');
     match command {
-        Command::Issue { token, .. } => name(&token.agent),
+        Command::Issue { token, proof, .. } => {
+            name(&token.agent) && proof.as_ref().is_none_or(|proof| name(&proof.by))
+        }
         Command::Discover { agent } | Command::Present { agent, .. } => name(agent),
         Command::Allow {
             attempt, approval, ..
@@ -118,12 +121,14 @@ impl Keys {
                 evidence_id,
                 also,
                 once,
+                proof,
                 under,
                 next,
                 ..
             } => {
                 let further = also.iter().chain(once).map(|piece| piece.id);
                 self.evidence.extend(further);
+                self.proofs.extend(proof.iter().map(|proof| proof.id));
                 let made = next.iter().map(|next| next.token_hash);
                 let grants = token.lineage.iter().map(|HexHash(hash)| *hash);
                 self.tokens.extend(grants.chain(*under).chain(made));
@@ -236,6 +241,8 @@ pub(crate) struct Writes {
     pub(crate) counted: Vec<TokenRow>,
     pub(crate) uses: Vec<UseRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
+    /// Those that were used by this batch, and by none before.
+    pub(crate) proofs: Vec<ProofUse>,
     pub(crate) outstanding: Vec<(String, usize)>,
     pub(crate) approvals: Vec<Approval>,
     pub(crate) discovered: Vec<(String, Millis)>,
@@ -270,6 +277,7 @@ pub(crate) fn decide(
         .map(|row| (row.attempt.clone(), row.clone()))
         .collect();
     let limits = elsewhere.left(limits);
+    let proofs: HashSet<Hash> = rows.proofs.iter().map(|it| it.id).collect();
     let mut state = State::from_rows(rows);
     let (epoch, before) = (state.epoch, state.holds_changed);
     let mut touched = Touched::default();
@@ -300,6 +308,7 @@ pub(crate) fn decide(
     }
     let mut writes = touched.writes(&state, &tokens, &uses);
     writes.time_ms = now;
+    writes.proofs.retain(|it| !proofs.contains(&it.id));
     writes.holds_changed = state.holds_changed != before;
     writes.drafts = drafts;
     Decided { answers, writes }
@@ -311,6 +320,7 @@ struct Touched {
     tokens: BTreeSet<Hash>,
     outcomes: BTreeSet<String>,
     evidence: BTreeSet<Hash>,
+    proofs: BTreeMap<Hash, ProofUse>,
     agents: BTreeSet<String>,
     approvals: BTreeSet<String>,
     discovered: BTreeSet<String>,
@@ -329,12 +339,15 @@ impl Touched {
                 evidence,
                 also,
                 once,
+                proof,
                 under,
                 next,
                 ..
             } => {
                 let further = also.iter().chain(once).map(|piece| piece.id);
                 self.evidence.extend(further);
+                let used = proof.iter().map(|proof| (proof.id, proof.clone()));
+                self.proofs.extend(used);
                 let grants = token.lineage.iter().chain(under);
                 self.tokens.extend(grants.map(|HexHash(hash)| *hash));
                 self.tokens.extend(next.iter().map(|it| it.token_hash));
@@ -394,6 +407,8 @@ impl Touched {
         let mut writes = Writes {
             confirmed: self.confirmed,
             rights: self.rights,
+            // In the order of their ids, so that no two batches wait for each other.
+            proofs: self.proofs.into_values().collect(),
             ..Writes::default()
         };
         let mut uses = BTreeMap::new();

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, Hash, Millis, Right, Suspension},
+    model::{Approval, Hash, Millis, ProofUse, Right, Suspension},
 };
 
 /// Where connections are made to.
@@ -224,6 +224,8 @@ statements! {
     fn count_evidence(now: i64) -> i64;
     /// The same by agent; those that have none are left out.
     fn count_evidence_of(names: &[&str], now: i64) -> Vec<(String, i64)>;
+    /// Proofs that were used.
+    fn proofs(ids: &[Hash]) -> Vec<ProofUse>;
     /// Tokens that are held since before then, those held longest first.
     fn overdue(before: i64, most: i64) -> Vec<Hash>;
     /// Locks tokens.
@@ -261,6 +263,8 @@ statements! {
     fn count_uses(rows: &[TokenRow]) -> u64;
     /// Evidence as it is now.
     fn put_evidence(rows: &[EvidenceRow]) -> ();
+    /// Proofs that are used now: whoever comes second is refused all of it.
+    fn put_proofs(rows: &[ProofUse]) -> ();
     /// How many tokens agents have outstanding.
     fn put_outstanding(counts: &[(String, usize)]) -> ();
     /// An approval as it is now; its version.
@@ -355,6 +359,8 @@ statements! {
     fn sweep_uses(ended: i64, most: i64) -> u64;
     /// Of those that ended and await something, all but the newest `kept`.
     fn sweep_awaited(ended: i64, kept: i64, most: i64) -> ();
+    /// Proofs that would not be taken any more; how many went.
+    fn sweep_proofs(now: i64, most: i64) -> u64;
     /// Evidence that ended by then.
     fn sweep_evidence(now: i64, most: i64) -> ();
     /// Stops that ended by then.

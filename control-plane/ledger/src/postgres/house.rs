@@ -196,6 +196,12 @@ async fn sweep(conn: &mut Conn, time_ms: Millis) -> Result<bool, PostgresError> 
             break;
         }
     }
+    while conn.sweep_proofs(to_i64(time_ms), SWEPT).await? >= from_i64(SWEPT) {
+        if elapsed(begun) >= AT_A_TIME {
+            all = false;
+            break;
+        }
+    }
     let awaited = i64::try_from(OUTCOMES_AWAITED).unwrap_or(i64::MAX);
     conn.sweep_awaited(ended, awaited, SWEPT * 8).await?;
     conn.sweep_evidence(to_i64(time_ms), SWEPT).await?;

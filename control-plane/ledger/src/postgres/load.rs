@@ -96,6 +96,11 @@ pub(crate) async fn begin(
         return Ok(Loaded::Evidence);
     }
     let overdue = overdue(conn, keys).await?;
+    if !keys.proofs.is_empty() {
+        // Not locked: they never change, and of two that use one both can't write it.
+        let ids: Vec<Hash> = keys.proofs.iter().copied().collect();
+        rows.proofs = conn.proofs(&ids).await?;
+    }
     tokens(conn, keys, &overdue, &mut rows).await?;
     uses(conn, keys, &overdue, &mut rows).await?;
     if matches!(lane, Lane::Serial | Lane::Rights) {

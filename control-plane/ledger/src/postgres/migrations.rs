@@ -23,7 +23,12 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "rights",
             include_str!("../../migrations/0003_rights.sql"),
         ),
-        (4, "seen", include_str!("../../migrations/0004_seen.sql")),
+        (
+            4,
+            "proofs",
+            include_str!("../../migrations/0004_proofs.sql"),
+        ),
+        (5, "seen", include_str!("../../migrations/0005_seen.sql")),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

@@ -63,6 +63,11 @@ pub(crate) async fn save(
     if !writes.outstanding.is_empty() {
         conn.put_outstanding(&writes.outstanding).await?;
     }
+    // After all that is locked: of two batches that use one proof the second waits here,
+    // and is begun anew.
+    if !writes.proofs.is_empty() {
+        conn.put_proofs(&writes.proofs).await?;
+    }
     // Under the serial lane's lock, so that versions are committed in their order.
     let mut versions = Vec::with_capacity(writes.approvals.len());
     for approval in &writes.approvals {

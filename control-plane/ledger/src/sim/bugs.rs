@@ -43,6 +43,8 @@ bugs! {
     OneLifts: Stopped,
     /// What may be shown once is taken twice.
     OnceTwice: Once,
+    /// A proof is used by two exchanges.
+    ProofTwice: Once,
     // Grants.
     /// What was got with a grant that is stopped goes on.
     LineageUnchecked: Stopped,
@@ -173,9 +175,11 @@ bugs! {
     /// Tokens are read and not locked.
     TokensNotLocked: Token | Spend | Limit | Refusal | Deadlock,
     /// Tokens are read and not locked, and it is not asked how many a delete took.
-    SpendUnchecked: Spend | Token,
+    SpendUnchecked: Spend | Token | Deadlock,
     /// Agents' rows are read and not locked.
     AgentsNotLocked: Limit,
+    /// A proof that somebody used meanwhile is written over.
+    ProofOverwritten: Once,
     /// New evidence is brought side by side.
     EvidenceNotLocked: Limit,
     /// What humans decide is committed side by side.

@@ -3,8 +3,8 @@
 use crate::{
     model::{
         ActionRecord, AgentChange, AgentState, Approval, ApprovalState, Command, Committed,
-        Evidence, EvidenceOf, Hash, Millis, PolicyFacts, RESERVED_NOTE_KINDS, RequestFacts, Target,
-        TokenRecord,
+        Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse, RESERVED_NOTE_KINDS,
+        RequestFacts, Target, TokenRecord,
     },
     sim::{asking as grants, history::Brief, rng::Rng},
 };
@@ -344,6 +344,7 @@ impl Callers {
             evidence_expires_ms: now + 1_000_000_000,
             also: Vec::new(),
             once: self.once(now),
+            proof: self.proof(now),
             under,
             next,
             policy: self.policy(),
@@ -356,6 +357,22 @@ impl Callers {
             return Vec::new();
         }
         vec![self.piece(now)]
+    }
+
+    /// The same for what is asked about at one time, by one of two exchanges. It takes no
+    /// turn of the dice, so that what comes after is what it would be without.
+    fn proof(&self, now: Millis) -> Option<Box<ProofUse>> {
+        let dice = hash(&format!("proof {}", self.names));
+        if dice[0] > 50 {
+            return None;
+        }
+        let mut id = [8; 32];
+        id[..8].copy_from_slice(&(self.names / 16).to_be_bytes());
+        Some(Box::new(ProofUse {
+            id,
+            by: format!("exchange {}", dice[1] % 2),
+            until_ms: now + 1_000_000_000,
+        }))
     }
 
     fn piece(&mut self, now: Millis) -> EvidenceOf {

@@ -23,6 +23,8 @@ pub(crate) struct Judge {
     tokens: HashMap<String, Token>,
     approvals: HashMap<String, (String, u64)>,
     once: HashSet<String>,
+    /// Which exchange used a proof.
+    proofs: HashMap<String, String>,
 }
 
 fn text<'a>(body: &'a Value, at: &str) -> &'a str {
@@ -39,6 +41,7 @@ impl Judge {
         match kind {
             "epoch" => {
                 self.once.clear();
+                self.proofs.clear();
                 Ok(())
             }
             "stop" => {
@@ -65,6 +68,7 @@ impl Judge {
                 for piece in body["once"].as_array().into_iter().flatten() {
                     self.once(piece)?;
                 }
+                self.proof(&body["proof"])?;
                 // A grant that is stopped brings nothing either.
                 self.token(kind, text(body, "/under"))?;
                 self.token(kind, &hash)
@@ -96,6 +100,21 @@ impl Judge {
             return Ok(());
         }
         Err(Broken(Invariant::Once, format!("{id} is taken twice")))
+    }
+
+    /// A proof is one exchange's, for as long as it would be taken.
+    fn proof(&mut self, proof: &Value) -> Result<(), Broken> {
+        if proof.is_null() {
+            return Ok(());
+        }
+        let (id, by) = (text(proof, "/id"), text(proof, "/by"));
+        let first = self.proofs.entry(id.to_owned());
+        let first = first.or_insert_with(|| by.to_owned());
+        if first == by {
+            return Ok(());
+        }
+        let what = format!("proof {id} is used by {first} and by {by}");
+        Err(Broken(Invariant::Once, what))
     }
 
     fn issued(&mut self, token: &Value) {

@@ -14,6 +14,7 @@ on_both_stores! {
     approvals_end,
     limits_hold,
     what_may_be_shown_once_is_used_up_by_whatever_it_was_shown_for,
+    a_proof_is_one_exchanges_and_brings_it_all_of_its_tokens,
     what_agents_stop_leaves_room_for_what_people_stop,
     what_is_long_is_cut_but_recorded,
     what_cannot_be_recorded_is_refused,
@@ -598,6 +599,40 @@ async fn what_may_be_shown_once_is_used_up_by_whatever_it_was_shown_for(rig: Rig
     // Three by now: the token's own, and these two.
     let most = Refused::Limit("evidence per agent");
     assert_eq!(ledger.commit(present(4)).await, Err(most));
+}
+
+async fn a_proof_is_one_exchanges_and_brings_it_all_of_its_tokens(rig: Rig) {
+    let ledger = rig.open().await;
+    let by = |name: &str, by: &str| proven(issue(token(name)), [1; 32], by);
+    ledger.commit(by("a", "x")).await.unwrap();
+    ledger.commit(by("b", "x")).await.unwrap();
+    assert_eq!(ledger.commit(by("c", "y")).await, Err(Refused::ProofUsed));
+    assert!(ledger.token(&hash("c")).await.unwrap().is_none());
+    // Together, as a batch is written.
+    let other = |name: &str, by: &str| proven(issue(token(name)), [2; 32], by);
+    let (one, two, three) = tokio::join!(
+        ledger.commit(other("d", "x")),
+        ledger.commit(other("e", "x")),
+        ledger.commit(other("f", "x"))
+    );
+    assert!(one.is_ok() && two.is_ok() && three.is_ok());
+    // Nothing else is refused for it, and what was refused used up nothing.
+    let stale = |by: &str| {
+        let stale = TokenRecord {
+            expires_ms: START,
+            ..token("g")
+        };
+        proven(issue(stale), [3; 32], by)
+    };
+    assert_eq!(ledger.commit(stale("x")).await, Err(Refused::TokenExpired));
+    ledger
+        .commit(proven(issue(token("h")), [3; 32], "y"))
+        .await
+        .unwrap();
+    // As long as it would be taken.
+    rig.clock.set(START + PROVEN_MS - 1);
+    assert_eq!(ledger.commit(by("i", "z")).await, Err(Refused::ProofUsed));
+    assert!(rig.verify(None).await.whole);
 }
 
 async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {

@@ -15,6 +15,21 @@ pub const START: Millis = 1_790_000_000_000;
 pub const AGENT: &str = "spiffe://writ.example/agent/demo";
 pub const SEGMENT: usize = 64 * 1024;
 
+/// Less than a token lives.
+pub const PROVEN_MS: Millis = 20_000;
+
+/// The command with a proof that is used by this exchange, for a while.
+pub fn proven(mut command: Command, id: Hash, by: &str) -> Command {
+    if let Command::Issue { proof, .. } = &mut command {
+        *proof = Some(Box::new(ProofUse {
+            id,
+            by: by.to_owned(),
+            until_ms: START + PROVEN_MS,
+        }));
+    }
+    command
+}
+
 /// A clock that tests set.
 #[derive(Clone)]
 pub struct TestClock(Arc<AtomicU64>);
@@ -80,6 +95,7 @@ pub fn issue(token: TokenRecord) -> Command {
         evidence_expires_ms: START + 3_600_000,
         also: Vec::new(),
         once: Vec::new(),
+        proof: None,
         under: None,
         next: None,
         policy: policy(),

@@ -8,7 +8,8 @@ use super::{
     tokens::{Holding, Known, Spent},
 };
 use crate::model::{
-    Approval, ApprovalState, Hash, Millis, Rights, SpentRecord, Suspension, TokenRecord, TokenState,
+    Approval, ApprovalState, Hash, Millis, ProofUse, Rights, SpentRecord, Suspension, TokenRecord,
+    TokenState,
 };
 
 /// A token that can still be spent.
@@ -55,6 +56,7 @@ pub(crate) struct Rows {
     pub(crate) tokens: Vec<TokenRow>,
     pub(crate) uses: Vec<UseRow>,
     pub(crate) evidence: Vec<EvidenceRow>,
+    pub(crate) proofs: Vec<ProofUse>,
     /// Those of one digest in the order of their opening.
     pub(crate) approvals: Vec<Approval>,
     pub(crate) discovered: Vec<(String, Millis)>,
@@ -127,6 +129,9 @@ impl State {
             };
             state.evidence_agents.add(&keys.agent);
             state.evidence.insert(row.id, keys);
+        }
+        for proof in &rows.proofs {
+            state.use_proof(proof);
         }
         for (agent, count) in rows.evidence_of {
             state.evidence_agents.set(&agent, count);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{Counts, EVIDENCE_LINGER_MS, EvidenceKeys, State};
 use crate::model::{
-    EvidenceOf, FirstUse, GrantKind, Hash, HexHash, Millis, OUTCOMES_AWAITED, SpentRecord,
-    TokenRecord, TokenState,
+    EvidenceOf, FirstUse, GrantKind, Hash, HexHash, Millis, OUTCOMES_AWAITED, ProofUse,
+    SpentRecord, TokenRecord, TokenState,
 };
 
 /// A token as long as it is remembered.
@@ -171,6 +171,14 @@ impl State {
             keys.keys.insert(jkt.to_owned());
         }
         self.evidence_ends.insert((keys.until_ms, evidence.id));
+    }
+
+    pub(super) fn use_proof(&mut self, proof: &ProofUse) {
+        if self.is_shown || self.proofs.contains_key(&proof.id) {
+            return;
+        }
+        self.proof_ends.insert((proof.until_ms, proof.id));
+        self.proofs.insert(proof.id, proof.clone());
     }
 
     fn count(&mut self, agent: &str, change: impl FnOnce(&mut Counts)) {

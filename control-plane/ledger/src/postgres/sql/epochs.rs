@@ -20,7 +20,7 @@ const LOCKS: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
      SELECT pg_advisory_xact_lock(1465010516, 2); SELECT pg_advisory_xact_lock(1465010516, 1); \
      LOCK TABLE meta IN ACCESS EXCLUSIVE MODE; \
      LOCK TABLE agents IN EXCLUSIVE MODE; \
-     LOCK TABLE evidence, tokens, uses IN ACCESS EXCLUSIVE MODE; \
+     LOCK TABLE evidence, tokens, uses, proofs IN ACCESS EXCLUSIVE MODE; \
      SELECT fence FROM sequencer FOR UPDATE; LOCK TABLE groups IN EXCLUSIVE MODE";
 
 pub(crate) async fn lock_all(conn: &mut PgConnection) -> Done<()> {
@@ -62,7 +62,7 @@ pub(crate) async fn put_epoch(
 
 pub(crate) async fn forget(conn: &mut PgConnection) -> Done<()> {
     raw_sql(
-        "TRUNCATE evidence, tokens, uses; UPDATE agents SET outstanding = 0 WHERE outstanding <> 0",
+        "TRUNCATE evidence, tokens, uses, proofs; UPDATE agents SET outstanding = 0 WHERE outstanding <> 0",
     )
     .execute(conn)
     .await?;

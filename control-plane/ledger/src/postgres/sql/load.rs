@@ -5,7 +5,7 @@ use sqlx::{PgConnection, Row as _, postgres::PgRow, raw_sql};
 use super::Done;
 use crate::{
     embedded::state::partial::{EvidenceRow, Held, TokenRow, UseRow},
-    model::{Approval, Hash, SpentRecord},
+    model::{Approval, Hash, ProofUse, SpentRecord},
     postgres::{
         PostgresError,
         database::Began,
@@ -113,6 +113,20 @@ pub(crate) async fn lock_evidence(conn: &mut PgConnection, ids: &[Hash]) -> Done
         });
     }
     Ok(rows)
+}
+
+pub(crate) async fn proofs(conn: &mut PgConnection, ids: &[Hash]) -> Done<Vec<ProofUse>> {
+    let found: Vec<(Hash, String, i64)> =
+        sqlx::query_as("SELECT id, used_by, until_ms FROM proofs WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(conn)
+            .await?;
+    let row = |(id, by, until_ms)| ProofUse {
+        id,
+        by,
+        until_ms: from_i64(until_ms),
+    };
+    Ok(found.into_iter().map(row).collect())
 }
 
 pub(crate) async fn count_evidence(conn: &mut PgConnection, now: i64) -> Done<i64> {

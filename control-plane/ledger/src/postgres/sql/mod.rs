@@ -25,19 +25,19 @@ pub(super) use self::{
     load::{
         approvals, begin, begin_plain, count_discovered, count_evidence, count_evidence_of,
         count_held, count_open, count_outstanding, counts_of, discovered, lock_agents,
-        lock_evidence, lock_tokens, lock_uses, overdue, tokens_now, uses, uses_now,
+        lock_evidence, lock_tokens, lock_uses, overdue, proofs, tokens_now, uses, uses_now,
     },
     news::{
         approvals_since, discovered_since, entries_of, groups_from, last_time, listed, log_len,
-        log_of, newest, rights_since, sweep_approvals, sweep_awaited, sweep_evidence, sweep_rights,
-        sweep_tokens, sweep_uses,
+        log_of, newest, rights_since, sweep_approvals, sweep_awaited, sweep_evidence, sweep_proofs,
+        sweep_rights, sweep_tokens, sweep_uses,
     },
     places::{
         drafts, is_waiting, lease, lock_head, lock_head_of, put_head, put_places, release, waiting,
     },
     save::{
         add_agents, barrier, confirm, count_uses, find_group, hold, issue, notify, put_approval,
-        put_discovered, put_evidence, put_outstanding, put_right, spend,
+        put_discovered, put_evidence, put_outstanding, put_proofs, put_right, spend,
     },
     seen::{keep_seen, seen_since},
 };

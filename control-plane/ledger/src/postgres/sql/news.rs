@@ -147,6 +147,18 @@ pub(crate) async fn sweep_awaited(
     Ok(())
 }
 
+pub(crate) async fn sweep_proofs(conn: &mut PgConnection, now: i64, most: i64) -> Done<u64> {
+    let done = sqlx::query(
+        "DELETE FROM proofs WHERE id IN (SELECT id FROM proofs WHERE until_ms <= $1 \
+           LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(now)
+    .bind(most)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 pub(crate) async fn sweep_evidence(conn: &mut PgConnection, now: i64, most: i64) -> Done<()> {
     sqlx::query(
         "DELETE FROM evidence WHERE id IN (SELECT id FROM evidence WHERE until_ms <= $1 \

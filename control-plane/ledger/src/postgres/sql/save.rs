@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::Done;
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis, Right},
+    model::{Approval, ApprovalState, Hash, Millis, ProofUse, Right},
     postgres::{
         PostgresError,
         batch::Writes,
@@ -207,6 +207,22 @@ pub(crate) async fn put_evidence(conn: &mut PgConnection, rows: &[EvidenceRow]) 
     .bind(&ids)
     .bind(&agents)
     .bind(&keys)
+    .bind(&until)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+pub(crate) async fn put_proofs(conn: &mut PgConnection, rows: &[ProofUse]) -> Done<()> {
+    let ids: Vec<Hash> = rows.iter().map(|proof| proof.id).collect();
+    let by: Vec<&str> = rows.iter().map(|proof| proof.by.as_str()).collect();
+    let until: Vec<i64> = rows.iter().map(|proof| to_i64(proof.until_ms)).collect();
+    sqlx::query(
+        "INSERT INTO proofs (id, used_by, until_ms) \
+         SELECT * FROM unnest($1::bytea[], $2::text[], $3::int8[]) n (id) ORDER BY n.id",
+    )
+    .bind(&ids)
+    .bind(&by)
     .bind(&until)
     .execute(conn)
     .await?;

@@ -27,6 +27,7 @@ pub(crate) enum T {
     Tokens,
     Uses,
     Evidence,
+    Proofs,
     Approvals,
     Discovered,
     Rights,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, Hash, Millis},
+    model::{Approval, Hash, Millis, ProofUse},
     postgres::{
         database::{Began, Settings},
         ground::Ground,
@@ -220,6 +220,12 @@ impl Conn {
             (live > 0).then(|| ((*name).to_owned(), live))
         };
         self.told(Ok(names.iter().filter_map(of).collect())).await
+    }
+
+    pub(crate) async fn proofs(&mut self, ids: &[Hash]) -> Done<Vec<ProofUse>> {
+        let seen = self.ask(&[(T::Proofs, READ)]).await?;
+        let there = ids.iter().filter_map(|id| seen.proofs.get(id).cloned());
+        self.told(Ok(there.collect())).await
     }
 
     pub(crate) async fn overdue(&mut self, before: i64, most: i64) -> Done<Vec<Hash>> {

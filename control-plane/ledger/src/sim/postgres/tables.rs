@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, Hash, Millis, Right, Suspension},
+    model::{Approval, Hash, Millis, ProofUse, Right, Suspension},
     postgres::{draft::Draft, ground::Place, save::GroupToken, sequencer::Head},
 };
 
@@ -63,6 +63,7 @@ pub(crate) struct Tables {
     pub(crate) tokens: Table<Hash, TokenRow>,
     pub(crate) uses: Table<Hash, UseRow>,
     pub(crate) evidence: Table<Hash, EvidenceRow>,
+    pub(crate) proofs: Table<Hash, ProofUse>,
     pub(crate) approvals: Table<String, ApprovalRow>,
     pub(crate) discovered: Table<String, (Millis, i64)>,
     pub(crate) rights: Table<String, (Right, i64)>,
@@ -83,6 +84,7 @@ pub(crate) enum Change {
     Token(Hash, Option<TokenRow>),
     Use(Hash, Option<UseRow>),
     Evidence(Hash, Option<EvidenceRow>),
+    Proof(Hash, Option<ProofUse>),
     Approval(String, Option<ApprovalRow>),
     Discovered(String, Millis, i64),
     Right(Right, i64),
@@ -136,6 +138,7 @@ impl Tables {
             Change::Token(hash, row) => put(&mut self.tokens, hash, row.as_ref()),
             Change::Use(hash, row) => put(&mut self.uses, hash, row.as_ref()),
             Change::Evidence(id, row) => put(&mut self.evidence, id, row.as_ref()),
+            Change::Proof(id, row) => put(&mut self.proofs, id, row.as_ref()),
             Change::Approval(id, row) => put(&mut self.approvals, id, row.as_ref()),
             Change::Discovered(agent, at, version) => {
                 put(&mut self.discovered, agent, Some(&(*at, *version)));
@@ -170,6 +173,7 @@ impl Tables {
                 self.tokens = Arc::default();
                 self.uses = Arc::default();
                 self.evidence = Arc::default();
+                self.proofs = Arc::default();
             }
             Change::Barrier(id) => {
                 *Arc::make_mut(&mut self.barriers).entry(*id).or_default() += 1;

@@ -2,7 +2,7 @@
 
 use crate::{
     embedded::state::partial::{EvidenceRow, TokenRow, UseRow},
-    model::{Approval, ApprovalState, Hash, Millis, Right},
+    model::{Approval, ApprovalState, Hash, Millis, ProofUse, Right},
     postgres::{
         batch::Writes,
         database::Spent,
@@ -168,6 +168,22 @@ impl Conn {
                 return self.told(Err(code)).await;
             }
             self.change(Change::Evidence(row.id, Some(row.clone())));
+        }
+        self.told(Ok(())).await
+    }
+
+    pub(crate) async fn put_proofs(&mut self, rows: &[ProofUse]) -> Done<()> {
+        self.ask(&[(T::Proofs, WRITE)]).await?;
+        for id in in_order(self, rows.iter().map(|row| row.id)) {
+            let locked = self.acquire_row(T::Proofs, Key::Hash(id)).await;
+            if let Err(code) = locked {
+                return self.told(Err(code)).await;
+            }
+            if self.view().proofs.contains_key(&id) && !planted!(ProofOverwritten) {
+                return self.told(Err(Code("23505"))).await;
+            }
+            let row = rows.iter().find(|row| row.id == id);
+            self.change(Change::Proof(id, row.cloned()));
         }
         self.told(Ok(())).await
     }
@@ -352,6 +368,22 @@ impl Conn {
             }
         }
         self.told(Ok(())).await
+    }
+
+    pub(crate) async fn sweep_proofs(&mut self, now: i64, _: i64) -> Done<u64> {
+        let seen = self.ask(&[(T::Proofs, WRITE)]).await?;
+        let over = |row: &ProofUse| to_i64(row.until_ms) <= now;
+        let rows = seen.proofs.iter().filter(|(_, row)| over(row));
+        let keys: Vec<Hash> = rows.map(|(id, _)| *id).collect();
+        for id in keys {
+            if self.skips(T::Proofs, Key::Hash(id)) {
+                continue;
+            }
+            if self.view().proofs.get(&id).is_some_and(over) {
+                self.change(Change::Proof(id, None));
+            }
+        }
+        self.told(Ok(0)).await
     }
 
     pub(crate) async fn sweep_rights(&mut self, now: i64, _: i64) -> Done<()> {

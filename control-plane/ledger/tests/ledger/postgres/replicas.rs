@@ -158,6 +158,59 @@ async fn limits_hold_over_replicas() {
     assert_eq!(race(&discover, 20).await, 4);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_replicas_one_uses_each_proof() {
+    // E06.
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let replicas = [rig.open().await, rig.open().await];
+    let mut waiting = Vec::new();
+    for n in 0..50_u8 {
+        for (at, ledger) in replicas.iter().enumerate() {
+            let ledger = ledger.clone();
+            // One key may be several agents', which lock nothing in common.
+            let agent = format!("spiffe://writ.example/agent/{at}");
+            let name = format!("{n}-{at}");
+            let token = TokenRecord {
+                agent,
+                ..token(&name)
+            };
+            let command = proven(issue(token), [n; 32], &name);
+            waiting.push((n, tokio::spawn(async move { ledger.commit(command).await })));
+        }
+    }
+    let mut used = [0; 50];
+    for (n, answer) in waiting {
+        match answer.await.unwrap() {
+            Ok(_) => used[usize::from(n)] += 1,
+            Err(refused) => assert_eq!(refused, Refused::ProofUsed, "{n}"),
+        }
+    }
+    assert_eq!(used, [1; 50]);
+    assert!(rig.verify(None).await.whole);
+    // An epoch forgets them; the exchange takes no proof from before it.
+    let rows = "SELECT count(*) FROM proofs";
+    let mut conn = database(&rig).connect().await;
+    let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut conn).await.unwrap();
+    assert_eq!(count, 50);
+    // What is past its end is swept.
+    rig.clock.set(START + PROVEN_MS);
+    for ledger in &replicas {
+        ledger.commit(issue(token("later"))).await.ok();
+    }
+    let begun = Instant::now();
+    while sqlx::query_scalar::<_, i64>(rows)
+        .fetch_one(&mut conn)
+        .await
+        .unwrap()
+        > 0
+    {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is not swept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn wait(mut until: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !until() {
