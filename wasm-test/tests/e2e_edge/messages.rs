@@ -34,6 +34,7 @@ async fn start() -> Rig {
         policy: Some(policy),
         hold_s: 3,
         token_lifetime_s: 200,
+        extra_config: "[edge]\nmetadata = true\n".to_owned(),
         ..Options::default()
     })
     .await
@@ -232,6 +233,56 @@ async fn policy_knows_method_name_and_skill_at_the_exchange_and_at_the_request()
     let answer = post(&rig, READ, &skill, message.to_string().as_bytes()).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(rig.arrived(), before + 2);
+
+    // From the command line.
+    let run = |arguments: &[&str]| {
+        let output = rig.system.writ().args(arguments).output().unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (said, String::from_utf8(output.stderr).unwrap())
+    };
+    let details = bound.to_string();
+    let (said, _) = run(&["token", "--json", "--details", &details]);
+    assert_eq!(said["authorization_details"], json!([bound]), "{said}");
+    let shown = said["access_token"].as_str().unwrap();
+    let proof = said["proof"].as_str().unwrap();
+    let sent = wasm_test::client::Call {
+        method: "POST",
+        path: MCP,
+        token: Some(shown),
+        proof: Some(proof),
+        headers: &[("content-type", JSON)],
+        body: body.clone(),
+    };
+    let answer = rig.agent.send(sent).await;
+    // Its key is the command line's own, and so is its proof.
+    assert_eq!(answer.unwrap().status, 200);
+    let text = String::from_utf8(body).unwrap();
+    let url = rig.agent.url(MCP);
+    let (said, _) = run(&["call", "--json", "--details", &details, "-d", &text, &url]);
+    assert_eq!(said["status"], 200, "{said}");
+    let other = text.replace("bob", "eve");
+    let (said, _) = run(&["call", "--json", "--details", &details, "-d", &other, &url]);
+    assert_eq!(said["reason"], "body_mismatch", "{said}");
+    for (wrong, word) in [
+        ("{", "no JSON"),
+        ("[]", "one element"),
+        ("@/nowhere", "can't be read"),
+    ] {
+        let (_, said) = run(&["token", "--details", wrong]);
+        assert!(said.contains(word), "{wrong}: {said}");
+    }
+    let (_, said) = run(&["token", "--details", &details, &url]);
+    assert!(said.contains("cannot be used with"), "{said}");
+    assert_eq!(rig.arrived(), before + 4);
+
+    // The resource's own metadata has the types (RFC 9728).
+    let at = rig.agent.url("/.well-known/oauth-protected-resource");
+    let metadata: Value = reqwest::get(&at).await.unwrap().json().await.unwrap();
+    assert_eq!(
+        metadata["authorization_details_types_supported"],
+        json!(["http_request", "mcp_request", "a2a_request"]),
+        "{metadata}"
+    );
 
     // Where bodies are not read no token can hold a request to a message.
     let answer = exchange(&rig, &tool(&rig, "/echo/else", "add")).await;

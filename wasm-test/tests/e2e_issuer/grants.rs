@@ -16,7 +16,7 @@ pub const CHILD: &str = "spiffe://writ.example/agent/child";
 const GRANDCHILD: &str = "spiffe://writ.example/agent/grandchild";
 const STRANGER: &str = "spiffe://writ.example/agent/stranger";
 
-const AGENTS: &str = r#"
+pub const AGENTS: &str = r#"
 [[agent]]
 spiffe_id = "spiffe://writ.example/agent/demo"
 owner = "platform@example.com"
@@ -94,7 +94,7 @@ fn element(bench: &Bench, over: &Value) -> Value {
 }
 
 /// Whoever has this evidence passes on what the element says, with members laid over.
-fn delegating(bench: &Bench, evidence: &str, over: &Value) -> Attempt {
+pub fn delegating(bench: &Bench, evidence: &str, over: &Value) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.set("subject_token", evidence.to_owned());
     attempt.set("requested_token_type", DELEGATION.to_owned());
@@ -104,7 +104,7 @@ fn delegating(bench: &Bench, evidence: &str, over: &Value) -> Attempt {
 }
 
 /// The agent acts by this delegation.
-fn by(bench: &Bench, delegation: &str, agent: &str, path: &str) -> Attempt {
+pub fn by(bench: &Bench, delegation: &str, agent: &str, path: &str) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.set("subject_token", delegation.to_owned());
     attempt.set("subject_token_type", DELEGATION.to_owned());

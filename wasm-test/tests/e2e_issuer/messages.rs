@@ -1,10 +1,15 @@
 //! Elements for one message of MCP's or A2A's at the token endpoint.
 
 use serde_json::{Value, json};
+use wasm_test::ports;
+use wasm_test::system::{AGENT, Options, System};
 
-use crate::evidence::decoded;
+use crate::evidence::{Authority, decoded};
+use crate::grants::{AGENTS, CHILD, by, delegating, token_of};
 use crate::judging::{Attempt, Bench, issued, no, refused};
 use crate::plane::Prepared;
+use crate::programs::{ask, clients};
+use crate::sessions::{batch, for_session};
 
 const POLICY: &str = r#"
 @id("post")
@@ -16,8 +21,8 @@ when { context has mcp && context.mcp has name && context.mcp.name == "drop" };
 "#;
 
 async fn start() -> Bench {
-    let prepared = Prepared::new().with(
-        r#"
+    let prepared = Prepared::new().with(&format!(
+        r#"{AGENTS}
 [[edge.route]]
 name = "files"
 path_prefix = "/files"
@@ -28,7 +33,7 @@ path_prefix = "/mcp"
 upstream = "127.0.0.1:9"
 body = "read"
 "#,
-    );
+    ));
     prepared.write_policy(POLICY);
     Bench::over(prepared.start().await)
 }
@@ -217,4 +222,107 @@ async fn what_is_not_one_message_is_refused_and_said() {
         &answer,
         no("access_denied", "policy_denied"),
     );
+}
+
+/// Several in a batch, and by a delegation: who may pass on a POST may pass on a message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_take_them_and_delegations_cover_them_as_posts() {
+    let bench = start().await;
+    let session = token_of(&issued("a session", &bench.send(for_session(&bench)).await));
+    let (add, drop) = (
+        tool(&bench, json!({})),
+        tool(&bench, json!({"name": "drop"})),
+    );
+    let nameless = tool(&bench, json!({"name": null}));
+    let elements = json!([add, drop, nameless]);
+    let answer = batch(&bench, &session, elements, &bench.key).await;
+    let body = answer.json();
+    let each = &body["capabilities"];
+    let (_, claims) = decoded(each[0]["access_token"].as_str().unwrap());
+    assert_eq!(claims["authorization_details"], json!([add]));
+    assert_eq!(each[1]["reason"], "policy_denied");
+    assert_eq!(each[2]["error"], "invalid_authorization_details");
+
+    for (actions, location, covered) in [
+        ("POST", "/mcp", true),
+        ("POST", "/mcp/*", false),
+        ("GET", "/mcp", false),
+        ("POST", "/mcp2", false),
+    ] {
+        let over =
+            json!({"actions": [actions], "locations": [bench.url(location)], "delegate": CHILD});
+        let made = bench.send(delegating(&bench, &bench.svid(), &over)).await;
+        let delegation = token_of(&issued(location, &made));
+        let mut attempt = by(&bench, &delegation, CHILD, "/mcp");
+        attempt.set("authorization_details", json!([add]).to_string());
+        let answer = bench.send(attempt).await;
+        if covered {
+            issued("by the child", &answer);
+        } else {
+            let no = no("invalid_authorization_details", "action_mismatch");
+            refused(location, &answer, no);
+        }
+    }
+}
+
+/// MCP's own SDK as server and client, with a real Envoy between them: each message that the
+/// client sends has a token of its own, and no other message passes by it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mcp_sdk_calls_a_tool_with_a_token_for_that_call() {
+    let Some(clients) = clients() else { return };
+    let port = ports::free(None).unwrap().upstream;
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("mcp.cedar");
+    std::fs::write(
+        &policy,
+        r#"
+@id("read-files")
+permit (principal is Writ::Agent, action == Writ::Action::"GET", resource)
+when { resource.path like "/files/*" || resource.path == "/mcp" };
+@id("messages")
+permit (principal is Writ::Agent, action == Writ::Action::"POST", resource)
+when { resource.path == "/mcp" && context has mcp };
+"#,
+    )
+    .unwrap();
+    let system = System::for_test(Options {
+        routes: format!(
+            "\n[[edge.route]]\nname = \"mcp\"\npath_prefix = \"/mcp\"\nupstream = \"127.0.0.1:{port}\"\nbody = \"read\"\n"
+        ),
+        policy: Some(policy),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
+    let authority = Authority::of(&system.data_dir());
+    let svid = authority.svid(AGENT, &system.issuer(), &json!({}));
+    let given = json!({
+        "issuer": system.issuer(), "resource": system.proxy_url(), "agent": AGENT,
+        "svid": svid, "url": format!("{}/mcp", system.proxy_url()), "port": port,
+    });
+    let seen = ask(clients.node("mcp.mjs"), given).await;
+    assert_eq!(seen["tools"], json!(["add", "subtract"]), "{seen}");
+    assert_eq!(seen["sum"], "3", "{seen}");
+    assert_eq!(seen["called"], json!([["add", 1, 2]]), "{seen}");
+    let sent = seen["sent"].as_array().unwrap();
+    for method in [
+        "initialize",
+        "notifications/initialized",
+        "tools/list",
+        "tools/call",
+    ] {
+        assert!(
+            sent.contains(&json!(["mcp_request", method])),
+            "{method}: {seen}"
+        );
+    }
+    for (what, reason) in [
+        ("tool", "action_mismatch"),
+        ("arguments", "body_mismatch"),
+        ("again", "token_spent"),
+    ] {
+        let said = seen["refusals"][what].as_str().unwrap();
+        assert!(said.contains(reason), "{what}: {said}");
+    }
+    system.stop().await;
 }

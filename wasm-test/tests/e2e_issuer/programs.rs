@@ -21,6 +21,7 @@ const SCRIPTS: &[&str] = &[
     "user.py",
     "oauth.mjs",
     "client.mjs",
+    "mcp.mjs",
     "dpop.mjs",
     "issuer.mjs",
     "agents.mjs",

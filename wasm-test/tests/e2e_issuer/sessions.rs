@@ -108,7 +108,7 @@ async fn a_session_stands_in_for_evidence_under_its_key_and_grants_nothing() {
     );
 }
 
-async fn batch(bench: &Bench, session: &str, elements: Value, key: &DpopKey) -> Answer {
+pub async fn batch(bench: &Bench, session: &str, elements: Value, key: &DpopKey) -> Answer {
     let url = format!("{}/api/v1/capabilities", bench.plane.issuer());
     let request = reqwest::Client::new()
         .post(&url)

@@ -52,3 +52,25 @@ pub struct BodyRecord {
     /// Its `content-encoding`, as it was sent; empty without one.
     pub content_encoding: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::ActionRecord;
+
+    /// Journals of before have nothing of messages, and what has nothing of them is
+    /// written as it was.
+    #[test]
+    fn what_was_written_before_is_read_and_written_as_it_was() {
+        for text in [
+            r#"{"type":"http_request","method":"GET","location":"https://a.example/"}"#,
+            r#"{"type":"http_request","method":"PUT","location":"https://a.example/","content_digest":"x"}"#,
+            r#"{"type":"mcp_request","method":"tools/call","location":"https://a.example/mcp","name":"add","arguments_digest":"x"}"#,
+            r#"{"type":"a2a_request","method":"SendMessage","location":"https://a.example/a2a","skill":"translate"}"#,
+        ] {
+            let action: ActionRecord = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&action).unwrap(), text);
+        }
+        let more = r#"{"type":"x","method":"x","location":"x","narrower":"x"}"#;
+        assert!(serde_json::from_str::<ActionRecord>(more).is_err());
+    }
+}
