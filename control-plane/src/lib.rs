@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod refusals;
 pub mod rights;
+mod seen;
 pub mod serve;
 pub mod sidecar;
 pub mod state;

@@ -7,6 +7,7 @@ use crate::fleet::Fleet;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
+use crate::seen::Seen;
 use crate::warnings::Warnings;
 use capability::action::Action;
 use capability::rpc::{Call, Protocol};
@@ -54,6 +55,8 @@ pub struct Core {
     pub clients: crate::clients::Clients,
     /// Refusals that are counted instead of written.
     pub refusals: Refusals,
+    /// When agents were last seen.
+    pub seen: Seen,
     /// Bodies that humans are asked about.
     pub bodies: crate::approval::Bodies,
     /// What filters do under the modules that they run.
@@ -99,6 +102,11 @@ impl Core {
     pub fn once_from_ms(&self) -> u64 {
         let began_ms = self.ledger.epoch_since().unwrap_or_default();
         began_ms.max(self.assertions_from_ms)
+    }
+
+    /// This agent has authenticated just now, whatever comes of it.
+    pub fn saw(&self, agent: &str) {
+        self.seen.saw(agent, self.now(), || self.ledger.rights());
     }
 
     /// The first second whose proofs are remembered when they are used: by this process, and

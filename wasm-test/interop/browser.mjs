@@ -107,7 +107,7 @@ try {
   await press("Deny");
   await page.locator("article[data-status=denied]").waitFor(patience);
 
-  for (const path of ["/", "/audit", "/proxies", "/approvals", "/login"]) {
+  for (const path of ["/", "/audit", "/proxies", "/approvals", "/agents", "/login"]) {
     await page.goto(`${given.ui}${path}`);
     await fits();
   }

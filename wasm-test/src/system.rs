@@ -91,6 +91,8 @@ pub struct Options {
     pub own_listener: bool,
     /// The filter's module; `None` is the one that the environment names.
     pub module: Option<PathBuf>,
+    /// More arguments for Envoy.
+    pub envoy_args: Vec<String>,
     /// Whether the upstream keeps a log.
     pub upstream_log: bool,
     /// Whether the state directory stays when the system has stopped.
@@ -121,6 +123,7 @@ impl Default for Options {
             unguarded: false,
             own_listener: false,
             module: None,
+            envoy_args: Vec::new(),
             upstream_log: true,
             keep: false,
         }

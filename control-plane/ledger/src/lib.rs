@@ -396,6 +396,24 @@ impl Ledger {
         }
     }
 
+    /// Keeps when agents were last seen, the later time of each, and gives what is kept of
+    /// all that were seen at `since` or later, in milliseconds; by other replicas too. It
+    /// stands beside the log: no decision reads it, and it can be lost.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the store does not take it now; files take it once
+    /// listings are open.
+    pub async fn trade_seen(
+        &self,
+        seen: Vec<(String, Millis)>,
+        since: Millis,
+    ) -> Result<Vec<(String, Millis)>, Refused> {
+        match &*self.store {
+            Store::Embedded(store) => store.trade_seen(&seen, since),
+            Store::Postgres(store) => store.trade_seen(seen, since).await,
+        }
+    }
+
     /// Whether listings can be read.
     #[must_use]
     pub fn listings_state(&self) -> ListingsState {

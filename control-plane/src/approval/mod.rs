@@ -87,9 +87,8 @@ impl ApprovalDesk {
 }
 
 impl ApprovalDesk {
-    // There are no roles yet: the admin is whom login links are for.
     async fn confirmed(&self, restored: u64, by: String) -> Result<(), DeskError> {
-        if by != self.core.config.server.login_as {
+        if !self.may_administer(&by) {
             return Err(DeskError::NotAdmin);
         }
         let command = Command::ConfirmRestore { restored, by };
@@ -106,7 +105,7 @@ impl ApprovalDesk {
 
 impl ApprovalDesk {
     async fn rights_changed(&self, change: RightsChange, by: String) -> Result<(), DeskError> {
-        if by != self.core.config.server.login_as {
+        if !self.may_administer(&by) {
             return Err(DeskError::NotAdmin);
         }
         let command = match change {
@@ -195,6 +194,15 @@ impl Desk for ApprovalDesk {
 
     fn discovered(&self) -> Vec<(String, u64)> {
         self.core.ledger.discovered()
+    }
+
+    fn last_seen(&self, agent: &str) -> Option<u64> {
+        self.core.seen.last(agent)
+    }
+
+    // There are no roles yet: the admin is whom login links are for.
+    fn may_administer(&self, who: &str) -> bool {
+        who == self.core.config.server.login_as
     }
 
     fn change_rights(

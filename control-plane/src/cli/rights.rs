@@ -22,6 +22,16 @@ pub enum Agents {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is known of one agent
+    Show {
+        #[command(flatten)]
+        socket: Socket,
+        /// Its SPIFFE ID
+        agent: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Register an agent, or change what is known of it
     #[command(
         after_help = "Example:\n  writ agents set spiffe://example.org/agent/a --owner platform --state active"
@@ -92,6 +102,11 @@ impl Agents {
                 state,
                 json,
             } => list(&socket, state, json).await,
+            Self::Show {
+                socket,
+                agent,
+                json,
+            } => show(&socket, &agent, json).await,
             Self::Set(set) => set.run().await,
         }
     }
@@ -121,15 +136,49 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
     }
     for agent in all {
         println!(
-            "{:<15}{}  owner {}{}",
+            "{:<15}{}  owner {}  seen {}{}",
             text(agent, "state"),
             text(agent, "agent"),
             text(agent, "owner"),
+            text(agent, "last_seen_at"),
             match text(agent, "why").as_str() {
                 "" | "-" => String::new(),
                 why => format!("  ({why})"),
             }
         );
+    }
+    ExitCode::SUCCESS
+}
+
+/// What is said of an agent, with its words.
+const SAID: [(&str, &str); 11] = [
+    ("agent", "agent"),
+    ("state", "state"),
+    ("owner", "owner"),
+    ("purpose", "purpose"),
+    ("environment", "environment"),
+    ("last seen", "last_seen_at"),
+    ("created", "created_at"),
+    ("expires", "expires_at"),
+    ("changed", "changed_at"),
+    ("changed by", "changed_by"),
+    ("why", "why"),
+];
+
+async fn show(socket: &Socket, agent: &str, json: bool) -> ExitCode {
+    let id: String = form_urlencoded::byte_serialize(agent.as_bytes()).collect();
+    let value = match ask(socket, &format!("/api/v1/agents/{id}")).await {
+        Ok(value) => value,
+        Err(code) => return code,
+    };
+    if json {
+        println!("{value}");
+        return ExitCode::SUCCESS;
+    }
+    for (name, member) in SAID {
+        let text = value.get(member).and_then(Value::as_str);
+        let text = text.filter(|it| !it.is_empty()).unwrap_or("-");
+        println!("{name:<13}{}", plain(text));
     }
     ExitCode::SUCCESS
 }

@@ -63,6 +63,7 @@ impl Engine {
                 Ok(token) => token,
                 Err((reason, first)) => return Ruling::Refused(reason, first),
             };
+            self.core.saw(&token.agent);
             let (command, ruling) = match self.opinion(&token, facts) {
                 Opinion::Allow(policy, approval) => (
                     self.allow(hash, facts, policy, approval.as_deref()),
@@ -213,6 +214,9 @@ impl Engine {
             .flatten()
             .and_then(|claim| claim.as_str().map(str::to_owned))
             .unwrap_or_default();
+        if !agent.is_empty() {
+            self.core.saw(&agent);
+        }
         if !self
             .core
             .refusals

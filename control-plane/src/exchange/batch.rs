@@ -54,6 +54,7 @@ impl Exchange {
             used: &used,
             now_ms,
         };
+        self.core.saw(&who.agent);
         self.is_peers(asking, peer).await?;
         let mut judged = Vec::with_capacity(elements.len());
         for element in elements.iter().enumerate() {

@@ -230,6 +230,7 @@ impl Exchange {
             now_ms,
         };
         // From here the caller is known, and a refusal is an entry.
+        self.core.saw(&who.agent);
         self.is_peers(asking, peer).await?;
         let made = match asked.wanted {
             Wanted::Capability => {

@@ -204,6 +204,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         issuers,
         clients,
         refusals: Refusals::default(),
+        seen: crate::seen::Seen::default(),
         bodies: crate::approval::Bodies::default(),
         fleet: Fleet::default(),
         metrics: Metrics::default(),
@@ -282,6 +283,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), crate::fresh::keep_fresh(core.clone())));
+    tasks.spawn(until(stop.clone(), crate::seen::keep(core.clone())));
     if core.config.canary.every_s > 0 {
         let canary = Canary::new(core.clone()).map_err(ServeError::Edge)?;
         tasks.spawn(until(stop.clone(), canary.run()));
@@ -328,6 +330,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
         tracing::warn!("some connections did not finish in time and are cut");
     }
+    crate::seen::keep_all(&core).await;
     core.refusals.flush(&core.ledger).await;
     let note = Command::Note {
         kind: "shutdown",

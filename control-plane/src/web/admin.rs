@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::{DefaultBodyLimit, Json, Request, State};
+use axum::extract::{DefaultBodyLimit, Json, Path, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +20,7 @@ use super::Desk;
 use super::api::{problem, suspension};
 use super::fence::harden;
 use super::models::{all_json, standing};
-use super::rights::{agents_json, stops_json};
+use super::rights::{agents_json, no_agent, one_json, stops_json};
 use super::site::BODY_MAX;
 use super::text::time_for_programs;
 
@@ -65,6 +65,7 @@ pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/approvals", get(list))
         .route("/api/v1/agents", get(agents).put(needs_a_human))
+        .route("/api/v1/agents/{id}", get(agent))
         .route("/api/v1/stops", get(stops).post(needs_a_human))
         .route("/api/v1/stops/lift", post(needs_a_human))
         .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
@@ -111,6 +112,13 @@ async fn gate(State(office): State<Office>, request: Request, next: Next) -> Res
 
 async fn agents(State(office): State<Office>) -> Response {
     Json(agents_json(&*office.desk)).into_response()
+}
+
+async fn agent(State(office): State<Office>, Path(id): Path<String>) -> Response {
+    match one_json(&*office.desk, &id) {
+        Some(agent) => Json(agent).into_response(),
+        None => no_agent(),
+    }
 }
 
 async fn stops(State(office): State<Office>) -> Response {

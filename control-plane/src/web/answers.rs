@@ -195,6 +195,10 @@ pub(super) struct AgentAnswer {
     pub(super) changed_by: Option<String>,
     #[schema(format = DateTime)]
     pub(super) expires_at: Option<String>,
+    /// When it last authenticated, whatever came of it; null where that is not known. Where
+    /// another replica saw it, it may be some minutes too early.
+    #[schema(format = DateTime)]
+    pub(super) last_seen_at: Option<String>,
 }
 
 /// The registry, and who asked without being in it.

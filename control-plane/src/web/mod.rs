@@ -7,6 +7,7 @@
 //! `fence`. Only a human's session approves.
 
 mod admin;
+mod agents;
 mod answers;
 mod api;
 mod assets;
@@ -17,6 +18,7 @@ mod logins;
 mod models;
 mod pages;
 mod refusals;
+mod registry;
 mod rights;
 mod site;
 mod text;
@@ -70,6 +72,10 @@ pub trait Desk: Send + Sync + 'static {
     fn rights(&self) -> Arc<Rights>;
     /// Agents that showed valid evidence without being registered, and since when.
     fn discovered(&self) -> Vec<(String, Millis)>;
+    /// When an agent last authenticated, as far as is known here.
+    fn last_seen(&self, agent: &str) -> Option<Millis>;
+    /// Whether this person may change either.
+    fn may_administer(&self, who: &str) -> bool;
     /// Changes either; `by` is the session's name. Answers once that is durable.
     fn change_rights(&self, change: RightsChange, by: &str)
     -> BoxFuture<'_, Result<(), DeskError>>;
@@ -199,7 +205,10 @@ pub struct WebSettings {
 pub fn pages(desk: Arc<dyn Desk>, logins: Logins, settings: WebSettings) -> axum::Router {
     let site = site::Site::new(desk, logins, settings);
     let (api, _) = api::routes().split_for_parts();
-    let router = pages::routes().merge(inbox::routes()).merge(api);
+    let router = pages::routes()
+        .merge(inbox::routes())
+        .merge(agents::routes())
+        .merge(api);
     fence::around(router, site)
 }
 

@@ -1,6 +1,6 @@
 //! The registry of agents and the stops, over JSON: `/api/v1/agents` and `/api/v1/stops`.
 
-use axum::extract::{Json, State};
+use axum::extract::{Json, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use ledger::model::{AgentChange, AgentRecord, AgentState, Refused, Rights, Stop, Target, User};
@@ -30,11 +30,12 @@ const NAME_MAX: usize = 2048;
 pub(super) fn routes() -> OpenApiRouter<Site> {
     OpenApiRouter::new()
         .routes(routes!(agents, put_agent))
+        .routes(routes!(agent))
         .routes(routes!(stops, stop))
         .routes(routes!(lift))
 }
 
-fn agent_json(record: &AgentRecord) -> AgentAnswer {
+fn agent_json(desk: &dyn Desk, record: &AgentRecord) -> AgentAnswer {
     AgentAnswer {
         agent: record.agent.clone(),
         owner: Some(record.owner.clone()),
@@ -46,11 +47,12 @@ fn agent_json(record: &AgentRecord) -> AgentAnswer {
         changed_at: Some(time_for_programs(record.changed_ms)),
         changed_by: Some(record.changed_by.clone()),
         expires_at: record.expires_ms.map(time_for_programs),
+        last_seen_at: desk.last_seen(&record.agent).map(time_for_programs),
     }
 }
 
 /// One that only asked.
-fn stranger_json(agent: &str, at_ms: u64) -> AgentAnswer {
+fn stranger_json(desk: &dyn Desk, agent: &str, at_ms: u64) -> AgentAnswer {
     AgentAnswer {
         agent: agent.to_owned(),
         owner: None,
@@ -62,18 +64,40 @@ fn stranger_json(agent: &str, at_ms: u64) -> AgentAnswer {
         changed_at: None,
         changed_by: None,
         expires_at: None,
+        last_seen_at: desk.last_seen(agent).map(time_for_programs),
     }
 }
 
 /// The registry, and whoever asked without being in it.
 pub(super) fn agents_json(desk: &dyn Desk) -> AgentsAnswer {
     let rights = desk.rights();
-    let known = rights.agents.values().map(|record| agent_json(record));
+    let known = rights
+        .agents
+        .values()
+        .map(|record| agent_json(desk, record));
     let asked = desk.discovered();
-    let asked = asked.iter().map(|(agent, at)| stranger_json(agent, *at));
+    let asked = asked
+        .iter()
+        .map(|(agent, at)| stranger_json(desk, agent, *at));
     AgentsAnswer {
         agents: known.chain(asked).collect(),
     }
+}
+
+/// One of either.
+pub(super) fn one_json(desk: &dyn Desk, id: &str) -> Option<AgentAnswer> {
+    if let Some(record) = desk.rights().agent(id) {
+        return Some(agent_json(desk, record));
+    }
+    let asked = desk.discovered();
+    let found = asked.iter().find(|(agent, _)| agent == id);
+    found.map(|(agent, at)| stranger_json(desk, agent, *at))
+}
+
+/// The answer where there is no such agent.
+pub(super) fn no_agent() -> Response {
+    let detail = "there is no such agent";
+    problem(StatusCode::NOT_FOUND, "not_found", detail)
 }
 
 fn target_json(target: &Target) -> Named {
@@ -130,6 +154,20 @@ async fn agents(State(site): State<Site>, headers: HeaderMap) -> Response {
     Json(agents_json(&*site.desk)).into_response()
 }
 
+/// One agent of the registry, or one that asked without being in it.
+#[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "agents", security(("session" = [])),
+    params(("id" = String, Path, description = "Its SPIFFE ID, percent-encoded")),
+    responses((status = 200, description = "The agent", body = AgentAnswer), NotSignedIn, NotFound))]
+async fn agent(State(site): State<Site>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    if reader(&site, &headers).is_none() {
+        return unauthenticated();
+    }
+    match one_json(&*site.desk, &id) {
+        Some(agent) => Json(agent).into_response(),
+        None => no_agent(),
+    }
+}
+
 /// What is stopped, and what was.
 #[utoipa::path(get, path = "/api/v1/stops", tag = "agents", security(("session" = [])),
     responses((status = 200, description = "All of them", body = StopsAnswer), NotSignedIn))]
@@ -160,10 +198,14 @@ struct Change {
     why: String,
 }
 
+/// Whether a text may be a name or a reason.
+pub(super) fn is_text(text: &str) -> bool {
+    text.chars().count() <= TEXT_MAX && !text.chars().any(char::is_control)
+}
+
 fn too_long<'t>(texts: impl IntoIterator<Item = &'t String>) -> Option<Response> {
     let mut texts = texts.into_iter();
-    let bad = |text: &String| text.chars().count() > TEXT_MAX || text.chars().any(char::is_control);
-    texts.any(bad).then(|| {
+    texts.any(|text| !is_text(text)).then(|| {
         let detail = format!("a text is longer than {TEXT_MAX} letters, or has control characters");
         problem(StatusCode::BAD_REQUEST, "bad_text", &detail)
     })
@@ -222,7 +264,7 @@ async fn put_agent(State(site): State<Site>, headers: HeaderMap, body: Asked<Cha
     };
     match site.desk.change_rights(change, &session.who).await {
         Ok(()) => match site.desk.rights().agent(&agent) {
-            Some(record) => Json(agent_json(record)).into_response(),
+            Some(record) => Json(agent_json(&*site.desk, record)).into_response(),
             None => StatusCode::NO_CONTENT.into_response(),
         },
         Err(error) => refused(error),

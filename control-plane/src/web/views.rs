@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use super::assets::{Names, names};
 use super::logins::Session;
 use super::models::{Detail, Inbox};
+use super::registry::{Agent, Change, List};
 use super::site::Site;
 use super::text::Shown;
 
@@ -140,6 +141,30 @@ pub(super) struct ApprovalPage {
     pub(super) shell: Shell,
     pub(super) csrf: String,
     pub(super) detail: Detail,
+}
+
+#[derive(Template)]
+#[template(path = "agents.html")]
+pub(super) struct AgentsPage {
+    pub(super) shell: Shell,
+    pub(super) list: List,
+}
+
+#[derive(Template)]
+#[template(path = "agent.html")]
+pub(super) struct AgentPage {
+    pub(super) shell: Shell,
+    pub(super) agent: Agent,
+    pub(super) changes: Vec<Change>,
+}
+
+#[derive(Template)]
+#[template(path = "change.html")]
+pub(super) struct ChangePage {
+    pub(super) shell: Shell,
+    pub(super) csrf: String,
+    pub(super) agent: Agent,
+    pub(super) change: Change,
 }
 
 /// Renders; a template that fails is our fault and shows nothing.

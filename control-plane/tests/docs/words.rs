@@ -27,13 +27,14 @@ fn every_reason_is_on_its_page_with_its_status_and_no_other() {
 }
 
 /// Files that say which paths are served.
-const ROUTES: [&str; 8] = [
+const ROUTES: [&str; 9] = [
     "control-plane/src/exchange/http.rs",
     "control-plane/src/exchange/tokens/http.rs",
     "control-plane/src/serve/mod.rs",
     "control-plane/src/web/api.rs",
     "control-plane/src/web/rights.rs",
     "control-plane/src/web/admin.rs",
+    "control-plane/src/web/agents.rs",
     "control-plane/src/web/inbox.rs",
     "control-plane/src/web/pages.rs",
 ];

@@ -95,6 +95,7 @@ impl System {
             .arg("--concurrency")
             .arg(self.options.concurrency.to_string())
             .arg("--disable-hot-restart")
+            .args(&self.options.envoy_args)
             .current_dir(self.dir.path());
         let child = Child::spawn("Envoy", &mut command, &self.dir.envoy_log(index))?;
         if let Some(envoy) = self.envoys.all.get_mut(index) {

@@ -129,6 +129,9 @@ async fn without_a_session_nothing_is_shown_and_nothing_is_done() {
                 "/approvals/events",
                 "/audit",
                 "/proxies",
+                "/agents",
+                "/agents/spiffe%3A%2F%2Fwrit.example%2Fa",
+                "/agents/spiffe%3A%2F%2Fwrit.example%2Fa/change?to=active",
             ],
         ),
         paths(
@@ -137,6 +140,7 @@ async fn without_a_session_nothing_is_shown_and_nothing_is_done() {
                 "/api/v1/approvals",
                 "/api/v1/session",
                 "/api/v1/status",
+                "/api/v1/agents/spiffe%3A%2F%2Fwrit.example%2Fa",
                 "/api/v1/nothing",
                 "/api",
             ],
@@ -153,6 +157,7 @@ async fn without_a_session_nothing_is_shown_and_nothing_is_done() {
         paths(&one, &["/approve", "/deny"]),
         paths(&api, &["/approve", "/deny"]),
         paths("", &["/login-links", "/api/v1/login-links", "/logout"]),
+        paths("/agents/a", &["/change"]),
     ];
     let fields = [("csrf", "x"), ("digest", "y")];
     for path in posts.iter().flatten() {

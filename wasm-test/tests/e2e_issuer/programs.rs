@@ -24,6 +24,7 @@ const SCRIPTS: &[&str] = &[
     "mcp.mjs",
     "dpop.mjs",
     "issuer.mjs",
+    "agents.mjs",
     "browser.mjs",
 ];
 const LISTS: &[&str] = &[

@@ -28,6 +28,8 @@ use crate::{Clock, event::Entry, model::Millis};
 const LISTED: u64 = 100_000;
 // Behind every index that there can be.
 const POSITION: &[u8] = b"\xff\xff\xff\xff\xff\xff\xff\xffposition";
+/// A tree beside that of entries: when agents were last seen.
+const SEEN: &str = "seen";
 const CACHE: u64 = 16 * 1024 * 1024;
 
 /// One entry in a list.
@@ -202,6 +204,46 @@ impl Listings {
             set(&self.held, Held::Failed);
             Vec::new()
         })
+    }
+}
+
+impl Listings {
+    /// Keeps when agents were last seen; what was kept from `since` on. `None`: it can't be
+    /// kept now. Without a directory there is nothing to keep it in.
+    pub(crate) fn trade_seen(
+        &self,
+        seen: &[(String, Millis)],
+        since: Millis,
+    ) -> Option<Vec<(String, Millis)>> {
+        let db = match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
+            Held::Off => return Some(Vec::new()),
+            Held::Ready(db) => db.clone(),
+            Held::Opening | Held::Failed => return None,
+        };
+        let traded = guarded(|| {
+            let tree = db.open_tree(SEEN)?;
+            let mut batch = sled::Batch::default();
+            for (agent, at) in seen {
+                batch.insert(agent.as_bytes(), &at.to_be_bytes());
+            }
+            tree.apply_batch(batch)?;
+            // The process may end right after this.
+            if !seen.is_empty() {
+                tree.flush()?;
+            }
+            let mut found = Vec::new();
+            // Nobody else keeps any: all are asked for once.
+            for pair in tree.iter().take_while(|_| since == 0) {
+                let (agent, at) = pair?;
+                let at = <[u8; 8]>::try_from(at.as_ref()).map(Millis::from_be_bytes);
+                let agent = String::from_utf8(agent.to_vec());
+                found.extend(agent.ok().zip(at.ok()));
+            }
+            Ok(found)
+        });
+        traded
+            .inspect_err(|error| tracing::warn!(%error, "when agents were seen can't be kept"))
+            .ok()
     }
 }
 

@@ -322,6 +322,16 @@ impl Embedded {
         self.inner.listings.read(before, limit)
     }
 
+    /// Keeps when agents were last seen; what was kept from `since` on.
+    pub(crate) fn trade_seen(
+        &self,
+        seen: &[(String, Millis)],
+        since: Millis,
+    ) -> Result<Vec<(String, Millis)>, Refused> {
+        let traded = self.inner.listings.trade_seen(seen, since);
+        traded.ok_or(Refused::Unavailable)
+    }
+
     /// Whether listings can be read.
     pub(crate) fn listings_state(&self) -> ListingsState {
         self.inner.listings.state()

@@ -11,6 +11,7 @@ use super::{
     ground,
     options::Target,
     outside::{Instant, elapsed, now, sleep, timeout},
+    seen,
     sequencer::Sequencer,
     session::{self, Session},
     values::{from_i64, to_i64},
@@ -146,6 +147,7 @@ async fn turn(
             inner.looked.send_replace(look);
             house.polled = Some(now());
         }
+        seen::trade(inner, &mut session.conn).await?;
         if house.sequencer.holds() && house.swept.is_none_or(|at| elapsed(at) >= SWEEP) {
             let all = sweep(&mut session.conn, inner.time()).await?;
             house.swept = all.then(now);

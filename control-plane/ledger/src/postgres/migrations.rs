@@ -28,6 +28,7 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "proofs",
             include_str!("../../migrations/0004_proofs.sql"),
         ),
+        (5, "seen", include_str!("../../migrations/0005_seen.sql")),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

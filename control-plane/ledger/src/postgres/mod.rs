@@ -23,6 +23,7 @@ mod outside;
 mod queue;
 mod reader;
 pub(crate) mod save;
+mod seen;
 pub(crate) mod sequencer;
 mod session;
 mod sql;
@@ -86,6 +87,8 @@ struct Inner {
     looked: watch::Sender<u64>,
     /// Whether the server's settings are still those of a server that keeps its word.
     healthy: AtomicBool,
+    /// When agents were last seen, until who keeps house takes it.
+    trade: std::sync::Mutex<Option<seen::Trade>>,
     stop: watch::Sender<bool>,
 }
 
@@ -292,6 +295,7 @@ impl Postgres {
             looking: AtomicU64::new(0),
             looked: watch::channel(0).0,
             healthy: AtomicBool::new(true),
+            trade: std::sync::Mutex::default(),
             stop: watch::channel(false).0,
         });
         let ended = Mutex::new(start(&inner, &share));

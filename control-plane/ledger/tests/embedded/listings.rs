@@ -171,3 +171,33 @@ async fn what_cannot_be_tried_is_not_opened() {
     assert_eq!(fs::read_dir(&listings).unwrap().count(), 0);
     assert_eq!(aside(home.path()), [""; 0]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_agents_were_seen_is_known_after_a_start() {
+    let (home, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let options = Options {
+        listings: Some(home.path().join("listings")),
+        ..clock.options(&home.path().join("journal"))
+    };
+    let ledger = Ledger::open(options.clone()).unwrap().0;
+    assert_eq!(ready(&ledger).await, ListingsState::Ready);
+    let seen = |name: &str, at| vec![(name.to_owned(), at)];
+    assert_eq!(ledger.trade_seen(Vec::new(), 0).await, Ok(Vec::new()));
+    ledger.trade_seen(seen("a", 7), 1).await.unwrap();
+    ledger.trade_seen(seen("b", 8), 1).await.unwrap();
+    ledger.trade_seen(seen("a", 9), 1).await.unwrap();
+    ledger.shutdown().await;
+    drop(ledger);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let ledger = Ledger::open(options).unwrap().0;
+    assert_eq!(ready(&ledger).await, ListingsState::Ready);
+    let mut known = ledger.trade_seen(Vec::new(), 0).await.unwrap();
+    known.sort();
+    assert_eq!(known, [("a".to_owned(), 9), ("b".to_owned(), 8)]);
+    // They are no entries, and none is listed.
+    let listed = ledger.listing(None, 100);
+    assert!(
+        listed.iter().all(|entry| entry.kind == "epoch"),
+        "{listed:?}"
+    );
+}

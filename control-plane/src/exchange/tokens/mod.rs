@@ -158,7 +158,9 @@ impl Exchange {
                 Err(refused) => return Err(ExchangeError::not_recorded(&refused).into()),
             }
         }
-        Ok(agent.to_string())
+        let agent = agent.to_string();
+        self.core.saw(&agent);
+        Ok(agent)
     }
 }
 

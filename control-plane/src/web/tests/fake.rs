@@ -18,6 +18,10 @@ pub(super) struct FakeDesk {
     pub(super) proxies: Vec<ProxyView>,
     pub(super) suspended: Mutex<Option<Suspension>>,
     pub(super) rights: Mutex<std::sync::Arc<ledger::model::Rights>>,
+    pub(super) discovered: Mutex<Vec<(String, Millis)>>,
+    pub(super) seen: Mutex<std::collections::BTreeMap<String, Millis>>,
+    /// What was changed of rights, and by whom.
+    pub(super) changed: Mutex<Vec<(RightsChange, String)>>,
     /// The body of any approval that has one.
     pub(super) body: Mutex<Option<std::sync::Arc<[u8]>>>,
     changes: watch::Sender<u64>,
@@ -37,6 +41,9 @@ impl FakeDesk {
             proxies: Vec::new(),
             suspended: Mutex::default(),
             rights: Mutex::default(),
+            discovered: Mutex::default(),
+            seen: Mutex::default(),
+            changed: Mutex::default(),
             body: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -136,18 +143,29 @@ impl Desk for FakeDesk {
     }
 
     fn discovered(&self) -> Vec<(String, u64)> {
-        Vec::new()
+        lock(&self.discovered).clone()
+    }
+
+    fn last_seen(&self, agent: &str) -> Option<Millis> {
+        lock(&self.seen).get(agent).copied()
+    }
+
+    fn may_administer(&self, who: &str) -> bool {
+        who == "operator"
     }
 
     fn change_rights(
         &self,
-        _change: RightsChange,
+        change: RightsChange,
         by: &str,
     ) -> BoxFuture<'_, Result<(), DeskError>> {
         let result = match by {
             "operator" => Ok(()),
             _ => Err(DeskError::NotAdmin),
         };
+        if result.is_ok() {
+            lock(&self.changed).push((change, by.to_owned()));
+        }
         async move { result }.boxed()
     }
 

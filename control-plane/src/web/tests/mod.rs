@@ -1,5 +1,6 @@
 //! The pages and the interface from outside, over a desk without a ledger.
 
+mod agents;
 mod deciding;
 mod fake;
 mod rights;

@@ -424,3 +424,41 @@ async fn listings_are_of_the_newest_entries() {
         assert_eq!(ledger.listing(Some(1), 10).len(), 1);
     }
 }
+
+/// When agents were last seen is beside the log: the later time stands, whoever has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_replica_learns_when_agents_were_last_seen() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let (one, two) = (
+        rig.open_with(Limits::default()).await,
+        rig.open_with(Limits::default()).await,
+    );
+    let seen = |times: &[(&str, Millis)]| {
+        let times = times.iter();
+        let times = times.map(|(agent, at)| ((*agent).to_owned(), *at));
+        times.collect::<Vec<_>>()
+    };
+    let trade = async |ledger: &Ledger, times: &[(&str, Millis)], since| {
+        let mut known = ledger.trade_seen(seen(times), since).await.unwrap();
+        known.sort();
+        known
+    };
+    assert_eq!(trade(&one, &[("a", 50), ("b", 60)], 0).await.len(), 2);
+    // In another order, one of them older, one named twice.
+    let known = trade(&two, &[("c", 10), ("b", 55), ("c", 11), ("a", 70)], 0).await;
+    assert_eq!(known, seen(&[("a", 70), ("b", 60), ("c", 11)]));
+    assert_eq!(trade(&one, &[], 61).await, seen(&[("a", 70)]));
+    assert_eq!(trade(&one, &[], Millis::MAX).await, []);
+    // Both at once, and many: nobody waits for the other for ever.
+    let many = |from: usize| -> Vec<(String, Millis)> {
+        (0..4_000)
+            .map(|n| (format!("n{}", (n * 7 + from) % 4_000), 100 + n as Millis))
+            .collect()
+    };
+    let (left, right) = tokio::join!(one.trade_seen(many(1), 0), two.trade_seen(many(2), 0));
+    assert!(left.is_ok() && right.is_ok());
+    assert_eq!(trade(&two, &[], 0).await.len(), 4_003);
+    assert_eq!(rig.head(&one).await.0, 1, "no entry is made for it");
+}
