@@ -180,6 +180,41 @@ pub(super) struct Keys {
     keys: Vec<serde_json::Value>,
 }
 
+/// AuthZEN's question, and with `binding_token` its access request.
+#[derive(ToSchema)]
+pub(super) struct EvaluationForm {
+    /// `type` is `agent`, `id` the SPIFFE ID of the agent that asks.
+    subject: serde_json::Value,
+    /// `name`: the method.
+    action: serde_json::Value,
+    /// `type` is that of an `authorization_details` element, `id` its one location, and
+    /// `properties` what else it has.
+    resource: serde_json::Value,
+    /// Not looked at.
+    context: Option<serde_json::Value>,
+    /// Of the evaluation, where a person is to be asked.
+    binding_token: Option<String>,
+}
+
+/// AuthZEN's answer.
+#[derive(ToSchema)]
+pub(super) struct Evaluated {
+    decision: bool,
+    /// Of a no: `reason`, `why`, and where a person may change it `access_request`.
+    #[schema(nullable = false)]
+    context: Option<serde_json::Value>,
+}
+
+/// An access request.
+#[derive(ToSchema)]
+pub(super) struct TaskAnswer {
+    /// `id`, `status`, `status_endpoint`, `expires_at`.
+    task: serde_json::Value,
+    /// Once a person has said yes: `mode` is `reevaluate`.
+    #[schema(nullable = false)]
+    result: Option<serde_json::Value>,
+}
+
 /// How every one of them refuses.
 #[derive(IntoResponses)]
 pub(super) enum Refused {

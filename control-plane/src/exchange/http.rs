@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use capability::reason::Reason;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use identity::mtls::Peer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -42,6 +42,7 @@ fn described() -> OpenApiRouter<Arc<Exchange>> {
         .routes(routes!(token))
         .merge(super::tokens::routes())
         .routes(routes!(capabilities))
+        .merge(super::authzen::routes())
         .routes(routes!(authorize))
         .routes(routes!(server_metadata))
         .routes(routes!(jwks))
@@ -56,6 +57,7 @@ pub fn mtls_routes(exchange: Arc<Exchange>) -> Router {
         .routes(routes!(token))
         .merge(super::tokens::routes())
         .routes(routes!(capabilities))
+        .merge(super::authzen::mtls_routes())
         .routes(routes!(server_metadata));
     let (router, _) = these.split_for_parts();
     router.with_state(exchange)
@@ -145,7 +147,7 @@ async fn capabilities(State(exchange): State<Arc<Exchange>>, request: Request) -
 }
 
 /// The session of `authorization`, where there is one (RFC 9449, section 7.1).
-fn session(headers: &HeaderMap) -> Result<Option<String>, ExchangeError> {
+pub(super) fn session(headers: &HeaderMap) -> Result<Option<String>, ExchangeError> {
     let wrong = || ExchangeError::Request("authorization is `DPoP` and one session".into());
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let Some(first) = all.next() else {
@@ -161,15 +163,34 @@ fn session(headers: &HeaderMap) -> Result<Option<String>, ExchangeError> {
     }
 }
 
+/// The proof, and the body's one JSON object.
+pub(super) async fn asked_in(
+    request: Request<Body>,
+    exchange: &Exchange,
+) -> Result<(String, Map<String, Value>), ExchangeError> {
+    let proof = proof(request.headers())?;
+    let body = object(request, &exchange.core.config.limits.read).await?;
+    Ok((proof, body))
+}
+
+async fn object(
+    request: Request<Body>,
+    limits: &capability::Limits,
+) -> Result<Map<String, Value>, ExchangeError> {
+    is_of(&request, "application/json")?;
+    let body = bounded(request.into_body()).await?;
+    capability::json::parse_object(&body, limits).map_err(|_| {
+        let what = "the body is not one JSON object, or has a member twice";
+        ExchangeError::Request(what.into())
+    })
+}
+
 async fn elements(
     request: Request<Body>,
     limits: &capability::Limits,
 ) -> Result<Vec<Value>, ExchangeError> {
     let wrong = |what: &str| ExchangeError::Request(what.into());
-    is_of(&request, "application/json")?;
-    let body = bounded(request.into_body()).await?;
-    let body = capability::json::parse_object(&body, limits)
-        .map_err(|_| wrong("the body is not one JSON object, or has a member twice"))?;
+    let body = object(request, limits).await?;
     match (body.len(), body.get("authorization_details")) {
         (1, Some(Value::Array(elements))) => Ok(elements.clone()),
         _ => Err(wrong(
@@ -178,7 +199,7 @@ async fn elements(
     }
 }
 
-fn refused(exchange: &Exchange, error: &ExchangeError, id: &str) -> Response {
+pub(super) fn refused(exchange: &Exchange, error: &ExchangeError, id: &str) -> Response {
     if error.unauthenticated() {
         exchange.count(error);
     }

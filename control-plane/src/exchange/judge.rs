@@ -52,7 +52,7 @@ impl Exchange {
         Ok((action, policy))
     }
 
-    fn action(
+    pub(super) fn action(
         &self,
         element: &serde_json::Value,
         params: Option<&Params>,
@@ -138,7 +138,7 @@ impl Exchange {
 
     /// What policy says of the agent, and of each one that it acts for: nobody passes on
     /// what they may not do.
-    fn ask(
+    pub(super) fn ask(
         &self,
         caller: Caller<'_>,
         action: &ActionRecord,

@@ -3,6 +3,7 @@
 //! Registry, then policy, then mint in memory, then the ledger; only what is
 //! durable is handed out.
 
+mod authzen;
 mod batch;
 mod cache;
 mod deferral;

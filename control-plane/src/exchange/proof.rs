@@ -44,6 +44,23 @@ impl Exchange {
         self.proof_for(proof, target, ath.as_ref(), now_ms)
     }
 
+    /// The same for another place of the issuer's, by the URL that clients know it by.
+    pub(super) fn proof_at(
+        &self,
+        path: &str,
+        proof: &str,
+        session: Option<&str>,
+        peer: Option<&Peer>,
+        now_ms: u64,
+    ) -> Result<Shown, ExchangeError> {
+        let server = &self.core.config.server;
+        let at_mtls = peer.and(server.mtls_url.as_deref());
+        let url = format!("{}{path}", at_mtls.unwrap_or(&server.issuer));
+        let target = Target::location(&url).map_err(|_| ExchangeError::Internal)?;
+        let ath: Option<[u8; 32]> = session.map(|it| Sha256::digest(it).into());
+        self.proof_for(proof, &target, ath.as_ref(), now_ms)
+    }
+
     fn proof_for(
         &self,
         proof: &str,

@@ -22,6 +22,7 @@ mod registry;
 mod rights;
 mod site;
 mod text;
+pub(crate) use text::time_for_programs;
 mod views;
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ pub(super) fn time_for_people(ms: Millis) -> String {
 }
 
 /// A time as programs read it: RFC 3339, UTC, milliseconds.
-pub(super) fn time_for_programs(ms: Millis) -> String {
+pub(crate) fn time_for_programs(ms: Millis) -> String {
     format(ms, RFC_3339)
 }
 

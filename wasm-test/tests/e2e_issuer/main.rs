@@ -14,6 +14,7 @@
 
 mod admin_socket;
 mod ahead;
+mod authzen;
 mod browser;
 mod calling;
 mod clients;

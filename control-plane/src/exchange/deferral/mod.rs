@@ -245,7 +245,12 @@ impl Exchange {
         }
     }
 
-    fn foreseen(&self, asking: Asking<'_>, action: &ActionRecord, with: Content<'_>) -> Foreseen {
+    pub(super) fn foreseen(
+        &self,
+        asking: Asking<'_>,
+        action: &ActionRecord,
+        with: Content<'_>,
+    ) -> Foreseen {
         let token = TokenRecord {
             action: action.clone(),
             ..self.record(asking, None)
@@ -374,7 +379,7 @@ impl Exchange {
         Err(ExchangeError::Unavailable.into())
     }
 
-    fn ask_command(
+    pub(super) fn ask_command(
         &self,
         asking: Asking<'_>,
         approval: &Approval,
