@@ -183,7 +183,7 @@ bugs! {
     /// A proof that somebody used meanwhile is written over.
     ProofOverwritten: Once,
     /// New evidence is brought side by side.
-    EvidenceNotLocked: Limit,
+    EvidenceNotLocked: Limit | Once,
     /// What humans decide is committed side by side.
     SerialNotLocked: Limit | Approval | Token | View | State | Deadlock,
     // Commits.
@@ -204,7 +204,7 @@ bugs! {
     /// A server that loses what it acknowledged is used.
     SettingsUnchecked: Durable | Gap | EarlyAnswer | Chain,
     /// A standby is used.
-    StandbyTaken: State | Stuck | View,
+    StandbyTaken: State | Stuck | View | Deadlock,
     // The log.
     /// Who lost the lease is not stopped.
     FenceIgnored: Fence,
@@ -242,7 +242,7 @@ bugs! {
     /// What was asked for first counts as seen up to what was asked for next.
     OneVersionOfTwo: View,
     /// A replica looks for what is new only when it is told.
-    OnlyWhenTold: View,
+    OnlyWhenTold: View | Stuck,
 }
 
 thread_local! {
