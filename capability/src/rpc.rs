@@ -238,11 +238,8 @@ impl Call {
     /// [`Reason::BodyMismatch`] where the arguments alone are others, else
     /// [`Reason::ActionMismatch`].
     pub fn covers(&self, message: &Self) -> Result<(), Reason> {
-        let named = match self.protocol {
-            Protocol::Mcp => self.name == message.name,
-            // Any skill, where it names none.
-            Protocol::A2a => self.name.is_none() || self.name == message.name,
-        };
+        // Where it names none the message has none: what policy was told of is what comes.
+        let named = self.name == message.name;
         if self.protocol != message.protocol || self.method != message.method || !named {
             return Err(Reason::ActionMismatch);
         }

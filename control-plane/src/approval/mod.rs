@@ -104,6 +104,15 @@ impl ApprovalDesk {
 }
 
 impl ApprovalDesk {
+    /// Until when a token is stopped: as long as it, or what was got with it, could be used.
+    async fn stop_until(&self, hash: &Hash) -> Result<u64, DeskError> {
+        let known = self.core.ledger.grant(hash).await;
+        let known = known.map_err(|error| not_recorded(&error))?;
+        let ends_ms = known.map_or(0, |it| it.expires_ms);
+        let from_ms = ends_ms.max(self.core.ledger.now());
+        Ok(from_ms.saturating_add(TOKEN_STOP_MS))
+    }
+
     async fn rights_changed(&self, change: RightsChange, by: String) -> Result<(), DeskError> {
         if !self.may_administer(&by) {
             return Err(DeskError::NotAdmin);
@@ -111,10 +120,11 @@ impl ApprovalDesk {
         let command = match change {
             RightsChange::Agent { agent, change } => Command::PutAgent { agent, change, by },
             RightsChange::Stop { target, why } => {
-                // A token's stop is over when no token of now is left.
-                let now = self.core.ledger.now();
-                let until_ms =
-                    matches!(target, Target::Token(_)).then(|| now.saturating_add(TOKEN_STOP_MS));
+                // A token's stop is over when no token of now is left; a grant lasts longer.
+                let until_ms = match &target {
+                    Target::Token(hash) => Some(self.stop_until(hash).await?),
+                    _ => None,
+                };
                 Command::Stop {
                     target,
                     by,
@@ -135,7 +145,8 @@ impl ApprovalDesk {
     }
 }
 
-/// How long a token's stop is kept, in ms: longer than any token lives, or is held.
+/// How long a token's stop is kept after its end, or from now where that is not known, in ms:
+/// longer than any token lives, or is held.
 const TOKEN_STOP_MS: u64 = 600_000;
 
 /// Whether there is a body that has to be shown.

@@ -11,6 +11,7 @@ use crate::state::{element, split_location};
 use capability::action::{Action, Body};
 use capability::body::{self, Scalar};
 use capability::reason::Reason;
+use capability::rpc;
 use decision_api::{BodyFact, Question, ReadBody, body_fact::Value};
 use ledger::model::{Approval, PolicyFacts, TokenRecord};
 use std::sync::OnceLock;
@@ -68,6 +69,10 @@ impl Engine {
                     None => return Foreseen::Unseen,
                     Some(bytes) => bytes,
                 };
+                let is_json = rpc::is_json(content.media_type, content.encoding);
+                if action.call().is_some() && !is_json {
+                    return Foreseen::Refused(none(), Reason::ActionMismatch);
+                }
                 if let Err(reason) = action.covers_body(Body::of(bytes)) {
                     return Foreseen::Refused(none(), reason);
                 }

@@ -21,6 +21,8 @@ const AGAIN_WITHIN: Duration = Duration::from_secs(60);
 const LEFT_MIN: Duration = Duration::from_secs(3);
 /// A session that ends sooner is not used.
 const SESSION_LEFT_MIN: Duration = Duration::from_secs(30);
+/// After a failure nothing is fetched ahead for so long.
+const REST: Duration = Duration::from_secs(30);
 /// Actions that are remembered for each that may be fetched ahead.
 const REMEMBERED: usize = 8;
 
@@ -32,6 +34,8 @@ pub struct Ahead {
     kept: Mutex<HashMap<Action, Kept>>,
     session: tokio::sync::Mutex<Option<Lasting>>,
     is_fetching: AtomicBool,
+    /// Nothing is fetched before, since it failed.
+    rests_until: Mutex<Option<Instant>>,
 }
 
 struct Kept {
@@ -67,6 +71,7 @@ impl Ahead {
             kept: Mutex::default(),
             session: tokio::sync::Mutex::default(),
             is_fetching: AtomicBool::new(false),
+            rests_until: Mutex::default(),
         }
     }
 
@@ -102,7 +107,10 @@ impl Ahead {
 
     /// Fetches what is due, if nobody does, beside what goes on.
     pub fn fetch(self: &Arc<Self>, agent: &Arc<Agent>) {
-        if self.most == 0 || self.due().is_empty() || self.is_fetching.swap(true, Ordering::AcqRel)
+        if self.most == 0
+            || self.rests()
+            || self.due().is_empty()
+            || self.is_fetching.swap(true, Ordering::AcqRel)
         {
             return;
         }
@@ -112,9 +120,22 @@ impl Ahead {
             if let Err(error) = ahead.fetched(&agent, &due).await {
                 tracing::debug!(%error, "nothing is fetched ahead");
                 *ahead.session.lock().await = None;
+                let mut rests = ahead
+                    .rests_until
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                *rests = Some(Instant::now() + REST);
             }
             ahead.is_fetching.store(false, Ordering::Release);
         });
+    }
+
+    fn rests(&self) -> bool {
+        let until = self
+            .rests_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// The actions that are asked for again and have no token, those of the latest first.

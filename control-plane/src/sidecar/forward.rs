@@ -134,13 +134,15 @@ impl Answered {
     }
 
     /// Whether a token that was shown for the first time is over without having been
-    /// used: its time is over, or who issued it has forgotten it.
+    /// used: its time is over, or who issued it has forgotten it, or its certificate is not
+    /// the one of now. An upstream could say so too: what is read is read once more then.
     fn is_over(&self) -> bool {
         let over = [
             Reason::TokenExpired,
             Reason::TokenUnknown,
             Reason::TokenRevoked,
             Reason::TokenKeyUnknown,
+            Reason::CertificateMismatch,
             Reason::OutcomeUnknown,
         ];
         let reason = self.reason();

@@ -99,6 +99,11 @@ async fn what_is_read_again_and_again_is_fetched_ahead() {
         let held = tokio::time::timeout(Duration::from_millis(1500), held);
         assert!(held.await.is_err(), "it waits");
     }
+    let all = entries(&system.audit_dir());
+    assert!(
+        all.iter().any(|it| it["kind"] == "hold"),
+        "a person is asked"
+    );
     system.stop().await;
 }
 

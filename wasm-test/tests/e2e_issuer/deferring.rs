@@ -21,7 +21,7 @@ pub const DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
 const PENDING: Verdict = no("authorization_pending", "approval_pending");
 const SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe";
 /// Seconds between two questions, in these tests.
-const POLL_S: u64 = 1;
+const POLL_S: u64 = 3;
 const OTHER: &str = "spiffe://writ.example/agent/other";
 
 const POLICY: &str = r#"
@@ -49,19 +49,19 @@ forbid (principal, action, resource)
 when { context has body && context.body has "/to" && context.body["/to"] == "mallory" };
 "#;
 
-type Params = Vec<(String, String)>;
+pub type Params = Vec<(String, String)>;
 
-fn params(all: &[(&str, &str)]) -> Params {
+pub fn params(all: &[(&str, &str)]) -> Params {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     all.iter().map(owned).collect()
 }
 
 /// Waits as long as a client does between two questions.
-async fn interval() {
+pub async fn interval() {
     tokio::time::sleep(Duration::from_millis(POLL_S * 1000 + 100)).await;
 }
 
-fn code_of(answer: &Answer) -> String {
+pub fn code_of(answer: &Answer) -> String {
     refused("the first", answer, PENDING);
     let body = answer.json();
     assert_eq!(body["interval"], POLL_S, "{body}");
@@ -70,13 +70,13 @@ fn code_of(answer: &Answer) -> String {
 }
 
 /// A whole system, whose agent waits at the token endpoint.
-struct Stage {
-    system: System,
-    agent: Agent,
+pub struct Stage {
+    pub system: System,
+    pub agent: Agent,
 }
 
 impl Stage {
-    async fn start() -> Stage {
+    pub async fn start() -> Stage {
         let policy = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(policy.path(), POLICY).unwrap();
         let routes = r#"
@@ -101,7 +101,7 @@ body_facts = { "/amount" = "long", "/to" = "string" }
         }
     }
 
-    async fn post(&self, params: Params) -> Answer {
+    pub async fn post(&self, params: Params) -> Answer {
         let url = format!("{}/oauth2/token", self.system.issuer());
         let request = reqwest::Client::new()
             .post(&url)
@@ -111,7 +111,7 @@ body_facts = { "/amount" = "long", "/to" = "string" }
         Answer::read(request.send().await.unwrap()).await.unwrap()
     }
 
-    async fn first(&self, details: &Value, more: &[(&str, &str)]) -> Answer {
+    pub async fn first(&self, details: &Value, more: &[(&str, &str)]) -> Answer {
         let (svid, details) = (self.agent.svid().await.unwrap(), details.to_string());
         let mut all = params(&[
             ("grant_type", GRANT),
@@ -124,7 +124,7 @@ body_facts = { "/amount" = "long", "/to" = "string" }
         self.post(all).await
     }
 
-    async fn poll(&self, code: &str) -> Answer {
+    pub async fn poll(&self, code: &str) -> Answer {
         let svid = self.agent.svid().await.unwrap();
         self.post(params(&[
             ("grant_type", DEFERRED),
@@ -630,7 +630,7 @@ async fn a_code_is_its_agents_under_its_key_and_asks_for_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_ends_in_time_and_what_is_judged_again_is_judged_by_what_is_now() {
-    let short = "pending_s = 2\n[token]\nsession_s = 300\n";
+    let short = "pending_s = 6\n[token]\nsession_s = 300\n";
     let bench = bench(short).await;
     let over = no("expired_token", "approval_expired");
     // In a session, which stands in for the evidence of each question.
@@ -650,7 +650,7 @@ async fn what_waits_ends_in_time_and_what_is_judged_again_is_judged_by_what_is_n
     let code = answer.json()["deferral_code"].as_str().unwrap().to_owned();
     let first = bench.send(within(polling(&bench, &code))).await;
     refused("undecided", &first, PENDING);
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(6_500)).await;
     let late = bench.send(within(polling(&bench, &code))).await;
     refused("nobody decided", &late, over);
 

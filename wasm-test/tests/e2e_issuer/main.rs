@@ -21,6 +21,7 @@ mod clients;
 mod cutter;
 mod deciding;
 mod deferring;
+mod deferring_held;
 mod evidence;
 mod exchange_callers;
 mod exchange_nonces;

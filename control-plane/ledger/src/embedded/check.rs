@@ -84,7 +84,7 @@ impl State {
                     expires_ms: evidence_expires_ms,
                 };
                 self.check_issue(&token, (&evidence, &also, &once), now, limits)?;
-                self.check_proof(proof.as_deref())?;
+                self.check_proof(proof.as_deref(), now)?;
                 self.check_grants(&token, under, next.as_ref(), now)?;
                 Ok(Draft::with(
                     Event::Issue {
@@ -363,10 +363,14 @@ impl State {
     }
 
     /// The proof was used by no other exchange.
-    fn check_proof(&self, proof: Option<&ProofUse>) -> Result<(), Refused> {
+    fn check_proof(&self, proof: Option<&ProofUse>, now: Millis) -> Result<(), Refused> {
         let Some(proof) = proof else {
             return Ok(());
         };
+        // It may have been used, and forgotten since it was looked at.
+        if proof.until_ms <= now {
+            return Err(Refused::ProofUsed);
+        }
         let used = self.proof_used_by(&proof.id);
         if used.is_some_and(|by| by != proof.by) && !planted!(ProofTwice) {
             return Err(Refused::ProofUsed);

@@ -99,10 +99,12 @@ fn token(user: Option<User>) -> TokenRecord {
             }],
             depth: 1,
             uses: Some(2),
-            deferred: Some(Deferred {
+            deferred: Some(Box::new(Deferred {
                 approval: TEXT.into(),
                 exchange: true,
-            }),
+                content_type: String::new(),
+                content_encoding: String::new(),
+            })),
         }),
     }
 }

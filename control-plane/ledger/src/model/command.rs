@@ -7,10 +7,6 @@ use super::{
 
 /// One change, proposed by a caller that has verified everything it can.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the largest is the commonest, and none is kept"
-)]
 pub enum Command {
     /// A capability was minted. Refused when the agent has too many outstanding
     /// or the piece of evidence was shown under too many keys.

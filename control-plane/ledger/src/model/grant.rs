@@ -32,6 +32,12 @@ pub struct Deferred {
     /// Whether a subject token was shown for it (RFC 8693), whose answer says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exchange: bool,
+    /// What the request's `content-type` will be, which the approval covers; empty without.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub content_type: String,
+    /// The same of its `content-encoding`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub content_encoding: String,
 }
 
 /// A part of what a delegation covers: each of its methods at each of its locations.
@@ -65,7 +71,7 @@ pub struct GrantTerms {
     pub uses: Option<u64>,
     /// What a deferral waits for; the others wait for nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deferred: Option<Deferred>,
+    pub deferred: Option<Box<Deferred>>,
 }
 
 fn is_zero(depth: &u8) -> bool {

@@ -196,7 +196,7 @@ async fn sweep(conn: &mut Conn, time_ms: Millis) -> Result<bool, PostgresError> 
             break;
         }
     }
-    while conn.sweep_proofs(to_i64(time_ms), SWEPT).await? >= from_i64(SWEPT) {
+    while conn.sweep_proofs(ended, SWEPT).await? >= from_i64(SWEPT) {
         if elapsed(begun) >= AT_A_TIME {
             all = false;
             break;

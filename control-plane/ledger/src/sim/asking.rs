@@ -40,9 +40,13 @@ pub(crate) fn ask(
             scope: Vec::new(),
             depth: rng.one(&[0, 1, 2]),
             uses: rng.one(&[None, Some(1), Some(2)]),
-            deferred: (kind == GrantKind::Deferral).then(|| Deferred {
-                approval: "apr_1".to_owned(),
-                exchange: rng.percent(50),
+            deferred: (kind == GrantKind::Deferral).then(|| {
+                Box::new(Deferred {
+                    approval: "apr_1".to_owned(),
+                    exchange: rng.percent(50),
+                    content_type: String::new(),
+                    content_encoding: String::new(),
+                })
             }),
         });
         if kind == GrantKind::Refresh {

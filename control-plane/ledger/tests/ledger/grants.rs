@@ -25,9 +25,13 @@ fn terms(kind: GrantKind) -> GrantTerms {
         scope: Vec::new(),
         depth: 1,
         uses: (kind != GrantKind::Session).then_some(3),
-        deferred: (kind == GrantKind::Deferral).then(|| Deferred {
-            approval: "apr_1".to_owned(),
-            exchange: true,
+        deferred: (kind == GrantKind::Deferral).then(|| {
+            Box::new(Deferred {
+                approval: "apr_1".to_owned(),
+                exchange: true,
+                content_type: String::new(),
+                content_encoding: String::new(),
+            })
         }),
     }
 }

@@ -9,6 +9,7 @@ mod http;
 
 pub(super) use http::{mtls_routes, routes};
 
+use super::deferral::Submitted;
 use super::evidence::Proven;
 use super::form::Grant;
 use super::proof::Shown;
@@ -18,7 +19,7 @@ use crate::state::{self, Standing};
 use capability::jcs;
 use capability::reason::Reason;
 use identity::mtls::Peer;
-use ledger::model::{ActionRecord, Approval, ApprovalState, Given, PolicyFacts, Refused};
+use ledger::model::{ActionRecord, Approval, ApprovalState, PolicyFacts};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -29,8 +30,6 @@ pub const REQUESTS: &str = "/access/v1/requests";
 
 /// The type of a subject: what its `id` is a SPIFFE ID of.
 const AGENT: &str = "agent";
-/// How often an approval that moves while it is asked for is looked at.
-const LOOKS: usize = 4;
 
 /// What is asked about: an element of `authorization_details` in AuthZEN's words.
 struct Subject {
@@ -204,32 +203,28 @@ impl Exchange {
                 .await);
         }
         self.proofs.take(&who.agent, &proof, until_s, now_ms)?;
-        for _ in 0..LOOKS {
-            let Decided::Requestable(approval) = self.decided(asking, &action) else {
-                let what = "there is nothing here for a person to say: evaluate again";
-                return Err(ExchangeError::Request(what.into()));
-            };
-            let policy = PolicyFacts {
-                version: self.core.policies.version().to_owned(),
-                determining: Vec::new(),
-            };
-            let ask = self.ask_command(asking, &approval, &policy, b"");
-            match self.core.ledger.commit(ask).await {
-                Ok(committed) => {
-                    let approval = committed.approval.ok_or(ExchangeError::Internal)?;
-                    return Ok(self.task(&approval, now_ms));
+        let Decided::Requestable(approval) = self.decided(asking, &action) else {
+            let what = "there is nothing here for a person to say: evaluate again";
+            return Err(ExchangeError::Request(what.into()));
+        };
+        let policy = PolicyFacts {
+            version: self.core.policies.version().to_owned(),
+            determining: Vec::new(),
+        };
+        let known = (&action, &policy);
+        let nothing = Submitted::default();
+        match self.asked(asking, known, approval, &nothing).await {
+            Ok(Some(approval)) => Ok(self.task(&approval, now_ms)),
+            Ok(None) => Err(ExchangeError::Request(
+                "it is allowed by now: evaluate again".into(),
+            )),
+            Err(failed) => {
+                if failed.nothing_happened {
+                    self.proofs.give_back(&proof);
                 }
-                // Somebody gave, or ended, an equal one: look again.
-                Err(Refused::ApprovalState(_)) => {}
-                Err(refused) => {
-                    return Err(match self.of_commit(asking, refused).await {
-                        Ok(error) => self.refused(asking.caller, Some(action), None, error).await,
-                        Err(error) => error,
-                    });
-                }
+                Err(failed.error)
             }
         }
-        Err(ExchangeError::Unavailable)
     }
 
     /// Where an access request stands, for whoever knows its id (128 random bits), which
@@ -278,13 +273,7 @@ impl Exchange {
         if self.core.standing(caller.agent) != Standing::Active {
             return no(Reason::AgentInactive);
         }
-        let record = self.record(asking, None);
-        let rights = self.core.ledger.rights();
-        let now = Given {
-            at_ms: asking.now_ms,
-            ..Given::from(&record)
-        };
-        if rights.bar(&now, asking.now_ms).is_some() {
+        if self.stopped(asking).is_some() {
             return no(Reason::TokenRevoked);
         }
         let (policy, refuse) = self.ask(caller, action, asking.now_ms);

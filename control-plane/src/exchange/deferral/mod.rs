@@ -7,6 +7,7 @@
 //! once, when the person has said yes and all else is judged again. The yes is used up by
 //! the request, as ever.
 
+mod asking;
 mod polls;
 mod submitted;
 
@@ -23,13 +24,14 @@ use crate::state::{self, random_id};
 use capability::reason::Reason;
 use identity::mtls::Peer;
 use ledger::model::{
-    ActionRecord, Approval, ApprovalState, Command, Deferred, Evidence, Given, GrantKind,
-    GrantTerms, Hash, PolicyFacts, Refused, TokenRecord,
+    ActionRecord, Approval, ApprovalState, Command, Deferred, Given, GrantKind, GrantTerms, Hash,
+    PolicyFacts, Refused, TokenRecord,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use submitted::{CONTENT, CONTENT_ENCODING, CONTENT_TYPE, Submitted};
+pub(super) use submitted::Submitted;
+use submitted::{CONTENT, CONTENT_ENCODING, CONTENT_TYPE};
 
 /// The grant that a code is shown by.
 pub const GRANT_DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
@@ -55,8 +57,6 @@ const OF_FIRST: &[&str] = &[
 
 /// A person that another replica asks is shown here within, in ms.
 const SHOWN_WITHIN_MS: u64 = 10_000;
-/// How often an approval that moves while it is asked for is looked at.
-const LOOKS: usize = 4;
 
 /// What a person is to be asked before there is a token.
 pub(super) struct Asks {
@@ -115,7 +115,17 @@ impl Exchange {
         let proven = match params.get("subject_token") {
             Some(shown) if is_session(shown) => {
                 params.check_shown("a session", &[TYPE_ACCESS_TOKEN])?;
-                self.in_session(shown, params, keys).await?
+                let proven = self.in_session(shown, params, keys).await?;
+                // What is got rests on the code, and no commit looks at the session again.
+                let rights = self.core.ledger.rights();
+                let stopped = proven
+                    .under
+                    .as_deref()
+                    .and_then(|it| rights.bar(&Given::from(it), now_ms));
+                if stopped.is_some() {
+                    return Err(ExchangeError::Stopped);
+                }
+                proven
             }
             Some(shown) => Proven::alone(self.agent_of(shown, "subject", params, now_ms).await?),
             None => Proven::alone(self.client(asked.client, params, peer, now_ms).await?),
@@ -157,11 +167,13 @@ impl Exchange {
             Err(error @ ExchangeError::SlowDown) => return Err(error),
             Err(error) => error,
         };
-        self.show(asking).await?;
+        let action = Some(record.action.clone());
+        if let Err(error) = self.show(asking).await {
+            return Err(self.refused(asking.caller, action, None, error).await);
+        }
         if error == ExchangeError::StillPending {
             return Err(error);
         }
-        let action = Some(record.action.clone());
         Err(self.refused(asking.caller, action, None, error).await)
     }
 
@@ -215,9 +227,11 @@ impl Exchange {
             ApprovalState::Pending => Err(ExchangeError::StillPending),
             ApprovalState::Approved => Ok(()),
             ApprovalState::Denied => Err(ExchangeError::ApprovalDenied),
-            ApprovalState::Cancelled => Err(ExchangeError::Stopped),
-            // An equal request took the one yes: this one asks anew.
-            ApprovalState::Expired | ApprovalState::Consumed => Err(ExchangeError::ApprovalExpired),
+            // An equal request took the one yes, or what that one rested on is stopped: this
+            // one, which is not, asks anew.
+            ApprovalState::Expired | ApprovalState::Consumed | ApprovalState::Cancelled => {
+                Err(ExchangeError::ApprovalExpired)
+            }
         }
     }
 
@@ -298,23 +312,28 @@ impl Exchange {
         let record = asking.proven.under.as_deref();
         let terms = record.and_then(|it| it.grant.as_ref()?.deferred.as_ref());
         let terms = terms.ok_or(ExchangeError::Internal)?;
-        let approval = self.core.ledger.approval(&terms.approval);
-        let said = approval.as_ref().and_then(|it| it.body.as_ref());
         let body = self.core.bodies.get(&terms.approval);
         let content = Content {
-            media_type: said.map_or("", |it| it.content_type.as_str()),
-            encoding: said.map_or("", |it| it.content_encoding.as_str()),
+            media_type: &terms.content_type,
+            encoding: &terms.content_encoding,
             body: body.as_deref(),
         };
         match self.foreseen(asking, action, content) {
             // Where there is a body that is not here any more the edge looks at it.
             Foreseen::Passes(_) | Foreseen::Unseen => Ok(None),
             Foreseen::Asks(..) => Err(ExchangeError::ApprovalExpired),
-            Foreseen::Refused(policy, _) => Err(ExchangeError::Denied(Box::new(Element {
-                index: 0,
-                element: state::element(action),
-                why: self.core.policies.told(&policy.determining),
-            }))),
+            Foreseen::Refused(policy, reason) => {
+                let element = Box::new(Element {
+                    index: 0,
+                    element: state::element(action),
+                    why: self.core.policies.told(&policy.determining),
+                });
+                Err(match reason {
+                    Reason::PolicyError => ExchangeError::PolicyError(element),
+                    Reason::AgentInactive => ExchangeError::Inactive,
+                    _ => ExchangeError::Denied(element),
+                })
+            }
         }
     }
 
@@ -326,7 +345,7 @@ impl Exchange {
         asks: Asks,
     ) -> Result<Issued, Failed> {
         let Asks {
-            mut approval,
+            approval,
             submitted,
         } = asks;
         let bytes = submitted.body.as_deref().unwrap_or_default();
@@ -337,67 +356,13 @@ impl Exchange {
             let refused = self.refused(asking.caller, Some(action), Some(policy), error);
             return Err(refused.await.into());
         };
-        if let Err(error) = self.show(asking).await {
-            let refused = self.refused(asking.caller, Some(action), Some(policy), error);
-            return Err(refused.await.into());
-        }
-        for _ in 0..LOOKS {
-            let ask = self.ask_command(asking, &approval, &policy, bytes);
-            let refused = match self.core.ledger.commit(ask).await {
-                Ok(committed) => {
-                    let Some(approval) = committed.approval else {
-                        return Err(ExchangeError::Internal.into());
-                    };
-                    if !bytes.is_empty() {
-                        self.core.bodies.keep(&approval.id, bytes.into());
-                    }
-                    return self.code(asking, (action, policy), &approval).await;
-                }
-                Err(refused) => refused,
-            };
-            let error = match refused {
-                // Somebody gave, or ended, an equal one: look again.
-                Refused::ApprovalState(_) => {
-                    match self.foreseen(asking, &action, submitted.content()) {
-                        Foreseen::Asks(_, again) => {
-                            approval = again;
-                            continue;
-                        }
-                        _ => return self.capability(asking, (action, policy), false).await,
-                    }
-                }
-                refused => match self.of_commit(asking, refused).await {
-                    Ok(error) => {
-                        let error = self.refused(asking.caller, Some(action), Some(policy), error);
-                        error.await
-                    }
-                    Err(error) => error,
-                },
-            };
-            return Err(error.into());
-        }
-        Err(ExchangeError::Unavailable.into())
-    }
-
-    pub(super) fn ask_command(
-        &self,
-        asking: Asking<'_>,
-        approval: &Approval,
-        policy: &PolicyFacts,
-        bytes: &[u8],
-    ) -> Command {
-        let mut attachments = vec![Evidence::new("proof", asking.proof.as_bytes())];
-        if !bytes.is_empty() {
-            attachments.push(Evidence::new("body", bytes));
-        }
-        Command::Ask {
-            request_id: asking.caller.id.to_owned(),
-            policy: PolicyFacts {
-                version: policy.version.clone(),
-                determining: approval.rules.clone(),
-            },
-            approval: approval.clone(),
-            attachments,
+        let known = (&action, &policy);
+        match self.asked(asking, known, approval, &submitted).await? {
+            Some(approval) => {
+                self.code(asking, (action, policy), &approval, &submitted)
+                    .await
+            }
+            None => self.capability(asking, (action, policy), false).await,
         }
     }
 
@@ -407,6 +372,7 @@ impl Exchange {
         asking: Asking<'_>,
         (action, policy): (ActionRecord, PolicyFacts),
         approval: &Approval,
+        submitted: &Submitted,
     ) -> Result<Issued, Failed> {
         let (caller, times) = (asking.caller, &self.core.config.approval);
         tracing::info!(
@@ -429,10 +395,12 @@ impl Exchange {
         .fold(approval.expires_ms.saturating_add(usable_ms), u64::min);
         let (text, hash) = grants::fresh(GrantKind::Deferral);
         let terms = GrantTerms {
-            deferred: Some(Deferred {
+            deferred: Some(Box::new(Deferred {
                 approval: approval.id.clone(),
                 exchange: caller.grant == Grant::Exchange,
-            }),
+                content_type: submitted.content().media_type.to_owned(),
+                content_encoding: submitted.content().encoding.to_owned(),
+            })),
             ..grants::own(GrantKind::Deferral, None)
         };
         let token = TokenRecord {

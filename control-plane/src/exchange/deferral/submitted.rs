@@ -19,7 +19,7 @@ const CONTENT_NAME_MAX: usize = 256;
 
 /// What goes with the action, of the client's own words.
 #[derive(Default)]
-pub(super) struct Submitted {
+pub(in super::super) struct Submitted {
     media_type: String,
     encoding: String,
     pub(super) body: Option<Vec<u8>>,

@@ -122,7 +122,7 @@ fn token_like(text: &str) -> Option<String> {
             let parts: Vec<&str> = word.split('.').collect();
             parts.len() == 3 && word.starts_with("eyJ") && parts[2].len() >= 43
         };
-        let grant = ["wrs_", "wrr_", "wrd_"].iter().any(|prefix| {
+        let grant = ["wrs_", "wrr_", "wrd_", "wrc_"].iter().any(|prefix| {
             let rest = word.split_once(prefix).map(|(_, rest)| rest);
             rest.is_some_and(|rest| rest.len() >= 30)
         });

@@ -90,7 +90,14 @@ impl State {
         now: Millis,
         limits: &Limits,
     ) -> Result<Draft, Refused> {
-        let known = self.rights.stops.contains_key(&target);
+        let standing = self.rights.stops.get(&target);
+        let known = standing.is_some();
+        // Who stops what is stopped already never shortens that.
+        let standing = standing.filter(|stop| stop.lifted.is_none());
+        let until_ms = match standing.map(|stop| stop.until_ms) {
+            Some(standing) => standing.and_then(|at| until_ms.map(|until| until.max(at))),
+            None => until_ms,
+        };
         // Agents may stop tokens: half of the room is left for what people stop.
         let most = match target {
             Target::Token(_) => limits.stops / TOKEN_PART,
