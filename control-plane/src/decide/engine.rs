@@ -3,8 +3,8 @@
 
 use super::covers::covers;
 use super::facts::{
-    Facts, body_digest, body_record, bounded, certificate_fits, claim, cut, digest_of, evidence,
-    request_facts,
+    Facts, body_digest, body_len, body_record, bounded, certificate_fits, claim, cut, digest_of,
+    evidence, request_facts,
 };
 use super::opinion::Opinion;
 use super::own;
@@ -487,10 +487,6 @@ impl Engine {
             Refused::Unknown => Ruling::Refused(Reason::OutcomeUnknown, None),
         }
     }
-}
-
-fn body_len(facts: &Facts) -> u64 {
-    facts.question.body.as_ref().map_or(0, |body| body.size)
 }
 
 /// A hold that joined an equal pending approval shows that one.

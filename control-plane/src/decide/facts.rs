@@ -36,6 +36,11 @@ pub(super) fn body_digest(question: &Question) -> Option<Hash> {
     digest.try_into().ok()
 }
 
+/// How long the body is that was read.
+pub(super) fn body_len(facts: &Facts) -> u64 {
+    facts.question.body.as_ref().map_or(0, |body| body.size)
+}
+
 /// What the log and an approval say of the body, where it was read.
 pub(super) fn body_record(question: &Question) -> Option<BodyRecord> {
     Some(BodyRecord {

@@ -4,6 +4,7 @@
 
 mod approvals;
 mod grants;
+mod proofs;
 
 use approvals::{AskParts, HoldParts};
 
@@ -12,8 +13,7 @@ use crate::{
     event::{ApprovalUse, Entry, Event, Subject},
     model::{
         Approval, ApprovalState, Command, EVIDENCE_KEYS, EXPIRED_PER_ENTRY, Evidence, EvidenceOf,
-        Given, Hash, HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, ProofUse, Refused,
-        TokenRecord,
+        Given, Hash, HexHash, Limits, Millis, NOTE_KINDS, OVERDUE_PER_ENTRY, Refused, TokenRecord,
     },
 };
 
@@ -358,22 +358,6 @@ impl State {
             if self.evidence_total() + fresh > limits.evidence_total {
                 return Err(Refused::Limit("evidence"));
             }
-        }
-        Ok(())
-    }
-
-    /// The proof was used by no other exchange.
-    fn check_proof(&self, proof: Option<&ProofUse>, now: Millis) -> Result<(), Refused> {
-        let Some(proof) = proof else {
-            return Ok(());
-        };
-        // It may have been used, and forgotten since it was looked at.
-        if proof.until_ms <= now {
-            return Err(Refused::ProofUsed);
-        }
-        let used = self.proof_used_by(&proof.id);
-        if used.is_some_and(|by| by != proof.by) && !planted!(ProofTwice) {
-            return Err(Refused::ProofUsed);
         }
         Ok(())
     }
