@@ -218,7 +218,7 @@ async fn damage_to_when_agents_were_seen_is_set_aside_too() {
         let names = (0..3_000_u64).map(|n| (format!("{n:05}-was-seen"), n));
         names.collect::<Vec<_>>()
     };
-    // The second start writes down which pages there are, so that a third reads none of them.
+    // What was kept is there after a start.
     for traded in [seen(), Vec::new()] {
         let ledger = Ledger::open(options()).unwrap().0;
         assert_eq!(ready(&ledger).await, ListingsState::Ready);
