@@ -11,7 +11,7 @@ use ledger::model::{Millis, Rights};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often times are looked through.
 const EVERY: Duration = Duration::from_secs(60);
@@ -20,9 +20,9 @@ const EVERY: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(2);
 /// A time that was kept is not kept again until it is so much newer, in ms.
 pub const KEPT_WITHIN_MS: Millis = 5 * 60 * 1000;
-/// Others' times are asked for from so long before the last look, in ms: their clocks are
-/// not quite ours.
-const BACK_MS: Millis = 2 * KEPT_WITHIN_MS;
+/// What was written so long before the last look is asked for again: it may have
+/// been under way then, and the store's clock is not quite ours.
+const BACK: Duration = Duration::from_secs(120);
 /// Agents without a record in the registry whose times are here: as many as are remembered
 /// as discovered.
 pub const STRANGERS_MAX: usize = 1_024;
@@ -50,12 +50,17 @@ impl Seen {
             known.last_ms.fetch_max(now_ms, Ordering::Relaxed);
             return;
         }
-        drop(agents);
-        let rights = rights();
-        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
         // A registered one always has its place: of others there are no more than this.
+        let rights = rights();
         let most = rights.agents.len().saturating_add(STRANGERS_MAX);
-        if agents.len() < most || rights.agent(agent).is_some() {
+        let is_known = rights.agent(agent).is_some();
+        // Who gets none makes nobody wait.
+        if agents.len() >= most && !is_known {
+            return;
+        }
+        drop(agents);
+        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+        if agents.len() < most || is_known {
             let times = agents.entry(agent.to_owned()).or_default();
             times.last_ms.fetch_max(now_ms, Ordering::Relaxed);
         }
@@ -92,18 +97,18 @@ impl Seen {
     }
 }
 
-/// Keeps what is due by `behind_ms`, and learns what was kept since `since_ms`.
-async fn trade(core: &Core, behind_ms: Millis, since_ms: Millis) -> Result<(), ()> {
+/// Keeps what is due by `behind_ms`, and learns what was kept in the last `within_ms`.
+async fn trade(core: &Core, behind_ms: Millis, within_ms: Millis) -> Result<(), ()> {
     let due = core.seen.due(&core.ledger.rights(), behind_ms);
     let mut parts: Vec<&[(String, Millis)]> = due.chunks(AT_ONCE).collect();
     // Others' are asked for with the last part, and where there is none.
     let last = parts.pop().unwrap_or_default();
     for part in parts {
-        let traded = core.ledger.trade_seen(part.to_vec(), Millis::MAX).await;
+        let traded = core.ledger.trade_seen(part.to_vec(), 0).await;
         traded.map_err(|_| ())?;
         core.seen.kept(part);
     }
-    let others = core.ledger.trade_seen(last.to_vec(), since_ms).await;
+    let others = core.ledger.trade_seen(last.to_vec(), within_ms).await;
     let others = others.map_err(|_| ())?;
     core.seen.kept(last);
     core.seen.kept(&others);
@@ -112,13 +117,17 @@ async fn trade(core: &Core, behind_ms: Millis, since_ms: Millis) -> Result<(), (
 
 /// Trades times each minute, until the task is dropped.
 pub async fn keep(core: Arc<Core>) {
-    let mut since_ms = 0;
+    let mut looked: Option<Instant> = None;
     loop {
-        let begun = core.now();
+        let begun = Instant::now();
         // Without what was kept before, an agent could seem never to have been there.
-        let traded = trade(&core, KEPT_WITHIN_MS, since_ms).await;
+        let within = looked.map_or(Millis::MAX, |looked| {
+            let within = looked.elapsed().saturating_add(BACK).as_millis();
+            Millis::try_from(within).unwrap_or(Millis::MAX)
+        });
+        let traded = trade(&core, KEPT_WITHIN_MS, within).await;
         if traded.is_ok() {
-            since_ms = begun.saturating_sub(BACK_MS).max(1);
+            looked = Some(begun);
         } else {
             tracing::debug!("when agents were last seen can't be kept yet");
         }
@@ -129,7 +138,7 @@ pub async fn keep(core: Arc<Core>) {
 
 /// Keeps all that is newer than what is kept: the process ends in good order.
 pub async fn keep_all(core: &Core) {
-    if trade(core, 1, Millis::MAX).await.is_err() {
+    if trade(core, 1, 0).await.is_err() {
         tracing::warn!("when agents were last seen is kept up to some minutes ago only");
     }
 }
@@ -194,5 +203,26 @@ mod tests {
         assert!(all <= STRANGERS_MAX + 2, "{all}");
         assert_eq!(seen.last("a"), Some(8), "a registered one has its own");
         assert_eq!(seen.due(&known, 1), [("a".to_owned(), 8)]);
+    }
+
+    #[test]
+    fn a_stranger_without_a_place_makes_nobody_wait() {
+        let seen = Arc::new(Seen::default());
+        let known = rights(&[]);
+        for n in 0..STRANGERS_MAX {
+            seen.saw(&format!("s{n}"), 7, || known.clone());
+        }
+        // While somebody reads, who would write has to wait.
+        let reading = seen.agents.read().unwrap();
+        let (done, waited) = std::sync::mpsc::channel();
+        let other = Arc::clone(&seen);
+        let thread = std::thread::spawn(move || {
+            other.saw("late", 9, || known.clone());
+            done.send(()).unwrap();
+        });
+        waited.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(reading);
+        thread.join().unwrap();
+        assert_eq!(seen.last("late"), None);
     }
 }

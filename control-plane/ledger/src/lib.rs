@@ -396,9 +396,11 @@ impl Ledger {
         }
     }
 
-    /// Keeps when agents were last seen, the later time of each, and gives what is kept of
-    /// all that were seen at `since` or later, in milliseconds; by other replicas too. It
-    /// stands beside the log: no decision reads it, and it can be lost.
+    /// Keeps when agents were last seen, the later time of each, and gives what was
+    /// kept in the last `within` milliseconds of the store's own clock, by other replicas
+    /// too, whenever it was that an agent was seen; [`Millis::MAX`] gives all there is. It
+    /// stands beside the log: no decision reads it, and it can be lost. Files have one
+    /// process, which is given all or nothing.
     ///
     /// # Errors
     /// [`Refused::Unavailable`] when the store does not take it now; files take it once
@@ -406,11 +408,11 @@ impl Ledger {
     pub async fn trade_seen(
         &self,
         seen: Vec<(String, Millis)>,
-        since: Millis,
+        within: Millis,
     ) -> Result<Vec<(String, Millis)>, Refused> {
         match &*self.store {
-            Store::Embedded(store) => store.trade_seen(&seen, since),
-            Store::Postgres(store) => store.trade_seen(seen, since).await,
+            Store::Embedded(store) => store.trade_seen(seen, within).await,
+            Store::Postgres(store) => store.trade_seen(seen, within).await,
         }
     }
 

@@ -6,7 +6,7 @@ use axum::extract::{Form, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use ledger::model::{AgentChange, AgentState, Refused};
+use ledger::model::{AgentChange, AgentState, Millis, Refused};
 use serde::Deserialize;
 
 use super::logins::Session;
@@ -36,9 +36,9 @@ async fn list(
         let text = "Each of `state`, `owner`, `text` and `page` may be there once.";
         return unreadable(&site, &session, text);
     };
-    let Some(list) = registry::list(&*site.desk, &asked) else {
-        let text = "`state` is one that agents can have, and `page` a number from 1 on.";
-        return unreadable(&site, &session, text);
+    let list = match registry::list(&*site.desk, &asked) {
+        Ok(list) => list,
+        Err(text) => return unreadable(&site, &session, text),
     };
     let shell = Shell::new(&site, Some(&session), "agents", "Agents");
     html(StatusCode::OK, &AgentsPage { shell, list })
@@ -118,6 +118,8 @@ struct Fields {
     csrf: String,
     /// Where it stood when the page was drawn.
     from: AgentState,
+    /// When its record had last changed then: it may stand there again by another way.
+    changed_ms: Millis,
     to: AgentState,
     #[serde(default)]
     why: String,
@@ -154,7 +156,8 @@ async fn change(
     };
     let known = agent.changes();
     let wanted = known.iter().find(|it| it.to == fields.to);
-    let Some(wanted) = wanted.filter(|_| agent.state == fields.from) else {
+    let is_as_shown = agent.state == fields.from && agent.changed_ms == fields.changed_ms;
+    let Some(wanted) = wanted.filter(|_| is_as_shown) else {
         return moved(&site, &session, &id);
     };
     let change = match taken(wanted, agent.is_registered, fields) {

@@ -131,20 +131,29 @@ impl Entry<'_> {
     }
 }
 
-/// A page of what was asked for; nothing where that can't be.
-pub(super) fn list(desk: &dyn Desk, asked: &Asked) -> Option<List> {
+/// A page of what was asked for.
+///
+/// # Errors
+/// What is wrong with what is asked for.
+pub(super) fn list(desk: &dyn Desk, asked: &Asked) -> Result<List, &'static str> {
     let (now, rights, strangers) = (desk.now_ms(), desk.rights(), desk.discovered());
     let state = match asked.state.as_str() {
         "" => None,
-        word => Some(Standing::ALL.into_iter().find(|it| it.word() == word)?),
+        word => {
+            let known = Standing::ALL.into_iter().find(|it| it.word() == word);
+            Some(known.ok_or("`state` is not one that agents can have.")?)
+        }
     };
     let page = match asked.page.as_str() {
         "" => 1,
-        page => page.parse::<usize>().ok().filter(|page| *page > 0)?,
+        page => {
+            let page = page.parse::<usize>().ok().filter(|page| *page > 0);
+            page.ok_or("`page` is not a number from 1 on.")?
+        }
     };
     let texts = [&asked.owner, &asked.text];
     if texts.into_iter().any(|it| it.chars().count() > TEXT_MAX) {
-        return None;
+        return Err("`owner` or `text` is longer than 256 letters.");
     }
     let known = rights.agents.values();
     let known = known.map(|record| (record.agent.as_str(), Entry::Known(record)));
@@ -170,7 +179,7 @@ pub(super) fn list(desk: &dyn Desk, asked: &Asked) -> Option<List> {
         label: it.label(),
         is_chosen: state == Some(it),
     };
-    Some(List {
+    Ok(List {
         all: found.len(),
         first: from.saturating_add(1),
         last,
@@ -261,6 +270,8 @@ pub(super) struct Agent {
     pub(super) why: Option<Shown>,
     pub(super) created: String,
     pub(super) changed: Option<(Shown, String)>,
+    /// When its record last changed, by which a form tells; 0 without a record.
+    pub(super) changed_ms: Millis,
     pub(super) stops: Vec<StopShown>,
     pub(super) stops_more: usize,
 }
@@ -346,6 +357,7 @@ pub(super) fn one(desk: &dyn Desk, id: &str) -> Option<Agent> {
             let by = Shown::text(&it.changed_by);
             (by, time_for_people(it.changed_ms))
         }),
+        changed_ms: record.map_or(0, |it| it.changed_ms),
         stops: stops.into_iter().map(stop_shown).collect(),
         stops_more,
     })

@@ -106,6 +106,11 @@ pub fn probe_listings(dir: &Path) -> Result<(), String> {
                 serde_json::from_slice::<ListedEntry>(&value)?;
             }
         }
+        for name in db.tree_names() {
+            for pair in &db.open_tree(name)? {
+                pair?;
+            }
+        }
         Ok(())
     };
     all().map_err(|error| error.to_string())
@@ -208,43 +213,54 @@ impl Listings {
 }
 
 impl Listings {
-    /// Keeps when agents were last seen; what was kept from `since` on. `None`: it can't be
-    /// kept now. Without a directory there is nothing to keep it in.
-    pub(crate) fn trade_seen(
+    /// Keeps when agents were last seen, and gives all that is kept where that is asked for.
+    /// `None`: it can't be kept now. Without a directory there is nothing to keep it in.
+    pub(crate) async fn trade_seen(
         &self,
-        seen: &[(String, Millis)],
-        since: Millis,
+        seen: Vec<(String, Millis)>,
+        all: bool,
     ) -> Option<Vec<(String, Millis)>> {
         let db = match &*self.held.read().unwrap_or_else(PoisonError::into_inner) {
             Held::Off => return Some(Vec::new()),
             Held::Ready(db) => db.clone(),
             Held::Opening | Held::Failed => return None,
         };
-        let traded = guarded(|| {
-            let tree = db.open_tree(SEEN)?;
-            let mut batch = sled::Batch::default();
-            for (agent, at) in seen {
-                batch.insert(agent.as_bytes(), &at.to_be_bytes());
-            }
-            tree.apply_batch(batch)?;
-            // The process may end right after this.
-            if !seen.is_empty() {
-                tree.flush()?;
-            }
-            let mut found = Vec::new();
-            // Nobody else keeps any: all are asked for once.
-            for pair in tree.iter().take_while(|_| since == 0) {
-                let (agent, at) = pair?;
-                let at = <[u8; 8]>::try_from(at.as_ref()).map(Millis::from_be_bytes);
-                let agent = String::from_utf8(agent.to_vec());
-                found.extend(agent.ok().zip(at.ok()));
-            }
-            Ok(found)
-        });
+        // It waits for the disk.
+        let trade = move || guarded(|| trade(&db, &seen, all));
+        let traded = tokio::task::spawn_blocking(trade).await;
         traded
-            .inspect_err(|error| tracing::warn!(%error, "when agents were seen can't be kept"))
+            .unwrap_or(Err(ListingError::Panicked))
+            .inspect_err(|error| {
+                tracing::warn!(%error, "listings are unavailable, and when agents were seen");
+                set(&self.held, Held::Failed);
+            })
             .ok()
     }
+}
+
+fn trade(
+    db: &sled::Db,
+    seen: &[(String, Millis)],
+    all: bool,
+) -> Result<Vec<(String, Millis)>, ListingError> {
+    let tree = db.open_tree(SEEN)?;
+    let mut batch = sled::Batch::default();
+    for (agent, at) in seen {
+        batch.insert(agent.as_bytes(), &at.to_be_bytes());
+    }
+    tree.apply_batch(batch)?;
+    // The process may end right after this.
+    if !seen.is_empty() {
+        tree.flush()?;
+    }
+    let mut found = Vec::new();
+    for pair in tree.iter().take_while(|_| all) {
+        let (agent, at) = pair?;
+        let at = <[u8; 8]>::try_from(at.as_ref()).map(Millis::from_be_bytes);
+        let agent = String::from_utf8(agent.to_vec());
+        found.extend(agent.ok().zip(at.ok()));
+    }
+    Ok(found)
 }
 
 fn set(held: &RwLock<Held>, to: Held) {
@@ -363,6 +379,10 @@ impl Projection {
         let db = open_sled(&self.dir)?;
         let position = position(&db)?;
         for pair in db.iter().rev().take(64) {
+            pair?;
+        }
+        // All of these are asked for at a start.
+        for pair in &db.open_tree(SEEN)? {
             pair?;
         }
         fs::remove_file(&mark)?;

@@ -322,13 +322,14 @@ impl Embedded {
         self.inner.listings.read(before, limit)
     }
 
-    /// Keeps when agents were last seen; what was kept from `since` on.
-    pub(crate) fn trade_seen(
+    /// Keeps when agents were last seen. Nobody else keeps any: all are given, or none.
+    pub(crate) async fn trade_seen(
         &self,
-        seen: &[(String, Millis)],
-        since: Millis,
+        seen: Vec<(String, Millis)>,
+        within: Millis,
     ) -> Result<Vec<(String, Millis)>, Refused> {
-        let traded = self.inner.listings.trade_seen(seen, since);
+        let all = within == Millis::MAX;
+        let traded = self.inner.listings.trade_seen(seen, all).await;
         traded.ok_or(Refused::Unavailable)
     }
 

@@ -6,8 +6,9 @@
 
 use super::{PostgresError, database::Conn, sequencer::Head, session::Session, values::to_i64};
 
-/// The format of the tables' contents.
-pub(crate) const FORMAT: i32 = 1;
+/// The format of the tables' contents. It is raised, with a migration that sets it, whenever
+/// records get what a replica of before can't read: such a one stops at its next look.
+pub(crate) const FORMAT: i32 = 2;
 
 /// Where tables are: the server, database and table; and the server's timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -123,7 +123,11 @@ async fn turn(
 ) -> Result<(), PostgresError> {
     if session.is_none() {
         *session = Some(inner.connect().await.inspect_err(|error| {
-            if matches!(error, PostgresError::Setting { .. }) {
+            let lasts = matches!(
+                error,
+                PostgresError::Setting { .. } | PostgresError::Content(_)
+            );
+            if lasts {
                 inner.set_health(Err(error));
             }
         })?);

@@ -29,6 +29,11 @@ pub(crate) fn migrations() -> Vec<Migration> {
             include_str!("../../migrations/0004_proofs.sql"),
         ),
         (5, "seen", include_str!("../../migrations/0005_seen.sql")),
+        (
+            6,
+            "format",
+            include_str!("../../migrations/0006_format.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

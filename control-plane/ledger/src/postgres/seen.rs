@@ -12,7 +12,7 @@ use super::{
     Inner, Postgres, PostgresError,
     database::Conn,
     outside,
-    sql::{keep_seen, seen_since},
+    sql::{keep_seen, seen_within},
     values::{from_i64, to_i64},
 };
 use crate::model::{Millis, Refused};
@@ -20,7 +20,7 @@ use crate::model::{Millis, Refused};
 /// What is kept, what is asked for, and who waits for it.
 pub(super) struct Trade {
     seen: Vec<(String, Millis)>,
-    since: Millis,
+    within: Millis,
     answer: oneshot::Sender<Vec<(String, Millis)>>,
 }
 
@@ -28,13 +28,13 @@ impl Postgres {
     pub(crate) async fn trade_seen(
         &self,
         seen: Vec<(String, Millis)>,
-        since: Millis,
+        within: Millis,
     ) -> Result<Vec<(String, Millis)>, Refused> {
         let inner = self.inner();
         let (answer, answered) = oneshot::channel();
         let trade = Trade {
             seen,
-            since,
+            within,
             answer,
         };
         // One that nobody took yet is given up by this.
@@ -74,7 +74,7 @@ async fn trade_with(conn: &mut PgConnection, trade: Trade) -> Result<(), Postgre
     if !agents.is_empty() {
         keep_seen(conn, &agents, &times).await?;
     }
-    let found = seen_since(conn, to_i64(trade.since)).await?;
+    let found = seen_within(conn, to_i64(trade.within)).await?;
     let found = found.into_iter().map(|(agent, at)| (agent, from_i64(at)));
     // Who does not wait any more asks again.
     let _ = trade.answer.send(found.collect());

@@ -182,7 +182,10 @@ async fn when_agents_were_seen_is_known_after_a_start() {
     let ledger = Ledger::open(options.clone()).unwrap().0;
     assert_eq!(ready(&ledger).await, ListingsState::Ready);
     let seen = |name: &str, at| vec![(name.to_owned(), at)];
-    assert_eq!(ledger.trade_seen(Vec::new(), 0).await, Ok(Vec::new()));
+    assert_eq!(
+        ledger.trade_seen(Vec::new(), u64::MAX).await,
+        Ok(Vec::new())
+    );
     ledger.trade_seen(seen("a", 7), 1).await.unwrap();
     ledger.trade_seen(seen("b", 8), 1).await.unwrap();
     ledger.trade_seen(seen("a", 9), 1).await.unwrap();
@@ -191,7 +194,7 @@ async fn when_agents_were_seen_is_known_after_a_start() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     let ledger = Ledger::open(options).unwrap().0;
     assert_eq!(ready(&ledger).await, ListingsState::Ready);
-    let mut known = ledger.trade_seen(Vec::new(), 0).await.unwrap();
+    let mut known = ledger.trade_seen(Vec::new(), u64::MAX).await.unwrap();
     known.sort();
     assert_eq!(known, [("a".to_owned(), 9), ("b".to_owned(), 8)]);
     // They are no entries, and none is listed.
@@ -200,4 +203,52 @@ async fn when_agents_were_seen_is_known_after_a_start() {
         listed.iter().all(|entry| entry.kind == "epoch"),
         "{listed:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_when_agents_were_seen_is_set_aside_too() {
+    let (home, clock) = (tempfile::tempdir().unwrap(), TestClock::new());
+    let (listings, tried) = (home.path().join("listings"), Arc::default());
+    let options = || Options {
+        listings: Some(listings.clone()),
+        probe: Some(probe(&tried)),
+        ..clock.options(&home.path().join("journal"))
+    };
+    let seen = || {
+        let names = (0..3_000_u64).map(|n| (format!("{n:05}-was-seen"), n));
+        names.collect::<Vec<_>>()
+    };
+    // What was kept is there after a start.
+    for traded in [seen(), Vec::new()] {
+        let ledger = Ledger::open(options()).unwrap().0;
+        assert_eq!(ready(&ledger).await, ListingsState::Ready);
+        let known = ledger.trade_seen(traded, u64::MAX).await.unwrap();
+        assert_eq!(known.len(), 3_000);
+        ledger.shutdown().await;
+        drop(ledger);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    let path = listings.join("db");
+    let mut bytes = fs::read(&path).unwrap();
+    let name = b"-was-seen";
+    let mut damaged = 0;
+    for at in 0..bytes.len() - name.len() {
+        if bytes[at..].starts_with(name) {
+            bytes[at] = b'+';
+            damaged += 1;
+        }
+    }
+    assert!(damaged >= 3_000, "{damaged}");
+    fs::write(&path, bytes).unwrap();
+
+    tried.lock().unwrap().clear();
+    let ledger = Ledger::open(options()).unwrap().0;
+    ledger.commit(note("config", 1)).await.unwrap();
+    assert_eq!(ready(&ledger).await, ListingsState::Ready);
+    let probed = tried.lock().unwrap().clone();
+    assert!(matches!(probed[..], [Probed::Damaged(_)]), "{probed:?}");
+    assert_eq!(aside(home.path()).len(), 1);
+    let all = u64::MAX;
+    assert_eq!(ledger.trade_seen(Vec::new(), all).await, Ok(Vec::new()));
+    assert_eq!(ledger.trade_seen(seen(), all).await, Ok(seen()));
 }

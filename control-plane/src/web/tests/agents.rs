@@ -99,15 +99,18 @@ async fn agents_are_found_by_state_owner_and_text() {
         assert_eq!(none, wanted.is_empty(), "{query}");
     }
     let long = format!("?text={}", "x".repeat(257));
-    for query in [
-        "?state=paused",
-        "?page=0",
-        "?page=x",
-        "?state=a&state=b",
-        &long,
+    let owner = format!("?owner={}", "x".repeat(257));
+    for (query, said) in [
+        ("?state=paused", "is not one that agents can have"),
+        ("?page=0", "is not a number from 1 on"),
+        ("?page=x", "is not a number from 1 on"),
+        ("?state=a&state=b", "may be there once"),
+        (&long, "is longer than 256 letters"),
+        (&owner, "is longer than 256 letters"),
     ] {
         let page = world.get(&format!("/agents{query}"), &cookie).await;
         assert_eq!(page.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(page.body.contains(said), "{query}: {}", page.body);
     }
 }
 
@@ -225,15 +228,7 @@ async fn only_what_may_be_is_offered_and_only_to_who_may() {
     *lock(&world.desk.discovered) = vec![(id("discovered"), NOW)];
     let (admin, _) = world.sign_in().await;
     let secret = world.logins.mint_for("chair", NOW);
-    let answer = world
-        .post("/login", With::form(format!("secret={secret}")))
-        .await;
-    let other = answer
-        .header("set-cookie")
-        .split(';')
-        .next()
-        .unwrap()
-        .to_owned();
+    let (other, _) = world.sign_in_with(&secret).await;
     let table: &[(&str, &[&str])] = &[
         ("discovered", &["active", "decommissioned"]),
         ("active", &["suspended", "decommissioned"]),
@@ -293,49 +288,43 @@ async fn a_form_changes_what_its_page_showed_and_nothing_else() {
         world.post(&format!("{}/change", path(name)), with).await
     };
     let own = format!("csrf={csrf}");
-    let long = format!("{own}&from=active&to=suspended&why={}", "y".repeat(257));
+    let at = format!("changed_ms={}", NOW - 30 * MINUTE);
+    let from = |rest: &str| format!("{own}&{at}&from={rest}");
+    let long = from(&format!("active&to=suspended&why={}", "y".repeat(257)));
+    let suspended = "from=active&to=suspended";
+    let earlier = NOW - 31 * MINUTE;
     let refused: &[(&str, &str, &str, u16)] = &[
-        ("a", "", &format!("{own}&from=active&to=suspended"), 401),
-        ("a", &cookie, "csrf=x&from=active&to=suspended", 403),
+        ("a", "", &from("active&to=suspended"), 401),
+        ("a", &cookie, &format!("csrf=x&{at}&{suspended}"), 403),
+        ("a", &cookie, &from("suspended&to=active"), 409),
+        ("a", &cookie, &from("active&to=active"), 409),
+        ("a", &cookie, &from("active&to=discovered"), 409),
+        // It stands there again, by another way than it did.
         (
             "a",
             &cookie,
-            &format!("{own}&from=suspended&to=active"),
+            &format!("{own}&changed_ms={earlier}&{suspended}"),
             409,
         ),
-        ("a", &cookie, &format!("{own}&from=active&to=active"), 409),
         (
             "a",
             &cookie,
-            &format!("{own}&from=active&to=discovered"),
+            &format!("{own}&changed_ms=0&{suspended}"),
             409,
         ),
-        ("a", &cookie, &format!("{own}&from=active&to=gone"), 422),
-        (
-            "a",
-            &cookie,
-            &format!("{own}&from=active&to=decommissioned"),
-            400,
-        ),
-        (
-            "a",
-            &cookie,
-            &format!("{own}&from=active&to=suspended&why=a%0Ab"),
-            400,
-        ),
+        ("new", &cookie, &from("discovered&to=active&owner=t"), 409),
+        ("a", &cookie, &format!("{own}&{suspended}"), 422),
+        ("a", &cookie, &from("active&to=gone"), 422),
+        ("a", &cookie, &from("active&to=decommissioned"), 400),
+        ("a", &cookie, &from("active&to=suspended&why=a%0Ab"), 400),
         ("a", &cookie, &long, 400),
         (
             "new",
             &cookie,
-            &format!("{own}&from=discovered&to=active&owner=+"),
+            &format!("{own}&changed_ms=0&from=discovered&to=active&owner=+"),
             400,
         ),
-        (
-            "none",
-            &cookie,
-            &format!("{own}&from=active&to=suspended"),
-            404,
-        ),
+        ("none", &cookie, &from("active&to=suspended"), 404),
     ];
     for (name, cookie, fields, status) in refused {
         let answer = post(name, cookie, fields).await;
@@ -346,7 +335,22 @@ async fn a_form_changes_what_its_page_showed_and_nothing_else() {
             answer.body
         );
     }
-    let with = With::form(format!("{own}&from=active&to=suspended")).header("cookie", &cookie);
+    // One who is signed in and may not.
+    let secret = world.logins.mint_for("chair", NOW);
+    let (chair, csrf) = world.sign_in_with(&secret).await;
+    for (name, fields) in [
+        ("a", format!("{at}&from=active&to=suspended")),
+        ("a", format!("{at}&from=active&to=decommissioned&sure=yes")),
+        (
+            "new",
+            "changed_ms=0&from=discovered&to=active&owner=chair".to_owned(),
+        ),
+    ] {
+        let answer = post(name, &chair, &format!("csrf={csrf}&{fields}")).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{name} {fields}");
+        assert!(answer.body.contains("You may not change this"), "{fields}");
+    }
+    let with = With::form(format!("{own}&{at}&from=active&to=suspended")).header("cookie", &cookie);
     let elsewhere = with.header("origin", "https://elsewhere.example");
     let answer = world
         .post(&format!("{}/change", path("a")), elsewhere)
@@ -357,12 +361,15 @@ async fn a_form_changes_what_its_page_showed_and_nothing_else() {
     let done = [
         (
             "a",
-            format!("{own}&from=active&to=suspended&why=a+test&owner=mine"),
+            format!("{own}&{at}&from=active&to=suspended&why=a+test&owner=mine"),
         ),
-        ("a", format!("{own}&from=active&to=decommissioned&sure=yes")),
+        (
+            "a",
+            format!("{own}&{at}&from=active&to=decommissioned&sure=yes"),
+        ),
         (
             "new",
-            format!("{own}&from=discovered&to=active&owner=team&environment=lab"),
+            format!("{own}&changed_ms=0&from=discovered&to=active&owner=team&environment=lab"),
         ),
     ];
     for (name, fields) in &done {

@@ -136,6 +136,11 @@ impl World {
     /// Signs a browser in: its cookie, and the token of its forms.
     async fn sign_in(&self) -> (String, String) {
         let secret = self.logins.mint(self.desk.now_ms());
+        self.sign_in_with(&secret).await
+    }
+
+    /// The same for whom a secret is for.
+    async fn sign_in_with(&self, secret: &str) -> (String, String) {
         let answer = self
             .post("/login", With::form(format!("secret={secret}")))
             .await;

@@ -39,7 +39,7 @@ pub(super) use self::{
         add_agents, barrier, confirm, count_uses, find_group, hold, issue, notify, put_approval,
         put_discovered, put_evidence, put_outstanding, put_proofs, put_right, spend,
     },
-    seen::{keep_seen, seen_since},
+    seen::{keep_seen, seen_within},
 };
 use super::{
     PostgresError,

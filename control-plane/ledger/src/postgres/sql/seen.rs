@@ -7,10 +7,11 @@ use super::Done;
 /// Keeps the later time of each; rows are locked in the order of their agents.
 pub(crate) async fn keep_seen(conn: &mut PgConnection, agents: &[&str], times: &[i64]) -> Done<()> {
     sqlx::query(
-        "INSERT INTO seen (agent, seen_ms) \
-         SELECT agent, max(at) FROM unnest($1::text[], $2::int8[]) n (agent, at) \
+        "INSERT INTO seen (agent, seen_ms, written_ms) \
+         SELECT agent, max(at), (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM unnest($1::text[], $2::int8[]) n (agent, at) \
          GROUP BY agent ORDER BY agent \
-         ON CONFLICT (agent) DO UPDATE SET seen_ms = excluded.seen_ms \
+         ON CONFLICT (agent) DO UPDATE \
+         SET seen_ms = excluded.seen_ms, written_ms = excluded.written_ms \
          WHERE seen.seen_ms < excluded.seen_ms",
     )
     .bind(agents)
@@ -20,12 +21,14 @@ pub(crate) async fn keep_seen(conn: &mut PgConnection, agents: &[&str], times: &
     Ok(())
 }
 
-/// Those that were seen at that time or later.
-pub(crate) async fn seen_since(conn: &mut PgConnection, since: i64) -> Done<Vec<(String, i64)>> {
-    Ok(
-        sqlx::query_as("SELECT agent, seen_ms FROM seen WHERE seen_ms >= $1")
-            .bind(since)
-            .fetch_all(conn)
-            .await?,
+/// Those that were written within so many milliseconds. The time of writing counts: who was
+/// seen long before it was written would be missed by one who had looked in between.
+pub(crate) async fn seen_within(conn: &mut PgConnection, within: i64) -> Done<Vec<(String, i64)>> {
+    Ok(sqlx::query_as(
+        "SELECT agent, seen_ms FROM seen \
+         WHERE written_ms > (extract(epoch FROM clock_timestamp()) * 1000)::int8 - $1",
     )
+    .bind(within)
+    .fetch_all(conn)
+    .await?)
 }

@@ -336,3 +336,64 @@ async fn a_batch_that_was_under_way_when_an_epoch_began_is_not_of_it() {
     assert_eq!(waiting.await.unwrap(), Err(Refused::Suspended));
     assert_eq!(database.count("SELECT count(*) FROM tokens").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_epoch_forgets_which_proofs_were_used() {
+    // The exchange takes no proof from before it; files forget them the same way.
+    for rig in [Some(Rig::files()), Rig::postgres().await] {
+        let Some(rig) = rig else {
+            return;
+        };
+        let ledger = rig.open().await;
+        let used = |name: &str| proven(issue(token(name)), [7; 32], name);
+        ledger.commit(used("a")).await.unwrap();
+        assert_eq!(ledger.commit(used("b")).await, Err(Refused::ProofUsed));
+        let ledger = rig.next_epoch(ledger, Limits::default()).await;
+        if rig.is_postgres() {
+            let rows = database(&rig).count("SELECT count(*) FROM proofs").await;
+            assert_eq!(rows, 0);
+        }
+        ledger.commit(used("c")).await.unwrap();
+    }
+}
+
+/// Tables of before are brought up to date, and a replica of before stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_database_of_another_format_is_brought_up_to_date_or_refused() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let ledger = rig.open().await;
+    ledger.commit(issue(token("a"))).await.unwrap();
+    ledger.shutdown().await;
+    let database = database(&rig);
+    let before = "DROP TABLE seen, proofs; UPDATE meta SET format = 1; \
+                  DELETE FROM _sqlx_migrations WHERE version > 3";
+    database.run(before).await;
+    let ledger = rig.open().await;
+    ledger.commit(allow("a", "1", None)).await.unwrap();
+    let format = "SELECT format::int8 FROM meta";
+    assert_eq!(database.count(format).await, 2);
+    assert_eq!((ledger.epoch(), ledger.suspended()), (1, None));
+    // To the one that runs, what comes next is what this one is to those of before.
+    database.run("UPDATE meta SET format = 3").await;
+    let mut n = 0;
+    while ledger.commit(note("config", n)).await.is_ok() {
+        n += 1;
+        assert!(n < 400, "it goes on with a format that it does not know");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let late = ledger.commit(note("config", n)).await;
+    assert_eq!(late, Err(Refused::Unavailable));
+    ledger.shutdown().await;
+    let options = rig.postgres_options(&database);
+    let refused = Ledger::open_postgres(options)
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    let said = refused.to_string();
+    assert!(
+        said.contains("format 3, where this version writes 2"),
+        "{said}"
+    );
+}

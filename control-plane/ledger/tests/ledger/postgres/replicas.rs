@@ -189,7 +189,7 @@ async fn of_two_replicas_one_uses_each_proof() {
     }
     assert_eq!(used, [1; 50]);
     assert!(rig.verify(None).await.whole);
-    // An epoch forgets them; the exchange takes no proof from before it.
+    // An epoch forgets them (epochs.rs); the exchange takes no proof from before it.
     let rows = "SELECT count(*) FROM proofs";
     let mut conn = database(&rig).connect().await;
     let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut conn).await.unwrap();
@@ -428,6 +428,7 @@ async fn listings_are_of_the_newest_entries() {
 /// When agents were last seen is beside the log: the later time stands, whoever has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_replica_learns_when_agents_were_last_seen() {
+    const ALL: Millis = Millis::MAX;
     let Some(rig) = Rig::postgres().await else {
         return;
     };
@@ -440,25 +441,33 @@ async fn each_replica_learns_when_agents_were_last_seen() {
         let times = times.map(|(agent, at)| ((*agent).to_owned(), *at));
         times.collect::<Vec<_>>()
     };
-    let trade = async |ledger: &Ledger, times: &[(&str, Millis)], since| {
-        let mut known = ledger.trade_seen(seen(times), since).await.unwrap();
+    let trade = async |ledger: &Ledger, times: &[(&str, Millis)], within| {
+        let mut known = ledger.trade_seen(seen(times), within).await.unwrap();
         known.sort();
         known
     };
-    assert_eq!(trade(&one, &[("a", 50), ("b", 60)], 0).await.len(), 2);
+    assert_eq!(trade(&one, &[("a", 50), ("b", 60)], ALL).await.len(), 2);
     // In another order, one of them older, one named twice.
-    let known = trade(&two, &[("c", 10), ("b", 55), ("c", 11), ("a", 70)], 0).await;
+    let known = trade(&two, &[("c", 10), ("b", 55), ("c", 11), ("a", 70)], ALL).await;
     assert_eq!(known, seen(&[("a", 70), ("b", 60), ("c", 11)]));
-    assert_eq!(trade(&one, &[], 61).await, seen(&[("a", 70)]));
-    assert_eq!(trade(&one, &[], Millis::MAX).await, []);
+    assert_eq!(trade(&one, &[], 0).await, []);
+    // What counts is when it was written, however long before that it was seen.
+    const MINUTE: Millis = 60_000;
+    let back = "UPDATE seen SET written_ms = written_ms - 120000";
+    database(&rig).run(back).await;
+    assert_eq!(trade(&one, &[], MINUTE).await, []);
+    let late = seen(&[("late", 1)]);
+    assert_eq!(trade(&two, &[("late", 1), ("a", 69)], MINUTE).await, late);
+    assert_eq!(trade(&one, &[], MINUTE).await, late);
+    assert_eq!(trade(&one, &[], ALL).await.len(), 4);
     // Both at once, and many: nobody waits for the other for ever.
     let many = |from: usize| -> Vec<(String, Millis)> {
         (0..4_000)
             .map(|n| (format!("n{}", (n * 7 + from) % 4_000), 100 + n as Millis))
             .collect()
     };
-    let (left, right) = tokio::join!(one.trade_seen(many(1), 0), two.trade_seen(many(2), 0));
+    let (left, right) = tokio::join!(one.trade_seen(many(1), ALL), two.trade_seen(many(2), ALL));
     assert!(left.is_ok() && right.is_ok());
-    assert_eq!(trade(&two, &[], 0).await.len(), 4_003);
+    assert_eq!(trade(&two, &[], ALL).await.len(), 4_004);
     assert_eq!(rig.head(&one).await.0, 1, "no entry is made for it");
 }
