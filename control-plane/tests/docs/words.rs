@@ -27,7 +27,8 @@ fn every_reason_is_on_its_page_with_its_status_and_no_other() {
 }
 
 /// Files that say which paths are served.
-const ROUTES: [&str; 9] = [
+const ROUTES: [&str; 10] = [
+    "control-plane/src/exchange/authzen/http.rs",
     "control-plane/src/exchange/http.rs",
     "control-plane/src/exchange/tokens/http.rs",
     "control-plane/src/serve/mod.rs",
@@ -86,7 +87,7 @@ fn the_openapi_document_has_what_is_served_and_no_other() {
         &["path", "method", "who", "what"],
     );
     let for_programs = |path: &str| {
-        ["/api/", "/oauth2/", "/.well-known/"]
+        ["/api/", "/oauth2/", "/access/", "/.well-known/"]
             .iter()
             .any(|prefix| path.starts_with(prefix))
     };

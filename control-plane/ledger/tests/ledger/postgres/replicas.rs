@@ -195,7 +195,7 @@ async fn of_two_replicas_one_uses_each_proof() {
     let count: i64 = sqlx::query_scalar(rows).fetch_one(&mut conn).await.unwrap();
     assert_eq!(count, 50);
     // What is past its end is swept.
-    rig.clock.set(START + PROVEN_MS + 120_000);
+    rig.clock.set(START + PROVEN_MS + 6_000);
     for ledger in &replicas {
         ledger.commit(issue(token("later"))).await.ok();
     }
