@@ -32,6 +32,7 @@ const NAMES: [(&str, &[&str]); 8] = [
         "axum",
         &[
             "control-plane/src/web/",
+            "control-plane/src/exchange/authzen/http.rs",
             "control-plane/src/exchange/cache.rs",
             "control-plane/src/exchange/http.rs",
             "control-plane/src/exchange/tokens/http.rs",
