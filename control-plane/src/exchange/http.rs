@@ -4,6 +4,7 @@ use super::described::{
     BatchAnswer, BatchForm, Keys, Refusal, Refused, Slower, TokenAnswer, TokenForm,
 };
 use super::form::{BODY_MAX, Params};
+use super::presented::Shows;
 use super::{Exchange, ExchangeError, GRANT_BEARER, GRANT_REFRESH, Issued, cache, metadata};
 use crate::config::Issuer;
 use crate::keys::CACHED_S;
@@ -119,11 +120,17 @@ async fn capabilities(State(exchange): State<Arc<Exchange>>, request: Request) -
     let id = random_id::<9>("req_");
     let result = async {
         let peer = request.extensions().get::<Peer>().cloned();
-        let session = session(request.headers())?;
-        let proof = proof(request.headers())?;
-        let elements = elements(request, &exchange.core.config.limits.read).await?;
-        let shown = (session.as_deref(), proof.as_str());
-        exchange.batch(&elements, shown, &id, peer.as_ref()).await
+        let (session, (proof, body)) = (
+            session(request.headers())?,
+            asked_in(request, &exchange).await?,
+        );
+        let shows = Shows {
+            session: session.as_deref(),
+            proof: &proof,
+            peer: peer.as_ref(),
+            id: &id,
+        };
+        exchange.batch(elements(&body)?, shows).await
     };
     let response = match result.await {
         Ok(each) => {
@@ -185,16 +192,11 @@ async fn object(
     })
 }
 
-async fn elements(
-    request: Request<Body>,
-    limits: &capability::Limits,
-) -> Result<Vec<Value>, ExchangeError> {
-    let wrong = |what: &str| ExchangeError::Request(what.into());
-    let body = object(request, limits).await?;
+fn elements(body: &Map<String, Value>) -> Result<&[Value], ExchangeError> {
     match (body.len(), body.get("authorization_details")) {
-        (1, Some(Value::Array(elements))) => Ok(elements.clone()),
-        _ => Err(wrong(
-            "the body has one member, the list authorization_details",
+        (1, Some(Value::Array(elements))) => Ok(elements),
+        _ => Err(ExchangeError::Request(
+            "the body has one member, the list authorization_details".into(),
         )),
     }
 }

@@ -19,6 +19,7 @@ mod judge;
 mod metadata;
 mod mint;
 mod nonces;
+mod presented;
 mod proof;
 mod proofs;
 mod rates;
@@ -77,9 +78,6 @@ pub struct Exchange {
     endpoint: Target,
     /// The same for clients that show an X.509-SVID.
     mtls_endpoint: Option<Target>,
-    /// Where several are asked for at once, and the same for those who show a certificate.
-    batches: Target,
-    mtls_batches: Option<Target>,
 }
 
 /// What is handed out, and what the reply says of it.
@@ -172,13 +170,10 @@ impl Exchange {
             Target::location(&url).map_err(|_| format!("`{url}` is not a usable URL; check {key}"))
         };
         let mtls_url = server.mtls_url.as_deref();
-        let both = |path: &str| {
-            let here = at(&server.issuer, path, "server.issuer")?;
-            let mtls = mtls_url.map(|url| at(url, path, "server.mtls_url"));
-            Ok::<_, String>((here, mtls.transpose()?))
-        };
-        let (endpoint, mtls_endpoint) = both("/oauth2/token")?;
-        let (batches, mtls_batches) = both("/api/v1/capabilities")?;
+        let path = "/oauth2/token";
+        let endpoint = at(&server.issuer, path, "server.issuer")?;
+        let mtls_endpoint = mtls_url.map(|url| at(url, path, "server.mtls_url"));
+        let mtls_endpoint = mtls_endpoint.transpose()?;
         let proofs = SeenProofs::new(PROOFS_MAX, core.config.limits.proofs_per_agent);
         let keys = server.data_dir.join("keys");
         let window_s = core.config.token.proof_window_s;
@@ -194,8 +189,6 @@ impl Exchange {
             polls: Polls::default(),
             endpoint,
             mtls_endpoint,
-            batches,
-            mtls_batches,
         })
     }
 

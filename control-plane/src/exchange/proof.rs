@@ -30,21 +30,8 @@ impl Exchange {
         self.proof_for(proof, at_mtls.unwrap_or(&self.endpoint), None, now_ms)
     }
 
-    /// The same for batches; of a session it has its hash (RFC 9449, section 7).
-    pub(super) fn batch_proof(
-        &self,
-        proof: &str,
-        session: Option<&str>,
-        peer: Option<&Peer>,
-        now_ms: u64,
-    ) -> Result<Shown, ExchangeError> {
-        let at_mtls = peer.and(self.mtls_batches.as_ref());
-        let target = at_mtls.unwrap_or(&self.batches);
-        let ath: Option<[u8; 32]> = session.map(|it| Sha256::digest(it).into());
-        self.proof_for(proof, target, ath.as_ref(), now_ms)
-    }
-
-    /// The same for another place of the issuer's, by the URL that clients know it by.
+    /// The same for another place of the issuer's, by the URL that clients know it by; of a
+    /// session it has its hash (RFC 9449, section 7).
     pub(super) fn proof_at(
         &self,
         path: &str,

@@ -286,6 +286,9 @@ async fn what_a_person_may_lift_can_be_asked_for_and_is_used_at_the_edge() {
     let task = answer.json()["task"].clone();
     assert_eq!(task["status"], "pending");
     let id = task["id"].as_str().unwrap();
+    let refusals = entries(&stage.system.audit_dir()).into_iter();
+    let refusals = refusals.filter(|it| it["kind"] == "exchange_refused");
+    assert_eq!(refusals.count(), 2, "each no to a request is an entry");
     // The same again is the same task: one notice.
     assert_eq!(post(&body).await.json()["task"]["id"], id);
     assert_eq!(approver.inbox().await.unwrap(), [id]);

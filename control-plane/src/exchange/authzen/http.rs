@@ -2,6 +2,7 @@
 
 use super::super::described::{Evaluated, EvaluationForm, Refused, Slower, TaskAnswer};
 use super::super::http::{asked_in, no_store, refused, session};
+use super::super::presented::Shows;
 use super::super::{Exchange, cache};
 use super::{EVALUATION, REQUESTS};
 use crate::state::random_id;
@@ -9,7 +10,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use identity::mtls::Peer;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -41,16 +42,7 @@ pub(in super::super) fn mtls_routes() -> OpenApiRouter<Arc<Exchange>> {
     request_body = EvaluationForm,
     responses((status = 200, description = "The decision", body = Evaluated), Refused, Slower))]
 async fn evaluation(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
-    let id = random_id::<9>("req_");
-    let echo = echoed(request.headers());
-    let result = async {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let session = session(request.headers())?;
-        let (proof, body) = asked_in(request, &exchange).await?;
-        let shown = (session.as_deref(), proof.as_str());
-        exchange.evaluation(&body, shown, &id, peer.as_ref()).await
-    };
-    answered(&exchange, StatusCode::OK, result.await, &id, echo)
+    answered(&exchange, request, Asks::Whether).await
 }
 
 /// Asks a person about what an evaluation said can be asked for (AuthZEN Access Request and
@@ -62,18 +54,7 @@ async fn evaluation(State(exchange): State<Arc<Exchange>>, request: Request) -> 
     request_body = EvaluationForm,
     responses((status = 202, description = "The task", body = TaskAnswer), Refused, Slower))]
 async fn requests(State(exchange): State<Arc<Exchange>>, request: Request) -> Response {
-    let id = random_id::<9>("req_");
-    let echo = echoed(request.headers());
-    let result = async {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let session = session(request.headers())?;
-        let (proof, body) = asked_in(request, &exchange).await?;
-        let shown = (session.as_deref(), proof.as_str());
-        exchange
-            .access_request(&body, shown, &id, peer.as_ref())
-            .await
-    };
-    answered(&exchange, StatusCode::ACCEPTED, result.await, &id, echo)
+    answered(&exchange, request, Asks::APerson).await
 }
 
 /// Where an access request stands.
@@ -81,7 +62,7 @@ async fn requests(State(exchange): State<Arc<Exchange>>, request: Request) -> Re
     params(("id" = String, Path, description = "The task's id")),
     responses(
         (status = 200, description = "The task", body = TaskAnswer),
-        (status = 404, description = "There is none such", body = Value)))]
+        (status = 404, description = "There is none such", body = serde_json::Value)))]
 async fn task(State(exchange): State<Arc<Exchange>>, Path(id): Path<String>) -> Response {
     let Some(body) = exchange.access_task(&id) else {
         let body =
@@ -101,7 +82,7 @@ async fn task(State(exchange): State<Arc<Exchange>>, Path(id): Path<String>) -> 
 
 /// What clients find the rest by (AuthZEN, section 9).
 #[utoipa::path(get, path = "/.well-known/authzen-configuration", tag = "authzen",
-    responses((status = 200, description = "The metadata", body = Value)))]
+    responses((status = 200, description = "The metadata", body = serde_json::Value)))]
 async fn metadata(State(exchange): State<Arc<Exchange>>, headers: HeaderMap) -> Response {
     let issuer = &exchange.core.config.server.issuer;
     let body = json!({
@@ -119,16 +100,37 @@ fn echoed(headers: &HeaderMap) -> Option<HeaderValue> {
     (all.next().is_none() && one.to_str().is_ok()).then(|| one.clone())
 }
 
-fn answered(
-    exchange: &Exchange,
-    status: StatusCode,
-    result: Result<Value, super::ExchangeError>,
-    id: &str,
-    echo: Option<HeaderValue>,
-) -> Response {
-    let mut response = match result {
-        Ok(body) => (status, axum::Json(body)).into_response(),
-        Err(error) => refused(exchange, &error, id),
+/// What is asked.
+#[derive(Clone, Copy)]
+enum Asks {
+    Whether,
+    APerson,
+}
+
+async fn answered(exchange: &Exchange, request: Request, asks: Asks) -> Response {
+    let id = random_id::<9>("req_");
+    let echo = echoed(request.headers());
+    let result = async {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let session = session(request.headers())?;
+        let (proof, body) = asked_in(request, exchange).await?;
+        let shows = Shows {
+            session: session.as_deref(),
+            proof: &proof,
+            peer: peer.as_ref(),
+            id: &id,
+        };
+        Ok(match asks {
+            Asks::Whether => (StatusCode::OK, exchange.evaluation(&body, shows).await?),
+            Asks::APerson => (
+                StatusCode::ACCEPTED,
+                exchange.access_request(&body, shows).await?,
+            ),
+        })
+    };
+    let mut response = match result.await {
+        Ok((status, body)) => (status, axum::Json(body)).into_response(),
+        Err(error) => refused(exchange, &error, &id),
     };
     if let Some(echo) = echo {
         response.headers_mut().insert("x-request-id", echo);

@@ -10,15 +10,13 @@ mod http;
 pub(super) use http::{mtls_routes, routes};
 
 use super::deferral::Submitted;
-use super::evidence::Proven;
-use super::form::Grant;
-use super::proof::Shown;
-use super::{Asking, Exchange, ExchangeError, Who, proofs, x5t_of};
+use super::error::Element;
+use super::presented::Shows;
+use super::{Asking, Exchange, ExchangeError};
 use crate::decide::{Content, Foreseen};
 use crate::state::{self, Standing};
 use capability::jcs;
 use capability::reason::Reason;
-use identity::mtls::Peer;
 use ledger::model::{ActionRecord, Approval, ApprovalState, PolicyFacts};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -97,26 +95,6 @@ enum Decided {
 }
 
 impl Exchange {
-    /// Who asks, by a session or a certificate, with a proof of this very request.
-    async fn asks_at(
-        &self,
-        path: &str,
-        (session, proof): (Option<&str>, &str),
-        peer: Option<&Peer>,
-        now_ms: u64,
-    ) -> Result<(Shown, Proven), ExchangeError> {
-        let shown = self.proof_at(path, proof, session, peer, now_ms)?;
-        let x5t = x5t_of(peer);
-        self.check_peer(peer, now_ms)?;
-        let keys = (shown.proof.jkt(), x5t.as_deref());
-        let proven = match (session, peer) {
-            (Some(session), _) => self.session(session, keys).await?,
-            (None, Some(peer)) => Self::by_certificate(peer)?,
-            (None, None) => return Err(ExchangeError::Proof(Reason::MissingCredentials)),
-        };
-        Ok((shown, proven))
-    }
-
     /// Whether an agent may do this now.
     ///
     /// # Errors
@@ -124,25 +102,12 @@ impl Exchange {
     pub(super) async fn evaluation(
         &self,
         body: &Map<String, Value>,
-        shown: (Option<&str>, &str),
-        id: &str,
-        peer: Option<&Peer>,
+        shows: Shows<'_>,
     ) -> Result<Value, ExchangeError> {
-        let now_ms = self.core.now();
-        let (Shown { proof, until_s }, proven) =
-            self.asks_at(EVALUATION, shown, peer, now_ms).await?;
-        let who = Who::of(&proven, x5t_of(peer));
-        let used = proofs::used_by(&proof, until_s, id);
-        let asking = Asking {
-            caller: who.caller(Grant::Client, id),
-            proven: &proven,
-            jkt: proof.jkt(),
-            proof: shown.1,
-            used: &used,
-            now_ms,
-        };
-        let action = self.asked_about(asking, body, peer).await?;
-        self.proofs.take(&who.agent, &proof, until_s, now_ms)?;
+        let shown = self.presented(EVALUATION, shows).await?;
+        let asking = shown.asking();
+        let action = self.asked_about(asking, body)?;
+        self.use_up(&shown)?;
         Ok(match self.decided(asking, &action) {
             Decided::Yes => json!({ "decision": true }),
             Decided::No(reason, why) => {
@@ -160,7 +125,7 @@ impl Exchange {
                     "access_request": {
                         "endpoint": format!("{}{REQUESTS}", self.core.config.server.issuer),
                         "expires_at": crate::web::time_for_programs(approval.expires_ms),
-                        "binding_token": binding(&who.agent, &action),
+                        "binding_token": binding(asking.caller.agent, &action),
                     },
                 },
             }),
@@ -174,39 +139,17 @@ impl Exchange {
     pub(super) async fn access_request(
         &self,
         body: &Map<String, Value>,
-        shown: (Option<&str>, &str),
-        id: &str,
-        peer: Option<&Peer>,
+        shows: Shows<'_>,
     ) -> Result<Value, ExchangeError> {
-        let now_ms = self.core.now();
-        let (Shown { proof, until_s }, proven) =
-            self.asks_at(REQUESTS, shown, peer, now_ms).await?;
-        let who = Who::of(&proven, x5t_of(peer));
-        let used = proofs::used_by(&proof, until_s, id);
-        let asking = Asking {
-            caller: who.caller(Grant::Client, id),
-            proven: &proven,
-            jkt: proof.jkt(),
-            proof: shown.1,
-            used: &used,
-            now_ms,
+        let shown = self.presented(REQUESTS, shows).await?;
+        let asking = shown.asking();
+        let (action, approval) = match self.requestable(asking, body) {
+            Ok(known) => known,
+            Err(error) => return Err(self.refused(asking.caller, None, None, error).await),
         };
-        let action = self.asked_about(asking, body, peer).await?;
-        let bound = body.get("binding_token").and_then(Value::as_str);
-        if bound != Some(binding(&who.agent, &action).as_str()) {
-            let what = "binding_token is that of the evaluation of this very request";
-            return Err(ExchangeError::Request(what.into()));
+        if let Err(error) = self.use_up(&shown) {
+            return Err(self.refused(asking.caller, Some(action), None, error).await);
         }
-        if self.core.standing(&who.agent) != Standing::Active {
-            return Err(self
-                .refused(asking.caller, Some(action), None, ExchangeError::Inactive)
-                .await);
-        }
-        self.proofs.take(&who.agent, &proof, until_s, now_ms)?;
-        let Decided::Requestable(approval) = self.decided(asking, &action) else {
-            let what = "there is nothing here for a person to say: evaluate again";
-            return Err(ExchangeError::Request(what.into()));
-        };
         let policy = PolicyFacts {
             version: self.core.policies.version().to_owned(),
             determining: Vec::new(),
@@ -214,16 +157,38 @@ impl Exchange {
         let known = (&action, &policy);
         let nothing = Submitted::default();
         match self.asked(asking, known, approval, &nothing).await {
-            Ok(Some(approval)) => Ok(self.task(&approval, now_ms)),
+            Ok(Some(approval)) => Ok(self.task(&approval, asking.now_ms)),
             Ok(None) => Err(ExchangeError::Request(
                 "it is allowed by now: evaluate again".into(),
             )),
             Err(failed) => {
                 if failed.nothing_happened {
-                    self.proofs.give_back(&proof);
+                    self.give_back(&shown);
                 }
                 Err(failed.error)
             }
+        }
+    }
+
+    /// What a person can be asked about: what the evaluation of it said can be.
+    fn requestable(
+        &self,
+        asking: Asking<'_>,
+        body: &Map<String, Value>,
+    ) -> Result<(ActionRecord, Box<Approval>), ExchangeError> {
+        let action = self.asked_about(asking, body)?;
+        let bound = body.get("binding_token").and_then(Value::as_str);
+        if bound != Some(binding(asking.caller.agent, &action).as_str()) {
+            let what = "binding_token is that of the evaluation of this very request";
+            return Err(ExchangeError::Request(what.into()));
+        }
+        match self.decided(asking, &action) {
+            Decided::Requestable(approval) => Ok((action, approval)),
+            Decided::No(Reason::AgentInactive, _) => Err(ExchangeError::Inactive),
+            Decided::No(Reason::TokenRevoked, _) => Err(ExchangeError::Stopped),
+            Decided::Yes | Decided::No(..) => Err(ExchangeError::Request(
+                "there is nothing here for a person to say: evaluate again".into(),
+            )),
         }
     }
 
@@ -250,13 +215,11 @@ impl Exchange {
     }
 
     /// The action that the body says, of the agent that asks.
-    async fn asked_about(
+    fn asked_about(
         &self,
         asking: Asking<'_>,
         body: &Map<String, Value>,
-        peer: Option<&Peer>,
     ) -> Result<ActionRecord, ExchangeError> {
-        self.is_peers(asking, peer).await?;
         let subject = Subject::read(body)?;
         if subject.agent != asking.caller.agent {
             let what = "subject.id: an agent asks about itself";
@@ -277,9 +240,14 @@ impl Exchange {
             return no(Reason::TokenRevoked);
         }
         let (policy, refuse) = self.ask(caller, action, asking.now_ms);
-        if refuse.is_some() {
+        if let Some(refuse) = refuse {
             let why = self.core.policies.told(&policy.determining);
-            return Decided::No(Reason::PolicyDenied, why);
+            let element = Element {
+                index: 0,
+                element: state::element(action),
+                why: why.clone(),
+            };
+            return Decided::No(refuse(Box::new(element)).reason(), why);
         }
         match self.foreseen(asking, action, Content::default()) {
             Foreseen::Passes(_) => Decided::Yes,
