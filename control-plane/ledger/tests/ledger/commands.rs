@@ -657,6 +657,19 @@ async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {
     let full = Err(Refused::Limit("stops"));
     assert_eq!(ledger.commit(one(3)).await, full);
     ledger.commit(one(2)).await.unwrap();
+    // Whoever stops it again never shortens that, and may make it longer.
+    let two = Target::Token([2; 32]);
+    for (asked, lasts) in [(1_000, 60_000), (90_000, 90_000)] {
+        let again = Command::Stop {
+            target: two.clone(),
+            by: "somebody else".into(),
+            why: String::new(),
+            until_ms: Some(START + asked),
+        };
+        ledger.commit(again).await.unwrap();
+        let stop = ledger.rights().stops.get(&two).cloned();
+        assert_eq!(stop.unwrap().until_ms, Some(START + lasts));
+    }
     for agent in ["a", "b"] {
         ledger
             .commit(stop(Target::Agent(agent.into())))
