@@ -104,6 +104,7 @@ async fn no_secret_and_no_token_is_told_anywhere() {
     life.passes_on().await;
     life.goes_on_by_refresh_tokens().await;
     life.is_held_with_a_body().await;
+    life.waits_for_a_person().await;
     life.asks_about_tokens().await;
     life.administers().await;
     life.looks_at_every_page().await;

@@ -165,6 +165,44 @@ impl Life<'_> {
         self.told("what was held", &got, &[]);
     }
 
+    /// Waits at the token endpoint, with a code and a body that the person sees.
+    pub async fn waits_for_a_person(&mut self) {
+        let mut details = self.agent.details("POST", NOTE);
+        details[0]["content_digest"] = capability::b64::encode(&capability::sha256(b"see")).into();
+        let (details, svid) = (details.to_string(), self.svid(AGENT));
+        let body = capability::b64::encode(b"see");
+        let form = [
+            ("grant_type", GRANT),
+            ("subject_token", &*svid),
+            ("subject_token_type", JWT),
+            ("authorization_details", &*details),
+            ("completion_mode", "deferred"),
+            ("writ_content", &*body),
+            ("writ_content_type", "text/plain"),
+        ];
+        let (url, what) = (self.url("/oauth2/token"), "a token that waits");
+        let proof = self.proof("POST", &url, None);
+        let request = http().post(&url).header("dpop", proof).form(&form);
+        let got = self.ask(what, request, &["deferral_code"]).await;
+        let code = got.json()["deferral_code"].as_str().unwrap().to_owned();
+        let svid = self.svid(AGENT);
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:deferred"),
+            ("deferral_code", &*code),
+            ("subject_token", &*svid),
+            ("subject_token_type", JWT),
+        ];
+        // Nobody has decided, and then it is asked too soon.
+        for _ in 0..2 {
+            let got = self.token("by a code", &form, false).await;
+            assert!(
+                ["authorization_pending", "slow_down"].contains(&got["error"].as_str().unwrap())
+            );
+        }
+        let id = got.json()["approval_id"].as_str().unwrap().to_owned();
+        assert!(self.page(&format!("/approvals/{id}")).await.contains("see"));
+    }
+
     pub async fn asks_about_tokens(&mut self) {
         let svid = self.svid(AGENT);
         let details = self.details("GET", REPORT);
