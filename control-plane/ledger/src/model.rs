@@ -26,7 +26,7 @@ pub use rights::{
     Target,
 };
 use serde::{Deserialize, Serialize};
-pub use spent::{FirstUse, SpentRecord};
+pub use spent::{FirstUse, SpentGrant, SpentRecord};
 
 /// SHA-256, shown as lower-case hex in lines.
 pub type Hash = [u8; 32];

@@ -2,6 +2,7 @@
 //! alone moves them.
 
 mod bodies;
+mod stops;
 
 pub use bodies::{BODIES_MAX, Bodies, Room};
 
@@ -104,38 +105,39 @@ impl ApprovalDesk {
 }
 
 impl ApprovalDesk {
-    /// Until when a token is stopped: as long as it, or what was got with it, could be used.
-    async fn stop_until(&self, hash: &Hash) -> Result<u64, DeskError> {
-        let known = self.core.ledger.grant(hash).await;
-        let known = known.map_err(|error| not_recorded(&error))?;
-        let ends_ms = known.map_or(0, |it| it.expires_ms);
-        let from_ms = ends_ms.max(self.core.ledger.now());
-        Ok(from_ms.saturating_add(TOKEN_STOP_MS))
-    }
-
-    async fn rights_changed(&self, change: RightsChange, by: String) -> Result<(), DeskError> {
+    /// What was stopped, or is not any more, where it was that.
+    async fn rights_changed(
+        &self,
+        change: RightsChange,
+        by: String,
+    ) -> Result<Option<Target>, DeskError> {
         if !self.may_administer(&by) {
             return Err(DeskError::NotAdmin);
         }
-        let command = match change {
-            RightsChange::Agent { agent, change } => Command::PutAgent { agent, change, by },
+        let (changed, command) = match change {
+            RightsChange::Agent { agent, change } => {
+                (None, Command::PutAgent { agent, change, by })
+            }
             RightsChange::Stop { target, why } => {
-                // A token's stop is over when no token of now is left; a grant lasts longer.
-                let until_ms = match &target {
-                    Target::Token(hash) => Some(self.stop_until(hash).await?),
-                    _ => None,
-                };
-                Command::Stop {
-                    target,
+                let (target, until_ms) = self.meant(target).await?;
+                let stop = Command::Stop {
+                    target: target.clone(),
                     by,
                     why,
                     until_ms,
-                }
+                };
+                (Some(target), stop)
             }
-            RightsChange::Lift { target } => Command::Lift { target, by },
+            RightsChange::Lift { target } => {
+                let target = match self.core.ledger.rights().stops.contains_key(&target) {
+                    true => target,
+                    false => self.meant(target).await?.0,
+                };
+                (Some(target.clone()), Command::Lift { target, by })
+            }
         };
         match self.core.ledger.commit(command).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(changed),
             Err(Refused::Unknown) => Err(DeskError::Unknown),
             Err(error) => {
                 tracing::warn!(%error, "a change of rights was not made");
@@ -144,10 +146,6 @@ impl ApprovalDesk {
         }
     }
 }
-
-/// How long a token's stop is kept after its end, or from now where that is not known, in ms:
-/// longer than any token lives, or is held.
-const TOKEN_STOP_MS: u64 = 600_000;
 
 /// Whether there is a body that has to be shown.
 fn hides_its_body(approval: &Approval) -> bool {
@@ -220,7 +218,7 @@ impl Desk for ApprovalDesk {
         &self,
         change: RightsChange,
         by: &str,
-    ) -> BoxFuture<'_, Result<(), DeskError>> {
+    ) -> BoxFuture<'_, Result<Option<Target>, DeskError>> {
         let by = by.to_owned();
         Box::pin(async move { self.rights_changed(change, by).await })
     }

@@ -306,6 +306,7 @@ impl Engine {
                 expires_ms: token.expires_ms,
                 request_id: String::new(),
                 outcome: FirstUse::Unknown,
+                grant: None,
             };
             return Err((Reason::TokenSpent, Some(held)));
         }

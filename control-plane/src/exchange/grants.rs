@@ -10,7 +10,10 @@ use super::{Exchange, ExchangeError};
 use capability::reason::Reason;
 use capability::same_bytes;
 use identity::{JwtEvidence, SpiffeId};
-use ledger::model::{Command, GrantKind, GrantTerms, Hash, HexHash, Target, TokenRecord};
+use ledger::Ledger;
+use ledger::model::{
+    Command, GrantKind, GrantTerms, Hash, HexHash, Refused, SpentRecord, Target, TokenRecord,
+};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
@@ -120,6 +123,60 @@ pub(super) fn family(record: &TokenRecord) -> Hash {
     }
 }
 
+/// What a stop names, to end what somebody knows by a hash.
+pub struct Family {
+    /// The first of a refresh token's family; of anything else itself.
+    pub first: Hash,
+    /// When the last of it ends by itself, but for what it brings until then.
+    pub ends_ms: u64,
+    /// The agent that it was issued to, where that is known.
+    pub agent: Option<String>,
+    /// Whether anything is got with it.
+    pub brings: bool,
+}
+
+impl Family {
+    /// Of a token, or of a grant that was not used up.
+    pub(super) fn of(record: &TokenRecord) -> Self {
+        Self {
+            first: family(record),
+            ends_ms: record.expires_ms,
+            agent: Some(record.agent.clone()),
+            brings: record.grant.is_some(),
+        }
+    }
+
+    /// Of a used refresh token, whose `jti` is its family's; nothing else that was used
+    /// up has left anything.
+    fn of_used(spent: &SpentRecord) -> Option<Self> {
+        let grant = spent.grant.as_deref();
+        // A database may have rows of before that don't say what they were. A deferral's
+        // names nothing that there is, and a capability's is shorter.
+        if grant.is_some_and(|it| it.kind != GrantKind::Refresh) {
+            return None;
+        }
+        Some(Self {
+            first: capability::b64::decode32(&spent.jti)?,
+            ends_ms: spent.expires_ms,
+            agent: grant.map(|it| it.agent.clone()),
+            brings: true,
+        })
+    }
+
+    /// Of the grant that is known by a hash, used up or not; of no token for a request.
+    ///
+    /// # Errors
+    /// The ledger can't be read.
+    pub async fn of_grant(ledger: &Ledger, hash: &Hash) -> Result<Option<Self>, Refused> {
+        // In this order: one that is used meanwhile is found as the one or the other.
+        if let Some(grant) = ledger.grant(hash).await? {
+            return Ok(Some(Self::of(&grant)));
+        }
+        let spent = ledger.spent(hash).await?;
+        Ok(spent.as_ref().and_then(Self::of_used))
+    }
+}
+
 impl Exchange {
     async fn known(
         &self,
@@ -214,15 +271,12 @@ impl Exchange {
         let hash: Hash = Sha256::digest(text).into();
         let spent = self.core.ledger.spent(&hash).await;
         let spent = spent.map_err(|refused| ExchangeError::not_recorded(&refused))?;
-        // Its `jti` is its family's.
-        match spent.map(|it| capability::b64::decode32(&it.jti)) {
-            Some(Some(family)) => {
-                self.stop(family).await?;
-                Err(ExchangeError::RefreshReplayed)
-            }
-            Some(None) => Err(ExchangeError::Internal),
-            None => Ok(()),
-        }
+        let Some(spent) = spent else {
+            return Ok(());
+        };
+        let family = Family::of_used(&spent).ok_or(ExchangeError::Internal)?;
+        self.stop(family.first).await?;
+        Err(ExchangeError::RefreshReplayed)
     }
 
     /// Stops a family of refresh tokens, and what was got with them.
@@ -255,4 +309,44 @@ const STOPPED_MS: u64 = (86_400 + crate::config::TOKEN_LIFETIME_MAX_S) * 1000;
 /// What a family of refresh tokens is called.
 pub(super) fn family_name(first: &Hash) -> String {
     capability::b64::encode(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ledger::model::{FirstUse, SpentGrant};
+
+    fn used(kind: Option<GrantKind>, jti: &str) -> Option<(Hash, Option<String>)> {
+        let grant = kind.map(|kind| {
+            let agent = "a".to_owned();
+            Box::new(SpentGrant { kind, agent })
+        });
+        let family = Family::of_used(&SpentRecord {
+            jti: jti.to_owned(),
+            expires_ms: 7,
+            request_id: String::new(),
+            outcome: FirstUse::Unknown,
+            grant,
+        });
+        let family = family?;
+        assert_eq!((family.ends_ms, family.brings), (7, true));
+        Some((family.first, family.agent))
+    }
+
+    #[test]
+    fn a_used_refresh_token_names_its_family_and_nothing_else_does() {
+        let first = [5; 32];
+        let name = family_name(&first);
+        let agent = Some("a".to_owned());
+        assert_eq!(used(Some(GrantKind::Refresh), &name), Some((first, agent)));
+        assert_eq!(used(None, &name), Some((first, None)), "a row of before");
+        let short = crate::state::random_id::<16>("");
+        for (kind, jti) in [
+            (Some(GrantKind::Deferral), &name),
+            (None, &short),
+            (Some(GrantKind::Refresh), &short),
+        ] {
+            assert_eq!(used(kind, jti), None, "{kind:?} {jti}");
+        }
+    }
 }

@@ -27,6 +27,7 @@ mod tokens;
 mod users;
 
 pub use error::ExchangeError;
+pub use grants::Family;
 pub use http::{mtls_routes, openapi, routes};
 pub use issuers::Issuers;
 pub use proofs::SeenProofs;

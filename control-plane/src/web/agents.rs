@@ -174,7 +174,7 @@ async fn change(
     let agent = id.clone();
     let change = RightsChange::Agent { agent, change };
     match site.desk.change_rights(change, &session.who).await {
-        Ok(()) => Redirect::to(&path_of(&id)).into_response(),
+        Ok(_) => Redirect::to(&path_of(&id)).into_response(),
         Err(error) => refused(&site, &session, &id, &error),
     }
 }

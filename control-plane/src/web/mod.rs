@@ -77,9 +77,13 @@ pub trait Desk: Send + Sync + 'static {
     fn last_seen(&self, agent: &str) -> Option<Millis>;
     /// Whether this person may change either.
     fn may_administer(&self, who: &str) -> bool;
-    /// Changes either; `by` is the session's name. Answers once that is durable.
-    fn change_rights(&self, change: RightsChange, by: &str)
-    -> BoxFuture<'_, Result<(), DeskError>>;
+    /// Changes either; `by` is the session's name. Answers once that is durable, with what
+    /// was stopped or lifted, where it was that: of a refresh token its family.
+    fn change_rights(
+        &self,
+        change: RightsChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<Option<Target>, DeskError>>;
     /// Changes whenever any approval may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
     /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].

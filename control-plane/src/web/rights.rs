@@ -263,7 +263,7 @@ async fn put_agent(State(site): State<Site>, headers: HeaderMap, body: Asked<Cha
         },
     };
     match site.desk.change_rights(change, &session.who).await {
-        Ok(()) => match site.desk.rights().agent(&agent) {
+        Ok(_) => match site.desk.rights().agent(&agent) {
             Some(record) => Json(agent_json(&*site.desk, record)).into_response(),
             None => StatusCode::NO_CONTENT.into_response(),
         },
@@ -353,11 +353,8 @@ async fn stop(State(site): State<Site>, headers: HeaderMap, body: Asked<Stopping
         let detail = "stopping everything needs a session of the last five minutes: sign in again with `writ login`, and repeat it";
         return problem(StatusCode::FORBIDDEN, "step_up_needed", detail);
     }
-    let change = RightsChange::Stop {
-        target: target.clone(),
-        why,
-    };
-    changed(&site, &session, change, &target).await
+    let change = RightsChange::Stop { target, why };
+    changed(&site, &session, change).await
 }
 
 /// What is not to be stopped any more.
@@ -384,23 +381,18 @@ async fn lift(State(site): State<Site>, headers: HeaderMap, body: Asked<Lifting>
     let Some(target) = target.target() else {
         return no_target();
     };
-    let change = RightsChange::Lift {
-        target: target.clone(),
-    };
-    changed(&site, &session, change, &target).await
+    changed(&site, &session, RightsChange::Lift { target }).await
 }
 
-async fn changed(
-    site: &Site,
-    session: &Session,
-    change: RightsChange,
-    target: &Target,
-) -> Response {
+async fn changed(site: &Site, session: &Session, change: RightsChange) -> Response {
     match site.desk.change_rights(change, &session.who).await {
-        Ok(()) => match site.desk.rights().stops.get(target) {
-            Some(stop) => Json(stop_json(stop)).into_response(),
-            None => StatusCode::NO_CONTENT.into_response(),
-        },
+        Ok(changed) => {
+            let rights = site.desk.rights();
+            match changed.and_then(|target| rights.stops.get(&target)) {
+                Some(stop) => Json(stop_json(stop)).into_response(),
+                None => StatusCode::NO_CONTENT.into_response(),
+            }
+        }
         Err(error) => refused(error),
     }
 }

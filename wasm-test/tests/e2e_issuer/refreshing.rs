@@ -1,11 +1,12 @@
 //! Refresh tokens: each once, under one key, and reuse ends the family.
 
 use serde_json::{Value, json};
-use wasm_test::client::{Answer, DpopKey};
+use sha2::{Digest as _, Sha256};
+use wasm_test::client::{Answer, DpopKey, Operator};
 use wasm_test::system::AGENT;
 
 use crate::evidence::{Authority, decoded};
-use crate::grants::{start, token_of};
+use crate::grants::{CHILD, start, token_of};
 use crate::judging::{Attempt, Bench, issued, no, refused};
 
 const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -149,4 +150,79 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
         &bench.send(with_refresh(&bench, &refresh)).await,
         no("access_denied", "token_revoked"),
     );
+}
+
+/// A family of three, of which two were used.
+async fn family(bench: &Bench, key: &Authority) -> [String; 3] {
+    let first = issued("first", &bench.send(authenticating(bench, key)).await);
+    let first = refresh_of(&first);
+    let second = issued("second", &bench.send(with_refresh(bench, &first)).await);
+    let second = refresh_of(&second);
+    let third = issued("third", &bench.send(with_refresh(bench, &second)).await);
+    [first, second, refresh_of(&third)]
+}
+
+fn sha256(text: &str) -> String {
+    hex::encode(Sha256::digest(text))
+}
+
+/// A person has whichever hash the log shows them: it ends the family, for as long as that
+/// would have lasted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_of_a_refresh_token_ends_its_family_also_when_it_was_used() {
+    let (_dir, key, bench) = refreshing().await;
+    let link = bench.plane.login_link().to_owned();
+    let us = bench.plane.issuer();
+    let person = Operator::login_at(&link, &us).await.unwrap();
+    for at in 0..3 {
+        let family = family(&bench, &key).await;
+        let named = json!({ "token": sha256(&family[at]) });
+        let stopped = person.stop(&named).await.unwrap().json();
+        let first = json!({ "token": sha256(&family[0]) });
+        assert_eq!(stopped["target"], first, "{at}: {stopped}");
+        refused(
+            "the last",
+            &bench.send(with_refresh(&bench, &family[2])).await,
+            no("access_denied", "token_revoked"),
+        );
+        let entries = bench.plane.entries();
+        let stop = entries.iter().rfind(|it| it["kind"] == "stop").unwrap();
+        let until_ms = stop["body"]["until_ms"].as_u64().unwrap();
+        let least_ms = (wasm_test::client::now_s() + 3_590) * 1000;
+        assert!(until_ms > least_ms, "{at}: {stop}");
+        // By the same name it is lifted.
+        let lifted = person.lift(&named).await.unwrap().json();
+        assert_eq!((&lifted["target"], &lifted["stands"]), (&first, &json!(false)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_refresh_token_is_revoked_with_its_family_by_whose_it_was() {
+    let (_dir, key, bench) = refreshing().await;
+    for at in 0..2 {
+        let family = family(&bench, &key).await;
+        let revoke = async |caller: &str| {
+            let about = crate::tokens::about(&bench, "revoke", &family[at], caller);
+            bench.send(about).await
+        };
+        let foreign = no("invalid_grant", "token_unknown");
+        refused("another", &revoke(CHILD).await, foreign);
+        let known = async || {
+            let about = crate::tokens::about(&bench, "introspect", &family[2], AGENT);
+            bench.send(about).await.json()["active"] == true
+        };
+        assert!(known().await, "another ends nothing");
+        for _ in 0..2 {
+            assert_eq!(revoke(AGENT).await.status, 200);
+        }
+        assert!(!known().await);
+        refused(
+            "the last",
+            &bench.send(with_refresh(&bench, &family[2])).await,
+            no("access_denied", "token_revoked"),
+        );
+    }
+    let entries = bench.plane.entries();
+    let stops = entries.iter().filter(|it| it["kind"] == "stop");
+    assert_eq!(stops.count(), 2, "one for each family");
 }

@@ -1,6 +1,8 @@
 //! What is remembered of a token's one use.
 
-use super::Millis;
+use serde::{Deserialize, Serialize};
+
+use super::{GrantKind, Millis};
 
 /// What became of the use that spent a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +15,17 @@ pub struct SpentRecord {
     pub request_id: String,
     /// `Unknown` until an outcome says more.
     pub outcome: FirstUse,
+    /// What it was, where it was a grant and no token for a request.
+    pub grant: Option<Box<SpentGrant>>,
+}
+
+/// A grant that brings one thing, and was used for that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpentGrant {
+    /// Its kind.
+    pub kind: GrantKind,
+    /// The agent that it was issued to.
+    pub agent: String,
 }
 
 /// The outcome of a token's one use, as far as it is known.

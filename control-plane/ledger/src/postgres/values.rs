@@ -2,13 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::FirstUse;
+use crate::model::{FirstUse, SpentGrant};
 
 /// What `uses.record` holds.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct UseText {
     pub(crate) jti: String,
     pub(crate) request_id: String,
+    /// Rows of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) grant: Option<Box<SpentGrant>>,
 }
 
 pub(crate) fn to_i64(n: u64) -> i64 {
@@ -53,6 +56,17 @@ pub(crate) fn first_use(outcome: i32) -> FirstUse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_use_says_what_was_used_and_one_of_before_does_not() {
+        let before = r#"{"jti":"j","request_id":"r"}"#;
+        let read: UseText = serde_json::from_str(before).unwrap();
+        assert_eq!(read.grant, None);
+        assert_eq!(serde_json::to_string(&read).unwrap(), before);
+        let now = r#"{"jti":"j","request_id":"r","grant":{"kind":"refresh","agent":"a"}}"#;
+        let read: UseText = serde_json::from_str(now).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), now);
+    }
 
     #[test]
     fn every_outcome_comes_back() {

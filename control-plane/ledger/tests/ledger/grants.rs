@@ -75,6 +75,8 @@ async fn a_grant_allows_no_request_and_is_shown_as_one(rig: Rig) {
     }
     ledger.commit(under(&session, "a", None)).await.unwrap();
     ledger.commit(allow("a", "2", None)).await.unwrap();
+    let spent = ledger.spent(&hash("a")).await.unwrap().unwrap();
+    assert_eq!(spent.grant, None, "it was none");
     assert!(ledger.grant(&hash("a")).await.unwrap().is_none());
     // A lineage that no grant was shown for, and a grant that is none.
     let bare = TokenRecord {
@@ -160,7 +162,11 @@ async fn a_refresh_token_is_spent_by_what_follows(rig: Rig) {
         }
     }
     let second = next(&format!("r1-{}", winner.unwrap()), 2);
-    assert!(ledger.spent(&first.token_hash).await.unwrap().is_some());
+    // Whoever has its hash alone learns what it was, and of which family.
+    let used = ledger.spent(&first.token_hash).await.unwrap().unwrap();
+    assert_eq!((used.jti, used.expires_ms), (first.jti.clone(), first.expires_ms));
+    let of = used.grant.unwrap();
+    assert_eq!((of.kind, of.agent.as_str()), (GrantKind::Refresh, AGENT));
     assert!(ledger.grant(&first.token_hash).await.unwrap().is_none());
     let known = ledger.grant(&second.token_hash).await.unwrap().unwrap();
     assert_eq!(known.lineage, first.heirs());
@@ -319,10 +325,9 @@ async fn a_deferral_brings_its_one_action_once(rig: Rig) {
     }
     assert_eq!(got, 1);
     assert!(ledger.grant(&hash("code")).await.unwrap().is_none());
-    assert_eq!(
-        ledger.spent(&hash("code")).await.unwrap().unwrap().jti,
-        code.jti
-    );
+    let used = ledger.spent(&hash("code")).await.unwrap().unwrap();
+    assert_eq!(used.jti, code.jti);
+    assert_eq!(used.grant.unwrap().kind, GrantKind::Deferral);
 }
 
 fn ask(id: &str, digest: Hash) -> Command {

@@ -10,7 +10,7 @@ mod http;
 pub use http::routes;
 
 use super::form::{Asked, Grant, Params, Wanted};
-use super::grants::family;
+use super::grants::Family;
 use super::{Exchange, ExchangeError};
 use crate::config::TOKEN_LIFETIME_MAX_S;
 use crate::state::{Core, element};
@@ -89,15 +89,27 @@ impl Exchange {
         let (token, hash) = hash_of(params)?;
         let caller = self.caller(params, peer, "revocation").await?;
         let core = &self.core;
-        let Some((record, state)) = known(core, &hash).await? else {
+        let found = known(core, &hash).await?;
+        let ended = found
+            .as_ref()
+            .and_then(|(record, state)| ended(core, record, *state, token));
+        let family = match found {
+            Some((record, _)) => Some(Family::of(&record)),
+            // A used refresh token still names its family.
+            None => {
+                let of_used = Family::of_grant(&core.ledger, &hash).await;
+                of_used.map_err(unreadable)?
+            }
+        };
+        let Some(family) = family else {
             return Ok(());
         };
-        if record.agent != caller {
+        if family.agent.as_ref().is_some_and(|agent| *agent != caller) {
             return Err(TokensError::Foreign);
         }
-        match ended(core, &record, state, token) {
-            Some(Ended::Expired | Ended::Revoked) => return Ok(()),
-            Some(Ended::Held) | None => {}
+        let over = matches!(ended, Some(Ended::Expired | Ended::Revoked));
+        if over || is_stopped(core, &family) {
+            return Ok(());
         }
         let now_ms = core.now();
         // What is kept free on a full disk is for what people stop.
@@ -109,14 +121,14 @@ impl Exchange {
         }
         let held_ms = core.edges.hold_max_s().saturating_mul(1000);
         // What a grant brought at its last moment is stopped with it.
-        let brought_ms = match record.grant {
-            Some(_) => TOKEN_LIFETIME_MAX_S.saturating_mul(1000),
-            None => 0,
+        let brought_ms = match family.brings {
+            true => TOKEN_LIFETIME_MAX_S.saturating_mul(1000),
+            false => 0,
         };
-        let over_ms = record.expires_ms.max(now_ms).saturating_add(held_ms);
+        let over_ms = family.ends_ms.max(now_ms).saturating_add(held_ms);
         let over_ms = over_ms.saturating_add(brought_ms);
         let stop = Command::Stop {
-            target: Target::Token(family(&record)),
+            target: Target::Token(family.first),
             by: caller,
             why: "revoked by the agent that it was issued to".to_owned(),
             until_ms: Some(over_ms.saturating_add(STOP_LINGERS_MS)),
@@ -175,6 +187,13 @@ async fn known(
     }
     let grant = core.ledger.grant(hash).await.map_err(unreadable)?;
     Ok(grant.map(|grant| (grant, TokenState::Issued)))
+}
+
+/// Whether a stop that nobody has lifted names it.
+fn is_stopped(core: &Core, family: &Family) -> bool {
+    let rights = core.ledger.rights();
+    let stop = rights.stops.get(&Target::Token(family.first));
+    stop.is_some_and(|it| it.lifted.is_none())
 }
 
 fn unreadable(error: Refused) -> TokensError {

@@ -158,10 +158,13 @@ impl Desk for FakeDesk {
         &self,
         change: RightsChange,
         by: &str,
-    ) -> BoxFuture<'_, Result<(), DeskError>> {
-        let result = match by {
-            "operator" => Ok(()),
-            _ => Err(DeskError::NotAdmin),
+    ) -> BoxFuture<'_, Result<Option<ledger::model::Target>, DeskError>> {
+        let result = match (&change, by) {
+            (_, by) if by != "operator" => Err(DeskError::NotAdmin),
+            (RightsChange::Stop { target, .. } | RightsChange::Lift { target }, _) => {
+                Ok(Some(target.clone()))
+            }
+            (RightsChange::Agent { .. }, _) => Ok(None),
         };
         if result.is_ok() {
             lock(&self.changed).push((change, by.to_owned()));

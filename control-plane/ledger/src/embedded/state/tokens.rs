@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{Counts, EVIDENCE_LINGER_MS, EvidenceKeys, State};
 use crate::model::{
-    EvidenceOf, FirstUse, GrantKind, Hash, HexHash, Millis, OUTCOMES_AWAITED, ProofUse,
-    SpentRecord, TokenRecord, TokenState,
+    EvidenceOf, FirstUse, GrantKind, GrantTerms, Hash, HexHash, Millis, OUTCOMES_AWAITED, ProofUse,
+    SpentGrant, SpentRecord, TokenRecord, TokenState,
 };
 
 /// A token as long as it is remembered.
@@ -68,6 +68,7 @@ pub(super) struct Spending {
     pub(super) until_ms: Millis,
     pub(super) request_id: String,
     pub(super) attempt: Arc<str>,
+    pub(super) grant: Option<Box<SpentGrant>>,
 }
 
 impl Spent {
@@ -77,6 +78,7 @@ impl Spent {
             until_ms: record.expires_ms,
             request_id: record.request_id,
             attempt,
+            grant: record.grant,
         });
         Self {
             spending,
@@ -90,6 +92,7 @@ impl Spent {
             expires_ms: self.spending.until_ms,
             request_id: self.spending.request_id.clone(),
             outcome: self.outcome,
+            grant: self.spending.grant.clone(),
         }
     }
 }
@@ -230,12 +233,19 @@ impl State {
         let ends_ms = token.record.expires_ms;
         let until_ms = ends_ms.max(self.time_ms);
         let held_id = token.hold.as_ref().map(|hold| hold.request_id.as_str());
+        let grant = |terms: &GrantTerms| {
+            Box::new(SpentGrant {
+                kind: terms.kind,
+                agent: token.record.agent.clone(),
+            })
+        };
         let spending = made.spending.get_or_insert_with(|| {
             Arc::new(Spending {
                 jti: token.record.jti.clone(),
                 until_ms,
                 request_id: request_id.or(held_id).unwrap_or_default().to_owned(),
                 attempt: attempt.into(),
+                grant: token.record.grant.as_ref().map(grant),
             })
         });
         let spending = Arc::clone(spending);

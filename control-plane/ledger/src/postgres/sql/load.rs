@@ -253,6 +253,7 @@ fn use_row(row: &PgRow) -> Result<UseRow, PostgresError> {
         expires_ms: from_i64(until_ms),
         request_id: text.request_id,
         outcome: first_use(outcome),
+        grant: text.grant,
     });
     Ok(UseRow {
         hash: row.try_get(0)?,

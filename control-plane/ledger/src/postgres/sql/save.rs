@@ -82,15 +82,11 @@ impl<'a> Uses<'a> {
     fn new(rows: &'a [UseRow]) -> Result<Self, PostgresError> {
         let mut columns = Self::default();
         for row in rows {
+            let spent = row.spent.as_ref();
             let text = UseText {
-                jti: row
-                    .spent
-                    .as_ref()
-                    .map_or_else(String::new, |s| s.jti.clone()),
-                request_id: row
-                    .spent
-                    .as_ref()
-                    .map_or_else(String::new, |s| s.request_id.clone()),
+                jti: spent.map_or_else(String::new, |s| s.jti.clone()),
+                request_id: spent.map_or_else(String::new, |s| s.request_id.clone()),
+                grant: spent.and_then(|s| s.grant.clone()),
             };
             columns.hashes.push(row.hash);
             columns.attempts.push(&row.attempt);
