@@ -151,6 +151,18 @@ impl ExchangeError {
         }
     }
 
+    /// What a client is told whose question was refused, which would have used up what
+    /// counts once.
+    #[must_use]
+    pub fn of_question(refused: &Refused) -> Self {
+        match refused {
+            Refused::Limit(what) => Self::Limit(what),
+            Refused::Stopped(_) => Self::Stopped,
+            Refused::Inactive => Self::Inactive,
+            refused => Self::not_recorded(refused),
+        }
+    }
+
     /// The same of a client assertion instead of a subject token.
     #[must_use]
     pub fn of_client(self) -> Self {

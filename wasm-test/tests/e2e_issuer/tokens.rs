@@ -4,17 +4,20 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wasm_test::client::{Agent, Answer};
+use wasm_test::client::{Agent, Answer, Operator};
 use wasm_test::system::{AGENT, Options, System};
 use wasm_test::upstream::REPORT;
 
 use crate::clients::{CLIENT, JWT, SVID, assertion, client};
 use crate::evidence::Authority;
+use crate::grants::AGENTS;
 use crate::judging::{Attempt, Bench, Verdict, refused};
 use crate::plane::Prepared;
 use crate::programs::{ask, clients};
 
 const SERVER: &str = "spiffe://writ.example/resource-server";
+/// In no registry.
+const NOBODY: &str = "spiffe://writ.example/agent/nobody";
 const STRANGER: &str = "spiffe://writ.example/agent/stranger";
 const ENDPOINTS: [&str; 2] = ["introspect", "revoke"];
 
@@ -53,8 +56,9 @@ fn told(what: &str, answer: &Answer) -> Value {
     answer.json()
 }
 
+/// A server that may ask, and agents, the stranger to others' tokens among them.
 fn server_config() -> String {
-    format!("[server]\nintrospection = [\"{SERVER}\"]\n")
+    format!("[server]\nintrospection = [\"{SERVER}\"]\n{AGENTS}")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,6 +93,9 @@ async fn the_agent_and_a_named_server_are_told_and_nobody_else() {
         assert!(apart <= 1, "{said} {claims}");
     }
     assert_eq!(asked(STRANGER, token).await, nothing);
+    let unregistered = about(&bench, "introspect", token, NOBODY);
+    let inactive = no(400, "access_denied", "agent_inactive");
+    refused("nobody", &bench.send(unregistered).await, inactive);
     // What it says is not asked: only what was issued, to the byte.
     let other = bench.authority.svid(AGENT, &bench.plane.issuer(), &claims);
     for unknown in ["x", &format!("{token} "), &other, &"x".repeat(20_000)] {
@@ -253,7 +260,7 @@ async fn a_revoked_token_passes_nowhere_and_another_agents_is_not_revoked() {
     let system = System::for_test(Options {
         hold_s: 20,
         token_lifetime_s: 120,
-        extra_config: format!("[server]\nintrospection = [\"{SERVER}\"]\n"),
+        extra_config: server_config(),
         ..Options::default()
     })
     .await
@@ -424,4 +431,46 @@ async fn standard_clients_introspect_and_revoke() {
     assert_eq!(seen["unknown"], nothing);
     assert_eq!(system.upstream().unwrap().arrived(), 0);
     system.stop().await;
+}
+
+/// Who asks about tokens writes no more than who asks for them, and nothing when stopped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_are_bounded_and_a_stopped_agents_use_up_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, config) = client(dir.path());
+    let config = format!("{config}[limits]\nexchanges_per_agent = 1\n");
+    let bench = Bench::over(Prepared::new().with(&config).start().await);
+    let us = bench.plane.issuer();
+    let none = json!({});
+    let ask = async |endpoint: &str| {
+        let mut attempt = bare(&bench, endpoint, "unknown");
+        attempt.add("client_assertion_type", JWT);
+        attempt.add("client_assertion", &assertion(&key, &us, &none, &none));
+        bench.send(attempt).await
+    };
+    let presented = || {
+        let entries = bench.plane.entries().into_iter();
+        entries.filter(|it| it["kind"] == "present").count()
+    };
+    let began = Instant::now();
+    let mut served = 0;
+    for n in 0..40 {
+        let answer = ask(ENDPOINTS[n % 2]).await;
+        match answer.status {
+            200 => served += 1,
+            _ => refused("too many", &answer, no(429, "temporarily_unavailable", "limit_exceeded")),
+        }
+    }
+    let most = 6 + usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!((5..=most).contains(&served), "{served} of {most}");
+    assert_eq!(presented(), served, "what was refused is no entry");
+
+    let link = bench.plane.login_link().to_owned();
+    let person = Operator::login_at(&link, &us).await.unwrap();
+    person.stop(&json!({ "agent": AGENT })).await.unwrap();
+    for endpoint in ENDPOINTS {
+        let revoked = no(400, "access_denied", "token_revoked");
+        refused("stopped", &ask(endpoint).await, revoked);
+    }
+    assert_eq!(presented(), served);
 }

@@ -118,6 +118,7 @@ impl State {
                 policy,
             })),
             Command::Present { agent, once, what } => {
+                self.may_use(&Given::to(&agent, now), now)?;
                 self.check_evidence(&agent, "", (&[], &[once]), limits)?;
                 let what = what.to_owned();
                 Ok(Draft::plain(Event::Present { agent, once, what }))

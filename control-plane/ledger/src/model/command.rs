@@ -52,7 +52,8 @@ pub enum Command {
         policy: Option<PolicyFacts>,
     },
     /// What may be shown once was shown, to ask and not to get anything: it is used up.
-    /// Refused with [`super::Refused::Shown`] when it was shown before.
+    /// Refused with [`super::Refused::Shown`] when it was shown before, and as what gives
+    /// something when its agent is stopped or not active.
     Present {
         /// The agent's SPIFFE ID.
         agent: String,

@@ -200,6 +200,22 @@ pub struct Given<'g> {
     pub at_ms: Millis,
 }
 
+impl<'g> Given<'g> {
+    /// What an agent does itself, now.
+    #[must_use]
+    pub fn to(agent: &'g str, now: Millis) -> Self {
+        Self {
+            agent,
+            user: None,
+            chain: &[],
+            jkt: None,
+            token: None,
+            lineage: &[],
+            at_ms: now,
+        }
+    }
+}
+
 impl<'g> From<&'g TokenRecord> for Given<'g> {
     fn from(token: &'g TokenRecord) -> Self {
         Self {

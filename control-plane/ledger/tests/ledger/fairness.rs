@@ -9,6 +9,7 @@ use ledger::{Ledger, model::*};
 on_both_stores! {
     one_agent_cannot_take_the_approvals_of_all_others,
     evidence_is_counted_per_agent_and_in_all_until_it_ends,
+    questions_take_no_more_than_a_share_and_none_of_who_is_stopped,
     what_nobody_released_lapses,
     an_outcome_is_taken_once_of_what_was_allowed,
     followers_of_approvals_hear_of_nothing_else,
@@ -107,6 +108,58 @@ async fn evidence_is_counted_per_agent_and_in_all_until_it_ends(rig: Rig) {
     ledger.commit(note("config", 1)).await.unwrap();
     assert_eq!(show("one", "h", 3, end).await, Ok(()));
     assert_eq!(show("two", "i", 5, end).await, refused("evidence"));
+}
+
+async fn questions_take_no_more_than_a_share_and_none_of_who_is_stopped(rig: Rig) {
+    let limits = Limits::default();
+    let shares = limits.evidence_total / limits.evidence_per_agent;
+    assert!(shares >= 32, "{shares} agents use up what all need");
+    let limits = Limits {
+        evidence_per_agent: 3,
+        evidence_total: 3 * shares,
+        ..limits
+    };
+    let ledger = rig.open_with(limits).await;
+    let ask = async |agent: &str, piece: u8| {
+        let once = EvidenceOf {
+            id: [piece; 32],
+            expires_ms: START + 60_000,
+        };
+        let agent = agent.to_owned();
+        let what = "introspection";
+        let shown = Command::Present { agent, once, what };
+        ledger.commit(shown).await.map(|_| ())
+    };
+    for piece in 1..=3 {
+        assert_eq!(ask("one", piece).await, Ok(()));
+    }
+    let most = Err(Refused::Limit("evidence per agent"));
+    assert_eq!(ask("one", 4).await, most);
+    ledger.commit(issue(of("two", "first"))).await.unwrap();
+
+    let stop = Command::Stop {
+        target: Target::Agent("three".into()),
+        by: "alice".into(),
+        why: String::new(),
+        until_ms: None,
+    };
+    let put = |state| Command::PutAgent {
+        agent: "four".into(),
+        change: AgentChange {
+            owner: Some("owner".into()),
+            state: Some(state),
+            ..AgentChange::default()
+        },
+        by: "alice".into(),
+    };
+    for command in [stop, put(AgentState::Active), put(AgentState::Suspended)] {
+        ledger.commit(command).await.unwrap();
+    }
+    assert_eq!(ask("three", 5).await, Err(Refused::Stopped("agent")));
+    assert_eq!(ask("four", 6).await, Err(Refused::Inactive));
+    let lines = rig.lines(&ledger).await;
+    let asked = lines.iter().filter(|line| line.kind == "present");
+    assert_eq!(asked.count(), 3);
 }
 
 async fn what_nobody_released_lapses(rig: Rig) {

@@ -193,8 +193,7 @@ impl Exchange {
                     return Err(ExchangeError::BearerReplayed);
                 }
                 Err(Refused::Shown) => return Err(ExchangeError::AssertionReplayed),
-                Err(Refused::Limit(what)) => return Err(ExchangeError::Limit(what)),
-                Err(refused) => return Err(ExchangeError::not_recorded(&refused)),
+                Err(refused) => return Err(ExchangeError::of_question(&refused)),
             }
         }
         Ok(())

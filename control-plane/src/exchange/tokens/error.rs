@@ -40,12 +40,12 @@ impl TokensError {
         }
     }
 
-    /// The HTTP status; 503 says when to come again (RFC 7009, section 2.2.1).
+    /// The HTTP status; 429 and 503 say when to come again (RFC 7009, section 2.2.1).
     pub(super) fn status(&self) -> u16 {
         match (self, self.code()) {
             (_, "invalid_client") => 401,
-            (_, "temporarily_unavailable") => 503,
             (Self::Of(error), _) => error.status(),
+            (Self::Busy, _) => 503,
             _ => 400,
         }
     }

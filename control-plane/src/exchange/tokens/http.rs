@@ -63,7 +63,7 @@ async fn read(request: Request) -> Result<(Params, Option<Peer>), TokensError> {
 /// The answer that says no, as the token endpoint's does.
 fn refused(exchange: &Exchange, error: &TokensError) -> Response {
     let reason = error.reason();
-    if error.code() == "invalid_client" || error.code() == "invalid_request" {
+    if ["invalid_client", "invalid_request", "access_denied"].contains(&error.code()) {
         exchange.core.refusals.count(reason);
     }
     let id = random_id::<9>("req_");

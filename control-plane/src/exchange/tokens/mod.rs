@@ -17,7 +17,7 @@ use crate::state::{Core, element};
 use error::TokensError;
 use identity::mtls::Peer;
 use ledger::model::{
-    Command, FirstUse, Given, GrantKind, Hash, Refused, Target, TokenRecord, TokenState,
+    Bar, Command, FirstUse, Given, GrantKind, Hash, Refused, Target, TokenRecord, TokenState,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -160,19 +160,40 @@ impl Exchange {
         if peer.is_some_and(|peer| peer.id != agent) {
             return Err(ExchangeError::Certificate.into());
         }
+        let agent = agent.to_string();
+        self.core.saw(&agent);
+        self.may_ask(&agent, proven.once.is_some())?;
         if let Some(once) = proven.once {
-            let agent = agent.to_string();
+            let agent = agent.clone();
             let shown = Command::Present { agent, once, what };
             match self.core.ledger.commit(shown).await {
                 Ok(_) => {}
                 Err(Refused::Shown) => return Err(ExchangeError::AssertionReplayed.into()),
-                Err(Refused::Limit(what)) => return Err(ExchangeError::Limit(what).into()),
-                Err(refused) => return Err(ExchangeError::not_recorded(&refused).into()),
+                Err(refused) => return Err(ExchangeError::of_question(&refused).into()),
             }
         }
-        let agent = agent.to_string();
-        self.core.saw(&agent);
         Ok(agent)
+    }
+
+    /// Whether this caller may ask now: before anything is written for it. A named resource
+    /// server need not be an agent.
+    fn may_ask(&self, caller: &str, writes: bool) -> Result<(), ExchangeError> {
+        let core = &self.core;
+        let (now_ms, rights) = (core.now(), core.ledger.rights());
+        match rights.bar(&Given::to(caller, now_ms), now_ms) {
+            None => {}
+            Some(Bar::Stopped(_)) => return Err(ExchangeError::Stopped),
+            Some(Bar::Inactive) => return Err(ExchangeError::Inactive),
+        }
+        let server = is_server(core, caller);
+        if !server && rights.agent(caller).is_none() {
+            return Err(ExchangeError::Unregistered);
+        }
+        // A server that is believed by its SVID costs nothing that lasts.
+        if writes || !server {
+            self.rated(caller, now_ms)?;
+        }
+        Ok(())
     }
 }
 
@@ -205,21 +226,16 @@ fn unreadable(error: Refused) -> TokensError {
 /// names it, and nobody has stopped it.
 fn is_server(core: &Core, caller: &str) -> bool {
     let now = core.now();
-    let given = Given {
-        agent: caller,
-        user: None,
-        chain: &[],
-        jkt: None,
-        token: None,
-        lineage: &[],
-        at_ms: now,
-    };
     core.config
         .server
         .introspection
         .iter()
         .any(|it| it == caller)
-        && core.ledger.rights().bar(&given, now).is_none()
+        && core
+            .ledger
+            .rights()
+            .bar(&Given::to(caller, now), now)
+            .is_none()
 }
 
 /// Why a token is not to be used, if it is not; `None`: the edge would take it.
