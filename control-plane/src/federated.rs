@@ -27,6 +27,7 @@ pub fn federation(config: &Config, source: Source) -> Result<Federation, String>
             trust_domain: it.trust_domain.clone(),
             bundle: it.bundle.clone(),
             authorities_pem,
+            lifetime_max_ms: it.lifetime_max_s.saturating_mul(1000),
         })
     });
     let domains = domains.collect::<Result<_, String>>()?;

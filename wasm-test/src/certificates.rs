@@ -13,6 +13,9 @@ use sha2::{Digest as _, Sha256};
 use crate::Error;
 use crate::client::http_client_builder;
 
+/// How long certificates last from now, and have lasted.
+const LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_600);
+
 /// A certificate authority with its key.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -86,6 +89,9 @@ impl Authority {
         let mut parameters = CertificateParams::default();
         parameters.subject_alt_names = vec![uri(id)?];
         parameters.is_ca = IsCa::ExplicitNoCa;
+        let now = std::time::SystemTime::now();
+        parameters.not_before = (now - LIFETIME).into();
+        parameters.not_after = (now + LIFETIME).into();
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         parameters.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,

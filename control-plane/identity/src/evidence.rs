@@ -40,6 +40,12 @@ pub enum EvidenceError {
         /// The only audience that is accepted.
         wanted: String,
     },
+    /// It lasts longer than one of its trust domain may.
+    #[error("the jwt-svid lasts longer than {most_s} s")]
+    Lifetime {
+        /// As long as one may last.
+        most_s: u64,
+    },
     /// It has expired.
     #[error("the jwt-svid has expired")]
     Expired,

@@ -21,6 +21,8 @@ pub struct Federated {
     pub bundle: BundleFrom,
     /// PEM of the authorities of its endpoint's TLS certificate.
     pub authorities: Option<PathBuf>,
+    /// How long its SVIDs may still last when they are shown, in seconds.
+    pub lifetime_max_s: u64,
     /// The line of the config that names it.
     pub line: usize,
 }
@@ -65,6 +67,7 @@ fn one(table: &Table<'_>) -> Federated {
     }
     let federated = Federated {
         authorities: table.optional_path("ca_file"),
+        lifetime_max_s: table.number("lifetime_max_s", 86_400, 60, 86_400),
         line: table.line_of("trust_domain"),
         trust_domain,
         bundle,

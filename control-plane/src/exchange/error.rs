@@ -86,6 +86,8 @@ pub enum ExchangeError {
     CertificateExpired,
     /// The client certificate's trust domain has withdrawn what it rests on.
     CertificateUnproven,
+    /// The client certificate is of another trust domain, and lasts longer than this, in s.
+    CertificateLifetime(u64),
     // Who the caller is.
     /// The registry does not know it.
     Unregistered,
@@ -128,6 +130,7 @@ impl From<EvidenceError> for ExchangeError {
             EvidenceError::TooLarge => Reason::TooLarge,
             EvidenceError::Audience { .. } => Reason::TokenAudience,
             EvidenceError::Expired => Reason::TokenExpired,
+            EvidenceError::Lifetime { .. } => Reason::TokenLifetime,
             EvidenceError::NotYetValid => Reason::TokenNotYetValid,
             EvidenceError::Signature => Reason::TokenSignature,
             // Nobody can be judged without bundles: an outage, not the caller's fault.
@@ -222,6 +225,7 @@ impl ExchangeError {
             | Self::Certificate
             | Self::CertificateExpired
             | Self::CertificateUnproven
+            | Self::CertificateLifetime(_)
             | Self::GrantEnded
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
@@ -278,6 +282,7 @@ impl ExchangeError {
             Self::Certificate => Reason::CertificateMismatch,
             Self::CertificateExpired => Reason::TokenExpired,
             Self::CertificateUnproven => Reason::TokenSignature,
+            Self::CertificateLifetime(_) => Reason::TokenLifetime,
             Self::Unregistered | Self::Inactive => Reason::AgentInactive,
             Self::Stopped => Reason::TokenRevoked,
             Self::Denied(_) => Reason::PolicyDenied,
@@ -319,6 +324,7 @@ impl ExchangeError {
                 | Self::Client(..)
                 | Self::CertificateExpired
                 | Self::CertificateUnproven
+                | Self::CertificateLifetime(_)
         )
     }
 
@@ -391,6 +397,9 @@ impl ExchangeError {
             }
             Self::CertificateUnproven => {
                 "the client certificate's trust domain does not prove it any more, or its bundle can't be fetched; connect with a new one".into()
+            }
+            Self::CertificateLifetime(most_s) => {
+                format!("the client certificate lasts longer than {most_s} s; connect with one of less")
             }
             Self::Unregistered => {
                 "this agent is not registered; its operator can see that it asked".into()

@@ -158,6 +158,10 @@ impl Exchange {
         if peer.is_some_and(|peer| !self.core.federation.still_proves(peer, now_ms)) {
             return Err(ExchangeError::CertificateUnproven);
         }
+        let long = peer.and_then(|peer| self.core.federation.lasts_too_long(peer, now_ms));
+        if let Some(most_s) = long {
+            return Err(ExchangeError::CertificateLifetime(most_s));
+        }
         Ok(())
     }
 

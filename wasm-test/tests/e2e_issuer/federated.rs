@@ -257,6 +257,32 @@ async fn a_trust_domains_keys_prove_nothing_of_anybody_elses_names() {
     bench.token().await;
 }
 
+/// Who holds another domain's keys can't have us keep their evidence in mind for years.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_trust_domains_svids_last_no_longer_than_a_day() {
+    let world = World::new().await;
+    let bench = Bench::over(Prepared::new().with(&world.config()).start().await);
+    let us = bench.plane.issuer();
+    let before = bench.plane.entries().len();
+    let now = wasm_test::client::now_s();
+    let show = async |authority: &Authority, agent: &str, hours: u64| {
+        let over = json!({ "exp": now + hours * 3_600 });
+        let mut attempt = bench.attempt();
+        attempt.set("subject_token", authority.svid(agent, &us, &over));
+        bench.send(attempt).await
+    };
+    let long = no("invalid_request", "token_lifetime");
+    for (authority, agent) in [(&world.partner, PARTNER), (&bench.authority, AGENT)] {
+        for hours in [25, 10 * 365 * 24] {
+            refused(agent, &show(authority, agent, hours).await, long);
+        }
+    }
+    assert_eq!(bench.plane.entries().len(), before, "nothing is kept of it");
+    for (authority, agent) in [(&world.partner, PARTNER), (&bench.authority, AGENT)] {
+        issued(agent, &show(authority, agent, 24).await);
+    }
+}
+
 /// What `writ status` warns of.
 async fn warnings(bench: &Bench) -> String {
     let mut command = bench.plane.writ();
@@ -406,6 +432,26 @@ async fn a_certificates_name_chooses_who_has_to_have_signed_it() {
         let (_, claims) = crate::evidence::decoded(body["access_token"].as_str().unwrap());
         assert_eq!(claims["sub"], name);
         assert_eq!(claims["cnf"]["x5t#S256"], x5t.as_str());
+    }
+    let lasting = |days: u32| {
+        move |it: &mut rcgen::CertificateParams| {
+            let day = std::time::Duration::from_secs(86_400);
+            it.not_after = (std::time::SystemTime::now() + day * days).into();
+            Ok(())
+        }
+    };
+    for (signer, name, days, good) in [
+        (partner, PARTNER, 1, true),
+        (partner, PARTNER, 2, false),
+        // Our own authority is trusted with that.
+        (&own, AGENT, 2, true),
+    ] {
+        let shown = client(signer.changed(name, lasting(days)).unwrap());
+        let answer = certified(&bench, &base, &shown).await.unwrap();
+        match good {
+            true => drop(issued(name, &answer)),
+            false => refused(name, &answer, no("invalid_request", "token_lifetime")),
+        }
     }
     let unregistered = client(partner.svid(other).unwrap());
     let answer = certified(&bench, &base, &unregistered).await.unwrap();

@@ -19,7 +19,8 @@ use rustls_pki_types::CertificateDer;
 use spiffe::{BundleSource, JwtBundle, TrustDomain};
 
 use crate::oidc::fetch::{FetchError, Fetcher, file};
-use crate::oidc::{FETCHED_WITHIN, STALE_MS};
+use crate::mtls::Peer;
+use crate::oidc::{FETCHED_WITHIN, SKEW_MS, STALE_MS};
 use crate::{EvidenceError, JwtEvidence, Millis, Source, SourceError, SpiffeId, evidence};
 use bundle::Bundle;
 
@@ -29,6 +30,8 @@ const REFRESH_S: u64 = 300;
 const REFRESH_LEAST_S: u64 = 10;
 /// How often a file is looked at.
 const FILE_AGAIN_S: u64 = 5;
+/// How long a JWT-SVID of our own trust domain may last, in milliseconds.
+const OWN_JWT_LIFETIME_MAX_MS: Millis = 24 * 60 * 60 * 1000;
 /// When a fetch that failed is tried again.
 const RETRY_S: u64 = 15;
 
@@ -52,6 +55,9 @@ pub struct DomainSettings {
     pub bundle: BundleFrom,
     /// PEM of the only authorities of the endpoint's certificate; none: the system's.
     pub authorities_pem: Option<Vec<u8>>,
+    /// How long its SVIDs may still last when they are shown, in milliseconds: as long as
+    /// they do, they are kept in mind.
+    pub lifetime_max_ms: Millis,
 }
 
 /// Our own trust domain and those beside it, with their keys as far as they are known.
@@ -180,7 +186,30 @@ impl Federation {
             federation: &self.0,
             now_ms,
         };
-        evidence::verify(&bundles, token, audience, now_ms)
+        let evidence = evidence::verify(&bundles, token, audience, now_ms)?;
+        let trust_domain = evidence.agent.trust_domain();
+        let most_ms = self.lifetime_max(trust_domain);
+        let most_ms = most_ms.unwrap_or(OWN_JWT_LIFETIME_MAX_MS);
+        match lasts(evidence.expires_ms, now_ms, most_ms) {
+            true => Err(EvidenceError::Lifetime {
+                most_s: most_ms / 1000,
+            }),
+            false => Ok(evidence),
+        }
+    }
+
+    /// How long SVIDs of another trust domain may last.
+    fn lifetime_max(&self, trust_domain: &str) -> Option<Millis> {
+        let domain = self.0.domains.get(trust_domain)?;
+        Some(domain.settings.lifetime_max_ms)
+    }
+
+    /// Whether a peer's certificate is of another trust domain and lasts longer than one of
+    /// it may; that, in seconds. Our own authority is trusted with that.
+    #[must_use]
+    pub fn lasts_too_long(&self, peer: &Peer, now_ms: Millis) -> Option<u64> {
+        let most_ms = self.lifetime_max(peer.id.trust_domain())?;
+        lasts(peer.until_ms, now_ms, most_ms).then_some(most_ms / 1000)
     }
 
     /// The authorities of another trust domain's X.509-SVIDs.
@@ -207,6 +236,11 @@ impl Federation {
             .map(|it| CertificateDer::from(it.as_bytes().to_vec()))
             .collect())
     }
+}
+
+/// Whether something lasts longer than this, by clocks that may be apart.
+fn lasts(expires_ms: Millis, now_ms: Millis, most_ms: Millis) -> bool {
+    expires_ms.saturating_sub(now_ms) > most_ms.saturating_add(SKEW_MS)
 }
 
 /// Why there is no federation.

@@ -26,6 +26,8 @@ fn a_bundle_comes_from_a_url_a_file_or_the_workload_api() {
     let url = "https://partner.example/x";
     assert_eq!(place(url), BundleFrom::Url(url.into()));
     assert!(parse(GOOD).unwrap().identity.federated.is_empty());
+    let config = with(FEDERATED).unwrap();
+    assert_eq!(config.identity.federated[0].lifetime_max_s, 86_400);
 }
 
 #[test]
@@ -55,6 +57,8 @@ fn what_is_wrong_with_one_is_said_with_its_line() {
             "nothing is fetched where `bundle` is no URL",
         ),
         (FEDERATED.replace(bundle, ""), "bundle"),
+        (format!("{FEDERATED}lifetime_max_s = 59\n"), "lifetime_max_s"),
+        (format!("{FEDERATED}lifetime_max_s = 86401\n"), "lifetime_max_s"),
     ];
     for (text, wanted) in table {
         let errors = with(&text).unwrap_err();

@@ -31,7 +31,8 @@ impl TokensError {
             | Self::Of(
                 ExchangeError::Certificate
                 | ExchangeError::CertificateExpired
-                | ExchangeError::CertificateUnproven,
+                | ExchangeError::CertificateUnproven
+                | ExchangeError::CertificateLifetime(_),
             ) => "invalid_client",
             Self::Of(error) => error.code(),
             // RFC 6749, section 5.2, of what was issued to another client.
