@@ -13,6 +13,7 @@ on_both_stores! {
     a_deferral_brings_its_one_action_once,
     a_person_is_asked_ahead_and_equal_questions_are_one,
     a_stop_of_a_grant_covers_all_that_came_of_it,
+    a_stop_of_a_key_covers_what_was_passed_on_to_other_keys,
     grants_leave_room_for_what_they_bring,
 }
 
@@ -206,6 +207,66 @@ async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {
     assert_eq!(ledger.commit(under(&delegation, "a", None)).await, stopped);
     assert_eq!(ledger.commit(under(&session, "b", None)).await, stopped);
     ledger.commit(allow("own", "2", None)).await.unwrap();
+}
+
+async fn a_stop_of_a_key_covers_what_was_passed_on_to_other_keys(rig: Rig) {
+    const GRANDCHILD: &str = "spiffe://writ.example/agent/grandchild";
+    let ledger = rig.open().await;
+    let given = grant("given", GrantKind::Delegation);
+    ledger.commit(issue(given.clone())).await.unwrap();
+    // Got with a grant, as another one, under a key of its holder's own.
+    let make = async |from: Option<&TokenRecord>, name: &str, terms: GrantTerms| {
+        let mut command = match from {
+            Some(from) => under(from, name, None),
+            None => issue(token(name)),
+        };
+        let Command::Issue { token, .. } = &mut command else {
+            panic!("it is an issue")
+        };
+        (token.agent, token.jkt) = (CHILD.into(), "the child's".into());
+        token.grant = Some(terms);
+        let made = token.clone();
+        ledger.commit(command).await.unwrap();
+        made
+    };
+    let to_grandchild = GrantTerms {
+        holder: Some(GRANDCHILD.into()),
+        depth: 0,
+        ..terms(GrantKind::Delegation)
+    };
+    let passed_on = make(Some(&given), "passed on", to_grandchild.clone()).await;
+    let code = make(Some(&given), "code", terms(GrantKind::Deferral)).await;
+    let own = make(None, "own", to_grandchild).await;
+    let bring = async |from: &TokenRecord, name: &str| {
+        let mut command = under(from, name, None);
+        if let Command::Issue { token, .. } = &mut command {
+            let own = from.agent == token.agent;
+            if own {
+                (token.jkt, token.chain) = (from.jkt.clone(), from.chain.clone());
+            } else {
+                token.jkt = "the grandchild's".into();
+            }
+        }
+        ledger.commit(command).await.map(|_| ())
+    };
+    assert_eq!(bring(&passed_on, "a").await, Ok(()));
+    let target = Target::Key(given.jkt.clone());
+    let stop = Command::Stop {
+        target: target.clone(),
+        by: "ann".into(),
+        why: String::new(),
+        until_ms: None,
+    };
+    ledger.commit(stop).await.unwrap();
+    let stopped = Err(Refused::Stopped("key"));
+    assert_eq!(bring(&passed_on, "b").await, stopped);
+    assert_eq!(bring(&code, "c").await, stopped);
+    assert_eq!(bring(&own, "d").await, Ok(()), "it came from another key");
+    // What was given before stays void.
+    let by = "ann".into();
+    ledger.commit(Command::Lift { target, by }).await.unwrap();
+    assert_eq!(bring(&passed_on, "e").await, stopped);
+    assert_eq!(bring(&code, "f").await, stopped);
 }
 
 /// Grants last: an agent that takes one after the other is not locked out by that.

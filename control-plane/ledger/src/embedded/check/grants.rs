@@ -30,6 +30,12 @@ impl State {
             return Err(Refused::NoGrant);
         }
         self.may_use(&Given::from(grant), now)?;
+        // What was passed on is bound to other keys than what it came from.
+        for HexHash(hash) in &token.lineage {
+            if let Some(before) = self.token(hash) {
+                self.may_use(&Given::from(&*before.record), now)?;
+            }
+        }
         if token.grant.is_some() {
             return Ok(());
         }
