@@ -92,7 +92,12 @@ impl Exchange {
                 let agent = self.client(asked.client, params, peer, now_ms).await?;
                 return Ok(Proven::alone(agent));
             }
-            Grant::Refresh => return self.refreshed(params.refresh_token()?, (jkt, x5t)).await,
+            Grant::Refresh => {
+                // A key that was withdrawn ends what was got by it (RFC 6749, section 6).
+                let client = self.client(asked.client, params, peer, now_ms).await?;
+                let refresh = params.refresh_token()?;
+                return self.refreshed(refresh, client, (jkt, x5t)).await;
+            }
             Grant::Deferred => {
                 return self.awaited(asked, params, peer, (jkt, x5t), now_ms).await;
             }

@@ -6,6 +6,7 @@ use super::{
     ExchangeError, GRANT_BEARER, GRANT_CLIENT, GRANT_EXCHANGE, GRANT_REFRESH, TYPE_ACCESS_TOKEN,
     TYPE_DELEGATION, TYPE_ID_TOKEN, TYPE_JWT,
 };
+use capability::reason::Reason;
 use identity::mtls::Peer;
 use std::collections::BTreeMap;
 
@@ -156,11 +157,6 @@ impl Params {
         if grant == Grant::Refresh && wanted != Wanted::Capability {
             return request("a refresh token is for capabilities alone".into());
         }
-        if grant == Grant::Refresh && self.asserts() {
-            return request(
-                "a refresh token is shown by its key alone: leave client_assertion out".into(),
-            );
-        }
         Ok(Asked {
             grant,
             client,
@@ -238,7 +234,11 @@ impl Params {
         }
         let certificate = peer.filter(|peer| peer.certificate.is_some());
         match (grant, certificate) {
-            (Grant::Exchange | Grant::Refresh | Grant::Deferred, None) => Ok(Client::None),
+            (Grant::Exchange | Grant::Deferred, None) => Ok(Client::None),
+            (Grant::Refresh, None) => Err(ExchangeError::Client(
+                Reason::MissingCredentials,
+                "there is none, nor a client certificate: who shows a refresh token authenticates as ever".into(),
+            )),
             (Grant::Exchange, Some(_)) => Ok(Client::Certificate),
             (_, Some(peer)) => {
                 // RFC 8705, section 2: with a certificate a client says who it is.

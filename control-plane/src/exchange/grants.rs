@@ -78,6 +78,11 @@ fn no<T>(reason: Reason, what: &str) -> Result<T, ExchangeError> {
     Err(ExchangeError::Evidence(reason, what.to_owned()))
 }
 
+fn anothers<T>() -> Result<T, ExchangeError> {
+    let what = "the refresh token is another agent's";
+    no(Reason::TokenAudience, what).map_err(ExchangeError::of_refresh)
+}
+
 /// Whether a grant is shown under the key, and with the certificate, that it is bound to.
 pub(super) fn bound(
     grant: &TokenRecord,
@@ -247,24 +252,39 @@ impl Exchange {
         })
     }
 
-    /// The client whose refresh token it is. One that was used before is somebody's who
-    /// should not have it, the client's or the thief's: then none of its family counts.
+    /// Whose refresh token it is: of the client that has authenticated. One that was used
+    /// before is somebody's who should not have it, the client's or the thief's: then none
+    /// of its family counts.
     pub(super) async fn refreshed(
         &self,
         text: &str,
+        client: Mapped,
         keys: (&str, Option<&str>),
     ) -> Result<Proven, ExchangeError> {
+        let agent = client.evidence.agent.as_str();
         let Some(grant) = self.known(text, GrantKind::Refresh).await? else {
-            self.stop_family(text).await?;
+            self.stop_family(text, agent).await?;
             let what = "there is no such refresh token, or it has ended";
             return no(Reason::TokenUnknown, what).map_err(ExchangeError::of_refresh);
         };
+        if grant.agent != agent {
+            return anothers();
+        }
         bound(&grant, keys).map_err(ExchangeError::of_refresh)?;
-        itself(&grant)
+        let proven = itself(&grant)?;
+        Ok(Proven {
+            agent: Mapped {
+                told: client.told,
+                once: client.once,
+                ..proven.agent
+            },
+            ..proven
+        })
     }
 
-    /// Stops what a used refresh token belongs to; what nobody issued changes nothing.
-    pub(super) async fn stop_family(&self, text: &str) -> Result<(), ExchangeError> {
+    /// Stops what a used refresh token of this agent's belongs to; what nobody issued
+    /// changes nothing.
+    async fn stop_family(&self, text: &str, agent: &str) -> Result<(), ExchangeError> {
         if !text.starts_with(REFRESH) || text.len() > GRANT_MAX {
             return Ok(());
         }
@@ -275,6 +295,9 @@ impl Exchange {
             return Ok(());
         };
         let family = Family::of_used(&spent).ok_or(ExchangeError::Internal)?;
+        if family.agent.is_some_and(|it| it != agent) {
+            return anothers();
+        }
         self.stop(family.first).await?;
         Err(ExchangeError::RefreshReplayed)
     }

@@ -397,10 +397,16 @@ impl Exchange {
             Refused::TooLarge => Ok(ExchangeError::Details("the location is too long".into())),
             Refused::Shown => match grant {
                 Grant::Bearer => Ok(ExchangeError::BearerReplayed),
-                // Somebody else was faster: one of the two should not have it.
+                // Somebody else was faster: one of the two should not have it. Where nobody
+                // was, it is the assertion that was used before.
                 Grant::Refresh => {
                     let shown = asking.proven.under.as_ref();
                     let shown = shown.ok_or(ExchangeError::Internal)?;
+                    let used = self.core.ledger.spent(&shown.token_hash).await;
+                    let used = used.map_err(|refused| ExchangeError::not_recorded(&refused))?;
+                    if used.is_none() {
+                        return Ok(ExchangeError::AssertionReplayed);
+                    }
                     self.stop(grants::family(shown)).await?;
                     Ok(ExchangeError::RefreshReplayed)
                 }

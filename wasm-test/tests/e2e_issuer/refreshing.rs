@@ -26,23 +26,25 @@ async fn refreshing() -> (tempfile::TempDir, Authority, Bench) {
     (dir, key, bench)
 }
 
-fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
+fn assertion(bench: &Bench, key: &Authority) -> String {
     let us = bench.plane.issuer();
     let own = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
+    key.svid_with("", &us, &own, &json!({}))
+}
+
+fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.set("grant_type", "client_credentials".to_owned());
     attempt.set("subject_token", None);
     attempt.set("subject_token_type", None);
     attempt.set("client_assertion_type", ASSERTION.to_owned());
-    attempt.set("client_assertion", key.svid_with("", &us, &own, &json!({})));
+    attempt.set("client_assertion", assertion(bench, key));
     attempt
 }
 
-fn with_refresh(bench: &Bench, refresh: &str) -> Attempt {
-    let mut attempt = bench.attempt();
+fn with_refresh(bench: &Bench, key: &Authority, refresh: &str) -> Attempt {
+    let mut attempt = authenticating(bench, key);
     attempt.set("grant_type", "refresh_token".to_owned());
-    attempt.set("subject_token", None);
-    attempt.set("subject_token_type", None);
     attempt.set("refresh_token", refresh.to_owned());
     attempt
 }
@@ -57,14 +59,14 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
     let grant = |reason| no("invalid_grant", reason);
     let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
     let first = refresh_of(&body);
-    let body = issued("second", &bench.send(with_refresh(&bench, &first)).await);
+    let body = issued("second", &bench.send(with_refresh(&bench, &key, &first)).await);
     let second = refresh_of(&body);
     assert!(body.get("issued_token_type").is_none());
     let (_, claims) = decoded(&token_of(&body));
     assert_eq!(claims["sub"], AGENT);
 
     // Stolen, it is of no use without the key, and unharmed by who tries.
-    let mut stolen = with_refresh(&bench, &second);
+    let mut stolen = with_refresh(&bench, &key, &second);
     let thief = DpopKey::generate().unwrap();
     stolen.prove(thief.proof("POST", &bench.plane.token_endpoint(), None));
     refused(
@@ -75,21 +77,17 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
     for other in ["x", "wrr_", &format!("wrr_{}", "A".repeat(43))] {
         refused(
             other,
-            &bench.send(with_refresh(&bench, other)).await,
+            &bench.send(with_refresh(&bench, &key, other)).await,
             grant("token_unknown"),
         );
     }
-    let mut both = authenticating(&bench, &key);
-    both.set("grant_type", "refresh_token".to_owned());
-    both.set("refresh_token", second.clone());
     let request = no("invalid_request", "malformed_credentials");
-    refused("with an assertion", &bench.send(both).await, request);
-    let mut session = with_refresh(&bench, &second);
+    let mut session = with_refresh(&bench, &key, &second);
     session.set("authorization_details", None);
     session.set("audience", bench.plane.issuer());
     refused("for a session", &bench.send(session).await, request);
     // What policy refuses uses up nothing.
-    let mut denied = with_refresh(&bench, &second);
+    let mut denied = with_refresh(&bench, &key, &second);
     denied.set(
         "authorization_details",
         bench.details("/secret").to_string(),
@@ -99,23 +97,23 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
         &bench.send(denied).await,
         no("access_denied", "policy_denied"),
     );
-    let body = issued("third", &bench.send(with_refresh(&bench, &second)).await);
+    let body = issued("third", &bench.send(with_refresh(&bench, &key, &second)).await);
     let third = refresh_of(&body);
 
     refused(
         "reuse",
-        &bench.send(with_refresh(&bench, &first)).await,
+        &bench.send(with_refresh(&bench, &key, &first)).await,
         grant("token_spent"),
     );
     refused(
         "its family",
-        &bench.send(with_refresh(&bench, &third)).await,
+        &bench.send(with_refresh(&bench, &key, &third)).await,
         no("access_denied", "token_revoked"),
     );
     // Another family lives.
     let body = issued("anew", &bench.send(authenticating(&bench, &key)).await);
     let raced = refresh_of(&body);
-    let all = (0..20).map(|_| bench.send(with_refresh(&bench, &raced)));
+    let all = (0..20).map(|_| bench.send(with_refresh(&bench, &key, &raced)));
     let answers: Vec<Answer> = futures::future::join_all(all).await;
     assert_eq!(answers.iter().filter(|it| it.status == 200).count(), 1);
 }
@@ -127,7 +125,7 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
     let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
     let body = issued(
         "second",
-        &bench.send(with_refresh(&bench, &refresh_of(&body))).await,
+        &bench.send(with_refresh(&bench, &key, &refresh_of(&body))).await,
     );
     let (refresh, brought) = (refresh_of(&body), token_of(&body));
     let asked = async |endpoint: &str, token: &str| {
@@ -147,7 +145,7 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
     }
     refused(
         "the next",
-        &bench.send(with_refresh(&bench, &refresh)).await,
+        &bench.send(with_refresh(&bench, &key, &refresh)).await,
         no("access_denied", "token_revoked"),
     );
 }
@@ -156,9 +154,9 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
 async fn family(bench: &Bench, key: &Authority) -> [String; 3] {
     let first = issued("first", &bench.send(authenticating(bench, key)).await);
     let first = refresh_of(&first);
-    let second = issued("second", &bench.send(with_refresh(bench, &first)).await);
+    let second = issued("second", &bench.send(with_refresh(bench, key, &first)).await);
     let second = refresh_of(&second);
-    let third = issued("third", &bench.send(with_refresh(bench, &second)).await);
+    let third = issued("third", &bench.send(with_refresh(bench, key, &second)).await);
     [first, second, refresh_of(&third)]
 }
 
@@ -182,7 +180,7 @@ async fn a_stop_of_a_refresh_token_ends_its_family_also_when_it_was_used() {
         assert_eq!(stopped["target"], first, "{at}: {stopped}");
         refused(
             "the last",
-            &bench.send(with_refresh(&bench, &family[2])).await,
+            &bench.send(with_refresh(&bench, &key, &family[2])).await,
             no("access_denied", "token_revoked"),
         );
         let entries = bench.plane.entries();
@@ -218,11 +216,60 @@ async fn a_used_refresh_token_is_revoked_with_its_family_by_whose_it_was() {
         assert!(!known().await);
         refused(
             "the last",
-            &bench.send(with_refresh(&bench, &family[2])).await,
+            &bench.send(with_refresh(&bench, &key, &family[2])).await,
             no("access_denied", "token_revoked"),
         );
     }
     let entries = bench.plane.entries();
     let stops = entries.iter().filter(|it| it["kind"] == "stop");
     assert_eq!(stops.count(), 2, "one for each family");
+}
+
+/// RFC 6749, section 6: by whose it is, who authenticates, and each assertion once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
+    let (dir, key, bench) = refreshing().await;
+    let client = |reason| no("invalid_client", reason);
+    let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
+    let first = refresh_of(&body);
+    let by = |refresh: &str, kind: Option<&str>, shown: Option<String>| {
+        let mut attempt = with_refresh(&bench, &key, refresh);
+        attempt.set("client_assertion_type", kind.map(str::to_owned));
+        attempt.set("client_assertion", shown);
+        attempt
+    };
+    let forged = assertion(&bench, &Authority::fresh().named_as(&key));
+    let other = bench.authority.svid(CHILD, &bench.plane.issuer(), &json!({}));
+    let svid = Some(crate::clients::SVID);
+    let grant = no("invalid_grant", "token_audience");
+    for (what, attempt, verdict) in [
+        ("nobody", by(&first, None, None), client("missing_credentials")),
+        ("forged", by(&first, Some(ASSERTION), Some(forged)), client("token_signature")),
+        ("another", by(&first, svid, Some(other.clone())), grant),
+    ] {
+        refused(what, &bench.send(attempt).await, verdict);
+    }
+    let used = assertion(&bench, &key);
+    let shown = |refresh: &str| by(refresh, Some(ASSERTION), Some(used.clone()));
+    let body = issued("second", &bench.send(shown(&first)).await);
+    let second = refresh_of(&body);
+    // An assertion that is shown again is no refresh token that is, nor is another's.
+    refused("again", &bench.send(shown(&second)).await, client("token_spent"));
+    refused("another", &bench.send(by(&first, svid, Some(other))).await, grant);
+    // The agent's own SVID says who it is as well.
+    let body = issued("third", &bench.send(by(&second, svid, Some(bench.svid()))).await);
+    let third = refresh_of(&body);
+
+    // The key is withdrawn, and another has come.
+    let next = Authority::fresh();
+    let set = json!({ "keys": [next.client_jwk()] }).to_string();
+    std::fs::write(dir.path().join("client.json"), set).unwrap();
+    wasm_test::stage::eventually("the new key counts", async || {
+        bench.send(authenticating(&bench, &next)).await.status == 200
+    })
+    .await
+    .unwrap();
+    let withdrawn = bench.send(with_refresh(&bench, &key, &third)).await;
+    refused("withdrawn", &withdrawn, client("token_key_unknown"));
+    issued("by the new key", &bench.send(with_refresh(&bench, &next, &third)).await);
 }

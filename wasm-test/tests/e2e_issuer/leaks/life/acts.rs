@@ -85,10 +85,7 @@ impl Life<'_> {
     }
 
     pub async fn goes_on_by_refresh_tokens(&mut self) {
-        let us = self.system.issuer();
-        let claims = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
-        let assertion = self.given.client.svid_with("", &us, &claims, &json!({}));
-        self.secrets.add("a client's assertion", &assertion);
+        let assertion = self.assertion();
         let details = self.details("GET", REPORT);
         let form = [
             ("grant_type", "client_credentials"),
@@ -99,14 +96,29 @@ impl Life<'_> {
         let got = self.token("by a client's key", &form, true).await;
         self.token("by the same assertion", &form, false).await;
         let refresh = got["refresh_token"].as_str().unwrap().to_owned();
-        let form = [
-            ("grant_type", "refresh_token"),
-            ("refresh_token", &*refresh),
-            ("authorization_details", &*details),
-        ];
-        let got = self.token("by a refresh token", &form, true).await;
-        assert!(got["refresh_token"].is_string());
-        self.token("by the same refresh token", &form, false).await;
+        for (what, good) in [
+            ("by a refresh token", true),
+            ("by the same refresh token", false),
+        ] {
+            let assertion = self.assertion();
+            let form = [
+                ("grant_type", "refresh_token"),
+                ("refresh_token", &*refresh),
+                ("client_assertion_type", BY_KEY),
+                ("client_assertion", &*assertion),
+                ("authorization_details", &*details),
+            ];
+            let got = self.token(what, &form, good).await;
+            assert_eq!(got["refresh_token"].is_string(), good);
+        }
+    }
+
+    fn assertion(&mut self) -> String {
+        let us = self.system.issuer();
+        let claims = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
+        let assertion = self.given.client.svid_with("", &us, &claims, &json!({}));
+        self.secrets.add("a client's assertion", &assertion);
+        assertion
     }
 
     /// Held with its body, shown to a person, and let go.
