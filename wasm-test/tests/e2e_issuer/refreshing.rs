@@ -59,7 +59,10 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
     let grant = |reason| no("invalid_grant", reason);
     let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
     let first = refresh_of(&body);
-    let body = issued("second", &bench.send(with_refresh(&bench, &key, &first)).await);
+    let body = issued(
+        "second",
+        &bench.send(with_refresh(&bench, &key, &first)).await,
+    );
     let second = refresh_of(&body);
     assert!(body.get("issued_token_type").is_none());
     let (_, claims) = decoded(&token_of(&body));
@@ -97,7 +100,10 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
         &bench.send(denied).await,
         no("access_denied", "policy_denied"),
     );
-    let body = issued("third", &bench.send(with_refresh(&bench, &key, &second)).await);
+    let body = issued(
+        "third",
+        &bench.send(with_refresh(&bench, &key, &second)).await,
+    );
     let third = refresh_of(&body);
 
     refused(
@@ -125,7 +131,9 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
     let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
     let body = issued(
         "second",
-        &bench.send(with_refresh(&bench, &key, &refresh_of(&body))).await,
+        &bench
+            .send(with_refresh(&bench, &key, &refresh_of(&body)))
+            .await,
     );
     let (refresh, brought) = (refresh_of(&body), token_of(&body));
     let asked = async |endpoint: &str, token: &str| {
@@ -154,9 +162,15 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
 async fn family(bench: &Bench, key: &Authority) -> [String; 3] {
     let first = issued("first", &bench.send(authenticating(bench, key)).await);
     let first = refresh_of(&first);
-    let second = issued("second", &bench.send(with_refresh(bench, key, &first)).await);
+    let second = issued(
+        "second",
+        &bench.send(with_refresh(bench, key, &first)).await,
+    );
     let second = refresh_of(&second);
-    let third = issued("third", &bench.send(with_refresh(bench, key, &second)).await);
+    let third = issued(
+        "third",
+        &bench.send(with_refresh(bench, key, &second)).await,
+    );
     [first, second, refresh_of(&third)]
 }
 
@@ -190,7 +204,10 @@ async fn a_stop_of_a_refresh_token_ends_its_family_also_when_it_was_used() {
         assert!(until_ms > least_ms, "{at}: {stop}");
         // By the same name it is lifted.
         let lifted = person.lift(&named).await.unwrap().json();
-        assert_eq!((&lifted["target"], &lifted["stands"]), (&first, &json!(false)));
+        assert_eq!(
+            (&lifted["target"], &lifted["stands"]),
+            (&first, &json!(false))
+        );
     }
 }
 
@@ -239,12 +256,22 @@ async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
         attempt
     };
     let forged = assertion(&bench, &Authority::fresh().named_as(&key));
-    let other = bench.authority.svid(CHILD, &bench.plane.issuer(), &json!({}));
+    let other = bench
+        .authority
+        .svid(CHILD, &bench.plane.issuer(), &json!({}));
     let svid = Some(crate::clients::SVID);
     let grant = no("invalid_grant", "token_audience");
     for (what, attempt, verdict) in [
-        ("nobody", by(&first, None, None), client("missing_credentials")),
-        ("forged", by(&first, Some(ASSERTION), Some(forged)), client("token_signature")),
+        (
+            "nobody",
+            by(&first, None, None),
+            client("missing_credentials"),
+        ),
+        (
+            "forged",
+            by(&first, Some(ASSERTION), Some(forged)),
+            client("token_signature"),
+        ),
         ("another", by(&first, svid, Some(other.clone())), grant),
     ] {
         refused(what, &bench.send(attempt).await, verdict);
@@ -254,10 +281,21 @@ async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
     let body = issued("second", &bench.send(shown(&first)).await);
     let second = refresh_of(&body);
     // An assertion that is shown again is no refresh token that is, nor is another's.
-    refused("again", &bench.send(shown(&second)).await, client("token_spent"));
-    refused("another", &bench.send(by(&first, svid, Some(other))).await, grant);
+    refused(
+        "again",
+        &bench.send(shown(&second)).await,
+        client("token_spent"),
+    );
+    refused(
+        "another",
+        &bench.send(by(&first, svid, Some(other))).await,
+        grant,
+    );
     // The agent's own SVID says who it is as well.
-    let body = issued("third", &bench.send(by(&second, svid, Some(bench.svid()))).await);
+    let body = issued(
+        "third",
+        &bench.send(by(&second, svid, Some(bench.svid()))).await,
+    );
     let third = refresh_of(&body);
 
     // The key is withdrawn, and another has come.
@@ -271,5 +309,8 @@ async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
     .unwrap();
     let withdrawn = bench.send(with_refresh(&bench, &key, &third)).await;
     refused("withdrawn", &withdrawn, client("token_key_unknown"));
-    issued("by the new key", &bench.send(with_refresh(&bench, &next, &third)).await);
+    issued(
+        "by the new key",
+        &bench.send(with_refresh(&bench, &next, &third)).await,
+    );
 }

@@ -458,7 +458,11 @@ async fn questions_are_bounded_and_a_stopped_agents_use_up_nothing() {
         let answer = ask(ENDPOINTS[n % 2]).await;
         match answer.status {
             200 => served += 1,
-            _ => refused("too many", &answer, no(429, "temporarily_unavailable", "limit_exceeded")),
+            _ => refused(
+                "too many",
+                &answer,
+                no(429, "temporarily_unavailable", "limit_exceeded"),
+            ),
         }
     }
     let most = 6 + usize::try_from(began.elapsed().as_secs()).unwrap();

@@ -18,8 +18,8 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use spiffe::{BundleSource, JwtBundle, TrustDomain};
 
-use crate::oidc::fetch::{FetchError, Fetcher, file};
 use crate::mtls::Peer;
+use crate::oidc::fetch::{FetchError, Fetcher, file};
 use crate::oidc::{FETCHED_WITHIN, SKEW_MS, STALE_MS};
 use crate::{EvidenceError, JwtEvidence, Millis, Source, SourceError, SpiffeId, evidence};
 use bundle::Bundle;

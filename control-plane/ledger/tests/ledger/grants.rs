@@ -165,7 +165,10 @@ async fn a_refresh_token_is_spent_by_what_follows(rig: Rig) {
     let second = next(&format!("r1-{}", winner.unwrap()), 2);
     // Whoever has its hash alone learns what it was, and of which family.
     let used = ledger.spent(&first.token_hash).await.unwrap().unwrap();
-    assert_eq!((used.jti, used.expires_ms), (first.jti.clone(), first.expires_ms));
+    assert_eq!(
+        (used.jti, used.expires_ms),
+        (first.jti.clone(), first.expires_ms)
+    );
     let of = used.grant.unwrap();
     assert_eq!((of.kind, of.agent.as_str()), (GrantKind::Refresh, AGENT));
     assert!(ledger.grant(&first.token_hash).await.unwrap().is_none());

@@ -57,8 +57,14 @@ fn what_is_wrong_with_one_is_said_with_its_line() {
             "nothing is fetched where `bundle` is no URL",
         ),
         (FEDERATED.replace(bundle, ""), "bundle"),
-        (format!("{FEDERATED}lifetime_max_s = 59\n"), "lifetime_max_s"),
-        (format!("{FEDERATED}lifetime_max_s = 86401\n"), "lifetime_max_s"),
+        (
+            format!("{FEDERATED}lifetime_max_s = 59\n"),
+            "lifetime_max_s",
+        ),
+        (
+            format!("{FEDERATED}lifetime_max_s = 86401\n"),
+            "lifetime_max_s",
+        ),
     ];
     for (text, wanted) in table {
         let errors = with(&text).unwrap_err();

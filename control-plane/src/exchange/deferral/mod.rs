@@ -203,7 +203,8 @@ impl Exchange {
         let deferred = record.grant.as_ref().and_then(|it| it.deferred.as_ref());
         let deferred = deferred.ok_or(ExchangeError::Internal)?;
         let interval_ms = self.core.config.approval.poll_s.saturating_mul(1000);
-        if !self.polls.may(record.token_hash, now_ms, interval_ms) {
+        let code = record.token_hash;
+        if !self.polls.may(&record.agent, code, now_ms, interval_ms) {
             return Err(ExchangeError::SlowDown);
         }
         let rights = self.core.ledger.rights();
