@@ -5,6 +5,8 @@ mod bodies;
 mod stops;
 
 pub use bodies::{BODIES_MAX, Bodies, Room};
+#[cfg(test)]
+pub(crate) use stops::kept_until;
 
 use crate::state::Core;
 use crate::web::{Activity, Desk, DeskError, ProxyView, RightsChange};

@@ -6,8 +6,8 @@ use crate::web::DeskError;
 use ledger::model::{Millis, Target};
 
 /// How long a person's stop of a token is kept after its end, or from now where that is not
-/// known, in ms: longer than any token lives, or is held.
-const TOKEN_STOP_MS: u64 = 600_000;
+/// known, in ms: what it let through may be open at a proxy that is cut off.
+const TOKEN_STOP_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Until when the stop of a token is kept that ends then, but for what it brought.
 pub(crate) fn kept_until(ends_ms: Millis, now_ms: Millis) -> Millis {

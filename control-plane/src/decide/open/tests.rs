@@ -1,4 +1,5 @@
 use super::*;
+use ledger::model::{Command, Target};
 
 const AGENT: &str = "spiffe://writ.example/agent/a";
 
@@ -117,5 +118,47 @@ fn what_can_be_nobodys_of_ours_is_not_read() {
         assert!(read(open.clone()).is_some());
         spoil(&mut open);
         assert!(read(open).is_none(), "{what}");
+    }
+}
+
+/// What a proxy that was cut off tells of when it is back.
+#[tokio::test]
+async fn a_persons_stop_of_a_token_is_known_when_a_proxy_comes_back_hours_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = Arc::new(AtomicU64::new(1_790_000_000_000));
+    let clock = {
+        let now = Arc::clone(&now);
+        Arc::new(move || now.load(Ordering::SeqCst))
+    };
+    let options = ledger::Options::new(dir.path(), clock);
+    let (ledger, _) = ledger::Ledger::open(options).unwrap();
+    let began_ms = ledger.now();
+    let open = OpenRequest {
+        issued_s: began_ms / 1000,
+        ..told("")
+    };
+    let whose = Whose::Told(Box::new(read(open).unwrap()));
+    let stop = Command::Stop {
+        target: Target::Token([7; 32]),
+        by: "alice".to_owned(),
+        why: String::new(),
+        until_ms: Some(crate::approval::kept_until(0, began_ms)),
+    };
+    ledger.commit(stop).await.unwrap();
+    for (after_s, is_known) in [(0, true), (601, true), (86_399, true), (86_401, false)] {
+        now.store(began_ms + after_s * 1000, Ordering::SeqCst);
+        // What is over is forgotten with the next entry.
+        let body = serde_json::json!({});
+        let entry = Command::Note {
+            kind: "proxy",
+            body,
+        };
+        ledger.commit(entry).await.unwrap();
+        let rights = ledger.rights();
+        let bar = |given: &Given<'_>| {
+            let bar = rights.bar(given, ledger.now());
+            bar.map(|_| Reason::TokenRevoked)
+        };
+        assert_eq!(whose.find(bar).is_some(), is_known, "{after_s} s");
     }
 }
