@@ -41,9 +41,16 @@ pub(super) fn is_none(element: &Value) -> Result<(), ExchangeError> {
     ))
 }
 
+/// What a location that ends in `/*` begins with. In a query `*` is a character like any
+/// other.
+fn base(location: &str) -> Option<&str> {
+    let base = location.strip_suffix('*')?;
+    (base.ends_with('/') && !base.contains('?')).then_some(base)
+}
+
 /// Whether a scope covers an action, by its normalised location.
 fn covers(scope: &Scope, method: &str, location: &str) -> bool {
-    let at = |known: &String| match known.strip_suffix('*') {
+    let at = |known: &String| match base(known) {
         Some(base) => location.starts_with(base),
         None => known == location,
     };
@@ -209,7 +216,12 @@ mod tests {
     fn a_scope_covers_what_is_at_its_locations_and_under_them() {
         let scope = Scope {
             methods: vec!["GET".into(), "PUT".into()],
-            locations: vec!["https://a/files/*".into(), "https://a/one?q=1".into()],
+            locations: vec![
+                "https://a/files/*".into(),
+                "https://a/one?q=1".into(),
+                "https://a/two?q=*".into(),
+                "https://a/two?q=/*".into(),
+            ],
         };
         let table = [
             ("GET", "https://a/files/x", true),
@@ -226,6 +238,13 @@ mod tests {
             ("GET", "https://a/files/sub/*", true),
             ("GET", "https://a/*", false),
             ("GET", "https://a/one/*", false),
+            // Queries that have a star are no patterns.
+            ("GET", "https://a/two?q=*", true),
+            ("GET", "https://a/two?q=", false),
+            ("GET", "https://a/two?q=1", false),
+            ("GET", "https://a/two?q=*&all", false),
+            ("GET", "https://a/two?q=/*", true),
+            ("GET", "https://a/two?q=/x", false),
         ];
         for (method, location, wanted) in table {
             assert_eq!(

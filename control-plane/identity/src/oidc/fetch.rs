@@ -80,6 +80,15 @@ fn is_here(url: &reqwest::Url) -> bool {
     url.scheme() == "http" && address.is_ok_and(|address| address.is_loopback())
 }
 
+/// Whether both are of one origin (RFC 6454, section 4).
+fn is_at(url: &str, origin: &str) -> bool {
+    let origin_of = |url: &str| reqwest::Url::parse(url).ok().map(|it| it.origin());
+    match (origin_of(url), origin_of(origin)) {
+        (Some(one), Some(other)) => one.is_tuple() && one == other,
+        _ => false,
+    }
+}
+
 /// Fetches documents.
 pub(crate) struct Fetcher {
     away: Client,
@@ -114,7 +123,10 @@ impl Fetcher {
             ),
             KeysFrom::Discovery => {
                 let url = self.discovered(settings).await?;
-                let bytes = self.document(&url, settings.token_file()).await?;
+                // Who runs another host is not whom the token is for.
+                let token_file = settings.token_file();
+                let token_file = token_file.filter(|_| is_at(&url, &settings.issuer));
+                let bytes = self.document(&url, token_file).await?;
                 (url, bytes)
             }
         };

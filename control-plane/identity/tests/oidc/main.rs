@@ -453,6 +453,25 @@ async fn keys_come_from_a_url_with_a_token_or_from_a_file() {
         "{asked}"
     );
 
+    // Where discovery leads to another host, that one does not hear it.
+    let (elsewhere, other) = Site::start().await;
+    elsewhere.page("/keys", &signer.jwks());
+    let own = signer.token(&json!({ "alg": "ES256", "kid": "ec" }), &claims(&url));
+    for (at, told) in [(&url, true), (&other, false)] {
+        site.page("/keys", &signer.jwks());
+        let found = json!({ "issuer": url, "jwks_uri": format!("{at}/keys") });
+        site.page("/.well-known/openid-configuration", &found);
+        let issuer = ForeignIssuer::new(IssuerSettings {
+            token_file: Some(dir.path().join("token")),
+            ..settings(&url, KeysFrom::Discovery)
+        });
+        assert!(issuer.unwrap().verify(&own, NOW).await.is_ok());
+        let asked = if told { &site.asked } else { &elsewhere.asked };
+        let asked = asked.lock().unwrap().last().unwrap().to_lowercase();
+        assert!(asked.starts_with("get /keys "), "{asked}");
+        assert_eq!(asked.contains("a-bearer-token"), told, "{asked}");
+    }
+
     let file = dir.path().join("keys.json");
     let issuer = ForeignIssuer::new(settings(name, KeysFrom::File(file.clone()))).unwrap();
     let found = issuer.verify(&token, NOW).await;
