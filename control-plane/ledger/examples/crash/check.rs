@@ -123,6 +123,13 @@ impl Seen {
             counts.double_spent += u64::try_from(doubled).unwrap_or(u64::MAX);
             return Err(format!("{doubled} tokens were spent twice"));
         }
+        counts.double_spent += found.after_stop;
+        if found.after_stop > 0 {
+            return Err(format!(
+                "{} tokens passed after their stop",
+                found.after_stop
+            ));
+        }
         let mut allowed = HashSet::new();
         let mut lost = 0;
         for ack in &self.acks {
@@ -159,7 +166,9 @@ fn wait_whole(dir: &Path) -> audit::Report {
 
 struct Found {
     lines: HashMap<u64, (String, String)>,
+    /// Tokens and codes by how often they were used.
     spent: HashMap<String, u32>,
+    after_stop: u64,
     torn: usize,
 }
 
@@ -167,17 +176,32 @@ fn read(dir: &Path) -> Result<Found, String> {
     let mut found = Found {
         lines: HashMap::new(),
         spent: HashMap::new(),
+        after_stop: 0,
         torn: 0,
     };
+    let mut stopped = HashSet::new();
+    // What a stop names by its hash alone.
+    let mut names: HashMap<String, String> = HashMap::new();
     let mut reader = Reader::new(dir);
     while let Some(group) = reader.next_group().map_err(|error| error.to_string())? {
         for entry in group {
             let text = |at: &str| entry.line.body.pointer(at).and_then(Value::as_str);
-            let jti = text("/token/jti").unwrap_or_default().to_owned();
+            let mut jti = text("/token/jti").unwrap_or_default().to_owned();
             let kind = entry.line.kind.clone();
             found.torn += usize::from(kind == "torn");
             if kind == "allow" || kind == "deny" {
                 *found.spent.entry(jti.clone()).or_default() += 1;
+                let known = text("/token/hash").is_some_and(|hash| stopped.contains(hash));
+                found.after_stop += u64::from(known && kind == "allow");
+            }
+            if let Some(code) = text("/under") {
+                *found.spent.entry(code.to_owned()).or_default() += 1;
+            }
+            if let Some(hash) = text("/target/token") {
+                stopped.insert(hash.to_owned());
+                jti = names.get(hash).cloned().unwrap_or_default();
+            } else if let Some(hash) = text("/token/token_hash") {
+                names.insert(hash.to_owned(), jti.clone());
             }
             found.lines.insert(entry.line.index, (kind, jti));
         }

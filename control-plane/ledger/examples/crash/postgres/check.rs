@@ -1,6 +1,9 @@
 //! What must hold after a fault: read from the log in the database.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use ledger::{
     Ledger,
@@ -39,6 +42,8 @@ struct Found {
     /// By attempt, and by token.
     allowed: HashMap<String, u64>,
     spent: HashMap<String, u64>,
+    stopped: HashSet<String>,
+    after_stop: u64,
     restored: bool,
     epochs: u64,
 }
@@ -97,6 +102,13 @@ impl Log {
             case.double_spent += u64::try_from(doubled)?;
             case.say(format!("{doubled} tokens were spent twice"));
         }
+        if found.after_stop > 0 {
+            case.double_spent += found.after_stop;
+            case.say(format!(
+                "{} tokens passed after their stop",
+                found.after_stop
+            ));
+        }
         let mut missing = 0;
         for token in told {
             let issued = [(&token.name, &found.issued)];
@@ -150,10 +162,21 @@ impl Log {
             let jti = text("/token/jti").unwrap_or_default().to_owned();
             let attempt = text("/attempt").unwrap_or_default().to_owned();
             match line.kind.as_str() {
-                "issue" => *found.issued.entry(jti).or_default() += 1,
+                "issue" => {
+                    *found.issued.entry(jti).or_default() += 1;
+                    if let Some(code) = text("/under") {
+                        *found.spent.entry(code.to_owned()).or_default() += 1;
+                    }
+                }
+                "stop" => {
+                    let token = text("/target/token").unwrap_or_default();
+                    found.stopped.insert(token.to_owned());
+                }
                 "allow" => {
                     *found.allowed.entry(attempt).or_default() += 1;
                     *found.spent.entry(jti).or_default() += 1;
+                    let token = text("/token/hash").unwrap_or_default();
+                    found.after_stop += u64::from(found.stopped.contains(token));
                 }
                 "restored" => found.restored = true,
                 "epoch" => found.epochs += 1,
