@@ -16,6 +16,8 @@ use wasm_test::system::{AGENT, Options};
 use wasm_test::upstream::REPORT;
 
 const RESTRICTED: &str = "/echo/restricted/pair";
+const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
 
 /// The pair, or `None` where there is no PostgreSQL.
 async fn pair(what: &str, hold_s: u64) -> Option<Pair> {
@@ -292,5 +294,76 @@ async fn a_token_is_revoked_for_both_and_an_assertion_counts_once_for_both() {
     })
     .await
     .unwrap();
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_waits_at_both_replicas_and_comes_from_one_of_them() {
+    let options = Options {
+        hold_s: 1,
+        token_lifetime_s: 120,
+        extra_config: "[approval]\npoll_s = 2\n".to_owned(),
+        ..Options::default()
+    };
+    let Some(pair) = with("a deferred token over replicas", options).await else {
+        return;
+    };
+    let (first, second) = (&pair.first, &pair.second);
+    let agent = &first.agent;
+    let svid = agent.svid().await.unwrap();
+    let details = agent.details("GET", RESTRICTED).to_string();
+    let post = async |side: &Stage, more: &[(&str, &str)]| {
+        let evidence = [
+            ("subject_token", svid.as_str()),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ];
+        let form: Vec<_> = evidence.iter().chain(more).collect();
+        let url = format!("{}/oauth2/token", side.system.http_url());
+        let request = http_client().post(url).header("dpop", agent.token_proof());
+        let answer = request.form(&form).send().await.unwrap();
+        Answer::read(answer).await.unwrap()
+    };
+    let asked = [
+        ("grant_type", EXCHANGE),
+        ("authorization_details", &details),
+        ("completion_mode", "deferred"),
+    ];
+    let pending = post(first, &asked).await;
+    expect(&pending, 400, "approval_pending");
+    let (code, id) = (
+        pending.json()["deferral_code"].as_str().unwrap().to_owned(),
+        pending.json()["approval_id"].as_str().unwrap().to_owned(),
+    );
+    let poll = [("grant_type", DEFERRED), ("deferral_code", &code)];
+    let interval = || tokio::time::sleep(Duration::from_millis(2_100));
+    interval().await;
+    expect(&post(second, &poll).await, 400, "approval_pending");
+
+    // The yes is said at the second, and asked about at both at once: one has the token.
+    let approver: Approver = second.system.approver().await.unwrap();
+    eventually("the second shows it", async || {
+        approver.inbox().await.unwrap().contains(&id)
+    })
+    .await
+    .unwrap();
+    let said = approver.decide(&id, Verdict::Approve).await.unwrap();
+    assert!(said.status < 400, "{}", said.text());
+    interval().await;
+    let (one, other) = tokio::join!(post(first, &poll), post(second, &poll));
+    let both = [one, other];
+    let tokens: Vec<String> = both
+        .iter()
+        .filter_map(|it| Some(it.json()["access_token"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(tokens.len(), 1, "{both:?}");
+    let refused = both.iter().find(|it| it.status != 200).unwrap();
+    expect(refused, 400, "token_spent");
+
+    let before = first.arrived().unwrap();
+    let passed = first.signed("GET", RESTRICTED, &tokens[0]);
+    assert_eq!(second.exchange(&passed).await.unwrap().status, 200);
+    assert_eq!(first.arrived().unwrap(), before + 1);
+    expect(&first.exchange(&passed).await.unwrap(), 401, "token_spent");
+    first.each_once().unwrap();
     pair.stop().await;
 }

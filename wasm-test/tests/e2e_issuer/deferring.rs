@@ -452,7 +452,7 @@ fn polling(bench: &Bench, code: &str) -> Attempt {
     attempt
 }
 
-async fn approve(bench: &Bench, id: &str, says: &str) {
+pub async fn approve(bench: &Bench, id: &str, says: &str) {
     let browser = Browser::login(bench.plane.login_link()).await;
     let page = format!("/approvals/{id}");
     let (csrf, digest) = (

@@ -13,7 +13,7 @@ use crate::users::{APP, ASSERTION, CLIENT, IDP, MALLORY, US, start};
 const BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// An ID-JAG for the client, with claims laid over.
-fn id_jag(idp: &Authority, us: &str, claims: &Value, header: &Value) -> String {
+pub fn id_jag(idp: &Authority, us: &str, claims: &Value, header: &Value) -> String {
     let mut all = json!({ "iss": IDP, "sub": "ann@example.com", "aud": us, "client_id": CLIENT });
     let over = claims.as_object().unwrap().clone();
     all.as_object_mut().unwrap().extend(over);
@@ -23,7 +23,7 @@ fn id_jag(idp: &Authority, us: &str, claims: &Value, header: &Value) -> String {
     idp.svid_with("", us, &all, &head)
 }
 
-fn bearing(bench: &Bench, client: &Authority, jag: String) -> Attempt {
+pub fn bearing(bench: &Bench, client: &Authority, jag: String) -> Attempt {
     let us = bench.plane.issuer();
     let own = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
     let mut attempt = bench.attempt();

@@ -22,6 +22,7 @@ mod cutter;
 mod deciding;
 mod deferring;
 mod deferring_held;
+mod deferring_users;
 mod evidence;
 mod exchange_callers;
 mod exchange_nonces;

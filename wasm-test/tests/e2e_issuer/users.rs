@@ -73,7 +73,7 @@ agent = "{OTHER}"
 }
 
 /// A user's token, with claims laid over.
-fn user(idp: &Authority, claims: &Value) -> String {
+pub fn user(idp: &Authority, claims: &Value) -> String {
     user_with(idp, claims, &json!({}))
 }
 
@@ -85,7 +85,7 @@ fn user_with(idp: &Authority, claims: &Value, header: &Value) -> String {
 }
 
 /// An attempt of the agent for this user.
-fn acting(bench: &Bench, token: String) -> Attempt {
+pub fn acting(bench: &Bench, token: String) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.set("subject_token", token);
     attempt.set("actor_token", bench.svid());
@@ -94,10 +94,20 @@ fn acting(bench: &Bench, token: String) -> Attempt {
 }
 
 pub async fn start(more: &str) -> (tempfile::TempDir, Authority, Authority, Bench) {
+    start_by(more, POLICY, "").await
+}
+
+/// The same by this policy, with other tables of the config.
+pub async fn start_by(
+    more: &str,
+    policy: &str,
+    tables: &str,
+) -> (tempfile::TempDir, Authority, Authority, Bench) {
     let dir = tempfile::tempdir().unwrap();
     let (idp, client) = (Authority::fresh(), Authority::fresh());
-    let prepared = Prepared::new().with(&config(dir.path(), &idp, &client, more));
-    prepared.write_policy(POLICY);
+    let config = config(dir.path(), &idp, &client, more);
+    let prepared = Prepared::new().with(&format!("{config}\n{tables}"));
+    prepared.write_policy(policy);
     let bench = Bench::over(prepared.start().await);
     (dir, idp, client, bench)
 }
