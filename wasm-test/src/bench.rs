@@ -2,6 +2,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod cpu;
+mod crowd;
 pub mod edge;
 pub mod exchange;
 mod footprint;

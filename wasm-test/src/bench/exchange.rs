@@ -8,20 +8,21 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
     UnparsedPublicKey,
 };
-use p256::ecdsa::signature::{Signer as _, Verifier as _};
+use p256::ecdsa::signature::Signer as _;
 use p256::ecdsa::{Signature, SigningKey};
 use serde_json::{Value, json};
 
+use super::crowd::{Crowd, Holder};
 use super::{cpu, load};
 use crate::Error;
-use crate::client::{DpopKey, now_s};
+use crate::client::{Answer, DpopKey, now_s};
 use crate::system::{AGENT, Options, System};
 use crate::tools::Tools;
 use crate::upstream::REPORT;
@@ -33,9 +34,11 @@ const CONNECTIONS: usize = 32;
 /// Agents that the crowded one knows.
 const AGENTS: usize = 100_000;
 /// Tokens that it has outstanding when it is measured, at least.
-const OUTSTANDING: usize = 20_000;
+const OUTSTANDING: usize = 1_000_000;
 /// Agents that those are of.
 const HOLDERS: usize = 64;
+/// How long a token is good for, in seconds: the longest that is allowed.
+const LIFE_S: u64 = 300;
 /// How often the floor is gone through in one round.
 const FLOORS: usize = 400;
 /// Signatures that are checked each time.
@@ -67,13 +70,19 @@ pub async fn run(json: Option<&Path>, rounds: usize) -> Result<(), Error> {
     let plain_kb = cpu::memory_kb(plain.system.control_plane_pid())?;
     let small_kb = cpu::memory_kb(crowded.system.control_plane_pid())?;
     println!("· {OUTSTANDING} tokens outstanding there");
-    crowded.fire(OUTSTANDING).await?;
+    let mut crowd = Crowd::new(
+        &crowded.system.issuer(),
+        &crowded.action(),
+        Duration::from_secs(LIFE_S),
+    );
+    crowd.fill(crowded.sessions().await?, OUTSTANDING).await?;
     let full_kb = cpu::memory_kb(crowded.system.control_plane_pid())?;
     plain.fire(WARM_UP).await?;
     let mut all: Vec<[Figure; 4]> = Vec::new();
     for round in 0..rounds {
         println!("· round {} of {rounds}", round.saturating_add(1));
-        let (floor, native) = (floor()?, native_floor()?);
+        crowd.fill(crowded.sessions().await?, OUTSTANDING).await?;
+        let (floor, native) = (floor(Signs::P256)?, floor(Signs::AwsLc)?);
         // Each goes first as often as the other.
         let (one, many) = if round % 2 == 0 {
             let one = plain.fire(EXCHANGES).await?;
@@ -110,7 +119,7 @@ struct Plane {
 impl Plane {
     async fn start(tools: &Tools, agents: usize) -> Result<Plane, Error> {
         let mut config = String::from(
-            "[limits]\noutstanding_per_agent = 65536\nproofs_per_agent = 262144\nexchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n",
+            "[limits]\noutstanding_per_agent = 65536\noutstanding_per_owner = 1048576\nproofs_per_agent = 262144\nexchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n",
         );
         for number in 0..agents {
             writeln!(
@@ -122,7 +131,7 @@ impl Plane {
         }
         let options = Options {
             concurrency: 1,
-            token_lifetime_s: 300,
+            token_lifetime_s: LIFE_S,
             upstream_log: false,
             extra_config: config,
             ..Options::default()
@@ -135,6 +144,50 @@ impl Plane {
             system,
             holders: agents.min(HOLDERS),
         })
+    }
+
+    /// Agents with sessions that have just begun.
+    async fn sessions(&self) -> Result<Vec<Holder>, Error> {
+        let issuer = self.system.issuer();
+        let url = format!("{issuer}/oauth2/token");
+        let client = reqwest::Client::new();
+        let mut holders = Vec::with_capacity(self.holders);
+        for number in 0..self.holders {
+            let key = DpopKey::generate()?;
+            let svid = self.svid(number);
+            let form = [
+                ("grant_type", GRANT),
+                ("subject_token", svid.as_str()),
+                ("subject_token_type", JWT),
+                ("audience", issuer.as_str()),
+            ];
+            let request = client
+                .post(&url)
+                .header("dpop", key.proof("POST", &url, None))
+                .form(&form);
+            let answer = Answer::read(request.send().await.map_err(Error::http(&url))?).await?;
+            let answer = answer.expect("a session", 200)?.json();
+            let session = answer.get("access_token").and_then(Value::as_str);
+            let session = session.unwrap_or_default().to_owned();
+            holders.push(Holder { key, session });
+        }
+        Ok(holders)
+    }
+
+    /// One that nobody has seen.
+    fn svid(&self, number: usize) -> String {
+        let unique: [u8; 8] = rand::random();
+        let head = json!({ "alg": "ES256", "typ": "JWT", "kid": self.kid });
+        let claims = json!({
+            "sub": agent(number), "aud": [self.system.issuer()], "iat": now_s(),
+            "exp": now_s() + 300, "jti": hex::encode(unique),
+        });
+        self.svids.sign(&head, &claims)
+    }
+
+    fn action(&self) -> Value {
+        let url = format!("{}{REPORT}", self.system.origin());
+        json!({ "type": "http_request", "actions": ["GET"], "locations": [url] })
     }
 
     /// So many exchanges, each of which brings a token.
@@ -164,19 +217,11 @@ impl Plane {
         let keys: Result<Vec<DpopKey>, Error> = (0..16).map(|_| DpopKey::generate()).collect();
         let keys = keys?;
         let issuer = self.system.issuer();
-        let url = format!("{}{REPORT}", self.system.origin());
-        let details = json!([{ "type": "http_request", "actions": ["GET"], "locations": [url] }]);
-        let details = details.to_string();
+        let details = json!([self.action()]).to_string();
         let host = issuer.trim_start_matches("http://").to_owned();
         let mut requests = Vec::with_capacity(count);
         for (number, key) in keys.iter().cycle().take(count).enumerate() {
-            let unique: [u8; 8] = rand::random();
-            let head = json!({ "alg": "ES256", "typ": "JWT", "kid": self.kid });
-            let claims = json!({
-                "sub": agent(number % self.holders), "aud": [issuer], "iat": now_s(),
-                "exp": now_s() + 60, "jti": hex::encode(unique),
-            });
-            let svid = self.svids.sign(&head, &claims);
+            let svid = self.svid(number % self.holders);
             let form = [
                 ("grant_type", GRANT),
                 ("subject_token", &svid),
@@ -213,39 +258,42 @@ fn form_of(form: &[(&str, &str)]) -> Result<String, Error> {
 }
 
 /// What no exchange could do without: the subject's and the proof's signature checked, a
-/// third for an actor's, and one made, by the library that checks proofs and signs tokens.
-fn floor() -> Result<Figure, Error> {
+/// third for an actor's, and one made. Each by the library that an exchange uses for it, or
+/// all by the one that is not all Rust.
+fn floor(signs: Signs) -> Result<Figure, Error> {
+    let failed = |_| Error::Unexpected("aws-lc failed".to_owned());
+    let native = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
+    let random = SystemRandom::new();
+    let signature = native.sign(&random, &MESSAGE).map_err(failed)?;
+    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, native.public_key());
     let bytes: [u8; 32] = rand::random();
     let key = SigningKey::from_slice(&bytes)
         .map_err(|_| Error::Unexpected("random bytes were no P-256 key".to_owned()))?;
-    let signature: Signature = key.sign(&MESSAGE);
-    repeated(|| {
-        for _ in 0..CHECKS {
-            let checked = key.verifying_key().verify(&MESSAGE, &signature);
-            checked.map_err(|problem| Error::Unexpected(problem.to_string()))?;
-        }
-        let made: Signature = key.sign(&MESSAGE);
-        std::hint::black_box(made);
-        Ok(())
-    })
-}
-
-/// The same by the library that checks SVIDs, which is not all Rust.
-fn native_floor() -> Result<Figure, Error> {
-    let failed = |_| Error::Unexpected("aws-lc failed".to_owned());
-    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).map_err(failed)?;
-    let random = SystemRandom::new();
-    let signature = key.sign(&random, &MESSAGE).map_err(failed)?;
-    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.public_key());
     repeated(|| {
         for _ in 0..CHECKS {
             public
                 .verify(&MESSAGE, signature.as_ref())
                 .map_err(failed)?;
         }
-        std::hint::black_box(key.sign(&random, &MESSAGE).map_err(failed)?);
+        match signs {
+            Signs::P256 => {
+                let made: Signature = key.sign(&MESSAGE);
+                std::hint::black_box(made);
+            }
+            Signs::AwsLc => {
+                std::hint::black_box(native.sign(&random, &MESSAGE).map_err(failed)?);
+            }
+        }
         Ok(())
     })
+}
+
+/// Which library makes the signature; aws-lc checks those that are there.
+#[derive(Clone, Copy)]
+enum Signs {
+    /// As the control plane does, by jwt-simple.
+    P256,
+    AwsLc,
 }
 
 /// As often as is worth measuring.
@@ -280,12 +328,15 @@ fn spread(mut all: Vec<f64>) -> (f64, f64, f64) {
 }
 
 const NAMES: [(&str, &str); 4] = [
-    ("floor", "three checks and a signature alone, by p256"),
+    (
+        "floor",
+        "three checks by aws-lc and a signature by p256 alone",
+    ),
     ("exchange", "an exchange"),
     ("crowded", "an exchange among many"),
     (
         "floor_native",
-        "three checks and a signature alone, by aws-lc",
+        "three checks and a signature alone, all by aws-lc",
     ),
 ];
 
