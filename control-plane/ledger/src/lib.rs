@@ -203,6 +203,19 @@ impl Ledger {
         }
     }
 
+    /// Queues these together and answers each in its place: they are written in one
+    /// group, or transaction, where they fit into it, and each is decided as by
+    /// [`Ledger::commit`]. What the queue has no room for is refused whole.
+    pub async fn commit_all(&self, commands: Vec<Command>) -> Vec<Result<Committed, Refused>> {
+        if commands.is_empty() {
+            return Vec::new();
+        }
+        match &*self.store {
+            Store::Embedded(store) => store.commit_all(commands).await,
+            Store::Postgres(store) => store.commit_all(commands).await,
+        }
+    }
+
     /// An outstanding token, up to a few seconds past its end: compare `expires_ms`. A
     /// grant is none.
     ///

@@ -3,9 +3,10 @@
 //! For calls in parallel, and for what is fetched ahead. Each token is for one action as
 //! any other is, and each action that is refused is said so beside those that are not.
 
-use super::mint::Failed;
+use super::mint::{Failed, Signed};
 use super::presented::Shows;
-use super::{Exchange, ExchangeError, Issued};
+use super::{Asking, Exchange, ExchangeError, Issued};
+use ledger::model::{ActionRecord, PolicyFacts, Refused};
 use serde_json::Value;
 
 /// Where they are asked for.
@@ -43,14 +44,7 @@ impl Exchange {
         {
             return Err(self.refused(asking.caller, None, None, error).await);
         }
-        // Together, so that they share a commit's sync.
-        let minted = judged.into_iter().map(|judged| async move {
-            match judged {
-                Ok(judged) => self.capability(asking, judged, true).await,
-                Err(error) => Err(Failed::from(error)),
-            }
-        });
-        let minted = futures::future::join_all(minted).await;
+        let minted = self.together(asking, judged).await;
         let nothing =
             |it: &Result<Issued, Failed>| it.as_ref().is_err_and(|failed| failed.nothing_happened);
         if minted.iter().all(nothing) {
@@ -58,5 +52,42 @@ impl Exchange {
         }
         let each = minted.into_iter();
         Ok(each.map(|it| it.map_err(|failed| failed.error)).collect())
+    }
+
+    /// Signs all that may be, and records it in one commit.
+    async fn together(
+        &self,
+        asking: Asking<'_>,
+        judged: Vec<Result<(ActionRecord, PolicyFacts), ExchangeError>>,
+    ) -> Vec<Result<Issued, Failed>> {
+        let signed = judged.into_iter().map(|judged| async move {
+            match judged {
+                Ok(judged) => self.signed(asking, judged, true).await,
+                Err(error) => Err(Failed::from(error)),
+            }
+        });
+        let mut commands = Vec::new();
+        let signed: Vec<Result<Signed, Failed>> = futures::future::join_all(signed)
+            .await
+            .into_iter()
+            .map(|it| {
+                it.map(|(signed, command)| {
+                    commands.push(command);
+                    signed
+                })
+            })
+            .collect();
+        let mut outcomes = self.core.ledger.commit_all(commands).await.into_iter();
+        let mut minted = Vec::with_capacity(signed.len());
+        for signed in signed {
+            minted.push(match signed {
+                Ok(signed) => {
+                    let outcome = outcomes.next().unwrap_or(Err(Refused::Unknown));
+                    self.recorded(asking, signed, outcome).await
+                }
+                Err(failed) => Err(failed),
+            });
+        }
+        minted
     }
 }

@@ -2,6 +2,7 @@
 
 use super::delegation::Delegation;
 use super::form::{Grant, Params, Wanted};
+use super::naming::named;
 use super::users::ForUser;
 use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
 use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
@@ -9,8 +10,8 @@ use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
 use capability::reason::Reason;
 use ledger::model::{
-    ActionRecord, Command, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash, PolicyFacts,
-    Refused, TokenRecord, User,
+    ActionRecord, Command, Committed, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash,
+    PolicyFacts, Refused, TokenRecord, User,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -31,6 +32,18 @@ impl From<ExchangeError> for Failed {
     }
 }
 
+/// A token that is signed and not recorded yet, so that nobody has it.
+pub(super) struct Signed {
+    access_token: String,
+    expires_in: u64,
+    element: serde_json::Value,
+    refresh_token: Option<String>,
+    told: Told,
+}
+
+/// What a refusal's entry says of what was asked for.
+type Told = (Option<ActionRecord>, Option<PolicyFacts>);
+
 /// A grant that may be made.
 pub(super) enum Given {
     Session,
@@ -43,9 +56,21 @@ impl Exchange {
     pub(super) async fn capability(
         &self,
         asking: Asking<'_>,
-        (action, policy): (ActionRecord, PolicyFacts),
+        judged: (ActionRecord, PolicyFacts),
         first: bool,
     ) -> Result<Issued, Failed> {
+        let (signed, command) = self.signed(asking, judged, first).await?;
+        let outcome = self.core.ledger.commit(command).await;
+        self.recorded(asking, signed, outcome).await
+    }
+
+    /// Signs a token, and says what records it.
+    pub(super) async fn signed(
+        &self,
+        asking: Asking<'_>,
+        (action, policy): (ActionRecord, PolicyFacts),
+        first: bool,
+    ) -> Result<(Signed, Command), Failed> {
         let Asking { caller, proven, .. } = asking;
         let config = &self.core.config;
         let issued_s = asking.now_ms / 1000;
@@ -54,7 +79,10 @@ impl Exchange {
             Some(grant) => expires_s.min(grant.expires_ms / 1000),
             None => expires_s,
         };
-        let (jti, txn) = (random_id::<16>(""), random_id::<16>(""));
+        let (jti, txn) = (
+            named(rand::random(), &asking.used.id, &element(&action)),
+            random_id::<16>(""),
+        );
         let element = element(&action);
         let minted = self.minted(asking, &action, (&jti, &txn), (issued_s, expires_s));
         let access_token = match minted.await {
@@ -79,18 +107,34 @@ impl Exchange {
             ..self.record(asking, None)
         };
         let next = self.next_refresh(asking);
-        let (text, next) = next.unzip();
-        let told = (Some(token.action.clone()), Some(policy.clone()));
+        let (refresh_token, next) = next.unzip();
+        let signed = Signed {
+            access_token,
+            expires_in: expires_s.saturating_sub(issued_s),
+            element,
+            refresh_token,
+            told: (Some(token.action.clone()), Some(policy.clone())),
+        };
         let command = self.command(asking, token, next, policy, first);
-        self.commit(asking, command, told).await?;
-        let refresh_token = match text {
+        Ok((signed, command))
+    }
+
+    /// Hands out what was signed, once it is recorded.
+    pub(super) async fn recorded(
+        &self,
+        asking: Asking<'_>,
+        signed: Signed,
+        outcome: Result<Committed, Refused>,
+    ) -> Result<Issued, Failed> {
+        self.committed(asking, outcome, signed.told).await?;
+        let refresh_token = match signed.refresh_token {
             Some(text) => Some(text),
             None => self.first_refresh(asking).await,
         };
         Ok(Issued {
-            access_token,
-            expires_in: expires_s.saturating_sub(issued_s),
-            element: Some(element),
+            access_token: signed.access_token,
+            expires_in: signed.expires_in,
+            element: Some(signed.element),
             issued_type: is_exchange(asking).then_some(TYPE_ACCESS_TOKEN),
             token_type: "DPoP",
             refresh_token,
@@ -270,55 +314,6 @@ impl Exchange {
         })
     }
 
-    /// The refresh token that follows the one that was shown, while there is one.
-    fn next_refresh(&self, asking: Asking<'_>) -> Option<(String, TokenRecord)> {
-        let shown = asking.proven.under.as_ref()?;
-        let terms = shown.grant.as_ref()?;
-        let left = terms.uses.filter(|_| terms.kind == GrantKind::Refresh)?;
-        let uses = left.checked_sub(1)?;
-        let (text, hash) = grants::fresh(GrantKind::Refresh);
-        let next = TokenRecord {
-            token_hash: hash,
-            lineage: shown.heirs(),
-            grant: Some(GrantTerms {
-                uses: Some(uses),
-                ..terms.clone()
-            }),
-            ..TokenRecord::clone(shown)
-        };
-        Some((text, next))
-    }
-
-    /// The first one, for a client that may have it. What it comes with stands without it.
-    async fn first_refresh(&self, asking: Asking<'_>) -> Option<String> {
-        let lives_s = asking.proven.agent.refresh_s;
-        if lives_s == 0 || asking.caller.grant != Grant::Client {
-            return None;
-        }
-        let (text, hash) = grants::fresh(GrantKind::Refresh);
-        let terms = grants::own(GrantKind::Refresh, Some(grants::REFRESHES_MAX));
-        let mut token = TokenRecord {
-            token_hash: hash,
-            // All of its family have it, and it says which that is.
-            jti: grants::family_name(&hash),
-            txn: random_id::<16>(""),
-            expires_ms: (asking.now_ms / 1000)
-                .saturating_add(lives_s)
-                .saturating_mul(1000),
-            ..self.record(asking, Some(terms))
-        };
-        "refresh".clone_into(&mut token.action.kind);
-        // The assertion was used up by what this comes with.
-        let made = self.command(asking, token, None, PolicyFacts::default(), false);
-        match self.core.ledger.commit(made).await {
-            Ok(_) => Some(text),
-            Err(refused) => {
-                tracing::warn!(agent = asking.caller.agent, %refused, "no refresh token is given");
-                None
-            }
-        }
-    }
-
     pub(super) fn command(
         &self,
         asking: Asking<'_>,
@@ -355,9 +350,19 @@ impl Exchange {
         &self,
         asking: Asking<'_>,
         command: Command,
-        (action, policy): (Option<ActionRecord>, Option<PolicyFacts>),
+        told: Told,
     ) -> Result<(), Failed> {
-        let refused = match self.core.ledger.commit(command).await {
+        let outcome = self.core.ledger.commit(command).await;
+        self.committed(asking, outcome, told).await
+    }
+
+    async fn committed(
+        &self,
+        asking: Asking<'_>,
+        outcome: Result<Committed, Refused>,
+        (action, policy): Told,
+    ) -> Result<(), Failed> {
+        let refused = match outcome {
             Ok(_) => return Ok(()),
             Err(refused) => refused,
         };

@@ -18,11 +18,13 @@ mod issuers;
 mod judge;
 mod metadata;
 mod mint;
+mod naming;
 mod nonces;
 mod presented;
 mod proof;
 mod proofs;
 mod rates;
+mod refreshing;
 mod tokens;
 mod users;
 

@@ -36,6 +36,7 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "E13",
         how: How::Covered(&[
+            "control-plane/src/exchange/naming.rs::names_differ_where_randomness_repeats",
             "control-plane/ledger/tests/ledger/commands.rs::a_token_is_issued_spent_once_and_remembered",
         ]),
     },

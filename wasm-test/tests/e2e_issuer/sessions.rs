@@ -273,3 +273,20 @@ async fn a_batch_is_a_token_for_each_action_by_one_proof() {
         refused(what, &post(session, proof, body, kind).await, verdict);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_one_commit() {
+    let bench = start("").await;
+    let session = token_of(&issued("a session", &bench.send(for_session(&bench)).await));
+    let elements = vec![bench.details("/files/a")[0].clone(); 32];
+    let answer = batch(&bench, &session, json!(elements), &bench.key).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let mut reader = audit::reader::Reader::new(&bench.plane.data().join("journal"));
+    let mut issued = Vec::new();
+    while let Some(group) = reader.next_group().unwrap() {
+        issued.push(group.iter().filter(|it| it.line.kind == "issue").count());
+    }
+    issued.retain(|count| *count > 0);
+    // The session, and then all of it.
+    assert_eq!(issued, [1, 32]);
+}

@@ -210,6 +210,28 @@ impl Embedded {
     pub(crate) async fn commit(&self, command: Command) -> Result<Committed, Refused> {
         let until = Instant::now() + self.inner.queue_wait;
         let answer = self.inner.queue.push(command, until)?;
+        self.answered(answer).await
+    }
+
+    /// As [`crate::Ledger::commit_all`].
+    pub(crate) async fn commit_all(
+        &self,
+        commands: Vec<Command>,
+    ) -> Vec<Result<Committed, Refused>> {
+        let count = commands.len();
+        let until = Instant::now() + self.inner.queue_wait;
+        let answers = match self.inner.queue.push_all(commands, until) {
+            Ok(answers) => answers,
+            Err(refused) => return vec![Err(refused); count],
+        };
+        let mut all = Vec::with_capacity(count);
+        for answer in answers {
+            all.push(self.answered(answer).await);
+        }
+        all
+    }
+
+    async fn answered(&self, answer: queue::Waited) -> Result<Committed, Refused> {
         if let Ok(answer) = answer.await {
             return answer;
         }

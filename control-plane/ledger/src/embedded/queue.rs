@@ -21,6 +21,9 @@ pub(crate) struct Job {
     pub(crate) until: Instant,
 }
 
+/// Where a caller waits.
+pub(crate) type Waited = oneshot::Receiver<Result<Committed, Refused>>;
+
 #[derive(Default)]
 struct Inner {
     jobs: VecDeque<(usize, Job)>,
@@ -60,36 +63,53 @@ impl Queue {
     ///
     /// # Errors
     /// [`Refused::Unavailable`] when the queue is full or closed.
-    pub(crate) fn push(
+    pub(crate) fn push(&self, command: Command, until: Instant) -> Result<Waited, Refused> {
+        let all = self.push_all(vec![command], until)?;
+        all.into_iter().next().ok_or(Refused::Unavailable)
+    }
+
+    /// Queues commands one after the other, with nothing between them.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] when the queue has no room for all of them, or is closed.
+    pub(crate) fn push_all(
         &self,
-        command: Command,
+        commands: Vec<Command>,
         until: Instant,
-    ) -> Result<oneshot::Receiver<Result<Committed, Refused>>, Refused> {
-        let cost = cost(&command);
-        let (answer, receiver) = oneshot::channel();
-        let most = |all: usize| {
-            if takes_away(&command) {
-                all
-            } else {
-                all.saturating_sub(all / LEFT_PART)
-            }
+    ) -> Result<Vec<Waited>, Refused> {
+        let away = commands.iter().all(takes_away);
+        let most = |all: usize| match away {
+            true => all,
+            false => all.saturating_sub(all / LEFT_PART),
         };
         let (entries, bytes) = (most(self.entries), most(self.bytes));
+        let mut sum = 0_usize;
+        let mut jobs = Vec::with_capacity(commands.len());
+        let mut waited = Vec::with_capacity(commands.len());
+        for command in commands {
+            let cost = cost(&command);
+            sum = sum.saturating_add(cost);
+            let (answer, receiver) = oneshot::channel();
+            let job = Job {
+                command: Box::new(command),
+                answer,
+                until,
+            };
+            jobs.push((cost, job));
+            waited.push(receiver);
+        }
         let mut inner = self.lock();
-        if inner.stopping || inner.jobs.len() >= entries || inner.bytes.saturating_add(cost) > bytes
+        if inner.stopping
+            || inner.jobs.len().saturating_add(jobs.len()) > entries
+            || inner.bytes.saturating_add(sum) > bytes
         {
             return Err(Refused::Unavailable);
         }
-        inner.bytes = inner.bytes.saturating_add(cost);
-        let job = Job {
-            command: Box::new(command),
-            answer,
-            until,
-        };
-        inner.jobs.push_back((cost, job));
+        inner.bytes = inner.bytes.saturating_add(sum);
+        inner.jobs.extend(jobs);
         drop(inner);
         self.filled.notify_one();
-        Ok(receiver)
+        Ok(waited)
     }
 
     /// Waits for work and takes at most `most` of it: none when it was woken only, or

@@ -90,28 +90,42 @@ impl<Q, A> Queue<Q, A> {
 
     /// `None` when the queue is full or closed.
     pub(crate) fn push(&self, question: Q, cost: usize) -> Option<oneshot::Receiver<A>> {
-        let (answer, receiver) = oneshot::channel();
+        self.push_all(vec![(question, cost)])?.pop()
+    }
+
+    /// Queues questions, each with its cost, with nothing between them. `None` when there
+    /// is no room for all of them, or the queue is closed.
+    pub(crate) fn push_all(&self, questions: Vec<(Q, usize)>) -> Option<Vec<oneshot::Receiver<A>>> {
+        let sum = questions.iter().map(|(_, cost)| cost);
+        let sum = sum.fold(0_usize, |sum, cost| sum.saturating_add(*cost));
+        let count = questions.len();
         let mut inner = self.lock();
         if inner.stopping
-            || inner.jobs.len() >= self.entries
-            || inner.bytes.saturating_add(cost) > self.bytes
+            || inner.jobs.len().saturating_add(count) > self.entries
+            || inner.bytes.saturating_add(sum) > self.bytes
         {
             return None;
         }
-        inner.bytes = inner.bytes.saturating_add(cost);
-        inner.jobs.push_back(Job {
-            question,
-            answer,
-            cost,
-            since: now(),
-        });
+        inner.bytes = inner.bytes.saturating_add(sum);
+        let since = now();
+        let mut waited = Vec::with_capacity(count);
+        for (question, cost) in questions {
+            let (answer, receiver) = oneshot::channel();
+            waited.push(receiver);
+            inner.jobs.push_back(Job {
+                question,
+                answer,
+                cost,
+                since,
+            });
+        }
         // Somebody waits with the first one; who comes while it waits wakes nobody.
-        let wakes = inner.jobs.len() == 1 || inner.waits().is_none();
+        let wakes = inner.jobs.len() == count || inner.waits().is_none();
         drop(inner);
         if wakes {
             self.filled.notify_one();
         }
-        Some(receiver)
+        Some(waited)
     }
 
     /// Waits for work and takes at most `most` of it. `None` once closed and empty.
