@@ -471,6 +471,7 @@ fn limits(table: &Table<'_>) -> Limits {
             ),
         },
         outstanding_per_agent: size("outstanding_per_agent", 1_024, 65_536),
+        outstanding_per_owner: size("outstanding_per_owner", 65_536, 1_048_576),
         exchanges_per_agent: table.number("exchanges_per_agent", 200, 1, 1_000_000),
         exchanges_per_owner: table.number("exchanges_per_owner", 2_000, 1, 1_000_000),
         held_per_agent: size("held_per_agent", 16, 256),

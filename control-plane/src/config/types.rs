@@ -467,6 +467,8 @@ pub struct Canary {
 pub struct Limits {
     /// Outstanding tokens per agent.
     pub outstanding_per_agent: usize,
+    /// Outstanding tokens of all agents of one owner.
+    pub outstanding_per_owner: usize,
     /// Exchanges of one agent a second.
     pub exchanges_per_agent: u64,
     /// The same of all agents of one owner.

@@ -61,6 +61,7 @@ pub(super) fn embedded(
 fn ledger_limits(config: &Config) -> ledger::model::Limits {
     ledger::model::Limits {
         outstanding_per_agent: config.limits.outstanding_per_agent,
+        outstanding_per_owner: config.limits.outstanding_per_owner,
         held_per_agent: config.limits.held_per_agent,
         held_total: config.limits.held_total,
         keys_per_evidence: config.limits.keys_per_evidence,

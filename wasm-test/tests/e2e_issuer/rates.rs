@@ -102,3 +102,20 @@ async fn a_batch_costs_as_much_as_its_actions() {
     let limited = each.iter().filter(|it| it["reason"] == "limit_exceeded");
     assert_eq!(limited.count(), 32 - good);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agents_of_one_owner_have_so_many_tokens_between_them() {
+    let bench = start("[limits]\noutstanding_per_owner = 3").await;
+    for agent in [AGENT, CHILD, AGENT] {
+        issued(agent, &bench.send(of(&bench, agent)).await);
+    }
+    for agent in [AGENT, CHILD] {
+        refused("one too many", &bench.send(of(&bench, agent)).await, LIMIT);
+    }
+    let entries = bench.plane.entries();
+    let refusals = entries
+        .iter()
+        .filter(|it| it["body"]["reason"] == "limit_exceeded");
+    let agents: Vec<_> = refusals.map(|it| it["body"]["agent"].clone()).collect();
+    assert_eq!(agents, [AGENT, CHILD]);
+}

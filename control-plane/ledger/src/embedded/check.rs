@@ -318,6 +318,12 @@ impl State {
         if outstanding >= most + usize::from(planted!(OutstandingOverrun)) {
             return Err(Refused::Limit("outstanding tokens per agent"));
         }
+        let owner = self.rights.agent(&token.agent).map(|it| it.owner.as_str());
+        let of_owner = owner.map_or(0, |owner| self.outstanding_of_owner(owner));
+        let most = limits.outstanding_per_owner;
+        if of_owner >= most.saturating_add(usize::from(planted!(OwnerOverrun))) {
+            return Err(Refused::Limit("outstanding tokens per owner"));
+        }
         let full = outstanding >= limits.outstanding_with_grants();
         if token.grant.is_some() && full && !planted!(GrantsOverrun) {
             return Err(Refused::Limit(

@@ -84,6 +84,8 @@ pub(crate) struct State {
     /// Outstanding and spent ones.
     tokens: ManyByHash<Known>,
     agents: ByAgent<Counts>,
+    /// Outstanding tokens by their agents' owner, as the registry has it now.
+    owners: Tally,
     /// Held tokens, those held longest first.
     held: BTreeSet<(Millis, Hash)>,
     attempts: ManyByAttempt<Hash>,
@@ -120,6 +122,7 @@ impl State {
         Self {
             is_shown: true,
             agents: ByAgent::default(),
+            owners: Tally::default(),
             held: BTreeSet::new(),
             attempts: ManyByAttempt::default(),
             awaited: Attempts::default(),
@@ -158,6 +161,11 @@ impl State {
 
     pub(crate) fn counts(&self, agent: &str) -> Counts {
         self.agents.get(agent).copied().unwrap_or_default()
+    }
+
+    /// How many tokens all agents of an owner have outstanding.
+    pub(crate) fn outstanding_of_owner(&self, owner: &str) -> usize {
+        self.owners.of(owner)
     }
 
     pub(crate) fn held(&self) -> usize {
@@ -361,6 +369,7 @@ impl State {
     fn forget_tokens(&mut self) {
         self.tokens.clear();
         self.agents.clear();
+        self.owners = Tally::default();
         self.held.clear();
         self.attempts.clear();
         self.awaited.clear();

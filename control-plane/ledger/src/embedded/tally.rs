@@ -24,6 +24,23 @@ impl Tally {
         }
     }
 
+    /// So many are not one's any more, where they were anybody's, but another's.
+    pub(crate) fn shift(&mut self, from: Option<&str>, to: &str, count: usize) {
+        if count == 0 {
+            return;
+        }
+        if let Some(from) = from {
+            let left = self.of(from).saturating_sub(count);
+            if left == 0 {
+                self.0.remove(from);
+            } else {
+                self.set(from, left);
+            }
+        }
+        let sum = self.of(to).saturating_add(count);
+        self.set(to, sum);
+    }
+
     pub(crate) fn remove(&mut self, agent: &str) {
         if let Some(count) = self.0.get_mut(agent) {
             *count = count.saturating_sub(1);

@@ -5,6 +5,9 @@
 pub struct Limits {
     /// Outstanding tokens per agent.
     pub outstanding_per_agent: usize,
+    /// Outstanding tokens of all agents of one owner. In a database each replica counts
+    /// for itself: several may go past it together, up to as much for each.
+    pub outstanding_per_owner: usize,
     /// Held requests per agent.
     pub held_per_agent: usize,
     /// Held requests in all.
@@ -42,6 +45,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             outstanding_per_agent: 1024,
+            outstanding_per_owner: 65_536,
             held_per_agent: 16,
             held_total: 1024,
             keys_per_evidence: 16,

@@ -13,6 +13,7 @@ use super::{
     error::{Fault, fault},
     load::{self, Lane, Loaded},
     outside::{self, Instant, backoff, now, sleep, timeout},
+    owners::Reserved,
     save::{self, GroupToken},
     session::{Commit, Session},
 };
@@ -128,8 +129,8 @@ impl Worker {
         let prepared = timeout(inner.deadline * 2, async {
             let before = inner.before();
             let loaded = load::begin(&mut session, lane, keys, &before, &inner.limits).await?;
-            let (rows, elsewhere) = match loaded {
-                Loaded::Rows(rows, elsewhere) => (*rows, elsewhere),
+            let (rows, elsewhere, reserved) = match loaded {
+                Loaded::Rows(rows, elsewhere, reserved) => (*rows, elsewhere, reserved),
                 Loaded::Agents(missing) => return Ok(Prepared::Agents(missing)),
                 Loaded::Evidence => return Ok(Prepared::Evidence),
             };
@@ -141,14 +142,19 @@ impl Worker {
             } else {
                 save::save(&mut session.conn, &decided.writes, &token, &session.ground).await?
             };
-            Ok::<_, PostgresError>(Prepared::Decided(Box::new(decided), versions))
+            let decided = Box::new(decided);
+            Ok::<_, PostgresError>(Prepared::Decided(decided, versions, reserved))
         });
         match prepared.await {
-            Ok(Ok(Prepared::Decided(decided, _))) if decided.writes.drafts.is_empty() => {
+            Ok(Ok(Prepared::Decided(decided, ..))) if decided.writes.drafts.is_empty() => {
                 self.give_up(session).await;
                 Once::Answers(decided.answers)
             }
-            Ok(Ok(Prepared::Decided(decided, versions))) => {
+            // What it issues is under way until it is known what became of it.
+            Ok(Ok(Prepared::Decided(decided, versions, mut reserved))) => {
+                if let Some(reserved) = &mut reserved {
+                    reserved.issues(&decided.writes.issued);
+                }
                 self.finish(session, *decided, versions, &token).await
             }
             Ok(Ok(Prepared::Agents(missing))) => {
@@ -289,7 +295,7 @@ impl Worker {
 }
 
 enum Prepared {
-    Decided(Box<Decided>, save::Versions),
+    Decided(Box<Decided>, save::Versions, Option<Reserved>),
     Agents(Vec<String>),
     Evidence,
 }

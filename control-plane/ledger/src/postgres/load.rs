@@ -14,6 +14,7 @@ use super::{
     batch::{Elsewhere, Keys},
     database::Conn,
     ground::Remembered,
+    owners::{Owners, Reserved, reserve},
     session::Session,
     values::{from_i64, to_count, to_i64},
 };
@@ -37,7 +38,8 @@ pub(crate) enum Lane {
 
 /// The rows, or what has to be there before.
 pub(crate) enum Loaded {
-    Rows(Box<Rows>, Elsewhere),
+    /// With what the batch may issue, until it is over.
+    Rows(Box<Rows>, Elsewhere, Option<Reserved>),
     /// These agents have no row yet.
     Agents(Vec<String>),
     /// Begin again as [`Lane::NewEvidence`].
@@ -51,6 +53,8 @@ pub(crate) struct Before {
     pub(crate) remembered: Remembered,
     /// The rights that are known, and their version.
     pub(crate) rights: (i64, Arc<Rights>),
+    /// What it counts of owners.
+    pub(crate) owners: Arc<Owners>,
 }
 
 /// Begins a transaction and loads what `keys` name.
@@ -86,11 +90,17 @@ pub(crate) async fn begin(
         ..Rows::default()
     };
     let mut elsewhere = Elsewhere::default();
+    let mut reserved = None;
     if !keys.agents.is_empty() {
         let missing = agents(conn, keys, &mut rows, limits).await?;
         if !missing.is_empty() {
             return Ok(Loaded::Agents(missing));
         }
+        let ended = to_i64(forgotten_by(rows.time_ms));
+        let rights = (began.rights, &*rows.rights);
+        let owners = reserve(conn, &before.owners, keys, rights, ended, limits).await?;
+        rows.outstanding_of = owners.0;
+        reserved = Some(owners.1);
     }
     if !keys.evidence.is_empty() && !evidence(conn, keys, &mut rows, &mut elsewhere, lane).await? {
         return Ok(Loaded::Evidence);
@@ -106,7 +116,7 @@ pub(crate) async fn begin(
     if matches!(lane, Lane::Serial | Lane::Rights) {
         serial(conn, keys, &mut rows, &mut elsewhere).await?;
     }
-    Ok(Loaded::Rows(Box::new(rows), elsewhere))
+    Ok(Loaded::Rows(Box::new(rows), elsewhere, reserved))
 }
 
 /// The rights of this version. What is known may be of tables that were set back.

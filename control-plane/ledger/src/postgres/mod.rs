@@ -7,6 +7,7 @@
 //! says why it is so.
 
 pub(crate) mod batch;
+mod commits;
 pub(crate) mod database;
 pub(crate) mod draft;
 mod epoch;
@@ -20,6 +21,7 @@ mod migrations;
 mod notices;
 pub(crate) mod options;
 mod outside;
+pub(crate) mod owners;
 mod queue;
 mod reader;
 pub(crate) mod save;
@@ -46,13 +48,13 @@ pub use options::{LEAST_CONNECTIONS, MOST_CONNECTIONS, PostgresOptions, has_pass
 
 use crate::{
     Clock, OpenReport,
-    embedded::{listing::ListedEntry, queue::cost, state::partial::is_remembered},
+    embedded::{listing::ListedEntry, state::partial::is_remembered},
     model::{
         Approval, Command, Committed, Hash, Limits, Millis, Refused, Rights, SpentRecord,
         Suspension, TokenRecord, TokenState,
     },
 };
-use batch::{Writes, is_serial, is_storable};
+use batch::Writes;
 use epoch::{Asker, Begun};
 use ground::Remembered;
 use load::{Before, Lane};
@@ -87,6 +89,7 @@ struct Inner {
     looked: watch::Sender<u64>,
     /// Whether the server's settings are still those of a server that keeps its word.
     healthy: AtomicBool,
+    owners: Arc<owners::Owners>,
     /// When agents were last seen, until who keeps house takes it.
     trade: std::sync::Mutex<Option<seen::Trade>>,
     stop: watch::Sender<bool>,
@@ -138,6 +141,7 @@ impl Inner {
             time_ms: view.time_ms,
             remembered: view.remembered(),
             rights: view.rights(),
+            owners: Arc::clone(&self.owners),
         }
     }
 
@@ -295,6 +299,7 @@ impl Postgres {
             looking: AtomicU64::new(0),
             looked: watch::channel(0).0,
             healthy: AtomicBool::new(true),
+            owners: Arc::default(),
             trade: std::sync::Mutex::default(),
             stop: watch::channel(false).0,
         });
@@ -305,38 +310,6 @@ impl Postgres {
 
     fn inner(&self) -> &Inner {
         &self.handle.inner
-    }
-
-    pub(crate) async fn commit(&self, command: Command) -> Result<Committed, Refused> {
-        if !is_storable(&command) {
-            return Err(Refused::TooLarge);
-        }
-        let inner = self.inner();
-        let queue = if is_serial(&command) {
-            &inner.serial
-        } else {
-            &inner.spends
-        };
-        let cost = cost(&command);
-        let answer = queue.push(command, cost).ok_or(Refused::Unavailable)?;
-        // Gone without an answer: it may have been committed.
-        let answer = answer.await.unwrap_or(Err(Refused::Unknown));
-        if let Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) = &answer {
-            self.catch_up().await;
-        }
-        answer
-    }
-
-    /// Waits until the view has what another replica did to approvals before now:
-    /// who is refused for that looks again, and must not find what it found before.
-    async fn catch_up(&self) {
-        let inner = self.inner();
-        let begun = inner.looking.load(Ordering::SeqCst);
-        let mut looked = inner.looked.subscribe();
-        inner.stirred.notify_one();
-        let newer = looked.wait_for(|look| *look > begun);
-        // Without a database there is nothing to wait for, and nothing will commit.
-        let _ = outside::timeout(CATCH_UP, newer).await;
     }
 
     async fn look(&self, look: Look) -> Result<Found, Refused> {

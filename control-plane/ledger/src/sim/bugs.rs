@@ -70,7 +70,7 @@ bugs! {
     /// A sync that failed counts as done.
     SyncErrorIgnored: EarlyAnswer | Durable | Chain,
     /// A write that failed counts as done.
-    WriteErrorIgnored: EarlyAnswer | Durable | Chain,
+    WriteErrorIgnored: EarlyAnswer | Durable | Chain | State,
     /// Callers are answered before the sync.
     AnswerBeforeSync: EarlyAnswer | Refusal,
     /// State is published before the sync.
@@ -164,6 +164,10 @@ bugs! {
     KeysOverrun: Limit,
     /// One more outstanding token per agent than the limit.
     OutstandingOverrun: Limit,
+    /// One more outstanding token per owner than the limit.
+    OwnerOverrun: Limit,
+    /// What an agent has stays with the owner that it had.
+    OwnerKept: Limit | State | Refusal,
     /// One more held request per agent than the limit.
     HeldOverrun: Limit,
     /// One request can have many outcomes.
@@ -182,6 +186,8 @@ bugs! {
     AgentsNotLocked: Limit,
     /// A proof that somebody used meanwhile is written over.
     ProofOverwritten: Once,
+    /// A replica knows of what it issues itself alone, and that for a while.
+    OwnersNotCounted: Limit,
     /// New evidence is brought side by side.
     EvidenceNotLocked: Limit | Once,
     /// What humans decide is committed side by side.

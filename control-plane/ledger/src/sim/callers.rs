@@ -39,10 +39,24 @@ pub(crate) struct Callers {
     stopped: Vec<Target>,
     /// Grants, as their callers know them, with the epoch that they are of.
     grants: Vec<(u64, TokenRecord)>,
+    /// What is asked for before anything else.
+    first: Vec<Command>,
 }
 
 fn hash(name: &str) -> Hash {
     audit::leaf_hash(name.as_bytes())
+}
+
+fn owned(agent: &str, owner: String, state: AgentState, by: String) -> Command {
+    Command::PutAgent {
+        agent: agent.into(),
+        change: AgentChange {
+            owner: Some(owner),
+            state: Some(state),
+            ..AgentChange::default()
+        },
+        by,
+    }
 }
 
 /// What its line must be about.
@@ -124,7 +138,16 @@ impl Callers {
             again: Vec::new(),
             stopped: Vec::new(),
             grants: Vec::new(),
+            first: Vec::new(),
         }
+    }
+
+    /// The agents are somebody's before they ask for anything.
+    pub(crate) fn owned(&mut self) {
+        let all = AGENTS
+            .iter()
+            .map(|agent| owned(agent, "owner 0".into(), AgentState::Active, "alice".into()));
+        self.first = all.collect();
     }
 
     fn name(&mut self, of: &str) -> String {
@@ -196,6 +219,9 @@ impl Callers {
     }
 
     fn fresh(&mut self, now: Millis, epoch: u64) -> Command {
+        if let Some(first) = self.first.pop() {
+            return first;
+        }
         match self.rng.below(100) {
             0..28 => self.issue(now, epoch),
             28..46 => self.allow(epoch),
@@ -252,15 +278,8 @@ impl Callers {
                 AgentState::Active,
                 AgentState::Suspended,
             ]);
-            return Command::PutAgent {
-                agent,
-                change: AgentChange {
-                    owner: Some(format!("owner {}", self.rng.below(2))),
-                    state: Some(state),
-                    ..AgentChange::default()
-                },
-                by,
-            };
+            let owner = format!("owner {}", self.rng.below(2));
+            return owned(&agent, owner, state, by);
         }
         if self.rng.percent(15) {
             return Command::CancelApprovals;

@@ -70,6 +70,8 @@ pub(crate) struct History {
     keys: HashMap<String, HashSet<String>>,
     approvals: BTreeMap<String, Approval>,
     discovered: HashSet<String>,
+    /// What agents had when they got another owner: replicas know it a little later.
+    brought: HashMap<String, usize>,
     rights: Judge,
     grants: grants::Judge,
 }
@@ -176,6 +178,13 @@ impl History {
             Invariant::Gap,
             || "no epoch follows a torn line".into(),
         )?;
+        if kind == "agent" && self.leaps {
+            let (agent, owner) = (text(body, "/agent"), text(body, "/owner"));
+            if self.rights.owner(agent) != Some(owner) {
+                let has = self.outstanding(agent).count();
+                *self.brought.entry(owner.to_owned()).or_default() += has;
+            }
+        }
         self.rights.entry(kind, body)?;
         self.grants.entry(kind, body, decided_ms)?;
         match kind {
@@ -312,6 +321,16 @@ impl History {
         must(outstanding <= most, Invariant::Limit, || {
             format!("{agent} has {outstanding} outstanding")
         })?;
+        if let Some(owner) = self.rights.owner(agent) {
+            let of_owner = self.rights.agents_of(owner);
+            let all = of_owner.map(|agent| self.outstanding(agent).count());
+            let all: usize = all.sum();
+            let brought = self.brought.get(owner).copied().unwrap_or_default();
+            let most = limits.outstanding_per_owner.saturating_add(brought);
+            must(all <= most, Invariant::Limit, || {
+                format!("{owner} has {all} outstanding")
+            })?;
+        }
         let keys = self
             .keys
             .entry(text(body, "/evidence/id").to_owned())

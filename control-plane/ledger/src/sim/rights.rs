@@ -36,6 +36,17 @@ fn number(body: &Value, at: &str) -> u64 {
 }
 
 impl Judge {
+    /// Whose an agent is.
+    pub(crate) fn owner(&self, agent: &str) -> Option<&str> {
+        self.agents.get(agent).map(|it| it.1.as_str())
+    }
+
+    /// The agents of an owner.
+    pub(crate) fn agents_of<'j>(&'j self, owner: &'j str) -> impl Iterator<Item = &'j str> {
+        let all = self.agents.iter().filter(move |(_, it)| it.1 == owner);
+        all.map(|(agent, _)| agent.as_str())
+    }
+
     /// Takes in an entry, in the log's order.
     pub(crate) fn entry(&mut self, kind: &str, body: &Value) -> Result<(), Broken> {
         match kind {

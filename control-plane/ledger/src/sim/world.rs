@@ -23,6 +23,7 @@ pub(crate) const START_MS: u64 = 1_790_000_000_000;
 pub(crate) fn small_limits() -> Limits {
     Limits {
         outstanding_per_agent: 4,
+        outstanding_per_owner: usize::MAX,
         held_per_agent: 2,
         held_total: 3,
         keys_per_evidence: 2,
@@ -34,6 +35,15 @@ pub(crate) fn small_limits() -> Limits {
         approvals_open_per_agent: 3,
         approvals_open: 4,
     }
+}
+
+/// In one of four worlds the agents are one owner's, who has a limit that they reach
+/// before their own.
+pub(crate) fn of_owner(seed: u64, most: usize) -> Option<Limits> {
+    (seed % 4 == 3).then(|| Limits {
+        outstanding_per_owner: most,
+        ..small_limits()
+    })
 }
 
 /// What a run did, to see that a simulation is worth its time.
@@ -112,8 +122,9 @@ impl World {
         let clocks = Clocks::new(START_MS);
         let wall = Arc::clone(&clocks.wall);
         let clock = Arc::new(move || wall.load(std::sync::atomic::Ordering::SeqCst));
+        let owned = of_owner(seed, 3);
         let options = Options {
-            limits: small_limits(),
+            limits: owned.clone().unwrap_or_else(small_limits),
             segment_len: rng.one(&[16, 16, 20]) * 1024,
             queue_entries: 12,
             snapshots: SnapshotEvery {
@@ -126,8 +137,12 @@ impl World {
         let mut machine = Machine::new(rng.fork());
         machine.exchanges = rng.percent(85);
         let machine = Arc::new(Mutex::new(machine));
+        let mut callers = Callers::new(rng.fork());
+        if owned.is_some() {
+            callers.owned();
+        }
         Self {
-            callers: Callers::new(rng.fork()),
+            callers,
             durable: Durable::new(options.limits.clone(), options.segment_len),
             rng,
             machine,

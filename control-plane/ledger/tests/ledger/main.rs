@@ -11,6 +11,7 @@ mod common;
 mod concurrency;
 mod fairness;
 mod grants;
+mod owners;
 mod postgres;
 mod recovery;
 mod rig;

@@ -67,6 +67,13 @@ impl Rig {
         matches!(self.home, Home::Postgres(_))
     }
 
+    /// Waits until a replica counts anew what owners have.
+    pub async fn counted(&self) {
+        if self.is_postgres() {
+            tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+        }
+    }
+
     pub async fn open(&self) -> Ledger {
         self.open_with(Limits::default()).await
     }

@@ -62,6 +62,8 @@ pub(crate) struct Rows {
     pub(crate) discovered: Vec<(String, Millis)>,
     /// By agent.
     pub(crate) outstanding: Vec<(String, usize)>,
+    /// By owner.
+    pub(crate) outstanding_of: Vec<(String, usize)>,
     pub(crate) held_of: Vec<(String, usize)>,
     pub(crate) evidence_of: Vec<(String, usize)>,
     pub(crate) open_of: Vec<(String, usize)>,
@@ -106,6 +108,9 @@ impl State {
         };
         for (agent, outstanding) in rows.outstanding {
             state.agents.entry(agent).or_default().outstanding = outstanding;
+        }
+        for (owner, outstanding) in rows.outstanding_of {
+            state.owners.set(&owner, outstanding);
         }
         for row in rows.tokens {
             state.put_token(row);

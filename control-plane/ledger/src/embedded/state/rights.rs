@@ -157,6 +157,13 @@ impl State {
 
     pub(super) fn put_agent(&mut self, record: &AgentRecord) {
         self.discovered.remove(&record.agent);
+        let was = self.rights.agent(&record.agent).map(|it| it.owner.clone());
+        if was.as_ref() != Some(&record.owner) && !planted!(OwnerKept) {
+            // What the agent has goes with it.
+            let outstanding = self.counts(&record.agent).outstanding;
+            self.owners
+                .shift(was.as_deref(), &record.owner, outstanding);
+        }
         let rights = Arc::make_mut(&mut self.rights);
         rights
             .agents

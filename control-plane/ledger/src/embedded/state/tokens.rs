@@ -125,6 +125,9 @@ impl State {
             return;
         }
         self.count(&token.agent, |counts| counts.outstanding += 1);
+        if let Some(record) = self.rights.agent(&token.agent) {
+            self.owners.add(&record.owner);
+        }
     }
 
     /// Something was got with a grant: delegations count that, a refresh token or a deferral is spent.
@@ -284,6 +287,9 @@ impl State {
             if counts.outstanding == 0 {
                 self.agents.remove(&gone.record.agent);
             }
+        }
+        if let Some(record) = self.rights.agent(&gone.record.agent) {
+            self.owners.remove(&record.owner);
         }
     }
 

@@ -68,6 +68,12 @@ impl Judge {
         }
     }
 
+    /// So many replicas: each counts for itself what owners have.
+    pub(crate) fn counts_for(&mut self, replicas: usize) {
+        let most = &mut self.limits.outstanding_per_owner;
+        *most = most.saturating_mul(replicas);
+    }
+
     /// What was committed since.
     pub(crate) fn commits(&mut self) -> Result<(), Broken> {
         let (commits, broken) = {

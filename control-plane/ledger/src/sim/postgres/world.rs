@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Clock,
-    model::{Command, Hash},
+    model::{Command, Hash, Limits},
     postgres::{Postgres, PostgresOptions, database::Server, options::Target},
     sim::{
         Broken, Invariant,
@@ -22,7 +22,7 @@ use crate::{
             run::{self, Group, NATURE, Run},
         },
         rng::Rng,
-        world::{START_MS, small_limits},
+        world::{START_MS, of_owner, small_limits},
     },
 };
 
@@ -101,6 +101,7 @@ pub(crate) struct World {
     core: Shared,
     judge: Judge,
     callers: Callers,
+    limits: Limits,
     replicas: Vec<Replica>,
     heard: Arc<Mutex<Heard>>,
     groups: Group,
@@ -126,9 +127,13 @@ impl World {
         let replicated = rng.percent(50);
         let core = Core::new(rng.fork(), replicated, trace);
         let core: Shared = Arc::new(Mutex::new(core));
+        // So few that several replicas together come past what they may.
+        let owned = of_owner(seed, 1);
+        let limits = owned.clone().unwrap_or_else(small_limits);
         let mut world = Self {
-            judge: Judge::new(&core, small_limits()),
+            judge: Judge::new(&core, limits.clone()),
             callers: Callers::new(rng.fork()),
+            limits,
             run,
             core,
             replicas: Vec::new(),
@@ -140,7 +145,11 @@ impl World {
             down_until: None,
             rng,
         };
+        if owned.is_some() {
+            world.callers.owned();
+        }
         let count = world.rng.one(&[2, 2, 3]);
+        world.judge.counts_for(count);
         for _ in 0..count {
             let ahead_ms = world.rng.one(&[0, 0, 300, 2_500]);
             world.replicas.push(Replica {
@@ -177,7 +186,7 @@ impl World {
         });
         let replicated = lock(&self.core).replicated;
         let options = PostgresOptions {
-            limits: small_limits(),
+            limits: self.limits.clone(),
             connections: 6,
             queue_entries: 24,
             replicated,

@@ -471,3 +471,63 @@ async fn each_replica_learns_when_agents_were_last_seen() {
     assert_eq!(trade(&two, &[], ALL).await.len(), 4_004);
     assert_eq!(rig.head(&one).await.0, 1, "no entry is made for it");
 }
+
+/// Each replica counts for itself: together they stay within as much for each, and a little
+/// later all know of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn replicas_count_what_owners_have_and_nobody_waits_for_it() {
+    let Some(rig) = Rig::postgres().await else {
+        return;
+    };
+    let limits = Limits {
+        outstanding_per_owner: 20,
+        ..Limits::default()
+    };
+    let replicas = [
+        rig.open_with(limits.clone()).await,
+        rig.open_with(limits).await,
+    ];
+    let agent = |n: usize| format!("spiffe://writ.example/agent/{n}");
+    for n in 0..10 {
+        let change = AgentChange {
+            owner: Some("team".into()),
+            state: Some(AgentState::Active),
+            ..AgentChange::default()
+        };
+        let put = Command::PutAgent {
+            agent: agent(n),
+            change,
+            by: "ann".into(),
+        };
+        replicas[0].commit(put).await.unwrap();
+    }
+    let issued_ms = replicas[0].now() + 1;
+    let wave = async |name: &str| {
+        let all: Vec<_> = (0..100)
+            .map(|n| {
+                let token = TokenRecord {
+                    agent: agent(n % 10),
+                    issued_ms,
+                    ..token(&format!("{name}{n}"))
+                };
+                let ledger = replicas[n % 2].clone();
+                tokio::spawn(async move { ledger.commit(issue(token)).await })
+            })
+            .collect();
+        let mut done = 0;
+        for one in all {
+            match one.await.unwrap() {
+                Ok(_) => done += 1,
+                Err(refused) => assert_eq!(refused, Refused::Limit("outstanding tokens per owner")),
+            }
+        }
+        done
+    };
+    let done = wave("a").await;
+    assert!((10..=40).contains(&done), "{done}");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let more = wave("b").await;
+    assert!(done + more <= 40 && done + more >= 20, "{done} {more}");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(wave("c").await, 0, "all know of all");
+}
