@@ -133,6 +133,6 @@ async fn what_waits_for_a_user_is_the_users_and_ends_with_the_users_word() {
     refused("bob's", &bench.send(polling(&bench, &bobs)).await, PENDING);
     let entries = bench.plane.entries();
     let issues = entries.iter().filter(|it| it["type"] == "issue");
-    let named = issues.filter(|it| it["body"]["token"]["user"]["sub"] == "ann@example.com");
+    let named = issues.filter(|it| it["body"]["token"]["user"]["subject"] == "ann@example.com");
     assert!(named.count() >= 5, "each code and each token names her");
 }
