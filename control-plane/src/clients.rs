@@ -60,6 +60,7 @@ impl Clients {
                 token_file: None,
                 lifetime_max_ms: ASSERTION_LIFETIME_MAX_MS,
                 types: TYPES,
+                unnamed: true,
             };
             Ok(Arc::new(Client {
                 keys: ForeignIssuer::new(settings).map_err(|error| wrong(error.to_string()))?,

@@ -40,6 +40,7 @@ impl Issuers {
                 token_file: issuer.token_file.clone(),
                 lifetime_max_ms: issuer.lifetime_max_s.saturating_mul(1000),
                 types: &[],
+                unnamed: false,
             };
             let known = Known {
                 issuer: ForeignIssuer::new(settings).map_err(|error| wrong(error.to_string()))?,

@@ -101,8 +101,15 @@ impl Keys {
         Ok(Self(keys))
     }
 
-    pub(super) fn of(&self, kid: &str) -> Option<Vec<Key>> {
-        self.0.get(kid).cloned()
+    /// Those of this id, or without one all of them; `None` where there are none.
+    pub(super) fn of(&self, kid: Option<&str>) -> Option<Vec<Key>> {
+        match kid {
+            Some(kid) => self.0.get(kid).cloned(),
+            None => {
+                let all: Vec<Key> = self.0.values().flatten().cloned().collect();
+                (!all.is_empty()).then_some(all)
+            }
+        }
     }
 
     pub(super) fn count(&self) -> usize {

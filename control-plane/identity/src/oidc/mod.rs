@@ -29,6 +29,8 @@ use token::Unverified;
 
 /// A key id that is not known is asked for again, and no sooner.
 const COOLDOWN_MS: Millis = 10_000;
+/// A token that names no key is tried with so many: an old one, and the one after it.
+const UNNAMED_MAX: usize = 2;
 /// Those who wait for an issuer's keys at a time.
 const WAITING_MAX: usize = 64;
 /// Documents and files together come within this, or there are none.
@@ -53,6 +55,9 @@ pub struct IssuerSettings {
     pub lifetime_max_ms: Millis,
     /// What `typ` of its tokens may be beside `JWT`.
     pub types: &'static [&'static str],
+    /// Whether its tokens may leave out which key signed them (`kid`), which libraries do
+    /// that sign for a client with one key.
+    pub unnamed: bool,
 }
 
 /// What a token has to be for, beside its issuer's own.
@@ -217,11 +222,19 @@ impl ForeignIssuer {
         now: Millis,
     ) -> Result<ForeignEvidence, ForeignError> {
         let unverified = Unverified::parse(token, wanted.types)?;
+        let kid = unverified.kid();
+        if kid.is_none() && !self.0.settings.unnamed {
+            return Err(ForeignError::Malformed("it names no key (`kid`)"));
+        }
         // What costs nothing comes before keys are fetched and signatures checked.
         let (issued_ms, expires_ms) = unverified.check_claims(self.issuer(), wanted, now)?;
-        let keys = self.keys(unverified.kid(), now).await?;
-        let mut fitting = keys.iter().filter(|key| key.fits(unverified.algorithm()));
-        if !fitting.any(|key| unverified.is_signed_by(key)) {
+        let keys = self.keys(kid, now).await?;
+        let fitting = || keys.iter().filter(|key| key.fits(unverified.algorithm()));
+        if kid.is_none() && fitting().count() > UNNAMED_MAX {
+            let what = "it names no key (`kid`), and its issuer has several";
+            return Err(ForeignError::Malformed(what));
+        }
+        if !fitting().any(|key| unverified.is_signed_by(key)) {
             return Err(ForeignError::Signature);
         }
         Ok(ForeignEvidence {
@@ -243,8 +256,8 @@ impl ForeignIssuer {
         self.fetch(now).await
     }
 
-    /// The keys of this id, fetched when it is not known.
-    async fn keys(&self, kid: &str, now: Millis) -> Result<Vec<Key>, ForeignError> {
+    /// The keys of this id, or without one all, fetched when there are none known.
+    async fn keys(&self, kid: Option<&str>, now: Millis) -> Result<Vec<Key>, ForeignError> {
         if let Some(found) = self.found(kid, now) {
             return Ok(found);
         }
@@ -290,7 +303,7 @@ impl ForeignIssuer {
         tried.is_none_or(|tried| now.abs_diff(tried) >= COOLDOWN_MS)
     }
 
-    fn found(&self, kid: &str, now: Millis) -> Option<Vec<Key>> {
+    fn found(&self, kid: Option<&str>, now: Millis) -> Option<Vec<Key>> {
         let known = self.read();
         let (keys, fetched_ms) = known.keys.as_ref()?;
         let fresh = now.saturating_sub(*fetched_ms) < STALE_MS;

@@ -114,7 +114,7 @@ pub(super) struct Unverified<'t> {
     signed: &'t str,
     signature: &'t str,
     algorithm: Algorithm,
-    kid: String,
+    kid: Option<String>,
     claims: Map<String, Value>,
 }
 
@@ -156,12 +156,16 @@ impl<'t> Unverified<'t> {
             Some("EdDSA" | "Ed25519") => Algorithm::EdDSA,
             _ => return Err(ForeignError::Algorithm),
         };
-        let kid = text("kid").ok_or(Malformed("it names no key (`kid`)"))?;
+        // RFC 7515, section 4.1.4: what is there is a text.
+        let kid = text("kid").map(str::to_owned);
+        if kid.is_none() && header.contains_key("kid") {
+            return Err(Malformed("it names no key (`kid`)"));
+        }
         Ok(Self {
             signed,
             signature,
             algorithm,
-            kid: kid.to_owned(),
+            kid,
             claims,
         })
     }
@@ -170,8 +174,9 @@ impl<'t> Unverified<'t> {
         self.algorithm
     }
 
-    pub(super) fn kid(&self) -> &str {
-        &self.kid
+    /// The key that it names.
+    pub(super) fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
     }
 
     pub(super) fn signed(&self) -> &str {

@@ -33,6 +33,7 @@ fn settings(issuer: &str, keys: KeysFrom) -> IssuerSettings {
         authorities_pem: None,
         token_file: None,
         types: &[],
+        unnamed: false,
         lifetime_max_ms: 3_600_000,
     }
 }
@@ -487,6 +488,54 @@ async fn keys_come_from_a_url_with_a_token_or_from_a_file() {
         ..settings(name, KeysFrom::Discovery)
     });
     assert!(matches!(none, Err(FetchError::Authorities(_))));
+}
+
+/// RFC 7515, section 4.1.4: `kid` may be left out. Where that is taken, the keys of the
+/// token's algorithm are tried, of which there are few.
+#[tokio::test]
+async fn a_token_without_a_key_id_is_taken_where_there_are_few_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keys.json");
+    let name = "https://client.example";
+    let signer = Signer::new();
+    let token = signer.token(&json!({ "alg": "ES256" }), &claims(name));
+    let with = |unnamed, keys: Vec<Value>| {
+        std::fs::write(&file, json!({ "keys": keys }).to_string()).unwrap();
+        let settings = settings(name, KeysFrom::File(file.clone()));
+        ForeignIssuer::new(IssuerSettings {
+            unnamed,
+            ..settings
+        })
+        .unwrap()
+    };
+    let (own, old, older) = (Signer::new(), Signer::new(), Signer::new());
+    let (rsa, ec) = (rsa_jwk("rsa", &signer.rsa), ec_jwk("ec", &signer.ec));
+    let others = [ec_jwk("old", &old.ec), ec_jwk("older", &older.ec)];
+    let good = [
+        ("its one key", vec![ec.clone()]),
+        ("beside one of another kind", vec![rsa.clone(), ec.clone()]),
+        (
+            "beside an older one",
+            vec![others[0].clone(), ec.clone(), rsa.clone()],
+        ),
+    ];
+    for (what, keys) in good {
+        let found = with(true, keys).verify(&token, NOW).await;
+        assert!(found.is_ok(), "{what}: {found:?}");
+    }
+    let several = [others.to_vec(), vec![ec.clone()]].concat();
+    let found = with(true, several).verify(&token, NOW).await.unwrap_err();
+    let why = "it names no key (`kid`), and its issuer has several";
+    assert_eq!(found, ForeignError::Malformed(why));
+    let none = with(true, vec![rsa]).verify(&token, NOW).await.unwrap_err();
+    assert_eq!(none, ForeignError::Signature);
+    let other = with(true, vec![ec_jwk("ec", &own.ec)]);
+    assert_eq!(
+        other.verify(&token, NOW).await.unwrap_err(),
+        ForeignError::Signature
+    );
+    let strict = with(false, vec![ec]).verify(&token, NOW).await.unwrap_err();
+    assert_eq!(strict, ForeignError::Malformed("it names no key (`kid`)"));
 }
 
 #[test]
