@@ -7,39 +7,15 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { createServer } from "node:http";
 import * as oauth from "oauth4webapi";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
-import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js";
-import { StreamableHTTPServerTransport } from "@modelcontextprotocol/sdk/server/streamableHttp.js";
-import * as z from "zod";
+import { serve } from "./sums.mjs";
 
 const given = JSON.parse(readFileSync(0, "utf8"));
 const http = { [oauth.allowInsecureRequests]: true };
 
-// The server: two tools, and what was called.
-const called = [];
-const make = () => {
-  const server = new McpServer({ name: "sums", version: "1.0.0" });
-  const numbers = { a: z.number(), b: z.number() };
-  for (const [name, of] of [["add", (a, b) => a + b], ["subtract", (a, b) => a - b]]) {
-    server.registerTool(name, { description: name, inputSchema: numbers }, ({ a, b }) => {
-      called.push([name, a, b]);
-      return { content: [{ type: "text", text: String(of(a, b)) }] };
-    });
-  }
-  return server;
-};
-const listening = createServer(async (request, response) => {
-  if (request.method !== "POST") return response.writeHead(405).end();
-  const transport = new StreamableHTTPServerTransport({ sessionIdGenerator: undefined });
-  const server = make();
-  response.on("close", () => server.close());
-  await server.connect(transport);
-  await transport.handleRequest(request, response);
-});
-await new Promise((resolve) => listening.listen(given.port, "127.0.0.1", resolve));
+const { called, stop } = await serve(given.port);
 
 // The token endpoint.
 const issuer = new URL(given.issuer);
@@ -134,8 +110,7 @@ kept = spent;
 refusals.again = await refused("add", { a: 1, b: 2 });
 
 await agent.close().catch(() => {});
-listening.closeAllConnections();
-listening.close();
+stop();
 console.log(
   JSON.stringify({
     tools: tools.map(({ name }) => name),

@@ -239,9 +239,65 @@ async fn id_jags_are_taken_only_where_the_config_says_so() {
     refused("not taken", &answer, no("invalid_grant", "token_issuer"));
 }
 
-/// Through a real Envoy, by a client that others wrote.
+/// Where an MCP server is, and what agents may do there for users.
+fn with_mcp(dir: &std::path::Path, options: Options) -> (u16, Options) {
+    let port = wasm_test::ports::free(None).unwrap().upstream;
+    let policy = dir.join("policy.cedar");
+    let text = r#"
+@id("files")
+permit (principal is Writ::Agent, action == Writ::Action::"GET", resource)
+when { resource.path like "/files/*" };
+@id("mcp")
+permit (principal is Writ::Agent, action in [Writ::Action::"GET", Writ::Action::"POST"], resource)
+when { resource.path == "/mcp" && context has user };
+"#;
+    std::fs::write(&policy, text).unwrap();
+    let options = Options {
+        routes: format!(
+            "\n[[edge.route]]\nname = \"mcp\"\npath_prefix = \"/mcp\"\nupstream = \"127.0.0.1:{port}\"\n"
+        ),
+        extra_config: format!("{}\n[edge]\nmetadata = true\n", options.extra_config),
+        policy: Some(policy),
+        ..options
+    };
+    (port, options)
+}
+
+/// The provider of MCP's SDK for enterprise-managed authorization: it finds everything from
+/// the server's URL.
+async fn mcp_acts_for_a_user(
+    clients: &crate::programs::Clients,
+    system: &System,
+    port: u16,
+    (key, idp): (&Authority, &Authority),
+) {
+    let url = format!("{}/mcp", system.proxy_url());
+    let given = json!({
+        "issuer": system.issuer(), "client": CLIENT, "key": key.private_jwk(), "idp": IDP,
+        "idp_key": idp.private_jwk(), "user": "ann@example.com", "url": url, "port": port,
+    });
+    let seen = ask(clients.node("idjag.mjs"), given).await;
+    assert_eq!(seen["sum"], "3", "{seen}");
+    assert_eq!(seen["called"], json!([["add", 1, 2]]));
+    // A grant for each of three messages, which each comes without a token that is good.
+    let grant = json!([system.issuer(), system.proxy_url()]);
+    assert_eq!(seen["asked"], json!([grant, grant, grant]), "{seen}");
+    let spent = || json!(["POST", 401, "token_spent"]);
+    let told = json!([
+        ["POST", 401, "missing_credentials"],
+        ["POST", 200, null],
+        spent(),
+        ["POST", 202, null],
+        spent(),
+        ["POST", 200, null],
+    ]);
+    assert_eq!(seen["seen"], told, "{seen}");
+    assert_eq!(seen["complaints"], json!([]), "{seen}");
+}
+
+/// Through a real Envoy, by clients that others wrote.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standard_client_acts_on_an_id_jag_once() {
+async fn standard_clients_act_on_an_id_jag_once() {
     let Some(clients) = clients() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (key, idp) = (Authority::fresh(), Authority::fresh());
@@ -267,6 +323,7 @@ id_jag = true
         ),
         ..Options::default()
     };
+    let (port, options) = with_mcp(dir.path(), options);
     let system = System::for_test(options).await.unwrap();
     let agent = system.agent().await.unwrap();
     // Made before the start, as far as can be told, until this is over.
@@ -283,5 +340,6 @@ id_jag = true
     let named = format!("{IDP}#ann@example.com");
     assert_eq!(records.len(), 1);
     assert_eq!(records[0].header("x-writ-user"), Some(named.as_str()));
+    mcp_acts_for_a_user(clients, &system, port, (&key, &idp)).await;
     system.stop().await;
 }

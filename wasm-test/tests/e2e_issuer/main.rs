@@ -52,6 +52,8 @@ mod registry_pages;
 mod rights;
 mod sessions;
 mod sidecar;
+mod speaking;
+mod standard;
 mod starting;
 mod terminal_approvals;
 mod tokens;

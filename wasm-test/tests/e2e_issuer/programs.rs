@@ -14,7 +14,22 @@ use sha2::{Digest, Sha256};
 use wasm_test::tools;
 
 const SCRIPTS: &[&str] = &[
+    "common.mjs",
+    "sums.mjs",
     "svid.py",
+    "certificate.py",
+    "clock.py",
+    "clock.mjs",
+    "refresh.py",
+    "refresh.mjs",
+    "delegate.py",
+    "delegate.mjs",
+    "authzen.py",
+    "resource.mjs",
+    "idjag.mjs",
+    "plain.mjs",
+    "a2a.mjs",
+    "rotated.mjs",
     "raw.py",
     "tokens.py",
     "tokens.mjs",
