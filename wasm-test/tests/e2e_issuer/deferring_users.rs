@@ -132,7 +132,7 @@ async fn what_waits_for_a_user_is_the_users_and_ends_with_the_users_word() {
     let bobs = code_of(&bobs);
     refused("bob's", &bench.send(polling(&bench, &bobs)).await, PENDING);
     let entries = bench.plane.entries();
-    let issues = entries.iter().filter(|it| it["type"] == "issue");
+    let issues = entries.iter().filter(|it| it["kind"] == "issue");
     let named = issues.filter(|it| it["body"]["token"]["user"]["subject"] == "ann@example.com");
-    assert!(named.count() >= 5, "each code and each token names her");
+    assert_eq!(named.count(), 7, "each code and each token names her");
 }
