@@ -343,3 +343,6 @@ impl BundleSource for Bundles<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,7 +168,7 @@ impl Fetcher {
             url: url.to_owned(),
             what,
         };
-        let said = |error: reqwest::Error| wrong(error.without_url().to_string());
+        let said = |error: reqwest::Error| wrong(causes(&error.without_url()));
         let parsed = reqwest::Url::parse(url);
         let here = parsed.is_ok_and(|url| is_here(&url));
         let client = if here { &self.here } else { &self.away };
@@ -200,6 +200,21 @@ fn builder() -> reqwest::ClientBuilder {
         // Where else it may lead nobody has looked at.
         .redirect(redirect::Policy::none())
         .user_agent(concat!("writ/", env!("CARGO_PKG_VERSION")))
+}
+
+/// An error and what is behind it: that of a connection says nothing of why.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_said = inner.to_string();
+        if !said.contains(&inner_said) {
+            said.push_str(": ");
+            said.push_str(&inner_said);
+        }
+        source = inner.source();
+    }
+    said
 }
 
 /// What is in a file.

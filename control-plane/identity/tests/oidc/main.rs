@@ -7,6 +7,9 @@
     reason = "tests fail loudly"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
+mod over_tls;
 mod signer;
 mod site;
 
