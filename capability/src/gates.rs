@@ -123,6 +123,9 @@ pub struct RequestView<'a> {
     pub peer: Option<&'a Leaf>,
     /// The body, where it is known.
     pub body: Body<'a>,
+    /// The nonces of which the proof has to have one, where the route asks for that;
+    /// none of an empty list is good.
+    pub nonces: Option<&'a [String]>,
 }
 
 /// A request that passed every gate but the control plane's. Made here alone.
@@ -313,8 +316,11 @@ pub fn check<V: Verifier>(
     // `htm`, `htu`, against the request as it will be forwarded.
     let line = RequestLine::read(request.headers, origin)?;
     proof.made_for(line.method, &line.target)?;
-    // The `iat` window. Nonces are off at the edge: a token is used once anyway.
+    // The `iat` window, and the nonce where the route asks for one.
     proof.fresh(now_ms, config.proof_window_s)?;
+    if let Some(nonces) = request.nonces {
+        proof.has_one_of(nonces)?;
+    }
     // `ath`.
     proof.covers_token(&token.hash())?;
     // The proof's signature.

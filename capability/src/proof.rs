@@ -112,7 +112,7 @@ impl UnverifiedProof {
         self.made_for(expected.method, expected.target)?;
         self.fresh(expected.now_ms, expected.window_s)?;
         if let Some(nonce) = expected.nonce {
-            self.has_nonce(nonce)?;
+            self.has_one_of(&[nonce])?;
         }
         if let Some(ath) = expected.ath {
             self.covers_token(&ath)?;
@@ -141,10 +141,12 @@ impl UnverifiedProof {
         )
     }
 
-    pub(crate) fn has_nonce(&self, nonce: &str) -> Result<(), Reason> {
+    pub(crate) fn has_one_of<S: AsRef<str>>(&self, nonces: &[S]) -> Result<(), Reason> {
         let claimed = self.claims.nonce.as_deref().unwrap_or_default();
-        let same = !nonce.is_empty() && same_bytes(claimed.as_bytes(), nonce.as_bytes());
-        demand(same, Reason::ProofNonce)
+        let is_it = |nonce: &S| same_bytes(claimed.as_bytes(), nonce.as_ref().as_bytes());
+        // No nonce is never one that is demanded.
+        let good = !claimed.is_empty() && nonces.iter().any(is_it);
+        demand(good, Reason::ProofNonce)
     }
 
     pub(crate) fn covers_token(&self, hash: &[u8; 32]) -> Result<(), Reason> {

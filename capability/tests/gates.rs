@@ -44,6 +44,7 @@ fn run(row: &Value) -> Result<Checked, Refusal> {
         headers: &case.headers,
         peer: peer.as_ref(),
         body,
+        nonces: case.nonces.as_deref(),
     };
     gates::check(&request, &config, case.now_ms, &Portable)
 }
@@ -82,7 +83,6 @@ fn each_gate_that_this_crate_runs_has_a_row() {
         "token_spent",
         "outcome_unknown",
         "token_revoked",
-        "proof_nonce",
         "proof_replayed",
         "policy_denied",
         "policy_error",

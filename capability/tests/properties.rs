@@ -318,7 +318,7 @@ proptest! {
             (name.into_bytes(), value)
         }).collect();
         let config = EdgeConfig::new(ISSUER, ORIGIN, Origin::parse(ORIGIN).unwrap());
-        let request = RequestView { headers: &headers, peer: None, body: Body::Unread };
+        let request = RequestView { headers: &headers, peer: None, body: Body::Unread, nonces: None };
         let refusal = gates::check(&request, &config, NOW_S * 1000, &Portable).unwrap_err();
         prop_assert_eq!(refusal.authenticated, None);
     }

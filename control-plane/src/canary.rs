@@ -5,7 +5,7 @@
 //! Its path, below the route's own prefix, names it, and so do its agent and its
 //! `user-agent`: where all is well none of its requests reaches an upstream.
 
-use crate::client::DpopKey;
+use crate::client::{DpopKey, asked_nonce};
 use crate::config::Route;
 use crate::keys::{self, CapabilityClaims, Mint};
 use crate::state::{Core, element, random_id};
@@ -247,22 +247,13 @@ impl Canary {
     }
 
     async fn send(&self, target: &str, route: &Route, bait: Bait, token: &str) -> Seen {
-        let path = path(route);
-        let (origin, _) = self.site(route);
-        let now_s = self.now_s();
-        let proof = self
-            .key
-            .proof("GET", &format!("{origin}{path}"), Some(token), now_s);
-        let authority = origin.split_once("://").map_or("", |(_, rest)| rest);
-        let sent = self
-            .http
-            .get(format!("{}{path}", target.trim_end_matches('/')))
-            .header(HOST, authority)
-            .header(AUTHORIZATION, format!("DPoP {token}"))
-            .header("dpop", proof)
-            .header(USER_AGENT, "writ-canary")
-            .send();
-        let mut answer = match sent.await {
+        let mut answer = self.ask(target, route, token, None).await;
+        if let Ok(first) = &answer
+            && let Some(nonce) = asked_nonce(first.status(), first.headers())
+        {
+            answer = self.ask(target, route, token, Some(nonce)).await;
+        }
+        let mut answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::warn!(target, route = route.name, %error, "the canary got no answer");
@@ -277,6 +268,29 @@ impl Canary {
             }
         }
         judge(answer.status(), &body, bait)
+    }
+
+    async fn ask(
+        &self,
+        target: &str,
+        route: &Route,
+        token: &str,
+        nonce: Option<String>,
+    ) -> reqwest::Result<reqwest::Response> {
+        let path = path(route);
+        let (origin, _) = self.site(route);
+        let url = format!("{origin}{path}");
+        let now_s = self.now_s();
+        let proof = self.key.proof_with("GET", &url, Some(token), now_s, nonce);
+        let authority = origin.split_once("://").map_or("", |(_, rest)| rest);
+        self.http
+            .get(format!("{}{path}", target.trim_end_matches('/')))
+            .header(HOST, authority)
+            .header(AUTHORIZATION, format!("DPoP {token}"))
+            .header("dpop", proof)
+            .header(USER_AGENT, "writ-canary")
+            .send()
+            .await
     }
 
     /// A token in good form whose signature is nobody's.

@@ -3,15 +3,18 @@
 
 mod exchange;
 mod key;
+mod nonces;
 mod secure;
 mod show;
 
 pub use exchange::{Asked, Behind, Fetched};
 pub use key::DpopKey;
+pub(crate) use nonces::asked as asked_nonce;
 pub(crate) use show::Shown;
 
 use crate::keys::KeyError;
 use base64ct::{Base64UrlUnpadded, Encoding};
+use nonces::Nonces;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -83,6 +86,8 @@ pub struct Agent {
     http: reqwest::Client,
     /// The one that shows the agent's certificate.
     secure: OnceCell<reqwest::Client>,
+    /// What proofs are asked to have.
+    nonces: Nonces,
 }
 
 /// What one exchange gave.
@@ -166,6 +171,7 @@ impl Agent {
             timeout,
             http,
             secure: OnceCell::new(),
+            nonces: Nonces::default(),
         })
     }
 

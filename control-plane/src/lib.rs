@@ -21,6 +21,7 @@ mod fresh;
 mod hidden;
 pub mod keys;
 pub mod metrics;
+pub mod nonces;
 pub mod openapi;
 pub mod refusals;
 pub mod rights;

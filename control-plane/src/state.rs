@@ -6,6 +6,7 @@ use crate::edges::Edges;
 use crate::fleet::Fleet;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
+use crate::nonces::EdgeNonces;
 use crate::refusals::Refusals;
 use crate::seen::Seen;
 use crate::warnings::Warnings;
@@ -45,6 +46,8 @@ pub struct Core {
     pub keys: KeyRing,
     /// The key that signs what upstreams are shown.
     pub decision_key: DecisionKey,
+    /// The nonces of routes that ask for one.
+    pub edge_nonces: EdgeNonces,
     /// Who the evidence says it is.
     pub identity: identity::Source,
     /// Whose SVIDs count.

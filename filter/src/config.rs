@@ -14,7 +14,7 @@ use capability::key::PublicKey;
 use capability::url::{Origin, Target};
 use capability::{Limits, json};
 pub use routes::Route;
-use routes::{Authorities, routes, sites};
+use routes::{Authorities, METADATA, metadata, routes, sites};
 use serde_json::{Map, Value};
 use std::rc::Rc;
 
@@ -52,6 +52,19 @@ pub struct Settings {
     /// digest; empty when nobody says.
     pub module: String,
     routes: Vec<Route>,
+    documents: Documents,
+}
+
+/// Where the origins' metadata are, by their authorities.
+#[derive(Default)]
+struct Documents(Vec<(String, Rc<str>)>);
+
+impl Documents {
+    fn add(&mut self, origin: &Origin, url: Option<String>) {
+        if let Some(url) = url {
+            self.0.push((origin.authority().to_owned(), url.into()));
+        }
+    }
 }
 
 impl Settings {
@@ -90,6 +103,7 @@ impl Settings {
                 "body_deadline_ms",
                 "module",
                 "sites",
+                METADATA,
             ],
             faults,
         );
@@ -144,6 +158,7 @@ impl Settings {
                 .text("module", faults)
                 .map(|text| format!("+{text}")),
         };
+        let metadata = metadata(members, faults);
         let sites = sites(members, origin.as_ref(), resource, faults);
         let authorities = Authorities::of(origin.as_ref(), sites.as_deref());
         let routes = routes(members, &authorities, faults);
@@ -156,7 +171,12 @@ impl Settings {
         let numbers = numbers?;
         let mut edge = EdgeConfig::new(issuer?, resource?, origin?);
         edge.keys = keys?;
-        edge.sites = sites?.into_iter().map(|named| named.site).collect();
+        let mut documents = Documents::default();
+        documents.add(&edge.origin, metadata);
+        for named in sites? {
+            documents.add(&named.site.origin, named.metadata);
+            edge.sites.push(named.site);
+        }
         edge.token_check = token_check?;
         edge.require_peer = require_peer?;
         edge.limits = numbers.limits;
@@ -176,6 +196,7 @@ impl Settings {
             body_deadline_ms: body_deadline_ms?,
             bodies_at_once: numbers.bodies_at_once,
             routes: routes?,
+            documents,
             module: module?,
         })
     }
@@ -184,6 +205,13 @@ impl Settings {
     /// the longest prefix of this path.
     pub fn route(&self, authority: &str, path: &str) -> Option<&Route> {
         routes::find(&self.routes, authority, path)
+    }
+
+    /// Where the metadata of this authority's origin is, where that is served.
+    pub fn metadata_of(&self, authority: &str) -> Option<&Rc<str>> {
+        let mut all = self.documents.0.iter();
+        let found = all.find(|(known, _)| known == authority)?;
+        Some(&found.1)
     }
 
     /// How the bodies of this authority's path are read, on a route that reads them.
@@ -354,15 +382,19 @@ impl<'a> Members<'a> {
         }
     }
 
-    #[inline(never)]
     fn text(&self, name: &str, faults: &mut Faults) -> Option<&'a str> {
+        self.text_within(name, NAME_MAX, faults)
+    }
+
+    #[inline(never)]
+    fn text_within(&self, name: &str, most: usize, faults: &mut Faults) -> Option<&'a str> {
         let text = self
             .map
             .get(name)
             .and_then(Value::as_str)
-            .filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
+            .filter(|text| !text.is_empty() && text.len() <= most);
         if text.is_none() {
-            let what = format!("a string of 1 to {NAME_MAX} bytes");
+            let what = format!("a string of 1 to {most} bytes");
             faults.must_be(self.label, name, &what);
         }
         text

@@ -75,7 +75,7 @@ impl Request {
 
     /// Ends a request that can't go on as it must, whoever has allowed it.
     fn stop(&mut self) -> Action {
-        if Refusal::new(Reason::InternalError).reply("").is_err() {
+        if Refusal::new(Reason::InternalError).reply("", None).is_err() {
             host::warn("writ: the host did not take a refusal; the request stays paused");
         }
         self.end();

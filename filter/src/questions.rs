@@ -92,6 +92,10 @@ pub struct Facts {
     pub mode: Mode,
     /// Its route's upstream is shown the control plane's signed decision.
     pub decision_header: bool,
+    /// Its route asks for a nonce in the proof.
+    pub asks_nonce: bool,
+    /// Where the metadata of its origin is, where that is served.
+    pub metadata: Option<Rc<str>>,
     /// The id of the question that was asked about it, as the log has it.
     pub question: String,
     /// How long that question's last answer took; microseconds.

@@ -13,6 +13,9 @@ const APPROVAL_RETRY_S: u32 = 5;
 /// How long a client waits when nothing was spent and it may simply try again; seconds.
 const UNAVAILABLE_RETRY_S: u32 = 1;
 
+/// What a page's script has to read of a challenge for a nonce (RFC 9449, section 8).
+const EXPOSED: &str = "DPoP-Nonce, WWW-Authenticate";
+
 /// RFC 9110, section 15.5.14 and section 15.5.9.
 const BODY_TOO_LARGE: u16 = 413;
 const BODY_TOO_LATE: u16 = 408;
@@ -26,6 +29,7 @@ pub struct Refusal {
     approval_id: String,
     status_url: String,
     first_use: Option<FirstUse>,
+    nonce: Option<String>,
 }
 
 impl Refusal {
@@ -39,6 +43,16 @@ impl Refusal {
             approval_id: String::new(),
             status_url: String::new(),
             first_use: None,
+            nonce: None,
+        }
+    }
+
+    /// The proof has to have a nonce, such as this one (RFC 9449, section 9). Nothing
+    /// was spent.
+    pub fn of_a_nonce(nonce: &str) -> Self {
+        Self {
+            nonce: Some(nonce.to_owned()),
+            ..Self::new(Reason::ProofNonce)
         }
     }
 
@@ -121,11 +135,11 @@ impl Refusal {
         self.reason
     }
 
-    /// Answers the request in force.
-    pub fn reply(&self, request_id: &str) -> Result<(), HostFault> {
+    /// Answers the request in force; where its origin serves metadata, that is where.
+    pub fn reply(&self, request_id: &str, metadata: Option<&str>) -> Result<(), HostFault> {
         // First the reason, since the access log of a local reply has none.
         host::set_reason(self.reason.as_str())?;
-        let challenge = self.challenge();
+        let challenge = self.challenge(metadata);
         let retry_after = self.retry_after_s.map(|seconds| seconds.to_string());
         let mut headers = vec![
             ("content-type", "application/problem+json"),
@@ -137,6 +151,10 @@ impl Refusal {
         if let Some(seconds) = &retry_after {
             headers.push(("retry-after", seconds));
         }
+        if let Some(nonce) = &self.nonce {
+            headers.push(("dpop-nonce", nonce));
+            headers.push(("access-control-expose-headers", EXPOSED));
+        }
         host::reply(
             self.status,
             headers,
@@ -145,13 +163,14 @@ impl Refusal {
     }
 
     /// RFC 9449, section 7.1, and RFC 6750, section 3.1: no error code for a
-    /// request that brought no credentials, and one challenge only.
-    fn challenge(&self) -> Option<String> {
+    /// request that brought no credentials, and one challenge only. With 401 it says
+    /// where the metadata is (RFC 9728, section 5.1).
+    fn challenge(&self, metadata: Option<&str>) -> Option<String> {
         if !matches!(self.status, 401 | 403) {
             return None;
         }
         let algorithms = r#"algs="ES256 Ed25519""#;
-        Some(match self.reason.oauth_error() {
+        let mut challenge = match self.reason.oauth_error() {
             None => format!("DPoP {algorithms}"),
             Some(error) => {
                 format!(
@@ -159,7 +178,11 @@ impl Refusal {
                     self.reason.title()
                 )
             }
-        })
+        };
+        if let (401, Some(url)) = (self.status, metadata) {
+            challenge.push_str(&format!(r#", resource_metadata="{url}""#));
+        }
+        Some(challenge)
     }
 
     /// RFC 9457. The `type` is the reason's own word, as a relative reference.

@@ -21,12 +21,17 @@ const SILENCE_MS: u64 = 3_000;
 const TICK_COUNTS_MS: u64 = 400;
 /// A prefix has exactly this many bytes.
 const PREFIX_BYTES: usize = 16;
+/// Nonces that are kept, and letters of one.
+const NONCES_MAX: usize = 4;
+const NONCE_MAX: usize = 128;
 
 /// What stands between this VM context and the control plane.
 pub struct Stream {
     link: Link,
     retry_ms: u64,
     prefix: Vec<u8>,
+    /// Those that the peer says are good now. Without a stream there are none.
+    nonces: Vec<String>,
     heard_ms: u64,
     silence: Silence,
     /// The last stream ended in silence, and no other is up yet.
@@ -95,6 +100,7 @@ impl Stream {
             link: Link::Down { retry_at_ms: 0 },
             retry_ms: RETRY_FLOOR_MS,
             prefix: Vec::new(),
+            nonces: Vec::new(),
             heard_ms: 0,
             silence: Silence::default(),
             fell_silent: false,
@@ -177,6 +183,7 @@ impl Stream {
         self.link = Link::Up { stream };
         self.fell_silent = false;
         self.retry_ms = RETRY_FLOOR_MS;
+        self.told(welcome.nonces);
         if self.prefix == welcome.prefix {
             return Greeting::Resumed;
         }
@@ -234,6 +241,21 @@ impl Stream {
         matches!(self.link, Link::Up { .. })
     }
 
+    /// The peer says which nonces are good from now on. What is none (RFC 9449,
+    /// section 8.1) is left out: it would be told to clients.
+    pub fn told(&mut self, nonces: Vec<String>) {
+        let is_letter = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+        let is_one =
+            |nonce: &String| (1..=NONCE_MAX).contains(&nonce.len()) && nonce.bytes().all(is_letter);
+        self.nonces = nonces.into_iter().filter(is_one).take(NONCES_MAX).collect();
+    }
+
+    /// The nonces that are good now, first the one to tell clients; none before the
+    /// peer has said any, and without a stream.
+    pub fn nonces(&self) -> &[String] {
+        &self.nonces
+    }
+
     /// The prefix of new questions' ids; empty before the first Welcome.
     pub fn prefix(&self) -> &[u8] {
         &self.prefix
@@ -256,6 +278,7 @@ impl Stream {
     }
 
     fn back_off(&mut self, now_ms: u64) {
+        self.nonces.clear();
         self.link = Link::Down {
             retry_at_ms: now_ms.saturating_add(self.retry_ms),
         };

@@ -233,6 +233,7 @@ fn stream() -> Vec<Vec<u8>> {
             protocol: decision_api::PROTOCOL,
             prefix: vec![7; 16],
             time_ms: 0,
+            nonces: Vec::new(),
         })),
     };
     let answer = FromControlPlane {

@@ -54,17 +54,24 @@ const use = () =>
     DPoP,
     ...http,
   });
-const first = await use();
+// Where the route asks for a nonce the library keeps it, and whoever calls it repeats.
+let asked = 0;
+const heal = (error) => {
+  if (!oauth.isDPoPNonceError(error)) throw error;
+  asked += 1;
+  return use();
+};
+const first = await use().catch(heal);
 const body = await first.text();
 
 let second;
 try {
-  second = { status: (await use()).status, challenges: [] };
+  second = { status: (await use().catch(heal)).status, challenges: [] };
 } catch (error) {
   if (!(error instanceof oauth.WWWAuthenticateChallengeError)) throw error;
   second = { status: error.status, challenges: error.cause, problem: await error.response.json() };
 }
 
 console.log(
-  JSON.stringify({ expires_in: token.expires_in, header: protectedHeader, claims: payload, first: { status: first.status, body }, second }),
+  JSON.stringify({ expires_in: token.expires_in, header: protectedHeader, claims: payload, asked, first: { status: first.status, body }, second }),
 );

@@ -36,6 +36,8 @@ mod fixtures;
 mod hostile;
 #[path = "scripted_host/imports.rs"]
 mod imports;
+#[path = "scripted_host/nonces.rs"]
+mod nonces;
 #[path = "scripted_host/observing.rs"]
 mod observing;
 #[path = "scripted_host/open.rs"]

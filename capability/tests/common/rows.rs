@@ -28,6 +28,8 @@ pub struct Case {
     pub now_ms: u64,
     /// None is unread; an empty one came with its headers.
     pub body: Option<String>,
+    /// The nonces that are good, where one is asked for.
+    pub nonces: Option<Vec<String>>,
 }
 
 /// The client certificate of rows that have one.
@@ -254,5 +256,6 @@ pub fn case(row: &Value) -> Case {
             .checked_add_signed(row["now_ms"].as_i64().unwrap_or(0))
             .unwrap(),
         body: row["body"].as_str().map(str::to_owned),
+        nonces: serde_json::from_value(row["nonces"].clone()).unwrap(),
     }
 }

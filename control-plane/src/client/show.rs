@@ -1,6 +1,6 @@
 //! One showing of a token.
 
-use super::{Agent, ClientError, causes};
+use super::{Agent, ClientError, causes, nonces};
 use bytes::Bytes;
 use http::HeaderMap;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(crate) struct Shown<'a> {
 }
 
 impl Agent {
-    /// Sends the request once, with the token and a fresh proof. The answer's body
-    /// has not been read.
+    /// Sends the request with the token and a fresh proof; once more where its route
+    /// asks for a nonce, which has spent nothing. The answer's body has not been read.
     ///
     /// # Errors
     /// [`ClientError::NotSent`] when nothing can have left,
@@ -32,6 +32,25 @@ impl Agent {
         &self,
         token: &str,
         shown: Shown<'_>,
+    ) -> Result<reqwest::Response, ClientError> {
+        let known = self.nonces.of(shown.url);
+        let response = self.show_with(token, shown, known).await?;
+        let Some(nonce) = nonces::asked(response.status(), response.headers()) else {
+            return Ok(response);
+        };
+        self.nonces.keep(shown.url, &nonce);
+        match self.show_with(token, shown, Some(nonce)).await {
+            // What was sent before has done nothing.
+            Err(ClientError::NotSent(_)) => Ok(response),
+            answer => answer,
+        }
+    }
+
+    async fn show_with(
+        &self,
+        token: &str,
+        shown: Shown<'_>,
+        nonce: Option<String>,
     ) -> Result<reqwest::Response, ClientError> {
         let Shown { method, url, .. } = shown;
         let verb = reqwest::Method::from_bytes(method.as_bytes())
@@ -43,7 +62,8 @@ impl Agent {
             .header("authorization", format!("DPoP {token}"))
             .header(
                 "dpop",
-                self.key.proof(method, url, Some(token), self.now_s()),
+                self.key
+                    .proof_with(method, url, Some(token), self.now_s(), nonce),
             );
         if let Some(body) = shown.body {
             request = request.body(body.clone());

@@ -114,6 +114,10 @@ pub(super) fn check_mode(entry: &Table<'_>, route: &Route) {
         let both = "a route that observes refuses nothing, so it can't wait for bodies that may be too long or late; enforce it";
         entry.error("body", both.into());
     }
+    if route.mode == Mode::Observe && route.nonce {
+        let both = "a route that observes refuses nothing, so no client would be told a nonce, and none of their proofs be good; enforce it";
+        entry.error("nonce", both.into());
+    }
     if route.mode == Mode::Enforce && !route.shares_upstream_with.is_empty() {
         let both = "a route that enforces may share its upstream unsaid; leave this out";
         entry.error("shares_upstream_with", both.into());
@@ -130,6 +134,7 @@ fn unguarded_route(entry: &Table<'_>, sites: &[Site]) -> Unguarded {
             body: None,
             mode: Mode::Enforce,
             shares_upstream_with: Vec::new(),
+            nonce: false,
             decision_header: false,
             decision_audience: None,
         },
@@ -245,6 +250,17 @@ impl Exempt {
     }
 }
 
+impl Site {
+    /// Where its metadata is: between host and path of the resource (RFC 9728, section
+    /// 3.1).
+    #[must_use]
+    pub fn metadata_path(&self) -> String {
+        let path = self.resource.strip_prefix(&self.origin).unwrap_or_default();
+        let path = path.trim_end_matches('/');
+        format!("/.well-known/oauth-protected-resource{path}")
+    }
+}
+
 impl Edge {
     /// Adds the names of what is exempt to those that a check of Envoy's
     /// configuration takes as said.
@@ -272,8 +288,7 @@ impl Edge {
             return Vec::new();
         }
         let all = self.all_sites().map(|site| {
-            // Between host and path of the resource (section 3.1).
-            let path = site.resource.strip_prefix(&site.origin).unwrap_or_default();
+            let path = site.metadata_path();
             let body = serde_json::json!({
                 "resource": site.resource,
                 "authorization_servers": [issuer],
@@ -283,10 +298,7 @@ impl Edge {
             });
             xds::Metadata {
                 site: Some(site.name).filter(|name| !name.is_empty()),
-                path: format!(
-                    "/.well-known/oauth-protected-resource{}",
-                    path.trim_end_matches('/')
-                ),
+                path,
                 body: body.to_string(),
             }
         });

@@ -347,6 +347,7 @@ fn edge(table: &Table<'_>, whose: Whose) -> Edge {
                 site: entry.optional_text("site"),
                 mode: mode(entry),
                 shares_upstream_with: entry.texts("shares_upstream_with"),
+                nonce: entry.flag("nonce", false),
                 decision_header: entry.flag("decision_header", false),
                 decision_audience: entry.optional_text("decision_audience"),
             };
@@ -409,6 +410,7 @@ fn edge(table: &Table<'_>, whose: Whose) -> Edge {
         hold_s: table.number("hold_s", 25, 0, 55),
         decision_deadline_ms: table.number("decision_deadline_ms", 2_000, 100, 10_000),
         proof_window_s: table.number("proof_window_s", 300, 1, 300),
+        nonce_s: table.number("nonce_s", 60, 1, 300),
         body_deadline_ms: table.number("body_deadline_ms", 10_000, 100, 60_000),
     };
     table.finish();

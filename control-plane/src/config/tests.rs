@@ -124,6 +124,16 @@ fn each_problem_is_named_with_its_line() {
             "another listener has this port already",
         ),
         (
+            "path_prefix = \"/\"",
+            "path_prefix = \"/\"\nmode = \"observe\"\nnonce = true",
+            "so no client would be told a nonce",
+        ),
+        (
+            "module = ",
+            "nonce_s = 0\nmodule = ",
+            "0 is out of bounds: 1 to 300",
+        ),
+        (
             "owner = \"platform@example.com\"",
             "owner = 7",
             "a string is wanted",

@@ -268,6 +268,8 @@ pub struct Edge {
     pub decision_deadline_ms: u64,
     /// ± seconds that a proof's `iat` may be off at the edge.
     pub proof_window_s: u64,
+    /// Seconds after which routes that ask for a nonce are told the next one.
+    pub nonce_s: u64,
     /// Milliseconds that a body which is read may take to come.
     pub body_deadline_ms: u64,
     /// The guarded routes, in matching order.
@@ -335,6 +337,8 @@ pub struct Route {
     pub mode: Mode,
     /// Where it observes, the enforcing routes whose upstream it leads to.
     pub shares_upstream_with: Vec<String>,
+    /// Whether proofs have to have a nonce of ours.
+    pub nonce: bool,
     /// Whether the upstream is shown the control plane's signed decision.
     pub decision_header: bool,
     /// The `aud` of that decision, when it is not the upstream's address.

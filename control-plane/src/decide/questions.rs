@@ -144,13 +144,13 @@ impl Prefix {
     }
 
     /// Says again and again that we are there, until it is dropped.
-    pub async fn beat(&self, now_ms: impl Fn() -> u64) {
+    pub async fn beat(&self, beat: impl Fn() -> Heartbeat) {
         let mut beats = tokio::time::interval(HEARTBEAT_EVERY);
         // After a standstill one is as good as all that are due.
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beats.tick().await;
-            self.send(Message::Heartbeat(Heartbeat { time_ms: now_ms() }));
+            self.send(Message::Heartbeat(beat()));
             self.send_ends();
         }
     }

@@ -11,8 +11,8 @@ use crate::fleet::{Requests, Seat};
 use crate::state::Core;
 use capability::reason::Reason;
 use decision_api::{
-    Answer, Ask, FromControlPlane, FromFilter, PROTOCOL, Question, QuestionId, Welcome, Withdrawn,
-    answer::Verdict, from_control_plane::Message as Down, from_filter::Message as Up,
+    Answer, Ask, FromControlPlane, FromFilter, Heartbeat, PROTOCOL, Question, QuestionId, Welcome,
+    Withdrawn, answer::Verdict, from_control_plane::Message as Down, from_filter::Message as Up,
 };
 use ledger::model::Command;
 use prost::Message as _;
@@ -161,15 +161,18 @@ impl Shared {
             module = prefix.seat.module,
             "a filter connected"
         );
+        let beat = || self.heartbeat(&prefix.seat);
+        let Heartbeat { time_ms, nonces } = beat();
         prefix.send(Down::Welcome(Welcome {
             protocol: PROTOCOL,
             prefix: prefix.bytes.to_vec(),
-            time_ms: self.now_ms(),
+            time_ms,
+            nonces,
         }));
         let result = tokio::select! {
             result = self.read(&prefix, &mut ups) => result,
             () = replaced.cancelled() => Ok(()),
-            () = prefix.beat(|| self.now_ms()) => Ok(()),
+            () = prefix.beat(beat) => Ok(()),
         };
         prefix.detach(&replaced);
         core.fleet.ended(&prefix.seat);
@@ -300,6 +303,17 @@ impl Shared {
 
     fn now_ms(&self) -> u64 {
         (self.engine.core.clock)()
+    }
+
+    /// What every stream is told each second. Nonces are by the ledger's time, so
+    /// that a clock which steps back brings none back.
+    fn heartbeat(&self, seat: &Seat) -> Heartbeat {
+        let core = &self.engine.core;
+        let edge = core.edges.of(&seat.peer, &seat.module);
+        Heartbeat {
+            time_ms: self.now_ms(),
+            nonces: core.edge_nonces.good(core.now(), edge.nonce_s),
+        }
     }
 
     async fn refuse_foreign(&self, prefix: &Prefix, ask: Ask) {

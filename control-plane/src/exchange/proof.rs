@@ -1,9 +1,9 @@
 //! The DPoP proof of an exchange (RFC 9449, section 5), and the nonce that heals
 //! a wrong clock (section 8).
 
-use super::nonces::Told;
 use super::{Exchange, ExchangeError};
 use crate::keys::Native;
+use crate::nonces::Told;
 use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
 use capability::url::Target;

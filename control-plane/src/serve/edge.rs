@@ -2,7 +2,7 @@
 //! who heard it.
 
 use super::versions::Holed;
-use crate::config::{Config, Edge, Group};
+use crate::config::{Config, Edge, Group, Site};
 use crate::decide::DecisionsService;
 use crate::edges::{Served, name_of};
 use crate::state::Core;
@@ -224,15 +224,23 @@ fn plugin_config(
             if let (Some(told), Some(site)) = (told.as_object_mut(), &route.site) {
                 told.insert("site".to_owned(), json!(site));
             }
+            // Modules of before don't know it, and serve routes without it all the same.
+            if let (Some(told), true) = (told.as_object_mut(), route.nonce) {
+                told.insert("nonce".to_owned(), json!(true));
+            }
             told
         })
         .collect();
     let sites: Vec<_> = edge
         .sites
         .iter()
-        .map(|site| json!({ "name": site.name, "origin": site.origin, "resource": site.resource }))
+        .map(|site| {
+            let told =
+                json!({ "name": site.name, "origin": site.origin, "resource": site.resource });
+            with_metadata(edge, site, told)
+        })
         .collect();
-    json!({
+    let told = json!({
         "version": 1,
         "issuer": config.server.issuer,
         "resource": edge.resource,
@@ -264,7 +272,20 @@ fn plugin_config(
         "routes": routes,
         "module": name,
         "sites": sites,
-    })
+    });
+    match edge.site_named(None) {
+        Some(first) => with_metadata(edge, &first, told),
+        None => told,
+    }
+}
+
+/// What is told of an origin, and where its metadata is, where Envoy answers with that.
+fn with_metadata(edge: &Edge, site: &Site, mut told: serde_json::Value) -> serde_json::Value {
+    if let (Some(members), true) = (told.as_object_mut(), edge.metadata) {
+        let url = format!("{}{}", site.origin, site.metadata_path());
+        members.insert("resource_metadata".to_owned(), url.into());
+    }
+    told
 }
 
 /// The ids of the keys that proxies have to know.

@@ -26,6 +26,7 @@ use crate::exchange::{Exchange, Issuers};
 use crate::fleet::Fleet;
 use crate::keys::{self, KeyError, KeyRing};
 use crate::metrics::Metrics;
+use crate::nonces::EdgeNonces;
 use crate::refusals::Refusals;
 use crate::state::{Core, system_clock};
 use crate::warnings::Warnings;
@@ -168,6 +169,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let place = keys::Place::of(&config)?;
     let keys = KeyRing::open(&place, clock() / 1000)?;
     let decision_key = DecisionKey::open(&place.dir)?;
+    let edge_nonces = EdgeNonces::open(&place.dir, &config.server.issuer)?;
     let (ledger, begun) = match &config.ledger.store.url {
         Some(url) => store::in_database(url, &config, &clock).await?,
         None => store::embedded(&config, &clock)?,
@@ -199,6 +201,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         policies,
         keys,
         decision_key,
+        edge_nonces,
         identity: source,
         federation,
         issuers,

@@ -8,6 +8,9 @@ use std::rc::Rc;
 
 /// Further origins.
 const SITES_MAX: usize = 64;
+/// The member that says where an origin's metadata is, and how long that may be; bytes.
+pub(super) const METADATA: &str = "resource_metadata";
+const METADATA_MAX: usize = 512;
 
 /// What is said of one route; the proxy does the routing.
 pub struct Route {
@@ -17,6 +20,8 @@ pub struct Route {
     pub mode: Mode,
     /// Its upstream is shown the control plane's signed decision.
     pub decision_header: bool,
+    /// Proofs have to have a nonce.
+    pub nonce: bool,
     path_prefix: String,
     /// The authority of the origin that it belongs to.
     authority: String,
@@ -29,6 +34,8 @@ pub struct NamedSite {
     name: String,
     /// What the gates are told.
     pub site: Site,
+    /// Where its metadata is, where that is served.
+    pub metadata: Option<String>,
 }
 
 /// The route of this authority with the longest prefix of this path.
@@ -66,7 +73,7 @@ pub(super) fn sites(
         };
         let label = format!("sites[{at}].");
         let site = Members::new(&label, site);
-        site.only(&["name", "origin", "resource"], faults);
+        site.only(&["name", "origin", "resource", METADATA], faults);
         let name = site.text("name", faults);
         let origin = site.text("origin", faults).and_then(|text| {
             Origin::parse(text)
@@ -76,6 +83,7 @@ pub(super) fn sites(
         let aud = site
             .text("resource", faults)
             .filter(|text| faults.url("resource", text));
+        let metadata = metadata(&site, faults);
         let (Some(name), Some(origin), Some(aud)) = (name, origin, aud) else {
             continue;
         };
@@ -101,9 +109,23 @@ pub(super) fn sites(
                 resource: aud.to_owned(),
                 origin,
             },
+            metadata,
         });
     }
     Some(sites)
+}
+
+/// The URL of an origin's metadata (RFC 9728), where it has one. It goes into a quoted
+/// string as it is.
+pub(super) fn metadata(members: &Members<'_>, faults: &mut Faults) -> Option<String> {
+    members.map.get(METADATA)?;
+    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+    let text = members.text_within(METADATA, METADATA_MAX, faults)?;
+    if !text.bytes().all(plain) {
+        faults.must_be(members.label, METADATA, "a URL in its normal form");
+        return None;
+    }
+    faults.url(METADATA, text).then(|| text.to_owned())
 }
 
 /// What routes may name: the authorities of the origins.
@@ -148,6 +170,7 @@ pub(super) fn routes(
             "path_prefix",
             "mode",
             "decision_header",
+            "nonce",
             "site",
             "body",
         ];
@@ -167,6 +190,12 @@ pub(super) fn routes(
         let modes = [("enforce", Mode::Enforce), ("observe", Mode::Observe)];
         let mode = route.choice("mode", &modes, faults);
         let decision_header = route.truth("decision_header", faults);
+        let nonce = route.truth("nonce", faults);
+        if (mode, nonce) == (Some(Mode::Observe), Some(true)) {
+            faults.add(format!(
+                "{label}nonce: a route that observes tells nobody a nonce"
+            ));
+        }
         if mode == Some(Mode::Observe) && body.is_some() {
             faults.add(format!(
                 "{label}body: a route that observes reads no bodies"
@@ -176,13 +205,15 @@ pub(super) fn routes(
         if authority.is_none() {
             faults.add(format!("{label}site: no site has this name"));
         }
-        if let (Some(name), Some(prefix), Some(authority), Some(mode), Some(decision_header)) =
-            (name, prefix, authority, mode, decision_header)
+        let truths = decision_header.zip(nonce);
+        if let (Some(name), Some(prefix), Some(authority), Some(mode), Some(truths)) =
+            (name, prefix, authority, mode, truths)
         {
             routes.push(Route {
                 name: name.to_owned(),
                 mode,
-                decision_header,
+                decision_header: truths.0,
+                nonce: truths.1,
                 path_prefix: prefix.to_owned(),
                 authority: authority.to_owned(),
                 body: body.map(Rc::new),
@@ -218,6 +249,7 @@ mod tests {
             name: name.to_owned(),
             mode: Mode::Enforce,
             decision_header: false,
+            nonce: false,
             path_prefix: path_prefix.to_owned(),
             authority: authority.to_owned(),
             body: None,

@@ -56,6 +56,7 @@ impl Core {
                 if let Ok(here_ms) = host::now_ms() {
                     self.metrics.clock.compare(here_ms, beat.time_ms);
                 }
+                self.stream.told(beat.nonces);
             }
             None => {}
         }

@@ -67,10 +67,12 @@ impl Core {
     /// upstream can't read as one of another route, which would refuse.
     fn place(&self, headers: &[Header], facts: &mut Facts) {
         let authority = self.settings.edge.authority_of(headers);
+        facts.metadata = self.settings.metadata_of(authority).cloned();
         let Some(route) = self.settings.route(authority, facts.path()) else {
             return;
         };
         facts.decision_header = route.decision_header;
+        facts.asks_nonce = route.nonce;
         let path = headers.iter().find(|(name, _)| name == b":path");
         if route.mode == Mode::Observe
             && path.is_some_and(|(_, path)| url::is_read_alike(path))
@@ -101,6 +103,7 @@ impl Core {
                 (false, Bodies::Read) => Body::Awaited,
                 (false, Bodies::Pass | Bodies::Before) => Body::Unread,
             },
+            nonces: facts.asks_nonce.then(|| self.stream.nonces()),
         };
         let crypto = &self.settings.crypto;
         let checked =
@@ -110,7 +113,7 @@ impl Core {
                     agent: known.agent,
                     token_hash: known.token_hash,
                 });
-                Refusal::new(refused.reason)
+                self.refusal_at_the_gates(refused.reason)
             })?;
         if self.settings.edge.token_check == TokenCheck::Edge {
             facts.caller = Some(Caller {
@@ -136,6 +139,18 @@ impl Core {
         }
     }
 
+    /// A gate's no. Where a nonce is missing the client is told one; without a stream
+    /// there is none to tell, and nobody to ask.
+    fn refusal_at_the_gates(&self, reason: Reason) -> Refusal {
+        if reason != Reason::ProofNonce {
+            return Refusal::new(reason);
+        }
+        match self.stream.nonces().first() {
+            Some(nonce) => Refusal::of_a_nonce(nonce),
+            None => self.nobody_to_ask(),
+        }
+    }
+
     /// Whether there is somebody to ask, and room for a question.
     fn can_ask(&self) -> Result<(), Refusal> {
         if self.stream.is_up() && !self.questions.is_full() {
@@ -144,10 +159,14 @@ impl Core {
                 true => Err(Refusal::too_many_open()),
             };
         }
+        Err(self.nobody_to_ask())
+    }
+
+    fn nobody_to_ask(&self) -> Refusal {
         if self.stream.fell_silent() {
             self.metrics.unheard.add(1);
         }
-        Err(Refusal::not_asked())
+        Refusal::not_asked()
     }
 
     /// Asks about a request whose body is not looked at.

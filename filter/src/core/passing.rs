@@ -119,7 +119,10 @@ impl Core {
             // The log has the reason all the same, beside the word.
             let _lost = host::set_reason(reason.as_str());
             let _lost = host::set_fact("observed", "true");
-        } else if refusal.reply(&facts.request_id).is_err() {
+        } else if refusal
+            .reply(&facts.request_id, facts.metadata.as_deref())
+            .is_err()
+        {
             host::warn("writ: the host did not take a refusal; the request stays paused");
         }
         observed

@@ -112,8 +112,8 @@ pub fn check_proof(input: &[u8]) -> String {
 /// The JSON has `issuer`, `resource`, `origin`, `keys` (JWKs with `kid`), `now_ms`,
 /// and perhaps `record`, `require_peer`, `peer` (a leaf certificate's words:
 /// `sha256` in hex, `uri_sans`, `not_before_s`, `not_after_s`,
-/// `signs_handshakes_only`), and `body` (absent when unread, else its bytes in
-/// hex).
+/// `signs_handshakes_only`), `body` (absent when unread, else its bytes in hex), and
+/// `nonces`, of which the proof has to have one.
 pub fn gates(input: &[u8]) -> String {
     let mut lines = input.split(|byte| *byte == b'\n');
     let surroundings = lines.next().unwrap_or_default();
@@ -137,10 +137,16 @@ pub fn gates(input: &[u8]) -> String {
             Some([]) => Body::Empty,
             Some(body) => Body::of(body),
         };
+        let nonces = around.get("nonces").filter(|it| !it.is_null());
+        let nonces = match nonces {
+            Some(all) => Some(serde_json::from_value::<Vec<String>>(all.clone()).ok()?),
+            None => None,
+        };
         let request = RequestView {
             headers: &headers,
             peer: peer.as_ref(),
             body,
+            nonces: nonces.as_deref(),
         };
         let now_ms = around.get("now_ms")?.as_u64()?;
         Some(match gates::check(&request, &config, now_ms, &Portable) {

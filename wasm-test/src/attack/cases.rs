@@ -36,7 +36,14 @@ const FAULTS: usize = 12;
 const GATES: &str = include_str!("../../../capability/tests/data/gates.json");
 const MORE: &str = include_str!("data/abc.json");
 /// Requests that only a native test can make: with another clock, peer, or body.
-const NATIVE: [&str; 5] = ["token_check", "require_peer", "peer", "now_ms", "body"];
+const NATIVE: [&str; 6] = [
+    "token_check",
+    "require_peer",
+    "peer",
+    "now_ms",
+    "body",
+    "nonces",
+];
 
 /// Makes requests for a row, besides those of the files.
 pub type More = fn(&Forger) -> Result<Vec<Value>, Error>;

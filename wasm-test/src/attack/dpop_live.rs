@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::cases::{PATH, Run, Wanted, listed};
 use super::check::{holds, refused, same};
 use super::jws::proof;
-use super::stages::Stages;
+use super::nonces;
+use super::stages::{ASKS, Stages};
 use super::vectors;
 use crate::Error;
 use crate::client::{Answer, Verdict, now_s};
@@ -190,7 +191,20 @@ pub async fn made_ahead(stages: &mut Stages) -> Result<String, Error> {
     run.good("after all of them", &token, &named.forger.agent)
         .await?;
     let seen = run.end().await?;
-    Ok(format!("{seen}; {PROOFS} that were made ahead are no good"))
+    // Where a nonce is asked for, those of the next minutes are no good either.
+    let agent = &named.stage.agent;
+    let token = agent.token("GET", ASKS).await?;
+    let before = named.stage.arrived()?;
+    for ahead in 0..PROOFS {
+        let claims = json!({"iat": now_s().saturating_add(ahead.checked_rem(298).unwrap_or(0))});
+        nonces::asked_at_edge(&nonces::show(agent, &token, &claims).await?)?;
+    }
+    same("none of them passed", named.stage.arrived()?, before)?;
+    let good = agent.present("GET", ASKS, &token).await?;
+    same("with a nonce", good.status, 200)?;
+    Ok(format!(
+        "{seen}; {PROOFS} that were made ahead are no good, and where a nonce is asked for {PROOFS} of the next minutes neither"
+    ))
 }
 
 /// The token endpoint's proofs at the edge, and the edge's there.

@@ -13,6 +13,19 @@ use crate::{Error, postgres::POSTGRES};
 /// The policy of the stage whose routes read bodies, below the repository's root.
 const BODIES_POLICY: &str = "wasm-test/tests/e2e_edge/bodies.cedar";
 
+/// A path of the route that asks for nonces, on the stages that have one.
+pub const ASKS: &str = "/echo/asks/a";
+/// That route.
+const ASKING: &str = r#"
+[[edge.route]]
+name = "asks"
+path_prefix = "/echo/asks"
+upstream = "{upstream}"
+nonce = true
+"#;
+/// Where nonces are waited out: each is told for so many seconds.
+const SOON: &str = "[edge]\nnonce_s = 4\n";
+
 /// What is running.
 pub struct Stages {
     /// How many tokens are raced over replicas.
@@ -84,10 +97,12 @@ impl Stages {
             let mut options = Options {
                 envoys: 2,
                 cut: true,
+                routes: ASKING.to_owned(),
                 ..options()
             };
             // Row A40 makes a key old.
             options.extra_config += "[keys]\nrotate_every_days = 1\n";
+            options.extra_config += SOON;
             self.single = Some(Stage::start(options).await?);
         }
         self.single
@@ -132,6 +147,7 @@ impl Stages {
                     exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
                     .to_owned(),
                 hold_s: 1,
+                routes: ASKING.to_owned(),
                 ..Options::default()
             };
             let stage = Stage::start(options).await?;
@@ -167,6 +183,7 @@ impl Stages {
             })?;
             let options = Options {
                 concurrency: 4,
+                routes: ASKING.to_owned(),
                 ..options()
             };
             self.pair = Some(Pair::start(&bin, options).await?);

@@ -254,12 +254,34 @@ impl Agent {
         Answer::read(response).await
     }
 
-    /// Presents a token with a fresh, right proof.
+    /// Presents a token with a fresh, right proof; once more where a nonce is asked for.
     ///
     /// # Errors
     /// When there is no answer.
     pub async fn present(&self, method: &str, path: &str, token: &str) -> Result<Answer, Error> {
-        let proof = self.key.proof(method, &self.url(path), Some(token));
+        let answer = self.present_with(method, path, token, &Value::Null).await?;
+        match answer.header("dpop-nonce") {
+            Some(nonce) if answer.status == 401 => {
+                let claims = json!({ "nonce": nonce });
+                self.present_with(method, path, token, &claims).await
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// Presents a token with a fresh proof that has these claims as well, once.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn present_with(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        claims: &Value,
+    ) -> Result<Answer, Error> {
+        let url = self.url(path);
+        let proof = self.key.proof_with(method, &url, Some(token), claims);
         self.send(Call {
             method,
             path,

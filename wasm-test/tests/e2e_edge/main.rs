@@ -30,6 +30,7 @@ mod headers;
 mod hold;
 mod mesh;
 mod messages;
+mod nonces;
 mod observe;
 mod once;
 mod origins;

@@ -288,6 +288,7 @@ async fn each_origin_says_who_issues_its_tokens() {
             json!([origins.rig.system.issuer()])
         );
         assert_eq!(answer.json()["dpop_bound_access_tokens_required"], true);
+        let url = origins.agents[at].url(path);
         // Nothing beside it is open.
         for (method, path) in [
             ("POST", path.to_owned()),
@@ -305,6 +306,10 @@ async fn each_origin_says_who_issues_its_tokens() {
                 (401, "missing_credentials"),
                 "{method} {path}"
             );
+            // Whoever is refused is told where it is (RFC 9728, section 5.1).
+            let challenge = answer.header("www-authenticate");
+            let wanted = format!("DPoP algs=\"ES256 Ed25519\", resource_metadata=\"{url}\"");
+            assert_eq!(challenge, Some(wanted.as_str()), "{method} {path}");
         }
     }
     assert_eq!(origins.arrived(), before);

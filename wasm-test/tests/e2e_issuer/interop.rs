@@ -7,6 +7,9 @@ use wasm_test::upstream::REPORT;
 use crate::plane::Plane;
 use crate::programs::{Clients, ask, clients};
 
+/// A file behind a route that asks for nonces.
+const NOTES: &str = "/files/notes.txt";
+
 /// Everything that the PyPI client fetches from a Workload API.
 async fn fetched(clients: &Clients, socket: &std::path::Path, audience: &str) -> Value {
     let mut command = clients.python("svid.py");
@@ -34,7 +37,14 @@ async fn fetched(clients: &Clients, socket: &std::path::Path, audience: &str) ->
 #[tokio::test]
 async fn standard_clients_get_a_token_and_spend_it_once() {
     let Some(clients) = clients() else { return };
-    let system = System::for_test(Options::default()).await.unwrap();
+    let system = System::for_test(Options {
+        routes: format!(
+            "[[edge.route]]\nname = \"asks\"\npath_prefix = \"{NOTES}\"\nupstream = \"{{upstream}}\"\nnonce = true\n"
+        ),
+        ..Options::default()
+    })
+    .await
+    .unwrap();
     let got = fetched(clients, &system.workload_api(), &system.issuer()).await;
     let url = format!("{}{REPORT}", system.proxy_url());
 
@@ -62,6 +72,17 @@ async fn standard_clients_get_a_token_and_spend_it_once() {
         );
         assert_eq!(second["problem"]["reason"], "token_spent");
         assert_eq!(seen["claims"]["sub"], AGENT);
+        assert_eq!(seen["asked"], 0, "{seen}");
+        expected += 1;
+        assert_eq!(system.upstream().unwrap().arrived(), expected, "{alg}");
+
+        // Where a nonce is asked for it is told one, with the token as it was.
+        let mut asking = given.clone();
+        asking["url"] = format!("{}{NOTES}", system.proxy_url()).into();
+        let seen = ask(clients.node("oauth.mjs"), asking).await;
+        assert_eq!(seen["first"]["status"], 200, "{seen}");
+        assert_eq!(seen["second"]["problem"]["reason"], "token_spent", "{seen}");
+        assert_eq!(seen["asked"], 1, "{seen}");
         expected += 1;
         assert_eq!(system.upstream().unwrap().arrived(), expected, "{alg}");
 

@@ -75,13 +75,18 @@ pub fn token(claims: &Value, key: &Key) -> String {
 
 /// A proof for a GET of this path with this token.
 pub fn proof(path: &str, token: &str, key: &Key) -> String {
+    proof_with(path, token, key, None)
+}
+
+/// The same, with a nonce.
+pub fn proof_with(path: &str, token: &str, key: &Key, nonce: Option<&str>) -> String {
     let claims = ProofClaims {
         htm: "GET".to_owned(),
         htu: format!("{ORIGIN}{path}"),
         iat_s: START_S,
         jti: format!("proof of {}", b64::encode(&sha256(token.as_bytes()))),
         ath: Some(b64::encode(&sha256(token.as_bytes()))),
-        nonce: None,
+        nonce: nonce.map(str::to_owned),
     };
     key.sign(&proof::signing_input(&key.jwk(), Algorithm::Es256, &claims))
 }
@@ -106,6 +111,15 @@ impl Headers {
     pub fn good(path: &str, jti: &str) -> Self {
         let token = token(&claims(path, jti), &Key::issuer());
         let proof = proof(path, &token, &Key::agent());
+        Self::bare(path)
+            .with("authorization", format!("DPoP {token}"))
+            .with("dpop", proof)
+    }
+
+    /// The same, with a nonce in its proof.
+    pub fn with_nonce(path: &str, jti: &str, nonce: &str) -> Self {
+        let token = token(&claims(path, jti), &Key::issuer());
+        let proof = proof_with(path, &token, &Key::agent(), Some(nonce));
         Self::bare(path)
             .with("authorization", format!("DPoP {token}"))
             .with("dpop", proof)

@@ -8,7 +8,7 @@ use decision_api::Heartbeat;
 use decision_api::from_control_plane::Message as FromServer;
 
 fn beat() -> FromServer {
-    FromServer::Heartbeat(Heartbeat { time_ms: 0 })
+    FromServer::Heartbeat(Heartbeat::default())
 }
 
 fn assert_unheard(vm: &mut Vm, jti: &str) {

@@ -44,6 +44,8 @@ pub struct Vm {
     welcomed: Option<u32>,
     /// What the filter has told of what is open there.
     told: Vec<OpenRequests>,
+    /// The nonces that the scripted control plane says.
+    pub nonces: Vec<String>,
 }
 
 impl Vm {
@@ -76,6 +78,7 @@ impl Vm {
             seen_outcomes: 0,
             welcomed: None,
             told: Vec::new(),
+            nonces: Vec::new(),
         };
         vm.call::<(), ()>(ROOT, "_initialize", ());
         vm.call::<_, ()>(ROOT, "proxy_on_context_create", (ROOT.cast_signed(), 0));
@@ -97,6 +100,25 @@ impl Vm {
         vm.tick();
         vm.welcome(PREFIX);
         vm
+    }
+
+    /// As [`Vm::ready`] under this configuration, with a control plane that says these
+    /// nonces.
+    pub fn ready_asking(configuration: &serde_json::Value, nonces: &[&str]) -> Self {
+        let (mut vm, taken) = Self::configure(World::default(), configuration.to_string());
+        assert!(taken, "{:?}", vm.world().log);
+        vm.nonces = nonces.iter().map(|it| (*it).to_owned()).collect();
+        vm.tick();
+        vm.welcome(PREFIX);
+        vm
+    }
+
+    /// What the scripted control plane says each second.
+    pub fn heartbeat(&self) -> Heartbeat {
+        Heartbeat {
+            time_ms: 0,
+            nonces: self.nonces.clone(),
+        }
     }
 
     pub fn world(&mut self) -> &mut World {
@@ -145,7 +167,7 @@ impl Vm {
             if let Some(stream) = self.welcomed
                 && self.world().streams[&stream].open
             {
-                self.say_on(stream, FromServer::Heartbeat(Heartbeat { time_ms: 0 }));
+                self.say_on(stream, FromServer::Heartbeat(self.heartbeat()));
             }
         }
     }
@@ -383,6 +405,7 @@ impl Vm {
             protocol: PROTOCOL,
             prefix: prefix.to_vec(),
             time_ms: 0,
+            nonces: self.nonces.clone(),
         }));
         hello
     }

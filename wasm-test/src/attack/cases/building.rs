@@ -182,6 +182,7 @@ impl Run<'_> {
             } else {
                 capability::action::Body::Unread
             },
+            nonces: None,
         };
         let now_ms = crate::client::now_s().saturating_mul(1000);
         match gates::check(&view, &self.config, now_ms, &Portable) {
