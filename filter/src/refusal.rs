@@ -28,7 +28,7 @@ pub struct Refusal {
     retry_after_s: Option<u32>,
     approval_id: String,
     status_url: String,
-    first_use: Option<FirstUse>,
+    first_use: Option<Box<FirstUse>>,
     nonce: Option<String>,
 }
 
@@ -88,7 +88,7 @@ impl Refusal {
             retry_after_s,
             approval_id: deny.approval_id,
             status_url: deny.status_url,
-            first_use: deny.first_use,
+            first_use: deny.first_use.map(Box::new),
             ..Self::new(reason)
         }
     }

@@ -114,7 +114,14 @@ async fn without_a_good_one_nothing_is_spent_and_each_place_has_its_own() {
     let mut other = first.clone();
     let last = if other.pop() == Some('A') { 'B' } else { 'A' };
     other.push(last);
-    for nonce in ["", "x", &there, &other, &first[1..], &format!("{first} ")] {
+    for nonce in [
+        "",
+        "x",
+        &there,
+        &other,
+        first.get(1..).unwrap(),
+        &format!("{first} "),
+    ] {
         let answer = show(&rig, &token, json!({ "nonce": nonce })).await;
         asked(&format!("{nonce:?}"), &answer);
     }

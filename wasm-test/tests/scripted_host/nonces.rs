@@ -90,7 +90,11 @@ fn each_heartbeat_says_which_are_good_from_now_on() {
         vm.nonces = told.iter().map(|it| (*it).to_owned()).collect();
         let beat = vm.heartbeat();
         vm.say(FromServer::Heartbeat(beat));
-        let first = good.contains(&told[0]).then_some(told[0]).unwrap_or("n4");
+        let first = if good.contains(&told[0]) {
+            told[0]
+        } else {
+            "n4"
+        };
         for nonce in good {
             passes(
                 &mut vm,
