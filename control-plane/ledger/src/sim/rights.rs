@@ -80,11 +80,18 @@ impl Judge {
                     self.once(piece)?;
                 }
                 self.proof(&body["proof"])?;
-                // A grant that is stopped brings nothing either.
+                // A grant that is stopped brings nothing either, nor what came of it.
                 self.token(kind, text(body, "/under"))?;
+                let known = self.tokens.get(&hash);
+                for before in known.into_iter().flat_map(|it| &it.lineage) {
+                    self.token(kind, before)?;
+                }
                 self.token(kind, &hash)
             }
-            "present" => self.once(&body["once"]),
+            "present" => {
+                self.agent(kind, text(body, "/agent"), &[], u64::MAX)?;
+                self.once(&body["once"])
+            }
             "ask" => {
                 if let Some(opened) = body.get("opened") {
                     self.opened(opened);
