@@ -15,3 +15,4 @@ mod owners;
 mod postgres;
 mod recovery;
 mod rig;
+mod rights;

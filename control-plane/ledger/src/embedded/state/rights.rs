@@ -67,9 +67,7 @@ impl State {
         // What it had while it was active counts no more, also when it is active again.
         let leaves = was == AgentState::Active && next != was;
         let returns = was == AgentState::Suspended && next == AgentState::Active;
-        if leaves || returns {
-            record.void_ms = now;
-        }
+        let had_ended = was == AgentState::Active && !record.is_active(now);
         record.state = next;
         record.owner = change.owner.unwrap_or(record.owner);
         record.purpose = change.purpose.unwrap_or(record.purpose);
@@ -78,6 +76,9 @@ impl State {
         record.why = change.why;
         record.changed_ms = now;
         record.changed_by = by;
+        if leaves || returns || (had_ended && record.is_active(now)) {
+            record.void_ms = now;
+        }
         Ok(Draft::plain(Event::Agent(record)))
     }
 
