@@ -16,6 +16,7 @@ pub mod error;
 pub mod ports;
 pub mod postgres;
 pub mod raw;
+pub mod shim;
 pub mod stage;
 pub mod system;
 pub mod tools;

@@ -107,6 +107,14 @@ impl ApprovalDesk {
 }
 
 impl ApprovalDesk {
+    /// Not to be able to say so keeps nobody out: there may be something to stop.
+    async fn note_login(&self, body: serde_json::Value) {
+        let kind = "login";
+        if let Err(error) = self.core.ledger.commit(Command::Note { kind, body }).await {
+            tracing::error!(%error, "a login could not be recorded");
+        }
+    }
+
     /// What was stopped, or is not any more, where it was that.
     async fn rights_changed(
         &self,
@@ -211,9 +219,12 @@ impl Desk for ApprovalDesk {
         self.core.seen.last(agent)
     }
 
-    // There are no roles yet: the admin is whom login links are for.
     fn may_administer(&self, who: &str) -> bool {
-        who == self.core.config.server.login_as
+        self.core.config.is_admin(who)
+    }
+
+    fn may_sign_in(&self, who: &str) -> bool {
+        self.core.config.may_sign_in(who)
     }
 
     fn change_rights(
@@ -231,19 +242,12 @@ impl Desk for ApprovalDesk {
 
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()> {
         let body = serde_json::json!({ "who": who, "how": how });
-        Box::pin(async move {
-            if let Err(error) = self
-                .core
-                .ledger
-                .commit(Command::Note {
-                    kind: "login",
-                    body,
-                })
-                .await
-            {
-                tracing::error!(%error, "a login could not be recorded");
-            }
-        })
+        Box::pin(self.note_login(body))
+    }
+
+    fn link_made(&self, who: &str, uid: u32) -> BoxFuture<'_, ()> {
+        let body = serde_json::json!({ "who": who, "how": "link", "uid": uid });
+        Box::pin(self.note_login(body))
     }
 
     fn now_ms(&self) -> u64 {

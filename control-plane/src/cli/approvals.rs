@@ -22,7 +22,7 @@ pub struct Socket {
         env = "WRIT_ADMIN_SOCKET",
         default_value = "/run/writ/admin.sock"
     )]
-    admin_socket: PathBuf,
+    pub(super) admin_socket: PathBuf,
 }
 
 /// Whose session it is.

@@ -51,6 +51,16 @@ pub(crate) fn write_secret(path: &Path, text: &str) -> Result<(), String> {
 
 /// Asks the control plane on this machine, as the uid that we are.
 pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, Value), String> {
+    admin_send(socket, Method::GET, path, None).await
+}
+
+/// As [`admin_get`], with a document where there is one.
+pub(crate) async fn admin_send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(StatusCode, Value), String> {
     let gone = |error: &dyn std::fmt::Display| {
         format!(
             "the control plane at `{}` can't be asked: {error}; is `writ serve` running? name its socket with --admin-socket",
@@ -68,10 +78,13 @@ pub(crate) async fn admin_get(socket: &Path, path: &str) -> Result<(StatusCode, 
         .map_err(|error| gone(&error))?;
     tokio::spawn(connection);
     let request = Request::builder()
-        .method(Method::GET)
+        .method(method)
         .uri(path)
         .header("host", "localhost")
-        .body(Full::<Bytes>::default())
+        .header("content-type", "application/json")
+        .body(Full::<Bytes>::from(
+            body.map_or_else(String::new, |it| it.to_string()),
+        ))
         .map_err(|error| gone(&error))?;
     let response = sender
         .send_request(request)

@@ -11,6 +11,7 @@ mod completion;
 mod edge;
 mod keys;
 mod ledger;
+mod links;
 mod local;
 mod policy;
 mod rights;
@@ -57,6 +58,11 @@ enum Command {
     },
     /// Sign in with a login link, read from standard input, so that this terminal may approve
     Login(approvals::Login),
+    /// Make a login link for an administrator or an approver, as root or the control plane's user
+    #[command(
+        after_help = "Example:\n  writ login-link --as bob@example.com\n\nHand it to that person and to nobody else: it signs in once, within ten minutes."
+    )]
+    LoginLink(links::LoginLink),
     /// What runs, as the control plane on this machine sees it
     Status(approvals::Status),
     /// The audit log
@@ -173,6 +179,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Sidecar(sidecar) => sidecar.run().await,
         Command::Approvals { command } => command.run().await,
         Command::Login(login) => login.run().await,
+        Command::LoginLink(link) => link.run().await,
         Command::Status(status) => status.run().await,
         Command::Audit { command } => command.run().await,
         Command::Ledger { command } => command.run().await,

@@ -9,6 +9,7 @@ mod exempt;
 mod federated;
 mod issuers;
 mod keys;
+mod people;
 mod reader;
 mod rolling;
 mod sites;
@@ -81,7 +82,11 @@ impl Config {
             proxies: root.tables("proxy").iter().map(proxy).collect(),
             agents: root.tables("agent").iter().map(agent).collect(),
             clients: clients::read(&root),
-            approvers: root.tables("approver").iter().map(approver).collect(),
+            approvers: root
+                .tables("approver")
+                .iter()
+                .map(people::approver)
+                .collect(),
             token: token(&root.table_or_empty("token")),
             keys: keys::read(&root.table_or_empty("keys")),
             approval: approval(&root.table_or_empty("approval")),
@@ -102,6 +107,7 @@ impl Config {
         config.check_places(&reader);
         config.check_certificates(&reader);
         config.check_keys(&reader);
+        config.check_people(&reader);
         look(&config, &reader);
         reader.result(config)
     }
@@ -138,16 +144,6 @@ impl Config {
                     format!("`{proxy}` is an agent as well; a proxy must not be one"),
                 );
             }
-        }
-        if !self
-            .approvers
-            .iter()
-            .any(|approver| approver.name == self.server.login_as)
-        {
-            reader.error_at(
-                "server.login_as",
-                format!("`{}` is no [[approver]]", self.server.login_as),
-            );
         }
         let inside = |path: &PathBuf| path.starts_with(&self.server.data_dir);
         if self.ledger.head_copy.as_ref().is_some_and(inside) {
@@ -210,6 +206,7 @@ fn file_text(path: &Path) -> Result<String, Vec<ConfigError>> {
 }
 
 fn server(table: &Table<'_>) -> Server {
+    let login_as = table.text_or("login_as", "operator");
     let server = Server {
         issuer: table.origin("issuer"),
         listen: table.address("listen"),
@@ -218,7 +215,8 @@ fn server(table: &Table<'_>) -> Server {
         metrics_listen: metrics_listen(table),
         admin_socket: table.path("admin_socket"),
         plaintext_grpc: table.flag("plaintext_grpc", false),
-        login_as: table.text_or("login_as", "operator"),
+        admins: people::admins(table, &login_as),
+        login_as,
         mtls_listen: table.optional_address("mtls_listen"),
         mtls_url: table.optional_origin("mtls_url"),
         introspection: table.spiffe_ids("introspection", INTROSPECTION_MAX),
@@ -297,15 +295,6 @@ fn agent(table: &Table<'_>) -> Agent {
     };
     table.finish();
     agent
-}
-
-fn approver(table: &Table<'_>) -> policy::Approver {
-    let approver = policy::Approver {
-        name: table.text("name"),
-        groups: table.texts("groups"),
-    };
-    table.finish();
-    approver
 }
 
 fn token(table: &Table<'_>) -> Token {

@@ -75,8 +75,34 @@ fn a_good_file_has_the_documented_defaults() {
 }
 
 #[test]
+fn the_person_of_login_as_administers_where_no_list_says_who() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.server.admins, ["operator"]);
+    let listed = GOOD.replace("[identity]", "admins = [\"ann\", \"bob\"]\n[identity]");
+    let config = parse(&listed).unwrap();
+    assert!(config.is_admin("bob") && !config.is_admin("operator"));
+    assert!(["ann", "operator"].iter().all(|it| config.may_sign_in(it)));
+    assert!(!config.may_sign_in("carol"));
+}
+
+#[test]
 fn each_problem_is_named_with_its_line() {
     let table = [
+        (
+            "[identity]",
+            "admins = []\n[identity]",
+            "admins: nobody could stop",
+        ),
+        (
+            "[identity]",
+            "admins = [\"ann\", \"ann\"]\n[identity]",
+            "admins: one is named twice",
+        ),
+        (
+            "[identity]",
+            "admins = [\" \"]\n[identity]",
+            "admins: ` ` is no name",
+        ),
         (
             "[[agent]]",
             "[token]\nlifetime_s = 301\n[[agent]]",

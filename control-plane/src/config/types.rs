@@ -95,8 +95,10 @@ pub struct Server {
     pub introspection: Vec<String>,
     /// ADS and decisions without TLS; loopback only, by explicit flag.
     pub plaintext_grpc: bool,
-    /// Whom a login link signs in.
+    /// Whom the start's login link signs in.
     pub login_as: String,
+    /// Who may stop and lift, and change agents.
+    pub admins: Vec<String>,
 }
 
 /// The ledger.

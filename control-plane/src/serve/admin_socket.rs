@@ -3,7 +3,7 @@
 use super::ServeError;
 use super::http::{self, Patience};
 use crate::state::Core;
-use crate::web::{self, AdminSettings, Desk, PeerUid};
+use crate::web::{self, AdminSettings, Desk, Logins, PeerUid};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ const MAX_CONNECTIONS: usize = 64;
 pub fn open(
     core: &Arc<Core>,
     desk: Arc<dyn Desk>,
+    logins: Logins,
     module_sha256: watch::Receiver<Option<String>>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -40,9 +41,11 @@ pub fn open(
     let settings = AdminSettings {
         refused_uids,
         dev_single_uid: core.config.identity.dev_single_uid,
+        own_uid: rustix::process::geteuid().as_raw(),
+        issuer: core.config.server.issuer.clone(),
         module_sha256,
     };
-    let router = web::admin(desk, settings);
+    let router = web::admin(desk, logins, settings);
     let (stop, handlers) = (stop.clone(), tasks.clone());
     tasks.spawn(async move {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -283,7 +283,8 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     ));
     tasks.spawn(until(stop.clone(), decisions.clone().end_what_is_stopped()));
     tasks.spawn(until(stop.clone(), decisions.sweep()));
-    admin_socket::open(&core, desk, module_sha256.clone(), &tasks, &stop)?;
+    let module = module_sha256.clone();
+    admin_socket::open(&core, desk, logins.clone(), module, &tasks, &stop)?;
     tasks.spawn(until(stop.clone(), expire(core.clone())));
     tasks.spawn(until(stop.clone(), crate::fresh::keep_fresh(core.clone())));
     tasks.spawn(until(stop.clone(), crate::seen::keep(core.clone())));

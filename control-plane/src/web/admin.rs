@@ -1,7 +1,9 @@
 //! The admin socket: who a caller is comes from the kernel, by uid.
 //!
 //! It tells and never decides: any process of a uid could be an agent, so a
-//! uid is no human. The uids that a workload can have get nothing at all.
+//! uid is no human. The uids that a workload can have get nothing at all. Root and
+//! the control plane's own user, who could read every secret here anyhow, may have
+//! a person let in.
 
 use std::sync::Arc;
 
@@ -13,16 +15,19 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use ledger::model::ApprovalState;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::Desk;
-use super::api::{problem, suspension};
+use super::answers::LinkAnswer;
+use super::api::{Asked, Object, problem, suspension};
 use super::fence::harden;
+use super::logins::LINK_MS;
 use super::models::{all_json, standing};
 use super::rights::{agents_json, no_agent, one_json, stops_json};
 use super::site::BODY_MAX;
 use super::text::time_for_programs;
+use super::{Desk, Logins};
 
 /// The process at the other end of the socket, as the kernel named it when it
 /// connected (`SO_PEERCRED`).
@@ -41,6 +46,10 @@ pub struct AdminSettings {
     pub refused_uids: Vec<u32>,
     /// One uid plays every part: those are let in, and decide as little as others.
     pub dev_single_uid: bool,
+    /// The control plane's own uid.
+    pub own_uid: u32,
+    /// Where the pages are.
+    pub issuer: String,
     /// SHA-256 of the filter module that proxies get, lower-case hex.
     pub module_sha256: watch::Receiver<Option<String>>,
 }
@@ -48,17 +57,19 @@ pub struct AdminSettings {
 #[derive(Clone)]
 struct Office {
     desk: Arc<dyn Desk>,
+    logins: Logins,
     settings: Arc<AdminSettings>,
 }
 
-/// The admin socket's routes: `GET /api/v1/status` and `GET /api/v1/approvals`;
-/// whatever would decide or let somebody in answers 403.
+/// The admin socket's routes: those that tell, and sign-in links for root and the
+/// control plane's own user; whatever would decide answers 403.
 ///
 /// Every request must carry [`ConnectInfo`] of a [`PeerUid`]; one without is
 /// refused.
-pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
+pub fn admin(desk: Arc<dyn Desk>, logins: Logins, settings: AdminSettings) -> Router {
     let office = Office {
         desk,
+        logins,
         settings: Arc::new(settings),
     };
     Router::new()
@@ -71,7 +82,7 @@ pub fn admin(desk: Arc<dyn Desk>, settings: AdminSettings) -> Router {
         .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
         .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
         .route("/api/v1/session", post(needs_a_human))
-        .route("/api/v1/login-links", post(needs_a_human))
+        .route("/api/v1/login-links", post(new_link))
         .route("/api/v1/ledger/confirm", post(needs_a_human))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -128,6 +139,51 @@ async fn stops(State(office): State<Office>) -> Response {
 async fn needs_a_human() -> Response {
     let detail = "a uid is no human: run `writ login` with a one-time link and use that session at the issuer's address";
     problem(StatusCode::FORBIDDEN, "needs_a_human", detail)
+}
+
+/// Whom a link is to sign in.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkFor {
+    #[serde(rename = "as")]
+    who: String,
+}
+
+/// A one-time link for an administrator or an approver, by name. Where one uid plays
+/// every part an agent has that uid too, so that nobody gets one.
+async fn new_link(
+    State(office): State<Office>,
+    ConnectInfo(peer): ConnectInfo<PeerUid>,
+    body: Asked<LinkFor>,
+) -> Response {
+    let settings = &office.settings;
+    let is_trusted = peer.uid == 0 || peer.uid == settings.own_uid;
+    if !is_trusted || settings.dev_single_uid {
+        let detail = "a link for somebody is made by root or the control plane's own user, and by nobody under dev_single_uid; one for oneself with the session of `writ login`";
+        return problem(StatusCode::FORBIDDEN, "needs_a_human", detail);
+    }
+    let Object(LinkFor { who }) = match body {
+        Ok(body) => body,
+        Err(refusal) => return refusal,
+    };
+    if !office.desk.may_sign_in(&who) {
+        let detail = "the config has no such person: neither server.admins nor an [[approver]] has this name";
+        return problem(StatusCode::NOT_FOUND, "not_found", detail);
+    }
+    tracing::info!(
+        who,
+        uid = peer.uid,
+        pid = peer.pid,
+        "a sign-in link was made"
+    );
+    office.desk.link_made(&who, peer.uid).await;
+    let now = office.desk.now_ms();
+    let secret = office.logins.mint_for(&who, now);
+    let answer = LinkAnswer {
+        url: format!("{}/login#{secret}", settings.issuer.trim_end_matches('/')),
+        expires_at: time_for_programs(now.saturating_add(LINK_MS)),
+    };
+    (StatusCode::CREATED, Json(answer)).into_response()
 }
 
 async fn not_found() -> Response {

@@ -216,7 +216,7 @@ fn refused(site: &Site, session: &Session, id: &str, error: &DeskError) -> Respo
         DeskError::NotAdmin => (
             StatusCode::FORBIDDEN,
             "You may not change this",
-            "Nothing was changed. Only the person of server.login_as changes the registry.",
+            "Nothing was changed. Only the people of server.admins change the registry.",
         ),
         DeskError::Rights(Refused::Transition(_)) => return moved(site, session, id),
         DeskError::Rights(Refused::Limit(_)) => (

@@ -77,6 +77,8 @@ pub trait Desk: Send + Sync + 'static {
     fn last_seen(&self, agent: &str) -> Option<Millis>;
     /// Whether this person may change either.
     fn may_administer(&self, who: &str) -> bool;
+    /// Whether a sign-in link may be made for this person.
+    fn may_sign_in(&self, who: &str) -> bool;
     /// Changes either; `by` is the session's name. Answers once that is durable, with what
     /// was stopped or lifted, where it was that: of a refresh token its family.
     fn change_rights(
@@ -88,6 +90,8 @@ pub trait Desk: Send + Sync + 'static {
     fn changes(&self) -> watch::Receiver<u64>;
     /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()>;
+    /// Says, for the log, that a process of this uid made a sign-in link for somebody.
+    fn link_made(&self, who: &str, uid: u32) -> BoxFuture<'_, ()>;
     /// Ledger time, ms since the epoch.
     fn now_ms(&self) -> Millis;
     /// What whoever looks has to be told.
@@ -143,7 +147,7 @@ pub enum DeskError {
     #[error("this person is not one of its approvers")]
     NotAllowed,
     /// This person is no admin.
-    #[error("only the person of server.login_as does that")]
+    #[error("only the people of server.admins do that")]
     NotAdmin,
     /// A change of rights was refused.
     #[error("{0}")]

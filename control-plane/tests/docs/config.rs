@@ -170,6 +170,7 @@ fn the_file_has_every_key_that_the_reader_asks_for() {
         "issuers",
         "keys",
         "mod",
+        "people",
         "rolling",
         "sites",
         "users",

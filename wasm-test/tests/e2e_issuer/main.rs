@@ -13,6 +13,7 @@
 )]
 
 mod admin_socket;
+mod admins;
 mod ahead;
 mod authzen;
 mod browser;

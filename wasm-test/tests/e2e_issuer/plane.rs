@@ -47,6 +47,7 @@ pub struct Prepared {
     dir: tempfile::TempDir,
     ports: Ports,
     config: toml::Table,
+    env: Vec<(String, String)>,
     tools: Tools,
 }
 
@@ -116,6 +117,7 @@ files = ["policy.cedar"]
             config: config.parse().unwrap(),
             dir,
             ports,
+            env: Vec::new(),
             tools,
         };
         prepared.write_policy(POLICY);
@@ -125,6 +127,12 @@ files = ["policy.cedar"]
     /// Sets keys: `over` is laid over the config table by table.
     pub fn with(mut self, over: &str) -> Prepared {
         lay(&mut self.config, over.parse().unwrap());
+        self
+    }
+
+    /// More environment for the control plane.
+    pub fn with_env(mut self, env: Vec<(String, String)>) -> Prepared {
+        self.env.extend(env);
         self
     }
 
@@ -181,6 +189,7 @@ files = ["policy.cedar"]
         let config = self.write();
         let ready_file = self.path("ready.json");
         let mut command = self.serve(&config);
+        command.envs(self.env.iter().cloned());
         command.arg("--ready-file").arg(&ready_file);
         let mut child =
             Child::spawn("the control plane", &mut command, &self.path("serve.log")).unwrap();

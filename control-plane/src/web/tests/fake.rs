@@ -14,6 +14,8 @@ pub(super) struct FakeDesk {
     pub(super) approvals: Mutex<Vec<Approval>>,
     pub(super) now: AtomicU64,
     pub(super) signed_in: Mutex<Vec<(String, &'static str)>>,
+    /// Whom links were made for, and by which uid.
+    pub(super) links: Mutex<Vec<(String, u32)>>,
     pub(super) activity: Vec<Activity>,
     pub(super) proxies: Vec<ProxyView>,
     pub(super) suspended: Mutex<Option<Suspension>>,
@@ -37,6 +39,7 @@ impl FakeDesk {
             approvals: Mutex::new(approvals),
             now: AtomicU64::new(now),
             signed_in: Mutex::default(),
+            links: Mutex::default(),
             activity: Vec::new(),
             proxies: Vec::new(),
             suspended: Mutex::default(),
@@ -154,6 +157,10 @@ impl Desk for FakeDesk {
         who == "operator"
     }
 
+    fn may_sign_in(&self, who: &str) -> bool {
+        ["operator", "bob"].contains(&who)
+    }
+
     fn change_rights(
         &self,
         change: RightsChange,
@@ -178,6 +185,11 @@ impl Desk for FakeDesk {
 
     fn logged_in(&self, who: &str, how: &'static str) -> BoxFuture<'_, ()> {
         lock(&self.signed_in).push((who.to_owned(), how));
+        async {}.boxed()
+    }
+
+    fn link_made(&self, who: &str, uid: u32) -> BoxFuture<'_, ()> {
+        lock(&self.links).push((who.to_owned(), uid));
         async {}.boxed()
     }
 

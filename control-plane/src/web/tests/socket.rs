@@ -4,7 +4,7 @@ use axum::extract::connect_info::ConnectInfo;
 use serde_json::json;
 
 use super::*;
-use crate::web::{AdminSettings, PeerUid, admin};
+use crate::web::{AdminSettings, Kind, PeerUid, admin};
 
 struct Socket {
     world: World,
@@ -18,16 +18,23 @@ impl Socket {
         let settings = AdminSettings {
             refused_uids: vec![1000, 1001],
             dev_single_uid,
+            own_uid: 990,
+            issuer: "https://writ.example".to_owned(),
             module_sha256,
         };
         Self {
-            router: admin(world.desk.clone(), settings),
+            router: admin(world.desk.clone(), world.logins.clone(), settings),
             world,
         }
     }
 
     async fn ask(&self, uid: Option<u32>, method: Method, path: &str) -> Answer {
-        let body = Body::from(json!({"digest": DIGEST}).to_string());
+        self.send(uid, method, path, json!({"digest": DIGEST}))
+            .await
+    }
+
+    async fn send(&self, uid: Option<u32>, method: Method, path: &str, body: Value) -> Answer {
+        let body = Body::from(body.to_string());
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -84,7 +91,6 @@ async fn nobody_decides_or_lets_anybody_in() {
         for path in [
             &format!("/api/v1/approvals/{ID}/approve"),
             &format!("/api/v1/approvals/{ID}/deny"),
-            "/api/v1/login-links",
             "/api/v1/ledger/confirm",
             "/api/v1/session",
         ] {
@@ -100,6 +106,53 @@ async fn nobody_decides_or_lets_anybody_in() {
         drop(session);
         assert_eq!(socket.world.state(), ApprovalState::Pending);
     }
+}
+
+/// Who could read every secret here may have a person let in, and no other may.
+#[tokio::test]
+async fn a_link_for_somebody_is_made_by_who_runs_the_machine() {
+    let path = "/api/v1/login-links";
+    let bob = json!({"as": "bob"});
+    for (uid, dev, made) in [
+        (0, false, true),
+        (990, false, true),
+        (999, false, false),
+        (1000, false, false),
+        (0, true, false),
+        (990, true, false),
+        (1000, true, false),
+    ] {
+        let socket = Socket::new(dev);
+        let answer = socket
+            .send(Some(uid), Method::POST, path, bob.clone())
+            .await;
+        let links = lock(&socket.world.desk.links).clone();
+        if !made {
+            let reason = if uid == 1000 && !dev {
+                "workload_uid"
+            } else {
+                "needs_a_human"
+            };
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{uid} {dev}");
+            assert_eq!(answer.json()["reason"], reason, "{uid} {dev}");
+            assert!(links.is_empty());
+            continue;
+        }
+        assert_eq!(answer.status, StatusCode::CREATED, "{uid}: {}", answer.body);
+        assert_eq!(links, [("bob".to_owned(), uid)]);
+        let url = answer.json()["url"].as_str().unwrap().to_owned();
+        let secret = url.strip_prefix("https://writ.example/login#").unwrap();
+        let opened = socket.world.logins.open(secret, Kind::CommandLine, NOW);
+        assert_eq!(opened.unwrap().1.who, "bob");
+    }
+    let socket = Socket::new(false);
+    let answer = socket.ask(Some(0), Method::POST, path).await;
+    assert_eq!(answer.json()["reason"], "bad_body");
+    let nobody = json!({"as": "carol"});
+    let answer = socket.send(Some(0), Method::POST, path, nobody).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    assert!(answer.body.contains("server.admins"), "{}", answer.body);
+    assert!(lock(&socket.world.desk.links).is_empty());
 }
 
 #[tokio::test]

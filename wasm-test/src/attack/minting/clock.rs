@@ -1,10 +1,5 @@
 //! E12: a control plane whose clock steps.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::process::Command;
-
 use serde_json::{Value, json};
 
 use super::claims_of;
@@ -12,6 +7,7 @@ use crate::Error;
 use crate::attack::check::{holds, same};
 use crate::attack::stages::Stages;
 use crate::client::{Answer, now_s};
+use crate::shim::Clock;
 use crate::stage::{Stage, eventually, text_at};
 use crate::system::Options;
 use crate::upstream::REPORT;
@@ -23,58 +19,22 @@ const SKEW_S: u64 = 10;
 const HOUR_S: i64 = 3_600;
 const EACH: usize = 5;
 
-/// Builds what makes the time of day wrong.
-fn shim(dir: &Path) -> Result<std::path::PathBuf, Error> {
-    let source = crate::tools::root().join("wasm-test/src/attack/data/clock.c");
-    let made = dir.join("clock.so");
-    let mut command = Command::new("cc");
-    command.args(["-shared", "-fPIC", "-O1", "-o"]);
-    command.arg(&made).arg(&source);
-    let output = command
-        .output()
-        .map_err(|problem| Error::Setup(format!("this row needs a C compiler, cc: {problem}")))?;
-    let problem = String::from_utf8_lossy(&output.stderr).into_owned();
-    holds(output.status.success(), format!("cc: {problem}"))?;
-    Ok(made)
-}
-
 /// A system whose control plane's clock can be set.
 struct Clocked {
     stage: Stage,
-    seconds: File,
-    _dir: tempfile::TempDir,
+    clock: Clock,
 }
 
 impl Clocked {
     async fn start() -> Result<Clocked, Error> {
-        let dir = tempfile::tempdir().map_err(|it| Error::Setup(it.to_string()))?;
-        let path = dir.path().join("seconds");
-        std::fs::write(&path, 0_i64.to_ne_bytes()).map_err(Error::file("write", &path))?;
-        let seconds = File::options().write(true).open(&path);
-        let seconds = seconds.map_err(Error::file("open", &path))?;
-        let env = [
-            ("LD_PRELOAD", shim(dir.path())?),
-            ("WRIT_TEST_CLOCK", path.clone()),
-        ];
+        let clock = Clock::new()?;
         let stage = Stage::start(Options {
             token_lifetime_s: LIVES_S,
-            env: env
-                .map(|(name, path)| (name.to_owned(), path.display().to_string()))
-                .to_vec(),
+            env: clock.env(),
             ..Options::default()
         })
         .await?;
-        Ok(Clocked {
-            stage,
-            seconds,
-            _dir: dir,
-        })
-    }
-
-    /// Sets the clock so many seconds off.
-    fn step(&self, seconds: i64) -> Result<(), Error> {
-        let set = self.seconds.write_all_at(&seconds.to_ne_bytes(), 0);
-        set.map_err(|problem| Error::Unexpected(problem.to_string()))
+        Ok(Clocked { stage, clock })
     }
 
     /// One exchange, with an SVID of the control plane's own time.
@@ -161,7 +121,7 @@ async fn of(clocked: &Clocked) -> Result<String, Error> {
         ("an hour ahead", HOUR_S, "stepped by 3600 s"),
         ("right at last", 0, "behind the log"),
     ] {
-        clocked.step(seconds)?;
+        clocked.clock.step(seconds)?;
         let told = async || warnings(stage).is_ok_and(|it| it.contains(warning));
         eventually(&format!("{what}: {warning}"), told).await?;
         let (minted, passed, told) = clocked.tries(what).await?;

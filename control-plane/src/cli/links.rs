@@ -1,0 +1,52 @@
+//! `writ login-link`: a one-time link for somebody by name, made by who runs the machine.
+
+use super::approvals::Socket;
+use super::local::admin_send;
+use super::{fail, plain, refuse};
+use clap::Args;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// For whom.
+#[derive(Args)]
+pub struct LoginLink {
+    /// The person, as `server.admins` or an `[[approver]]` names them
+    #[arg(long = "as", value_name = "PERSON")]
+    who: String,
+    #[command(flatten)]
+    socket: Socket,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl LoginLink {
+    /// Makes and prints it.
+    pub async fn run(self) -> ExitCode {
+        let body = json!({ "as": self.who });
+        let socket = &self.socket.admin_socket;
+        let path = "/api/v1/login-links";
+        let (status, value) = match admin_send(socket, Method::POST, path, Some(body)).await {
+            Ok(answered) => answered,
+            Err(error) => return fail(&error),
+        };
+        let text = |name: &str| value.get(name).and_then(Value::as_str).map(plain);
+        match (status, text("url")) {
+            (StatusCode::CREATED, Some(_)) if self.json => println!("{value}"),
+            (StatusCode::CREATED, Some(url)) => {
+                eprintln!(
+                    "writ: for {}, once, until {}; hand it to nobody else",
+                    plain(&self.who),
+                    text("expires_at").unwrap_or_default()
+                );
+                println!("{url}");
+            }
+            _ => {
+                let detail = text("detail");
+                return refuse(&detail.unwrap_or_else(|| "the control plane refused it".into()));
+            }
+        }
+        ExitCode::SUCCESS
+    }
+}
