@@ -9,7 +9,7 @@ pub use bodies::{BODIES_MAX, Bodies, Room};
 pub(crate) use stops::kept_until;
 
 use crate::state::Core;
-use crate::web::{Activity, Desk, DeskError, ProxyView, RightsChange};
+use crate::web::{Activity, Desk, DeskError, Owners, ProxyView, RightsChange};
 use futures::future::BoxFuture;
 use ledger::model::{
     Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Suspension, Target,
@@ -124,6 +124,12 @@ impl ApprovalDesk {
         if !self.may_administer(&by) {
             return Err(DeskError::NotAdmin);
         }
+        if let RightsChange::Agent { change, .. } = &change
+            && let Some(owner) = &change.owner
+            && !self.core.config.known_owners().contains_key(owner.as_str())
+        {
+            return Err(DeskError::NoSuchOwner(self.core.config.told_owners()));
+        }
         let (changed, command) = match change {
             RightsChange::Agent { agent, change } => {
                 (None, Command::PutAgent { agent, change, by })
@@ -221,6 +227,15 @@ impl Desk for ApprovalDesk {
 
     fn may_administer(&self, who: &str) -> bool {
         self.core.config.is_admin(who)
+    }
+
+    fn owners(&self) -> Owners {
+        let known = self.core.config.known_owners().into_iter();
+        let owned = |(name, contact): (&str, Option<&str>)| {
+            let contact = contact.map(str::to_owned);
+            (name.to_owned(), contact)
+        };
+        known.map(owned).collect()
     }
 
     fn may_sign_in(&self, who: &str) -> bool {

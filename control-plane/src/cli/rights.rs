@@ -70,7 +70,7 @@ pub struct Set {
     issuer: Issuer,
     /// Its SPIFFE ID
     agent: String,
-    /// The person or team that answers for it; a new agent needs one
+    /// The person or team that answers for it, which the config has to know; a new agent needs one
     #[arg(long)]
     owner: Option<String>,
     /// What it is for
@@ -136,10 +136,11 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
     }
     for agent in all {
         println!(
-            "{:<15}{}  owner {}  seen {}{}",
+            "{:<15}{}  owner {}{}  seen {}{}",
             text(agent, "state"),
             text(agent, "agent"),
             text(agent, "owner"),
+            gone(agent),
             text(agent, "last_seen_at"),
             match text(agent, "why").as_str() {
                 "" | "-" => String::new(),
@@ -148,6 +149,14 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
         );
     }
     ExitCode::SUCCESS
+}
+
+/// What is said beside an owner that is none any more.
+fn gone(agent: &Value) -> &'static str {
+    match agent.get("owner_exists") {
+        Some(Value::Bool(false)) => " (not in the config any more)",
+        _ => "",
+    }
 }
 
 /// What is said of an agent, with its words.
@@ -178,7 +187,8 @@ async fn show(socket: &Socket, agent: &str, json: bool) -> ExitCode {
     for (name, member) in SAID {
         let text = value.get(member).and_then(Value::as_str);
         let text = text.filter(|it| !it.is_empty()).unwrap_or("-");
-        println!("{name:<13}{}", plain(text));
+        let gone = if name == "owner" { gone(&value) } else { "" };
+        println!("{name:<13}{}{gone}", plain(text));
     }
     ExitCode::SUCCESS
 }

@@ -20,6 +20,7 @@ pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use federated::Federated;
 pub use keys::{Keys, PinFrom, Pkcs11};
+pub use people::Owner;
 pub use reader::ConfigError;
 pub use types::{
     Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
@@ -77,10 +78,15 @@ impl Config {
         let reader = Reader::new(path, text);
         let root = reader.root()?;
         let identity = identity(&root.table("identity"));
+        let owners = people::owners(&root);
+        let declared = owners.iter().map(|it| it.name.as_str()).collect();
         let mut config = Self {
             server: server(&root.table("server")),
             proxies: root.tables("proxy").iter().map(proxy).collect(),
-            agents: root.tables("agent").iter().map(agent).collect(),
+            agents: (root.tables("agent").iter())
+                .map(|it| agent(it, &declared))
+                .collect(),
+            owners,
             clients: clients::read(&root),
             approvers: root
                 .tables("approver")
@@ -287,12 +293,13 @@ fn proxy(table: &Table<'_>) -> String {
     id
 }
 
-fn agent(table: &Table<'_>) -> Agent {
+fn agent(table: &Table<'_>, declared: &BTreeSet<&str>) -> Agent {
     let agent = Agent {
         spiffe_id: table.spiffe_id("spiffe_id"),
         owner: table.text("owner"),
         active: table.flag("active", true),
     };
+    people::check_owner(table, &agent.owner, declared);
     table.finish();
     agent
 }

@@ -1,13 +1,26 @@
-//! People by name: `server.admins` and `[[approver]]`.
+//! People and teams by name: `server.admins`, `[[approver]]`, `[[owner]]`.
 
 use super::Config;
 use super::reader::{Reader, Table};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Administrators.
 const ADMINS_MAX: usize = 64;
+/// Owners.
+const OWNERS_MAX: usize = 4_096;
 /// Letters of a person's or a team's name.
 const NAME_MAX: usize = 256;
+/// Owners that a refusal names.
+const TOLD_MAX: usize = 8;
+
+/// A person or team that may answer for agents.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Its name, by which agents have it.
+    pub name: String,
+    /// Where to find it, for people.
+    pub contact: Option<String>,
+}
 
 /// Whether it may be the name of a person or a team.
 fn is_name(text: &str) -> bool {
@@ -48,7 +61,84 @@ pub(super) fn approver(table: &Table<'_>) -> policy::Approver {
     approver
 }
 
+/// Each `[[owner]]`.
+pub(super) fn owners(root: &Table<'_>) -> Vec<Owner> {
+    let entries = root.tables("owner");
+    if entries.len() > OWNERS_MAX {
+        root.error("owner", format!("more than {OWNERS_MAX}"));
+    }
+    let mut seen = BTreeSet::new();
+    let owner = |entry: &Table<'_>| {
+        let owner = Owner {
+            name: entry.text("name"),
+            contact: entry.optional_text("contact"),
+        };
+        if !owner.name.is_empty() && !is_name(&owner.name) {
+            entry.error(
+                "name",
+                format!("`{}` is no name", owner.name.escape_debug()),
+            );
+        }
+        if !seen.insert(owner.name.clone()) {
+            entry.error("name", "another owner has this name".into());
+        }
+        entry.finish();
+        owner
+    };
+    entries.iter().map(owner).collect()
+}
+
+/// Says where an agent's owner is none of those that are declared, where any is.
+pub(super) fn check_owner(agent: &Table<'_>, owner: &str, declared: &BTreeSet<&str>) {
+    if !declared.is_empty() && !owner.is_empty() && !declared.contains(owner) {
+        agent.error(
+            "owner",
+            format!("`{}` is no [[owner]]", owner.escape_debug()),
+        );
+    }
+}
+
 impl Config {
+    /// The owners that there are, with where to find them: those that are declared. Where
+    /// none is, those that the agents of the config have, and the approvers and their groups.
+    #[must_use]
+    pub fn known_owners(&self) -> BTreeMap<&str, Option<&str>> {
+        if !self.owners.is_empty() {
+            let all = self.owners.iter();
+            return all
+                .map(|it| (it.name.as_str(), it.contact.as_deref()))
+                .collect();
+        }
+        let agents = self.agents.iter().map(|it| &it.owner);
+        let approvers = self.approvers.iter();
+        let people = approvers.flat_map(|it| it.groups.iter().chain([&it.name]));
+        agents.chain(people).map(|it| (it.as_str(), None)).collect()
+    }
+
+    /// What there is to say of an owner that there is not.
+    #[must_use]
+    pub fn told_owners(&self) -> String {
+        let known = self.known_owners();
+        let mut told: Vec<String> = known
+            .keys()
+            .take(TOLD_MAX)
+            .map(|name| format!("`{}`", name.escape_debug()))
+            .collect();
+        let more = known.len().saturating_sub(TOLD_MAX);
+        if more > 0 {
+            told.push(format!("{more} more"));
+        }
+        let where_to = if self.owners.is_empty() {
+            "the agents of the config and its approvers have no other; another is there once an [[approver]], an [[agent]] or an [[owner]] of the config has that name"
+        } else {
+            "another is there once the config has an [[owner]] of that name"
+        };
+        let told = told.join(", ");
+        format!(
+            "there is no such owner: there are {told}; {where_to} and the control plane was started again"
+        )
+    }
+
     /// Whether this person may stop and lift, and change agents.
     #[must_use]
     pub fn is_admin(&self, who: &str) -> bool {

@@ -86,8 +86,52 @@ fn the_person_of_login_as_administers_where_no_list_says_who() {
 }
 
 #[test]
+fn owners_are_those_that_are_listed_or_whom_the_config_names_elsewhere() {
+    let names = |text: &str| {
+        let config = parse(text).unwrap();
+        let known = config.known_owners();
+        known.keys().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let groups = GOOD.replace("[edge]", "groups = [\"platform\"]\n[edge]");
+    let wanted = ["operator", "platform", "platform@example.com"];
+    assert_eq!(names(&groups), wanted);
+    let owner = |name: &str| format!("[[owner]]\nname = \"{name}\"\n");
+    let own = owner("platform@example.com");
+    let listed = groups.replace("[[agent]]", &format!("{}{own}[[agent]]", owner("z")));
+    assert_eq!(names(&listed), ["platform@example.com", "z"]);
+    // Each agent is judged, where it stands.
+    let second = "[[agent]]\nspiffe_id = \"spiffe://writ.example/agent/b\"\nowner = \"b\"\n[edge]";
+    let text = listed.replace("[edge]", second);
+    let errors = parse(&text).unwrap_err();
+    let line = 1 + text.lines().position(|it| it == "owner = \"b\"").unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(
+        (errors[0].line, errors[0].message.as_str()),
+        (line, "agent.owner: `b` is no [[owner]]")
+    );
+    // Many are not all told.
+    let many: String = (10..30).map(|n| owner(&format!("o{n}"))).collect();
+    let told = parse(&groups.replace("[[agent]]", &format!("{many}{own}[[agent]]")));
+    let told = told.unwrap().told_owners();
+    assert!(
+        told.contains("`o17`, 13 more") && !told.contains("o18"),
+        "{told}"
+    );
+}
+
+#[test]
 fn each_problem_is_named_with_its_line() {
     let table = [
+        (
+            "[[agent]]",
+            "[[owner]]\nname = \"other\"\n[[agent]]",
+            "agent.owner: `platform@example.com` is no [[owner]]",
+        ),
+        (
+            "[[agent]]",
+            "[[owner]]\nname = \"a\\tb\"\n[[agent]]",
+            "owner.name: `a\\tb` is no name",
+        ),
         (
             "[identity]",
             "admins = []\n[identity]",

@@ -21,6 +21,8 @@ pub struct Config {
     pub proxies: Vec<String>,
     /// `[[agent]]`
     pub agents: Vec<Agent>,
+    /// Who may answer for agents; none: whom the config names elsewhere.
+    pub owners: Vec<super::Owner>,
     /// `[[client]]`
     pub clients: Vec<super::Client>,
     /// `[[approver]]`

@@ -14,6 +14,7 @@ use super::pages::{bad_form, message_with, not_signed_in, sign_in_first, wrong_c
 use super::registry::{self, Asked, Change, path_of};
 use super::rights::is_text;
 use super::site::{By, Site, csrf_matches};
+use super::text::Shown;
 use super::views::{AgentPage, AgentsPage, ChangePage, Shell, html};
 use super::{DeskError, RightsChange};
 
@@ -104,11 +105,16 @@ async fn ask(
         return moved(&site, &session, &id);
     };
     let shell = Shell::new(&site, Some(&session), "agents", change.title);
+    let owners = site.desk.owners().into_keys().map(|name| {
+        let shown = Shown::text(&name);
+        (name, shown)
+    });
     let page = ChangePage {
         shell,
         csrf: session.csrf,
         agent,
         change,
+        owners: owners.collect(),
     };
     html(StatusCode::OK, &page)
 }
@@ -160,13 +166,11 @@ async fn change(
     let Some(wanted) = wanted.filter(|_| is_as_shown) else {
         return moved(&site, &session, &id);
     };
+    let back = format!("{}/change?to={}", path_of(&id), wanted.word);
     let change = match taken(wanted, agent.is_registered, fields) {
         Ok(change) => change,
         Err(text) => {
-            let link = (
-                format!("{}/change?to={}", path_of(&id), wanted.word),
-                "Back",
-            );
+            let link = (back, "Back");
             let said = ("Something is missing", text);
             return message_with(&site, Some(&session), StatusCode::BAD_REQUEST, said, link);
         }
@@ -175,6 +179,11 @@ async fn change(
     let change = RightsChange::Agent { agent, change };
     match site.desk.change_rights(change, &session.who).await {
         Ok(_) => Redirect::to(&path_of(&id)).into_response(),
+        Err(DeskError::NoSuchOwner(text)) => {
+            let link = (back, "Back");
+            let said = ("No such owner", text.as_str());
+            message_with(&site, Some(&session), StatusCode::BAD_REQUEST, said, link)
+        }
         Err(error) => refused(&site, &session, &id, &error),
     }
 }

@@ -174,6 +174,10 @@ pub(super) struct Confirmation {
 pub(super) struct AgentAnswer {
     pub(super) agent: String,
     pub(super) owner: Option<String>,
+    /// Whether the config still knows that owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(super) owner_exists: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub(super) purpose: Option<String>,

@@ -359,6 +359,7 @@ pub(super) fn refused(error: DeskError) -> Response {
         ),
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
         DeskError::NotAdmin => problem(StatusCode::FORBIDDEN, "not_an_admin", &detail),
+        DeskError::NoSuchOwner(_) => problem(StatusCode::BAD_REQUEST, "owner_unknown", &detail),
         DeskError::Rights(why) => {
             let (status, word) = super::rights::told(&why);
             problem(status, word, &detail)

@@ -212,9 +212,10 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
             );
             say(StatusCode::CONFLICT, "This is not waiting any more", &text)
         }
-        // The last two are answers about restores, which no page asks for.
+        // All but the first answer what is asked elsewhere.
         DeskError::NotAllowed
         | DeskError::NotAdmin
+        | DeskError::NoSuchOwner(_)
         | DeskError::Rights(_)
         | DeskError::NotSuspended => say(
             StatusCode::FORBIDDEN,

@@ -28,6 +28,7 @@ mod views;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -75,6 +76,8 @@ pub trait Desk: Send + Sync + 'static {
     fn discovered(&self) -> Vec<(String, Millis)>;
     /// When an agent last authenticated, as far as is known here.
     fn last_seen(&self, agent: &str) -> Option<Millis>;
+    /// The owners that an agent may be given.
+    fn owners(&self) -> Owners;
     /// Whether this person may change either.
     fn may_administer(&self, who: &str) -> bool;
     /// Whether a sign-in link may be made for this person.
@@ -103,6 +106,9 @@ pub trait Desk: Send + Sync + 'static {
     /// The proxies that are or were connected.
     fn proxies(&self) -> Vec<ProxyView>;
 }
+
+/// Owners by name, each with where to find it.
+pub type Owners = BTreeMap<String, Option<String>>;
 
 /// What an admin changes of rights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +155,9 @@ pub enum DeskError {
     /// This person is no admin.
     #[error("only the people of server.admins do that")]
     NotAdmin,
+    /// An agent was to have an owner that does not exist; the text says which do.
+    #[error("{0}")]
+    NoSuchOwner(String),
     /// A change of rights was refused.
     #[error("{0}")]
     Rights(Refused),

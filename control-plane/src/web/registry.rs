@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ledger::model::{AgentRecord, AgentState, Millis, Rights, Stop, Target};
 use serde::Deserialize;
 
-use super::Desk;
 use super::text::{Shown, span, time_for_people};
+use super::{Desk, Owners};
 
 /// Agents on one page.
 pub(super) const PAGE: usize = 50;
@@ -71,6 +71,8 @@ pub(super) struct Row {
     pub(super) path: String,
     pub(super) agent: Shown,
     pub(super) owner: Option<Shown>,
+    /// Whether it has an owner that is none any more.
+    pub(super) is_owner_gone: bool,
     pub(super) purpose: Option<Shown>,
     pub(super) environment: Option<Shown>,
     pub(super) state: &'static str,
@@ -169,9 +171,10 @@ pub(super) fn list(desk: &dyn Desk, asked: &Asked) -> Result<List, &'static str>
         .filter(|(agent, entry)| entry.has_owner(owner) && entry.has(agent, &text))
         .collect();
     let from = page.saturating_sub(1).saturating_mul(PAGE);
+    let owners = desk.owners();
     let shown = found.iter().skip(from).take(PAGE);
     let rows: Vec<Row> = shown
-        .map(|(agent, entry)| row(desk, agent, *entry, now))
+        .map(|(agent, entry)| row(desk, &owners, agent, *entry, now))
         .collect();
     let last = from.saturating_add(rows.len());
     let chosen = |it: Standing| Choice {
@@ -232,7 +235,7 @@ fn shown(text: &str) -> Option<Shown> {
     Some(Shown::text(text)).filter(|it| !it.is_empty())
 }
 
-fn row(desk: &dyn Desk, agent: &str, entry: Entry<'_>, now: Millis) -> Row {
+fn row(desk: &dyn Desk, owners: &Owners, agent: &str, entry: Entry<'_>, now: Millis) -> Row {
     let standing = entry.standing(now);
     let record = match entry {
         Entry::Known(record) => Some(record),
@@ -242,6 +245,7 @@ fn row(desk: &dyn Desk, agent: &str, entry: Entry<'_>, now: Millis) -> Row {
         path: path_of(agent),
         agent: Shown::text(agent),
         owner: record.and_then(|it| shown(&it.owner)),
+        is_owner_gone: record.is_some_and(|it| !owners.contains_key(&it.owner)),
         purpose: record.and_then(|it| shown(&it.purpose)),
         environment: record.and_then(|it| shown(&it.environment)),
         state: standing.word(),
@@ -265,6 +269,8 @@ pub(super) struct StopShown {
 /// One agent, all of it.
 pub(super) struct Agent {
     pub(super) row: Row,
+    /// Where its owner is found.
+    pub(super) contact: Option<Shown>,
     pub(super) state: AgentState,
     pub(super) is_registered: bool,
     pub(super) why: Option<Shown>,
@@ -344,11 +350,14 @@ pub(super) fn one(desk: &dyn Desk, id: &str) -> Option<Agent> {
         }
     };
     let record = rights.agent(id);
+    let owners = desk.owners();
+    let contact = record.and_then(|it| owners.get(&it.owner)?.as_deref());
     let mut stops = covering(&rights, id, record);
     let stops_more = stops.len().saturating_sub(STOPS_MAX);
     stops.truncate(STOPS_MAX);
     Some(Agent {
-        row: row(desk, id, entry, now),
+        row: row(desk, &owners, id, entry, now),
+        contact: contact.and_then(shown),
         state: record.map_or(AgentState::Discovered, |it| it.state),
         is_registered: record.is_some(),
         why: record.and_then(|it| shown(&it.why)),

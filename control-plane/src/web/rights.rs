@@ -16,7 +16,7 @@ use super::models::named as user_json;
 use super::refusals::{NotAllowed, NotAsked, NotFound, NotNow, NotSignedIn, PROBLEM};
 use super::site::Site;
 use super::text::time_for_programs;
-use super::{Desk, RightsChange};
+use super::{Desk, Owners, RightsChange};
 
 /// A session that stops everything is at most this old, in ms.
 const STEP_UP_MS: u64 = 5 * 60 * 1000;
@@ -35,10 +35,11 @@ pub(super) fn routes() -> OpenApiRouter<Site> {
         .routes(routes!(lift))
 }
 
-fn agent_json(desk: &dyn Desk, record: &AgentRecord) -> AgentAnswer {
+fn agent_json(desk: &dyn Desk, owners: &Owners, record: &AgentRecord) -> AgentAnswer {
     AgentAnswer {
         agent: record.agent.clone(),
         owner: Some(record.owner.clone()),
+        owner_exists: Some(owners.contains_key(&record.owner)),
         purpose: Some(record.purpose.clone()),
         environment: Some(record.environment.clone()),
         state: record.state.as_str(),
@@ -56,6 +57,7 @@ fn stranger_json(desk: &dyn Desk, agent: &str, at_ms: u64) -> AgentAnswer {
     AgentAnswer {
         agent: agent.to_owned(),
         owner: None,
+        owner_exists: None,
         purpose: None,
         environment: None,
         state: AgentState::Discovered.as_str(),
@@ -70,11 +72,9 @@ fn stranger_json(desk: &dyn Desk, agent: &str, at_ms: u64) -> AgentAnswer {
 
 /// The registry, and whoever asked without being in it.
 pub(super) fn agents_json(desk: &dyn Desk) -> AgentsAnswer {
-    let rights = desk.rights();
-    let known = rights
-        .agents
-        .values()
-        .map(|record| agent_json(desk, record));
+    let (rights, owners) = (desk.rights(), desk.owners());
+    let known = rights.agents.values();
+    let known = known.map(|record| agent_json(desk, &owners, record));
     let asked = desk.discovered();
     let asked = asked
         .iter()
@@ -87,7 +87,7 @@ pub(super) fn agents_json(desk: &dyn Desk) -> AgentsAnswer {
 /// One of either.
 pub(super) fn one_json(desk: &dyn Desk, id: &str) -> Option<AgentAnswer> {
     if let Some(record) = desk.rights().agent(id) {
-        return Some(agent_json(desk, record));
+        return Some(agent_json(desk, &desk.owners(), record));
     }
     let asked = desk.discovered();
     let found = asked.iter().find(|(agent, _)| agent == id);
@@ -184,7 +184,7 @@ async fn stops(State(site): State<Site>, headers: HeaderMap) -> Response {
 struct Change {
     /// A SPIFFE ID.
     agent: String,
-    /// The person or team that answers for it; a new agent needs one.
+    /// The person or team that answers for it, which has to exist; a new agent needs one.
     owner: Option<String>,
     purpose: Option<String>,
     environment: Option<String>,
@@ -264,7 +264,10 @@ async fn put_agent(State(site): State<Site>, headers: HeaderMap, body: Asked<Cha
     };
     match site.desk.change_rights(change, &session.who).await {
         Ok(_) => match site.desk.rights().agent(&agent) {
-            Some(record) => Json(agent_json(&*site.desk, record)).into_response(),
+            Some(record) => {
+                let desk = &*site.desk;
+                Json(agent_json(desk, &desk.owners(), record)).into_response()
+            }
             None => StatusCode::NO_CONTENT.into_response(),
         },
         Err(error) => refused(error),

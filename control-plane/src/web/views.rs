@@ -165,6 +165,9 @@ pub(super) struct ChangePage {
     pub(super) csrf: String,
     pub(super) agent: Agent,
     pub(super) change: Change,
+    /// The owners that one without an owner may be given, each as it is sent and as it is
+    /// shown.
+    pub(super) owners: Vec<(String, Shown)>,
 }
 
 /// Renders; a template that fails is our fault and shows nothing.

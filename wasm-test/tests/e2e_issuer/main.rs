@@ -42,6 +42,7 @@ mod leaks;
 mod log_commands;
 mod messages;
 mod openapi;
+mod owned;
 mod page_contents;
 mod pages;
 mod plane;

@@ -263,15 +263,17 @@ async fn an_agent_goes_from_state_to_state_as_it_may() {
         "no such agent",
     )
     .await;
+    let nobody = ["agents", "set", other, "--owner", "nobody"];
+    refused(&system, &nobody, "there is no such owner: there are").await;
     let more = [
         "agents",
         "set",
         other,
         "--owner",
-        "team",
+        "platform",
         "--purpose",
         "a try",
     ];
-    done(&system, &more, "is discovered, owner team").await;
+    done(&system, &more, "is discovered, owner platform").await;
     system.stop().await;
 }

@@ -411,6 +411,43 @@ async fn a_form_changes_what_its_page_showed_and_nothing_else() {
     assert_eq!(*lock(&world.desk.changed), wanted);
 }
 
+/// Who registers an agent chooses of the owners that there are, and gets no other by a form.
+#[tokio::test]
+async fn a_form_offers_the_owners_that_exist_and_takes_no_other() {
+    let world = world([
+        record("a", "team", AgentState::Active),
+        record("b", "gone", AgentState::Active),
+    ]);
+    *lock(&world.desk.discovered) = vec![(id("new"), NOW)];
+    let (cookie, csrf) = world.sign_in().await;
+    let page = world
+        .get(&format!("{}/change?to=active", path("new")), &cookie)
+        .await;
+    for option in [
+        "<option value=\"\">choose one</option>",
+        "<option value=\"team\">team</option>",
+        "<option value=\"ops &#60;1&#62;\">ops &#60;1&#62;</option>",
+    ] {
+        assert!(page.body.contains(option), "{option}: {}", page.body);
+    }
+    let fields = format!("csrf={csrf}&changed_ms=0&from=discovered&to=active&owner=nobody");
+    let with = With::form(fields)
+        .header("cookie", &cookie)
+        .header("origin", ISSUER);
+    let answer = world.post(&format!("{}/change", path("new")), with).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(answer.body.contains("No such owner"), "{}", answer.body);
+    assert!(lock(&world.desk.changed).is_empty());
+    // One that is gone is shown so, and one that is there with where to find it.
+    let gone = "not in the config any more";
+    let list = world.get("/agents", &cookie).await.body;
+    assert_eq!(list.matches(gone).count(), 1, "{list}");
+    let one = async |name: &str| world.get(&path(name), &cookie).await.body;
+    assert!(one("b").await.contains(gone));
+    let a = one("a").await;
+    assert!(a.contains("#team") && !a.contains(gone), "{a}");
+}
+
 #[tokio::test]
 async fn the_interface_has_each_agent_with_when_it_was_seen() {
     let world = world([record("a", "team", AgentState::Active)]);

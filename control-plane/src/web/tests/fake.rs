@@ -57,6 +57,18 @@ impl FakeDesk {
         self.changes.send_modify(|version| *version += 1);
     }
 
+    fn owned(&self, change: &RightsChange) -> Result<(), DeskError> {
+        match change {
+            RightsChange::Agent { change, .. } => match &change.owner {
+                Some(owner) if !self.owners().contains_key(owner) => Err(DeskError::NoSuchOwner(
+                    "no such owner: there is `team`".into(),
+                )),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
     fn settle(
         &self,
         id: &str,
@@ -157,6 +169,19 @@ impl Desk for FakeDesk {
         who == "operator"
     }
 
+    fn owners(&self) -> std::collections::BTreeMap<String, Option<String>> {
+        let known = [
+            ("team", Some("#team")),
+            ("ops <1>", None),
+            ("owner-0", None),
+        ];
+        let owned = |(name, contact): (&str, Option<&str>)| {
+            let contact = contact.map(str::to_owned);
+            (name.to_owned(), contact)
+        };
+        known.into_iter().map(owned).collect()
+    }
+
     fn may_sign_in(&self, who: &str) -> bool {
         ["operator", "bob"].contains(&who)
     }
@@ -171,7 +196,7 @@ impl Desk for FakeDesk {
             (RightsChange::Stop { target, .. } | RightsChange::Lift { target }, _) => {
                 Ok(Some(target.clone()))
             }
-            (RightsChange::Agent { .. }, _) => Ok(None),
+            (RightsChange::Agent { .. }, _) => self.owned(&change).map(|()| None),
         };
         if result.is_ok() {
             lock(&self.changed).push((change, by.to_owned()));
