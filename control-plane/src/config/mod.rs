@@ -20,10 +20,10 @@ pub use clients::Client;
 pub use exempt::{Exempt, Preflight, Probe, Unguarded};
 pub use federated::Federated;
 pub use keys::{Keys, PinFrom, Pkcs11};
-pub use people::Owner;
+pub use people::{Agent, Owner};
 pub use reader::ConfigError;
 pub use types::{
-    Agent, ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
+    ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
     Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
 pub use users::Users;

@@ -13,6 +13,17 @@ const NAME_MAX: usize = 256;
 /// Owners that a refusal names.
 const TOLD_MAX: usize = 8;
 
+/// A registered agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// The person or team that answers for it.
+    pub owner: String,
+    /// Whether it may get tokens.
+    pub active: bool,
+}
+
 /// A person or team that may answer for agents.
 #[derive(Clone, Debug)]
 pub struct Owner {

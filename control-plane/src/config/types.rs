@@ -20,7 +20,7 @@ pub struct Config {
     /// `[[proxy]]`: SPIFFE IDs of the proxies that may connect.
     pub proxies: Vec<String>,
     /// `[[agent]]`
-    pub agents: Vec<Agent>,
+    pub agents: Vec<super::Agent>,
     /// Who may answer for agents; none: whom the config names elsewhere.
     pub owners: Vec<super::Owner>,
     /// `[[client]]`
@@ -204,17 +204,6 @@ pub struct Workload {
     pub uid: Option<u32>,
     /// Its executable.
     pub executable: Option<PathBuf>,
-}
-
-/// A registered agent.
-#[derive(Clone, Debug)]
-pub struct Agent {
-    /// Its SPIFFE ID.
-    pub spiffe_id: String,
-    /// The person or team that answers for it.
-    pub owner: String,
-    /// Whether it may get tokens.
-    pub active: bool,
 }
 
 /// Capability tokens.
