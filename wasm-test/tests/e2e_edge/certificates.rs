@@ -9,7 +9,7 @@ use wasm_test::stage::{Stage, text_at};
 use wasm_test::system::{AGENT, Options, System, until};
 use wasm_test::upstream::REPORT;
 
-async fn start(extra_config: &str) -> Stage {
+pub async fn start(extra_config: &str) -> Stage {
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e_edge/policy.cedar");
     let options = Options {
         client_certificates: true,

@@ -21,6 +21,7 @@ mod rows;
 
 mod bodies;
 mod certificates;
+mod certified;
 mod crash;
 mod denials;
 mod ended;

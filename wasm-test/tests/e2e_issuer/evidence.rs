@@ -99,6 +99,18 @@ impl Authority {
     }
 }
 
+/// The same JWS with another signature that is good: ECDSA lets anybody make one, who has
+/// no key (s and n - s are the same to who verifies).
+pub fn signed_otherwise(token: &str) -> String {
+    let (input, signature) = token.rsplit_once('.').unwrap();
+    let signature = Base64UrlUnpadded::decode_vec(signature).unwrap();
+    let signature = p256::ecdsa::Signature::from_slice(&signature).unwrap();
+    let (r, s) = signature.split_scalars();
+    let other = p256::ecdsa::Signature::from_scalars(r, -s).unwrap();
+    assert_ne!(other, signature);
+    format!("{input}.{}", encode(&other.to_bytes()))
+}
+
 fn laid(mut base: Value, over: &Value) -> Value {
     let members = base.as_object_mut().unwrap();
     members.extend(over.as_object().unwrap().clone());

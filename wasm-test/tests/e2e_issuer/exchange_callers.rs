@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use wasm_test::client::DpopKey;
 use wasm_test::system::AGENT;
 
+use crate::evidence::signed_otherwise;
 use crate::judging::{Bench, Case, Verdict, issued, judge, no, refused};
 use crate::plane::Prepared;
 
@@ -264,4 +265,28 @@ async fn registry_and_policy_say_no_and_the_log_says_so() {
     assert_eq!(count(&["agent_inactive", RETIRED]), 1);
     assert_eq!(count(&["policy_denied", AGENT, "/admin/keys.txt"]), 1);
     assert_eq!(count(&["policy_denied", AGENT]), 3);
+}
+
+/// What is counted is what was signed and never the signature, of which anybody makes more.
+#[tokio::test]
+async fn an_svid_with_another_good_signature_is_the_same_evidence() {
+    let limits = "[limits]\nkeys_per_evidence = 2";
+    let mut bench = Bench::over(Prepared::new().with(limits).start().await);
+    let svid = bench.svid();
+    let other = signed_otherwise(&svid);
+    let shown = async |bench: &Bench, svid: &str| {
+        let mut attempt = bench.attempt();
+        attempt.set("subject_token", svid.to_owned());
+        bench.send(attempt).await
+    };
+    issued("as it was made", &shown(&bench, &svid).await);
+    issued("the same key", &shown(&bench, &other).await);
+    bench.key = DpopKey::generate().unwrap();
+    issued("signed otherwise", &shown(&bench, &other).await);
+    bench.key = DpopKey::generate().unwrap();
+    for (what, svid) in [("as it was made", &svid), ("signed otherwise", &other)] {
+        let answer = shown(&bench, svid).await;
+        refused(what, &answer, no("invalid_request", "limit_exceeded"));
+    }
+    bench.token().await;
 }

@@ -1,7 +1,7 @@
 //! Delegations: what one agent lets another do.
 
 use serde_json::{Value, json};
-use wasm_test::client::Answer;
+use wasm_test::client::{Agent, Answer, DpopKey};
 use wasm_test::system::{AGENT, Options, System};
 use wasm_test::upstream::REPORT;
 
@@ -138,14 +138,16 @@ async fn a_delegation_is_for_one_agent_and_only_shrinks() {
     assert_eq!(body["authorization_details"][0]["uses"], 4);
     let first = token_of(&body);
 
-    let body = issued(
-        "used",
-        &bench.send(by(&bench, &first, CHILD, "/files/a.txt")).await,
-    );
+    // With the child's key, which is not its parent's.
+    let key = DpopKey::generate().unwrap();
+    let mut used = by(&bench, &first, CHILD, "/files/a.txt");
+    used.prove(key.proof("POST", &bench.plane.token_endpoint(), None));
+    let body = issued("used", &bench.send(used).await);
     let (_, claims) = decoded(&token_of(&body));
     assert_eq!(claims["sub"], AGENT);
     assert_eq!(claims["act"], json!({ "sub": CHILD }));
     assert_eq!(claims["client_id"], CHILD);
+    assert_eq!(claims["cnf"], json!({ "jkt": key.thumbprint() }));
 
     // Another agent, no evidence, more than it covers, more than who gave it may do.
     let bad = [
@@ -321,13 +323,16 @@ async fn what_comes_of_a_delegation_passes_until_it_is_revoked() {
     sign_in(&system).await;
     let authority = Authority::of(&system.data_dir());
     let of = |id: &str| authority.svid(id, &system.issuer(), &json!({}));
-    let post = async |form: &[(&str, &str)]| {
+    // The child has a key of its own, and its parent none of what that is good for.
+    let its = agent.with_fresh_key().unwrap();
+    let post_by = async |who: &Agent, form: &[(&str, &str)]| {
         let request = reqwest::Client::new()
             .post(format!("{}/oauth2/token", system.issuer()))
-            .header("dpop", agent.token_proof())
+            .header("dpop", who.token_proof())
             .form(form);
         Answer::read(request.send().await.unwrap()).await.unwrap()
     };
+    let post = async |form: &[(&str, &str)]| post_by(&agent, form).await;
     let element = json!([{
         "type": "delegation", "delegate": CHILD, "actions": ["GET"],
         "locations": [agent.url("/files/*")], "uses": 9,
@@ -352,9 +357,17 @@ async fn what_comes_of_a_delegation_passes_until_it_is_revoked() {
         ("actor_token_type", JWT),
         ("authorization_details", &details),
     ];
-    let first = token_of(&issued("by the child", &post(&by_child).await));
-    let kept = token_of(&issued("by the child", &post(&by_child).await));
-    let passed = agent.present("GET", REPORT, &first).await.unwrap();
+    let got = async || token_of(&issued("by the child", &post_by(&its, &by_child).await));
+    let (first, kept) = (got().await, got().await);
+    let (_, claims) = decoded(&first);
+    let jkt = its.key().thumbprint();
+    assert_ne!(jkt, agent.key().thumbprint());
+    assert_eq!(claims["cnf"], json!({ "jkt": jkt }));
+    let arrived = system.upstream().unwrap().arrived();
+    let other = agent.present("GET", REPORT, &first).await.unwrap();
+    assert_eq!(other.reason(), "proof_key_mismatch", "{}", other.text());
+    assert_eq!(system.upstream().unwrap().arrived(), arrived);
+    let passed = its.present("GET", REPORT, &first).await.unwrap();
     assert_eq!(passed.status, 200, "{}", passed.text());
     let records = system.upstream().unwrap().records().unwrap();
     assert_eq!(records.last().unwrap().header("x-writ-agent"), Some(CHILD));
@@ -378,10 +391,10 @@ async fn what_comes_of_a_delegation_passes_until_it_is_revoked() {
         hex::encode(Sha256::digest(delegation.as_bytes()))
     };
     done(&system, &["revoke", "--token", &hash], "stopped").await;
-    let answer = agent.present("GET", REPORT, &kept).await.unwrap();
+    let answer = its.present("GET", REPORT, &kept).await.unwrap();
     assert_eq!(answer.reason(), "token_revoked", "{}", answer.text());
     let revoked = no("access_denied", "token_revoked");
-    refused("a new one", &post(&by_child).await, revoked);
+    refused("a new one", &post_by(&its, &by_child).await, revoked);
     assert_eq!(system.upstream().unwrap().arrived(), arrived);
 
     // And what the agent that gave it is stopped for.
@@ -398,9 +411,9 @@ async fn what_comes_of_a_delegation_passes_until_it_is_revoked() {
         "subject_token" => (name, delegation.as_str()),
         _ => (name, value),
     });
-    let kept = token_of(&issued("by the child", &post(&by_child).await));
+    let kept = token_of(&issued("by it", &post_by(&its, &by_child).await));
     done(&system, &["revoke", "--agent", AGENT], "stopped").await;
-    let answer = agent.present("GET", REPORT, &kept).await.unwrap();
+    let answer = its.present("GET", REPORT, &kept).await.unwrap();
     assert_eq!(answer.reason(), "token_revoked", "{}", answer.text());
     done(
         &system,
@@ -410,7 +423,7 @@ async fn what_comes_of_a_delegation_passes_until_it_is_revoked() {
     .await;
     refused(
         "not even when it is lifted",
-        &post(&by_child).await,
+        &post_by(&its, &by_child).await,
         revoked,
     );
     system.stop().await;

@@ -37,6 +37,12 @@ impl Side {
         command.arg(system.origin());
         command.args(["--listen-unix", "side.sock", "--ready-file"]);
         command.arg(&ready).args(args).current_dir(dir.path());
+        let home = dir.path().join("home");
+        std::fs::create_dir(&home).unwrap();
+        for name in ["STATE", "CONFIG", "DATA", "CACHE"] {
+            command.env(format!("XDG_{name}_HOME"), home.join(name));
+        }
+        command.env("HOME", &home).env("TMPDIR", &home);
         let mut child = Child::spawn("the sidecar", &mut command, &dir.path().join("log")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while !ready.exists() {
@@ -52,6 +58,16 @@ impl Side {
 
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.places[0])
+    }
+
+    /// What it could keep things in.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Where it runs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     fn socket(&self) -> PathBuf {

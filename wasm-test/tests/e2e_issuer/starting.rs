@@ -60,6 +60,7 @@ fn a_number_out_of_bounds_is_named_with_file_and_line() {
         ("[token]\nlifetime_s = 301", "lifetime_s", "300"),
         ("[token]\nlifetime_s = 0", "lifetime_s", "300"),
         ("[token]\nlifetime_s = -1", "lifetime_s", "300"),
+        ("[token]\nsession_s = 601", "session_s", "600"),
         ("[token]\nproof_window_s = 301", "proof_window_s", "300"),
         ("[edge]\nhold_s = 56", "hold_s", "55"),
         ("[edge]\nproof_window_s = 301", "proof_window_s", "300"),

@@ -18,7 +18,7 @@ use crate::rights::{done, sign_in};
 pub const IDP: &str = "https://idp.example";
 pub const US: &str = "https://writ.example/users";
 pub const APP: &str = "crm-app";
-const OTHER: &str = "spiffe://writ.example/agent/other";
+pub const OTHER: &str = "spiffe://writ.example/agent/other";
 pub const CLIENT: &str = "crm";
 const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 pub const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -36,7 +36,7 @@ when { !(context has user) && resource.path == "/files/report.txt" };
 "#;
 
 /// An issuer of users' tokens with this key, and a client with that one.
-fn config(dir: &Path, idp: &Authority, client: &Authority, more: &str) -> String {
+pub fn config(dir: &Path, idp: &Authority, client: &Authority, more: &str) -> String {
     let file = |name: &str, key: &Authority| {
         let path = dir.join(name);
         let set = json!({ "keys": [key.client_jwk()] });
@@ -429,6 +429,76 @@ async fn a_users_token_says_nothing_of_the_agent_and_an_agents_nothing_of_the_us
         refused(what, &bench.send(attempt).await, verdict);
     }
     bench.token().await;
+}
+
+/// One that is bound to a certificate is good where that is shown (RFC 8705).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_token_that_is_bound_to_a_certificate_needs_that() {
+    let mtls = wasm_test::ports::one().unwrap();
+    let base = format!("https://127.0.0.1:{mtls}");
+    let dir = tempfile::tempdir().unwrap();
+    let (idp, client) = (Authority::fresh(), Authority::fresh());
+    let prepared = Prepared::new()
+        .with(&config(dir.path(), &idp, &client, ""))
+        .with(&format!(
+            "[server]\nmtls_listen = \"127.0.0.1:{mtls}\"\nmtls_url = \"{base}\"\n[edge]\nclient_certificates = \"required\"\norigin = \"https://127.0.0.1:8\"\n"
+        ));
+    prepared.write_policy(POLICY);
+    let bench = Bench::over(prepared.start().await);
+    let trust = bench.plane.data().join("trust");
+    let authority = wasm_test::certificates::Authority::open(&trust).unwrap();
+    let (own, other) = (
+        authority.svid(AGENT).unwrap(),
+        authority.svid(AGENT).unwrap(),
+    );
+    let by = authority.client(Some(&own)).unwrap();
+    let details = json!([{ "type": "http_request", "actions": ["GET"], "locations": ["https://127.0.0.1:8/files/report.txt"] }]);
+    let details = details.to_string();
+    let url = format!("{base}/oauth2/token");
+    let jkt = bench.key.thumbprint();
+    let good = json!({ "x5t#S256": own.x5t() });
+    for (what, cnf, is_good) in [
+        ("the certificate", good.clone(), true),
+        ("both", json!({ "x5t#S256": own.x5t(), "jkt": jkt }), true),
+        (
+            "another certificate",
+            json!({ "x5t#S256": other.x5t() }),
+            false,
+        ),
+        (
+            "both, another certificate",
+            json!({ "x5t#S256": other.x5t(), "jkt": jkt }),
+            false,
+        ),
+        ("no certificate's digest", json!({ "x5t#S256": "" }), false),
+    ] {
+        let user = user(&idp, &json!({ "cnf": cnf }));
+        let actor = bench.svid();
+        let form = [
+            ("grant_type", crate::judging::GRANT),
+            ("subject_token", user.as_str()),
+            ("subject_token_type", JWT),
+            ("actor_token", &actor),
+            ("actor_token_type", JWT),
+            ("authorization_details", &details),
+        ];
+        let request = by.post(&url).form(&form);
+        let request = request.header("dpop", bench.key.proof("POST", &url, None));
+        let answer = Answer::read(request.send().await.unwrap()).await.unwrap();
+        if !is_good {
+            refused(what, &answer, no("invalid_request", "proof_key_mismatch"));
+            continue;
+        }
+        let body = issued(what, &answer);
+        let (_, claims) = decoded(body["access_token"].as_str().unwrap());
+        assert_eq!(claims["sub"], "ann@example.com", "{what}");
+        assert_eq!(claims["cnf"]["x5t#S256"], own.x5t(), "{what}");
+    }
+    // Where no certificate is shown it proves nothing.
+    let mut bare = acting(&bench, user(&idp, &json!({ "cnf": good })));
+    bare.set("authorization_details", details);
+    let answer = bench.send(bare).await;
+    refused("bare", &answer, no("invalid_request", "proof_key_mismatch"));
 }
 
 /// A user's token is counted by the keys that it is shown under, whoever the agent is.

@@ -104,6 +104,10 @@ impl Exchange {
         body: &Map<String, Value>,
         shows: Shows<'_>,
     ) -> Result<Value, ExchangeError> {
+        let server = &self.core.config.server;
+        // Who is known by a certificate is known where that is seen, and nowhere else.
+        let at_mtls = shows.peer.and(server.mtls_url.as_deref());
+        let at = at_mtls.unwrap_or(&server.issuer);
         let shown = self.presented(EVALUATION, shows).await?;
         let asking = shown.asking();
         let action = self.asked_about(asking, body)?;
@@ -123,7 +127,7 @@ impl Exchange {
                     "reason": Reason::ApprovalPending.as_str(),
                     "why": self.core.policies.told(&approval.rules),
                     "access_request": {
-                        "endpoint": format!("{}{REQUESTS}", self.core.config.server.issuer),
+                        "endpoint": format!("{at}{REQUESTS}"),
                         "expires_at": crate::web::time_for_programs(approval.expires_ms),
                         "binding_token": binding(asking.caller.agent, &action),
                     },
