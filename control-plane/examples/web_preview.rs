@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control_plane::web::{
-    Activity, Desk, DeskError, Logins, ProxyView, RightsChange, WebSettings, pages,
+    Activity, Desk, DeskError, KeyChange, KeyRefusal, KeyView, KeysChanged, Logins, ProxyView,
+    RightsChange, WebSettings, pages,
 };
 use ledger::model::{Approval, ApprovalState, Millis};
 use tokio::sync::watch;

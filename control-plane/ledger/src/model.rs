@@ -293,7 +293,7 @@ pub const NOTE_KINDS: &[&str] = &[
 
 /// Kinds of notes that are also taken when no further segment can be made: few,
 /// and not at the will of whoever sends requests.
-pub const RESERVED_NOTE_KINDS: &[&str] = &["config", "gap", "login", "shutdown"];
+pub const RESERVED_NOTE_KINDS: &[&str] = &["config", "gap", "keys", "login", "shutdown"];
 
 /// How many approvals one [`Command::ExpireApprovals`] ends.
 pub const EXPIRED_PER_ENTRY: usize = 64;

@@ -2,14 +2,18 @@
 //! alone moves them.
 
 mod bodies;
+mod keys;
 mod stops;
 
 pub use bodies::{BODIES_MAX, Bodies, Room};
+pub use keys::{change_in as keys_in, view as key_view};
 #[cfg(test)]
 pub(crate) use stops::kept_until;
 
 use crate::state::Core;
-use crate::web::{Activity, Desk, DeskError, Owners, ProxyView, RightsChange};
+use crate::web::{
+    Activity, Desk, DeskError, KeyChange, KeyView, KeysChanged, Owners, ProxyView, RightsChange,
+};
 use futures::future::BoxFuture;
 use ledger::model::{
     Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Suspension, Target,
@@ -249,6 +253,19 @@ impl Desk for ApprovalDesk {
     ) -> BoxFuture<'_, Result<Option<Target>, DeskError>> {
         let by = by.to_owned();
         Box::pin(async move { self.rights_changed(change, by).await })
+    }
+
+    fn keys(&self) -> Vec<KeyView> {
+        self.listed_keys()
+    }
+
+    fn change_keys(
+        &self,
+        change: KeyChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<KeysChanged, DeskError>> {
+        let by = by.to_owned();
+        Box::pin(async move { self.keys_changed(change, by).await })
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {

@@ -184,7 +184,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Audit { command } => command.run().await,
         Command::Ledger { command } => command.run().await,
         Command::ProbeListings { dir } => crate::serve::probe::run(&dir),
-        Command::Keys { command } => command.run(),
+        Command::Keys { command } => command.run().await,
         Command::Agents { command } => command.run().await,
         Command::Revoke(revoke) => revoke.run().await,
         Command::Policy { command } => command.run(),

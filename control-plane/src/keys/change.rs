@@ -2,7 +2,8 @@
 //! one that is revoked.
 
 use super::list::{
-    AHEAD_S, FORGOTTEN_AFTER_S, Listed, Standing, damaged, is_due, lock, read, standings, write,
+    AHEAD_S, FORGOTTEN_AFTER_S, KEPT_FOR_REVOKING, KEYS_MAX, Listed, Standing, damaged, is_due,
+    lock, read, standings, write,
 };
 use super::{Hsm, KeyError, TokenKey};
 use crate::config::Config;
@@ -88,6 +89,10 @@ pub fn rotate_if_due(place: &Place, now_s: u64, every_s: u64) -> Result<Option<L
 
 fn rotate_locked(place: &Place, mut list: Vec<Listed>, now_s: u64) -> Result<Listed, KeyError> {
     forget(place, &mut list, now_s);
+    let most = KEYS_MAX - KEPT_FOR_REVOKING;
+    if list.len() >= most {
+        return Err(KeyError::TooMany(list.len()));
+    }
     let made = make(place, now_s.saturating_add(AHEAD_S))?;
     list.push(made.clone());
     write(&place.dir, &list)?;
@@ -123,6 +128,7 @@ pub fn revoke(place: &Place, kid: &str, now_s: u64) -> Result<Revoked, KeyError>
     // A token that is away keeps nobody from revoking: then nothing signs.
     let done = match signs {
         true => Revoked::Beside,
+        false if list.len() >= KEYS_MAX => Revoked::Last(KeyError::TooMany(list.len())),
         false => make(place, now_s).map_or_else(Revoked::Last, Revoked::Replaced),
     };
     if let Revoked::Replaced(made) = &done {

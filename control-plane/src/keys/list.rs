@@ -16,7 +16,10 @@ pub(super) const LIST: &str = "token-keys.json";
 /// The key of a directory that has no list yet.
 pub(super) const FIRST: &str = "token-es256.pem";
 /// Keys of one list, revoked ones included.
-const KEYS_MAX: usize = 64;
+pub(super) const KEYS_MAX: usize = 64;
+/// Of these, so many are for what takes the place of revoked ones: no number of
+/// rotations may keep anybody from revoking.
+pub(super) const KEPT_FOR_REVOKING: usize = 16;
 /// A new key is known everywhere for so long before it signs; seconds.
 pub const AHEAD_S: u64 = 10;
 /// So long may whoever fetched the keys go by them, in seconds. With the second in

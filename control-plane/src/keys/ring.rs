@@ -109,6 +109,14 @@ impl KeyRing {
         is_due(&self.state().list, now_s, every_s)
     }
 
+    /// Each key of the list that is gone by, and where it stands.
+    #[must_use]
+    pub fn list(&self, now_s: u64) -> Vec<(Listed, Standing)> {
+        let list = self.state().list.clone();
+        let standings = standings(&list, now_s);
+        list.into_iter().zip(standings).collect()
+    }
+
     /// Where they are.
     #[must_use]
     pub fn place(&self) -> &Place {

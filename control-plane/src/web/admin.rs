@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use super::answers::LinkAnswer;
 use super::api::{Asked, Object, problem, suspension};
 use super::fence::harden;
+use super::keys::keys_json;
 use super::logins::LINK_MS;
 use super::models::{all_json, standing};
 use super::rights::{agents_json, no_agent, one_json, stops_json};
@@ -79,6 +80,9 @@ pub fn admin(desk: Arc<dyn Desk>, logins: Logins, settings: AdminSettings) -> Ro
         .route("/api/v1/agents/{id}", get(agent))
         .route("/api/v1/stops", get(stops).post(needs_a_human))
         .route("/api/v1/stops/lift", post(needs_a_human))
+        .route("/api/v1/keys", get(keys))
+        .route("/api/v1/keys/rotate", post(needs_a_human))
+        .route("/api/v1/keys/revoke", post(needs_a_human))
         .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
         .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
         .route("/api/v1/session", post(needs_a_human))
@@ -134,6 +138,10 @@ async fn agent(State(office): State<Office>, Path(id): Path<String>) -> Response
 
 async fn stops(State(office): State<Office>) -> Response {
     Json(stops_json(&office.desk.rights())).into_response()
+}
+
+async fn keys(State(office): State<Office>) -> Response {
+    Json(keys_json(&*office.desk)).into_response()
 }
 
 async fn needs_a_human() -> Response {

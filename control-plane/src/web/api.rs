@@ -37,6 +37,7 @@ pub(super) fn routes() -> OpenApiRouter<Site> {
         .routes(routes!(approve))
         .routes(routes!(deny))
         .merge(super::rights::routes())
+        .merge(super::keys::routes())
         .routes(routes!(ledger))
         .routes(routes!(confirm))
 }
@@ -359,6 +360,10 @@ pub(super) fn refused(error: DeskError) -> Response {
         ),
         DeskError::NotAllowed => problem(StatusCode::FORBIDDEN, "not_an_approver", &detail),
         DeskError::NotAdmin => problem(StatusCode::FORBIDDEN, "not_an_admin", &detail),
+        DeskError::Key(why, _) => {
+            let (status, word) = why.told();
+            problem(status, word, &detail)
+        }
         DeskError::NoSuchOwner(_) => problem(StatusCode::BAD_REQUEST, "owner_unknown", &detail),
         DeskError::Rights(why) => {
             let (status, word) = super::rights::told(&why);

@@ -215,6 +215,7 @@ fn refused(site: &Site, session: &Session, id: &str, error: DeskError) -> Respon
         // All but the first answer what is asked elsewhere.
         DeskError::NotAllowed
         | DeskError::NotAdmin
+        | DeskError::Key(..)
         | DeskError::NoSuchOwner(_)
         | DeskError::Rights(_)
         | DeskError::NotSuspended => say(

@@ -14,6 +14,7 @@ mod assets;
 mod bodies;
 mod fence;
 mod inbox;
+mod keys;
 mod logins;
 mod models;
 mod pages;
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use admin::{AdminSettings, PeerUid, admin};
+pub use keys::{KeyChange, KeyRefusal, KeyView, KeysChanged};
 pub use logins::{
     IDLE_MS, Kind, LINK_MS, LINKS_MAX, LoginError, Logins, OPERATOR, SESSION_MS, SESSIONS_MAX,
     Session, WRONG_PER_MINUTE,
@@ -89,6 +91,15 @@ pub trait Desk: Send + Sync + 'static {
         change: RightsChange,
         by: &str,
     ) -> BoxFuture<'_, Result<Option<Target>, DeskError>>;
+    /// The keys that sign tokens, as this process goes by them.
+    fn keys(&self) -> Vec<KeyView>;
+    /// Changes them; `by` is the session's name. Answers once that is durable, and holds
+    /// here.
+    fn change_keys(
+        &self,
+        change: KeyChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<KeysChanged, DeskError>>;
     /// Changes whenever any approval may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
     /// Says, for the log, that somebody signed in; `how` is [`Kind::how`].
@@ -158,6 +169,9 @@ pub enum DeskError {
     /// An agent was to have an owner that does not exist; the text says which do.
     #[error("{0}")]
     NoSuchOwner(String),
+    /// The keys that sign tokens were not changed; the text says why.
+    #[error("{1}")]
+    Key(KeyRefusal, String),
     /// A change of rights was refused.
     #[error("{0}")]
     Rights(Refused),

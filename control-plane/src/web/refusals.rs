@@ -43,7 +43,7 @@ pub(super) enum NotFound {
 #[derive(IntoResponses)]
 pub(super) enum NotAsked {
     /// `bad_body`: no JSON. Where the body has a text or a name, `bad_text`, `bad_target`,
-    /// `bad_agent`, `bad_expiry`, `owner_missing`.
+    /// `bad_agent`, `bad_expiry`, `owner_missing`, `owner_unknown`.
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(#[to_schema] Problem),
     /// `bad_body`: over 16 KiB.

@@ -18,7 +18,7 @@ use super::site::Site;
 use super::text::time_for_programs;
 use super::{Desk, Owners, RightsChange};
 
-/// A session that stops everything is at most this old, in ms.
+/// A session that stops everything, or revokes a key, is at most this old, in ms.
 const STEP_UP_MS: u64 = 5 * 60 * 1000;
 /// Letters of a name or a reason.
 const TEXT_MAX: usize = 256;
@@ -327,7 +327,7 @@ fn no_target() -> Response {
 }
 
 /// Whether the session is new enough for what can't be undone by one person.
-fn stepped_up(site: &Site, session: &Session) -> bool {
+pub(super) fn stepped_up(site: &Site, session: &Session) -> bool {
     site.desk.now_ms() < session.began_ms.saturating_add(STEP_UP_MS)
 }
 

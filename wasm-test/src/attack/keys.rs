@@ -24,7 +24,7 @@ const EVERYWHERE: Duration = Duration::from_secs(5);
 /// `writ keys` with these words, on the running system's files.
 fn writ_keys(stage: &Stage, words: &[&str]) -> Result<String, Error> {
     let mut command = stage.system.writ();
-    command.arg("keys").args(words);
+    command.arg("keys").args(words).arg("--files");
     command
         .arg("--config")
         .arg(stage.system.state_dir().join("writ.toml"));

@@ -177,6 +177,9 @@ impl Drop for Served {
 fn writ(rig: &Rig, hardware: &Hardware, words: &[&str]) -> Output {
     let mut command = rig.system.writ();
     command.envs(hardware.env()).args(words);
+    if words.first() == Some(&"keys") {
+        command.arg("--files");
+    }
     command
         .arg("--config")
         .arg(rig.system.state_dir().join("writ.toml"));

@@ -39,6 +39,7 @@ mod id_jag;
 mod identities;
 mod interop;
 mod judging;
+mod keys;
 mod leaks;
 mod log_commands;
 mod messages;

@@ -285,7 +285,9 @@ async fn a_standard_key_set_follows_a_rotation() {
     assert_eq!((&said["verified"], &said["fetched"]), (&old, &json!(1)));
     let mut rotate = system.writ();
     let config = system.state_dir().join("writ.toml");
-    rotate.args(["keys", "rotate", "--config"]).arg(config);
+    rotate
+        .args(["keys", "rotate", "--files", "--config"])
+        .arg(config);
     let rotated = run(rotate).await;
     assert!(rotated.status.success(), "{rotated:?}");
     let second = signed_anew(&agent, &old).await;

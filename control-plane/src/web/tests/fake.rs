@@ -8,7 +8,9 @@ use futures::future::BoxFuture;
 use ledger::model::{ActionRecord, Approval, ApprovalState, Hash, Millis, Suspension, User};
 use tokio::sync::watch;
 
-use super::{Activity, Desk, DeskError, ProxyView, RightsChange};
+use super::{
+    Activity, Desk, DeskError, KeyChange, KeyRefusal, KeyView, KeysChanged, ProxyView, RightsChange,
+};
 
 pub(super) struct FakeDesk {
     pub(super) approvals: Mutex<Vec<Approval>>,
@@ -24,6 +26,8 @@ pub(super) struct FakeDesk {
     pub(super) seen: Mutex<std::collections::BTreeMap<String, Millis>>,
     /// What was changed of rights, and by whom.
     pub(super) changed: Mutex<Vec<(RightsChange, String)>>,
+    /// What was changed of keys, and by whom.
+    pub(super) keys_changed: Mutex<Vec<(KeyChange, String)>>,
     /// The body of any approval that has one.
     pub(super) body: Mutex<Option<std::sync::Arc<[u8]>>>,
     changes: watch::Sender<u64>,
@@ -47,6 +51,7 @@ impl FakeDesk {
             discovered: Mutex::default(),
             seen: Mutex::default(),
             changed: Mutex::default(),
+            keys_changed: Mutex::default(),
             body: Mutex::default(),
             changes: watch::Sender::new(0),
         }
@@ -204,6 +209,32 @@ impl Desk for FakeDesk {
         async move { result }.boxed()
     }
 
+    fn keys(&self) -> Vec<KeyView> {
+        vec![key("one", "active")]
+    }
+
+    fn change_keys(
+        &self,
+        change: KeyChange,
+        by: &str,
+    ) -> BoxFuture<'_, Result<KeysChanged, DeskError>> {
+        let result = match (by, &change) {
+            ("operator", KeyChange::Revoke { kid, .. }) if kid != "one" => {
+                Err(DeskError::Key(KeyRefusal::Unknown, "no such key".into()))
+            }
+            ("operator", _) => Ok(KeysChanged {
+                key: key("two", "next"),
+                replaced_by: None,
+                problem: None,
+            }),
+            _ => Err(DeskError::NotAdmin),
+        };
+        if result.is_ok() {
+            lock(&self.keys_changed).push((change, by.to_owned()));
+        }
+        async move { result }.boxed()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -228,6 +259,16 @@ impl Desk for FakeDesk {
 
     fn proxies(&self) -> Vec<ProxyView> {
         self.proxies.clone()
+    }
+}
+
+fn key(kid: &str, standing: &'static str) -> KeyView {
+    KeyView {
+        kid: kid.to_owned(),
+        standing,
+        from_s: 0,
+        revoked_s: None,
+        held: "file",
     }
 }
 

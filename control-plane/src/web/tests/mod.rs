@@ -3,6 +3,7 @@
 mod agents;
 mod deciding;
 mod fake;
+mod keys;
 mod rights;
 mod routes;
 mod session;
@@ -21,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use self::fake::{FakeDesk, approval, lock};
-use super::{Activity, Desk, DeskError, Logins, ProxyView, RightsChange, WebSettings, pages};
+use super::{
+    Activity, Desk, DeskError, KeyChange, KeyRefusal, KeyView, KeysChanged, Logins, ProxyView,
+    RightsChange, WebSettings, pages,
+};
 
 const ISSUER: &str = "http://127.0.0.1:8480";
 const NOW: Millis = 1_795_348_805_250;

@@ -52,6 +52,8 @@ fn body(path: &str, digest: &str) -> Value {
         }),
         "/api/v1/ledger/confirm" => json!({"restored": 0}),
         "/api/v1/session" => json!({"secret": "guessed"}),
+        "/api/v1/keys/rotate" => json!({}),
+        "/api/v1/keys/revoke" => json!({"kid": "x"}),
         "/api/v1/login-links" | "/login-links" => json!({}),
         _ => json!({"digest": digest, "secret": "guessed"}),
     }
