@@ -195,7 +195,7 @@ async fn close(State(site): State<Site>, headers: HeaderMap) -> Response {
 #[utoipa::path(post, path = "/api/v1/login-links", tag = "session", security(("session" = [])), request_body = Nothing,
     responses((status = 201, description = "The link", body = LinkAnswer), NotSignedIn, NotAsked))]
 async fn new_link(State(site): State<Site>, headers: HeaderMap, body: Asked<Nothing>) -> Response {
-    let Some((_, session)) = site.command_line(&headers) else {
+    let Some((id, _)) = site.command_line(&headers) else {
         return unauthenticated();
     };
     if let Err(refusal) = body {
@@ -203,7 +203,7 @@ async fn new_link(State(site): State<Site>, headers: HeaderMap, body: Asked<Noth
     }
     let ends = time_for_programs(site.desk.now_ms().saturating_add(LINK_MS));
     let body = LinkAnswer {
-        url: link_for(&site, &session),
+        url: link_for(&site, &id),
         expires_at: ends,
     };
     (StatusCode::CREATED, Json(body)).into_response()

@@ -155,7 +155,7 @@ async fn revoke(State(site): State<Site>, headers: HeaderMap, body: Asked<Revoki
     }
     // Every token that it signed is void at once, as when everything is stopped.
     if !stepped_up(&site, &session) {
-        let detail = "revoking a key needs a session of the last five minutes: sign in again with `writ login`, and repeat it";
+        let detail = "revoking a key needs a session of the last five minutes: sign in with a link of `writ login-link`, and repeat it";
         return problem(StatusCode::FORBIDDEN, "step_up_needed", detail);
     }
     changed(&site, KeyChange::Revoke { kid, why }, &session.who).await

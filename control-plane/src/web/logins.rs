@@ -21,6 +21,8 @@ pub const IDLE_MS: Millis = 60 * 60 * 1000;
 pub const LINKS_MAX: usize = 256;
 /// Sessions at a time; past it, the one unused for longest is dropped.
 pub const SESSIONS_MAX: usize = 1024;
+/// Sessions that one is known to come from; of what comes later the first of them count.
+const LINE_MAX: usize = 8;
 /// Wrong secrets per minute, in all, before the answer is 429.
 pub const WRONG_PER_MINUTE: usize = 10;
 const MINUTE_MS: Millis = 60 * 1000;
@@ -74,9 +76,20 @@ pub enum LoginError {
 struct Link {
     who: String,
     ends_ms: Millis,
+    under: Option<Under>,
+}
+
+/// The session that a link was made in. What the link opens is no younger, ends no later,
+/// and ends with it.
+struct Under {
+    began_ms: Millis,
+    ends_ms: Millis,
+    line: Vec<Hash>,
 }
 
 struct Opened {
+    /// The sessions that it comes from, the first of them first.
+    line: Vec<Hash>,
     began_ms: Millis,
     who: String,
     csrf: String,
@@ -117,28 +130,25 @@ impl Logins {
 
     /// Makes a one-time secret for somebody by name.
     pub fn mint_for(&self, who: &str, now: Millis) -> String {
-        let secret = random();
+        self.lock().mint(who, None, now)
+    }
+
+    /// Makes a one-time secret in a session, for the same person. One for a session that
+    /// is over opens nothing.
+    pub fn mint_in(&self, id: &str, now: Millis) -> String {
+        let key = digest(id);
         let mut inner = self.lock();
-        inner.links.retain(|_, link| now < link.ends_ms);
-        if inner.links.len() >= LINKS_MAX {
-            let first = inner
-                .links
-                .iter()
-                .min_by_key(|(_, link)| link.ends_ms)
-                .map(|(key, _)| *key);
-            if let Some(key) = first {
-                inner.links.remove(&key);
-            }
-        }
-        let ends_ms = now.saturating_add(LINK_MS);
-        inner.links.insert(
-            digest(&secret),
-            Link {
-                who: who.to_owned(),
-                ends_ms,
-            },
-        );
-        secret
+        let Some(opened) = inner.sessions.get(&key).filter(|it| it.alive(now)) else {
+            return random();
+        };
+        let line = opened.line.iter().copied().chain([key]);
+        let under = Under {
+            began_ms: opened.began_ms,
+            ends_ms: opened.ends_ms,
+            line: line.take(LINE_MAX).collect(),
+        };
+        let who = opened.who.clone();
+        inner.mint(&who, Some(under), now)
     }
 
     /// Uses a secret up and opens a session; the answer is the session's id
@@ -175,12 +185,18 @@ impl Logins {
             }
         }
         let id = random();
+        let ends_ms = now.saturating_add(SESSION_MS);
+        let (began_ms, ends_ms, line) = match link.under {
+            Some(under) => (under.began_ms, ends_ms.min(under.ends_ms), under.line),
+            None => (now, ends_ms, Vec::new()),
+        };
         let opened = Opened {
+            line,
             who: link.who,
             csrf: random(),
             kind,
-            began_ms: now,
-            ends_ms: now.saturating_add(SESSION_MS),
+            began_ms,
+            ends_ms,
             seen_ms: now,
         };
         let session = Session {
@@ -217,9 +233,18 @@ impl Logins {
         })
     }
 
-    /// Ends a session; unknown ids are fine.
+    /// Ends a session, and whatever came of the links that were made in it; unknown ids
+    /// are fine.
     pub fn close(&self, id: &str) {
-        self.lock().sessions.remove(&digest(id));
+        let key = digest(id);
+        let mut inner = self.lock();
+        inner
+            .sessions
+            .retain(|known, opened| *known != key && !opened.line.contains(&key));
+        inner.links.retain(|_, link| {
+            let under = link.under.as_ref();
+            under.is_none_or(|it| !it.line.contains(&key))
+        });
     }
 
     // A poisoned lock means that a thread died between two of the small steps
@@ -230,6 +255,28 @@ impl Logins {
 }
 
 impl Inner {
+    fn mint(&mut self, who: &str, under: Option<Under>, now: Millis) -> String {
+        let secret = random();
+        self.links.retain(|_, link| now < link.ends_ms);
+        if self.links.len() >= LINKS_MAX {
+            let first = self
+                .links
+                .iter()
+                .min_by_key(|(_, link)| link.ends_ms)
+                .map(|(key, _)| *key);
+            if let Some(key) = first {
+                self.links.remove(&key);
+            }
+        }
+        let link = Link {
+            who: who.to_owned(),
+            ends_ms: now.saturating_add(LINK_MS),
+            under,
+        };
+        self.links.insert(digest(&secret), link);
+        secret
+    }
+
     fn count_wrong(&mut self, now: Millis) -> LoginError {
         self.wrong.retain(|at| now < at.saturating_add(MINUTE_MS));
         if self.wrong.len() >= WRONG_PER_MINUTE {

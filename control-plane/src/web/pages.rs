@@ -265,7 +265,7 @@ async fn new_link(
     headers: HeaderMap,
     form: Result<Form<CsrfField>, FormRejection>,
 ) -> Response {
-    let Some((_, session)) = site.browser(&headers, By::Person) else {
+    let Some((id, session)) = site.browser(&headers, By::Person) else {
         return not_signed_in(&site);
     };
     match form {
@@ -275,7 +275,7 @@ async fn new_link(
                 StatusCode::OK,
                 &LinkPage {
                     shell,
-                    link: link_for(&site, &session),
+                    link: link_for(&site, &id),
                 },
             )
         }
@@ -284,9 +284,9 @@ async fn new_link(
     }
 }
 
-/// A new one-time link for the same person.
-pub(super) fn link_for(site: &Site, session: &Session) -> String {
-    let secret = site.logins.mint_for(&session.who, site.desk.now_ms());
+/// A new one-time link for the same person, which opens nothing that outlives the session.
+pub(super) fn link_for(site: &Site, id: &str) -> String {
+    let secret = site.logins.mint_in(id, site.desk.now_ms());
     format!(
         "{}/login#{secret}",
         site.settings.issuer.trim_end_matches('/')

@@ -353,7 +353,7 @@ async fn stop(State(site): State<Site>, headers: HeaderMap, body: Asked<Stopping
         return no_target();
     };
     if target == Target::Everything && !stepped_up(&site, &session) {
-        let detail = "stopping everything needs a session of the last five minutes: sign in again with `writ login`, and repeat it";
+        let detail = "stopping everything needs a session of the last five minutes: sign in with a link of `writ login-link`, and repeat it";
         return problem(StatusCode::FORBIDDEN, "step_up_needed", detail);
     }
     let change = RightsChange::Stop { target, why };

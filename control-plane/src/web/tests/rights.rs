@@ -57,6 +57,37 @@ async fn what_is_stopped_is_one_thing_and_has_bounds() {
     assert_eq!(nobody, (401, "not_signed_in".to_owned()));
 }
 
+/// A session that another one made is no younger than that, and ends with it.
+#[tokio::test]
+async fn a_session_renews_itself_by_no_link_of_its_own() {
+    let world = World::new();
+    let first = world.sign_in_by_command_line().await;
+    let with = || With::json(&serde_json::json!({})).header("authorization", &first);
+    let link = async || {
+        let made = world.post("/api/v1/login-links", with()).await;
+        let made = made.json()["url"].as_str().unwrap().to_owned();
+        made.split_once('#').unwrap().1.to_owned()
+    };
+    let later = NOW + 6 * 60_000;
+    world.desk.now.store(later, Ordering::SeqCst);
+    let opened = |secret: String| With::json(&serde_json::json!({ "secret": secret }));
+    let child = world.post("/api/v1/session", opened(link().await)).await;
+    let child = format!("Session {}", child.json()["session"].as_str().unwrap());
+    let unused = link().await;
+    let everything = "{\"everything\":true}";
+    let answered = stop(&world, Some(&child), everything).await;
+    assert_eq!(answered, (403, "step_up_needed".to_owned()));
+    let agent = "{\"agent\":\"spiffe://writ.example/a\"}";
+    assert_eq!(stop(&world, Some(&child), agent).await.0, 204);
+    let closed = With::default().header("authorization", &first);
+    let closed = world.ask(Method::DELETE, "/api/v1/session", closed).await;
+    assert_eq!(closed.status, StatusCode::NO_CONTENT);
+    let answered = stop(&world, Some(&child), agent).await;
+    assert_eq!(answered, (401, "not_signed_in".to_owned()));
+    let late = world.post("/api/v1/session", opened(unused)).await;
+    assert_eq!(late.status, StatusCode::UNAUTHORIZED);
+}
+
 /// A body is one object, each member once: nothing else makes the same.
 #[tokio::test]
 async fn a_body_is_one_object_with_each_member_once() {
