@@ -110,12 +110,9 @@ pub fn change_in(
         KeyChange::Revoke { kid, .. } => kid,
     };
     let known = keys::list(place, now_s).map_err(|error| refusal(&error))?;
-    let key = known
-        .into_iter()
-        .map(|(key, _)| key)
-        .find(|it| it.kid == *kid);
+    let key = known.into_iter().find(|(it, _)| it.kid == *kid);
     let done = keys::revoke(place, kid, now_s).map_err(|error| refusal(&error))?;
-    let key = key.ok_or_else(|| refusal(&KeyError::Unknown(kid.clone())))?;
+    let (key, standing) = key.ok_or_else(|| refusal(&KeyError::Unknown(kid.clone())))?;
     let revoked = Listed {
         revoked_s: Some(now_s),
         ..key
@@ -126,6 +123,12 @@ pub fn change_in(
         problem: None,
     };
     match done {
+        // One of before signs again.
+        Revoked::Beside if standing == Standing::Active => {
+            let left = keys::list(place, now_s).map_err(|error| refusal(&error))?;
+            let signs = left.iter().find(|(_, it)| *it == Standing::Active);
+            changed.replaced_by = signs.map(|(key, it)| view(key, *it));
+        }
         Revoked::Beside => {}
         Revoked::Replaced(made) => changed.replaced_by = Some(view(&made, Standing::Active)),
         Revoked::Last(error) => changed.problem = Some(error.to_string()),

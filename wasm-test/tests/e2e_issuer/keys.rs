@@ -122,6 +122,8 @@ async fn keys_are_rotated_and_revoked_over_http_while_requests_pass() {
     assert_eq!(system.upstream().unwrap().arrived(), before);
     assert_eq!(done["key"]["standing"], "revoked", "{done}");
     let instead = done["replaced_by"]["kid"].as_str().unwrap().to_owned();
+    // The one before is sound, and signs again.
+    assert_eq!(instead, first);
     assert_eq!(standing(&system, "active").await, [&*instead]);
     assert_eq!(standing(&system, "revoked").await, [&*next]);
     // What takes its place is good once proxies know it.
