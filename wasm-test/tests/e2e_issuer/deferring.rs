@@ -434,14 +434,18 @@ async fn bench(more: &str) -> Bench {
 }
 
 fn waiting(bench: &Bench, path: &str) -> Attempt {
-    let mut attempt = bench.attempt();
+    deferred(bench, bench.attempt(), path)
+}
+
+/// The attempt, for an action that its agent would wait for here.
+pub fn deferred(bench: &Bench, mut attempt: Attempt, path: &str) -> Attempt {
     attempt.set("authorization_details", bench.details(path).to_string());
     attempt.set("completion_mode", "deferred".to_owned());
     attempt
 }
 
 /// A question about a code, by the evidence that its agent has.
-fn polling(bench: &Bench, code: &str) -> Attempt {
+pub fn polling(bench: &Bench, code: &str) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.params = params(&[
         ("grant_type", DEFERRED),

@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 use wasm_test::client::Answer;
 
-use crate::deferring::{DEFERRED, approve, interval, params};
+use crate::deferring::{self, approve, interval, polling};
 use crate::evidence::decoded;
 use crate::id_jag::{bearing, id_jag};
-use crate::judging::{Attempt, Bench, JWT, Verdict, issued, no, refused};
+use crate::judging::{Attempt, Bench, Verdict, issued, no, refused};
 use crate::users::{acting, start_by, user};
 
 const POLICY: &str = r#"
@@ -33,25 +33,9 @@ fn code_of(answer: &Answer) -> String {
     body["deferral_code"].as_str().unwrap().to_owned()
 }
 
-fn deferred(bench: &Bench, mut attempt: Attempt) -> Attempt {
-    attempt.set(
-        "authorization_details",
-        bench.details(RESTRICTED).to_string(),
-    );
-    attempt.set("completion_mode", "deferred".to_owned());
-    attempt
-}
-
-/// A question about a code, by the agent's evidence alone.
-fn polling(bench: &Bench, code: &str) -> Attempt {
-    let mut attempt = bench.attempt();
-    attempt.params = params(&[
-        ("grant_type", DEFERRED),
-        ("deferral_code", code),
-        ("subject_token", &bench.svid()),
-        ("subject_token_type", JWT),
-    ]);
-    attempt
+/// The attempt, for what a person has to look at.
+fn deferred(bench: &Bench, attempt: Attempt) -> Attempt {
+    deferring::deferred(bench, attempt, RESTRICTED)
 }
 
 fn is_for_ann(body: &Value) {
