@@ -74,6 +74,7 @@ async fn what_a_registration_that_ends_had_under_way_ends_with_it_and_stays_void
     let mut last = Duration::ZERO;
     while let Ok(Some(_)) = open.chunk().await {
         last = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        assert!(last.as_secs() < end + 5, "it goes on after its end");
     }
     let late = since_ms(end).expect("it ended before its time");
     assert!(late < 1_000, "it went on for {late} ms");
