@@ -111,8 +111,9 @@ pub fn change_in(
     };
     let known = keys::list(place, now_s).map_err(|error| refusal(&error))?;
     let key = known.into_iter().find(|(it, _)| it.kid == *kid);
-    let done = keys::revoke(place, kid, now_s).map_err(|error| refusal(&error))?;
     let (key, standing) = key.ok_or_else(|| refusal(&KeyError::Unknown(kid.clone())))?;
+    // Once it is revoked nothing is refused any more.
+    let done = keys::revoke(place, kid, now_s).map_err(|error| refusal(&error))?;
     let revoked = Listed {
         revoked_s: Some(now_s),
         ..key
@@ -123,9 +124,9 @@ pub fn change_in(
         problem: None,
     };
     match done {
-        // One of before signs again.
+        // One of before signs again; which, is not known where the list can no longer be read.
         Revoked::Beside if standing == Standing::Active => {
-            let left = keys::list(place, now_s).map_err(|error| refusal(&error))?;
+            let left = keys::list(place, now_s).unwrap_or_default();
             let signs = left.iter().find(|(_, it)| *it == Standing::Active);
             changed.replaced_by = signs.map(|(key, it)| view(key, *it));
         }
