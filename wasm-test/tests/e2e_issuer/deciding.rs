@@ -70,17 +70,15 @@ impl Waiting {
         assert_eq!(self.system.upstream().unwrap().arrived(), 0);
         self.system.stop().await;
     }
+}
 
-    /// A second session of the same person.
-    async fn second(&self) -> Browser {
-        let made = self
-            .browser
-            .post("/login-links", &[("csrf", &self.csrf)])
-            .await
-            .text();
-        let (_, link) = made.split_once("<code class=\"long\">").unwrap();
-        Browser::login(link.split('<').next().unwrap()).await
-    }
+/// A session of the same person, by a link that was made in `browser`'s.
+async fn another(browser: &Browser) -> Browser {
+    let csrf = browser.field("/", "csrf").await;
+    let made = browser.post("/login-links", &[("csrf", &csrf)]).await;
+    let made = made.text();
+    let (_, link) = made.split_once("<code class=\"long\">").unwrap();
+    Browser::login(link.split('<').next().unwrap()).await
 }
 
 #[tokio::test]
@@ -166,7 +164,11 @@ async fn no_other_site_and_no_other_session_decides() {
     // Another session's token does not fit, and a browser's session is no
     // command line's.
     assert_eq!(
-        waiting.second().await.post(&approve, &good).await.status,
+        another(&waiting.browser)
+            .await
+            .post(&approve, &good)
+            .await
+            .status,
         403
     );
     let session = browser.cookie.split_once('=').unwrap().1;
@@ -225,34 +227,24 @@ async fn a_yes_is_for_exactly_that_action_once() {
 }
 
 #[tokio::test]
-async fn signing_out_ends_one_session() {
+async fn signing_out_ends_a_session_and_what_came_of_it() {
     let waiting = Waiting::new().await;
-    let (browser, second) = (&waiting.browser, waiting.second().await);
-    assert_eq!(
-        browser.post("/logout", &[("csrf", "AAAA")]).await.status,
-        403
-    );
-    assert_eq!(browser.get("/approvals").await.status, 200);
-    assert_eq!(
-        browser
-            .post("/logout", &[("csrf", &waiting.csrf)])
-            .await
-            .status,
-        303
-    );
-    assert_eq!(browser.get("/approvals").await.status, 303);
-    assert_eq!(
-        browser
-            .post(&waiting.approve(), &waiting.good())
-            .await
-            .status,
-        401
-    );
-    assert_eq!(
-        second.get("/approvals").await.status,
-        200,
-        "one session, not all"
-    );
+    let first = &waiting.browser;
+    let second = another(first).await;
+    let third = another(&second).await;
+    let spoilt = second.post("/logout", &[("csrf", "AAAA")]).await;
+    assert_eq!(spoilt.status, 403);
+    assert_eq!(third.get("/approvals").await.status, 200);
+
+    let csrf = second.field("/", "csrf").await;
+    let out = second.post("/logout", &[("csrf", &csrf)]).await;
+    assert_eq!(out.status, 303);
+    assert_eq!(second.get("/approvals").await.status, 303);
+    assert_eq!(third.get("/approvals").await.status, 303, "it came of that");
+    let form = [("csrf", csrf.as_str()), ("digest", &waiting.digest)];
+    let late = second.post(&waiting.approve(), &form).await;
+    assert_eq!(late.status, 401);
+    assert_eq!(first.get("/approvals").await.status, 200, "one, not all");
     waiting.undecided().await;
 }
 
