@@ -107,6 +107,7 @@ impl Engine {
                 Err(refused) => return self.not_committed(&refused),
             }
         }
+        tracing::warn!(attempt = facts.attempt, "approvals change at each look");
         Ruling::Refused(Reason::ControlPlaneUnavailable, None)
     }
 

@@ -46,8 +46,8 @@ use crate::{
     },
     event::Entry,
     model::{
-        Approval, ApprovalState, Command, Committed, Hash, Millis, Refused, Rights, SpentRecord,
-        Suspension, TokenRecord, TokenState,
+        Approval, ApprovalState, Command, Committed, Given, Hash, Millis, Refused, Rights,
+        SpentRecord, Suspension, TokenRecord, TokenState,
     },
 };
 
@@ -260,11 +260,16 @@ impl Embedded {
         self.inner.shared.read().approval(id).cloned()
     }
 
-    /// The newest approval of this digest that was approved, is not used and is in time.
+    /// The newest approval of this digest that was approved, is not used, in time and not
+    /// void since.
     pub(crate) fn approved_unused(&self, digest: &Hash) -> Option<Approval> {
         let now = self.now();
         let state = self.inner.shared.read();
-        let usable = |a: &&Approval| a.state == ApprovalState::Approved && a.expires_ms > now;
+        let usable = |a: &&Approval| {
+            a.state == ApprovalState::Approved
+                && a.expires_ms > now
+                && state.rights.bar(&Given::from(*a), now).is_none()
+        };
         state.open_with(digest).rev().find(usable).cloned()
     }
 

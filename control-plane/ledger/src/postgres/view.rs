@@ -20,7 +20,7 @@ use crate::{
     embedded::listing::ListedEntry,
     event::Entry,
     lines::Place,
-    model::{Approval, ApprovalState, Hash, Millis, Right, Rights, Suspension},
+    model::{Approval, ApprovalState, Given, Hash, Millis, Right, Rights, Suspension},
 };
 
 /// Approvals that ended and are still shown.
@@ -81,8 +81,12 @@ impl View {
 
     /// The newest approval of a digest that may be used at `now`.
     pub(crate) fn usable(&self, digest: &Hash, now: Millis) -> Option<&Approval> {
+        let rights = &self.rights.1;
         let usable = |a: &&Approval| {
-            a.digest == *digest && a.state == ApprovalState::Approved && a.expires_ms > now
+            a.digest == *digest
+                && a.state == ApprovalState::Approved
+                && a.expires_ms > now
+                && rights.bar(&Given::from(*a), now).is_none()
         };
         let found = self.approvals().filter(usable);
         found.max_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)))

@@ -279,6 +279,15 @@ async fn what_was_given_before_a_stop_is_void_when_that_is_lifted(rig: Rig) {
         assert_eq!(ledger.commit(used).await, gone);
         let late = answer(&pending, hash(&name("open")), true);
         assert_eq!(ledger.commit(late).await, void);
+        // It is no yes any more, and who asks again waits for a person who is asked again.
+        assert!(ledger.approved_unused(&digest).is_none());
+        for (id, digest) in [(&approved, digest), (&pending, hash(&name("open")))] {
+            let (token_name, anew) = (name(&format!("{id} again")), name(&format!("{id} anew")));
+            ledger.commit(issue(token(&token_name))).await.unwrap();
+            let held = hold(&token_name, &token_name, approval(&anew, digest));
+            let waits = ledger.commit(held).await.unwrap().approval.unwrap();
+            assert_eq!(waits.id, anew, "{id}");
+        }
         let own = allow(&name("new"), &name("2"), None);
         ledger.commit(own).await.unwrap();
         ledger.commit(Command::CancelApprovals).await.unwrap();

@@ -65,7 +65,12 @@ impl State {
         now: Millis,
         limits: &Limits,
     ) -> Result<(String, Option<Approval>), Refused> {
-        let equal = |other: &&Approval| other.expires_ms > now && other.rules == approval.rules;
+        // One that is void is as good as cancelled, which it will be: nobody waits for that.
+        let equal = |other: &&Approval| {
+            other.expires_ms > now
+                && other.rules == approval.rules
+                && self.may_use(&Given::from(*other), now).is_ok()
+        };
         let mut found = None;
         for other in self.open_with(&approval.digest).filter(equal) {
             match other.state {
