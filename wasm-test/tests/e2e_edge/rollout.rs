@@ -145,16 +145,17 @@ pub(super) struct Junk {
 }
 
 impl Junk {
-    pub(super) fn start(rig: &Rig) -> (Arc<Junk>, tokio::task::JoinHandle<()>) {
+    pub(super) async fn start(rig: &Rig) -> (Arc<Junk>, tokio::task::JoinHandle<()>) {
         let junk = Arc::new(Junk::default());
         let agent = rig.agent.with_fresh_key().unwrap();
-        let sender = junk.clone().send(agent, rig.authority());
+        // While the control plane is there: who started it may restart that at once.
+        let token = agent.token("GET", REPORT).await.unwrap();
+        let sender = junk.clone().send(agent, token, rig.authority());
         (junk, tokio::spawn(sender))
     }
 
-    async fn send(self: Arc<Junk>, agent: Agent, authority: String) {
+    async fn send(self: Arc<Junk>, agent: Agent, token: String, authority: String) {
         let thief = agent.with_fresh_key().unwrap();
-        let token = agent.token("GET", REPORT).await.unwrap();
         while !self.stop.load(Ordering::SeqCst) {
             let proof = thief.key().proof("GET", &agent.url(REPORT), Some(&token));
             let bare = vec![field("host", authority.clone())];
@@ -208,7 +209,7 @@ module = "{pinned}"
 "#
     );
     let mut rig = start(3, &pinned).await;
-    let (junk, task) = Junk::start(&rig);
+    let (junk, task) = Junk::start(&rig).await;
     let old = std::fs::read(rig.system.module_file()).unwrap();
     let begin = versions(&rig);
     let one =
@@ -306,7 +307,7 @@ async fn goes_back(rig: &Rig, module: &[u8], why: &str, meanwhile: impl AsyncFn(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_module_that_is_no_good_goes_back_by_itself() {
     let rig = start(2, "").await;
-    let (junk, task) = Junk::start(&rig);
+    let (junk, task) = Junk::start(&rig).await;
     let old = std::fs::read(rig.system.module_file()).unwrap();
     let nothing = async || {};
     let good = async || {

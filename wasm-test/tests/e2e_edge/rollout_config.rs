@@ -178,7 +178,7 @@ async fn a_changed_config_goes_the_same_way_and_a_group_keeps_its_own() {
     notes(&rig, &[200]).await;
     assert_eq!(shown(&rig).await, 0);
     assert_eq!(steps(&rig), Vec::<Value>::new());
-    let (junk, task) = Junk::start(&rig);
+    let (junk, task) = Junk::start(&rig).await;
 
     // What is good is watched first, to compare with. Then node 0 has the other alone
     // for as long as is said, and then all but node 2. A question is decided by what
