@@ -1,6 +1,36 @@
 //! Processes' CPU time and memory, and which CPU they run on. Linux only.
 
+use std::time::Duration;
+
 use crate::Error;
+
+/// How long a process is looked at to see whether it rests.
+const GLANCE: Duration = Duration::from_millis(500);
+/// How much of a glance it may run and still rest.
+const RESTING: f64 = 0.05;
+/// Looked at so often before it is said that it does not come to rest.
+const GLANCES: usize = 120;
+
+/// Waits until a process does next to nothing: what it still does for work that was given
+/// to it before would be measured as what comes next, and slow down whatever runs beside it.
+///
+/// # Errors
+/// When it is still busy after a minute.
+pub async fn idle(pid: u32) -> Result<(), Error> {
+    let mut before = time_us(pid)?;
+    for _ in 0..GLANCES {
+        tokio::time::sleep(GLANCE).await;
+        let now = time_us(pid)?;
+        if now - before < RESTING * GLANCE.as_secs_f64() * 1_000_000.0 {
+            return Ok(());
+        }
+        before = now;
+    }
+    let seconds = GLANCE.as_secs_f64() * f64::from(u32::try_from(GLANCES).unwrap_or(u32::MAX));
+    Err(Error::Setup(format!(
+        "process {pid} is still busy {seconds:.0} s after its last request"
+    )))
+}
 
 /// The time that all of a process's threads have run, in microseconds. A thread
 /// that has ended counts no more: the processes measured keep theirs.

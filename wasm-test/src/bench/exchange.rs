@@ -82,6 +82,9 @@ pub async fn run(json: Option<&Path>, rounds: usize) -> Result<(), Error> {
     for round in 0..rounds {
         println!("· round {} of {rounds}", round.saturating_add(1));
         crowd.fill(crowded.sessions().await?, OUTSTANDING).await?;
+        for plane in [&plain, &crowded] {
+            cpu::idle(plane.system.control_plane_pid()).await?;
+        }
         let (floor, native) = (floor(Signs::P256)?, floor(Signs::AwsLc)?);
         // Each goes first as often as the other.
         let (one, many) = if round % 2 == 0 {
