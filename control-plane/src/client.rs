@@ -4,12 +4,14 @@
 mod exchange;
 mod key;
 mod nonces;
+mod proves;
 mod secure;
 mod show;
 
 pub use exchange::{Asked, Behind, Fetched};
 pub use key::DpopKey;
 pub(crate) use nonces::asked as asked_nonce;
+pub use proves::Proves;
 pub(crate) use show::Shown;
 
 use crate::keys::KeyError;
@@ -17,7 +19,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use nonces::Nonces;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -42,6 +44,14 @@ pub enum ClientError {
     /// The Workload API.
     #[error("no identity from the Workload API: {0}")]
     Identity(#[from] identity::SourceError),
+    /// The file that has the agent's token.
+    #[error("no identity from `{path}`: {why}")]
+    TokenFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A URL or method that can't be called.
     #[error("{0}")]
     Usage(String),
@@ -74,8 +84,8 @@ pub enum ClientError {
 pub struct Agent {
     /// The issuer's URL.
     pub issuer: String,
-    /// The Workload API's socket.
-    pub workload_api: PathBuf,
+    /// What shows the issuer which agent it is.
+    pub proves: Proves,
     /// The key.
     pub key: Arc<DpopKey>,
     /// Now, in ms.
@@ -134,11 +144,11 @@ impl Agent {
     /// When the key or the HTTP client can't be set up.
     pub fn new(
         issuer: &str,
-        workload_api: &Path,
+        proves: Proves,
         key: &Path,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
-        Self::with_key(issuer, workload_api, timeout, || {
+        Self::with_key(issuer, proves, timeout, || {
             Ok(Arc::new(DpopKey::open(key)?))
         })
     }
@@ -150,7 +160,7 @@ impl Agent {
     /// As [`Agent::new`].
     pub fn with_key(
         issuer: &str,
-        workload_api: &Path,
+        proves: Proves,
         timeout: Duration,
         key: impl FnOnce() -> Result<Arc<DpopKey>, ClientError>,
     ) -> Result<Self, ClientError> {
@@ -164,7 +174,7 @@ impl Agent {
         })?;
         Ok(Self {
             issuer: issuer.trim_end_matches('/').to_owned(),
-            workload_api: workload_api.to_owned(),
+            proves,
             key: key()?,
             clock: crate::state::system_clock(),
             behind: None,

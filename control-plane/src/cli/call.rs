@@ -1,7 +1,7 @@
 //! `writ call` and `writ token`.
 
 use super::{REFUSED, fail, plain, refuse};
-use crate::client::{Agent, Answer, Asked, Behind, ClientError, Granted};
+use crate::client::{Agent, Answer, Asked, Behind, ClientError, Granted, Proves};
 use clap::Args;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -27,7 +27,20 @@ pub(super) struct Issued {
         env = "WRIT_WORKLOAD_API",
         default_value = "/run/writ/workload.sock"
     )]
-    pub(super) workload_api: PathBuf,
+    workload_api: PathBuf,
+    /// A file that has this workload's token of an issuer in the config, in place of the Workload API; read for each exchange
+    #[arg(long, value_name = "FILE", env = "WRIT_IDENTITY_TOKEN")]
+    identity_token: Option<PathBuf>,
+}
+
+impl Issued {
+    /// What shows the issuer which agent this is.
+    pub(super) fn proves(&self) -> Proves {
+        match &self.identity_token {
+            Some(file) => Proves::TokenFile(file.clone()),
+            None => Proves::WorkloadApi(socket(&self.workload_api)),
+        }
+    }
 }
 
 /// Where an agent finds things.
@@ -48,17 +61,12 @@ impl Where {
                 .map_err(ClientError::Usage)?
                 .join("dpop-es256.pem"),
         };
-        Agent::new(
-            &self.from.issuer,
-            &socket(&self.from.workload_api),
-            &key,
-            timeout,
-        )
+        Agent::new(&self.from.issuer, self.from.proves(), &key, timeout)
     }
 }
 
 /// The spelling `unix:` is what SPIFFE_ENDPOINT_SOCKET has.
-pub(super) fn socket(path: &std::path::Path) -> PathBuf {
+fn socket(path: &std::path::Path) -> PathBuf {
     let text = path.to_string_lossy();
     let text = text
         .strip_prefix("unix://")

@@ -57,9 +57,10 @@ impl Sidecar {
 
     async fn serve(self) -> Result<(), String> {
         let stop = crate::serve::signals::stop_on_signal();
+        let proves = self.from.proves();
         let issuer = Issuer::new(
             self.from.issuer,
-            super::call::socket(&self.from.workload_api),
+            proves,
             Ahead::new(usize::try_from(self.prefetch).unwrap_or_default()),
         );
         let mut uids = self.uids;

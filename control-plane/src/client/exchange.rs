@@ -59,12 +59,12 @@ impl Fetched {
 }
 
 impl Agent {
-    /// An exchange by the agent's JWT-SVID (RFC 8693).
+    /// An exchange by the agent's JWT-SVID, or by the token in its file (RFC 8693).
     ///
     /// # Errors
     /// No identity, no issuer, or its no.
     pub async fn exchange(&self, endpoint: &str, asked: &Asked) -> Result<Granted, ClientError> {
-        let svid = identity::fetch_jwt_svid(&self.workload_api, &self.issuer).await?;
+        let svid = self.proves.token(&self.issuer).await?;
         let mut form = vec![("grant_type", GRANT_EXCHANGE.to_owned())];
         match self.behind.as_ref().map(Behind::token) {
             None => form.extend([

@@ -1,7 +1,7 @@
 //! TLS as an agent speaks it: it shows its X.509-SVID to whoever asks for a
 //! certificate, and trusts its trust domain's authorities beside the system's.
 
-use super::{Agent, ClientError, causes};
+use super::{Agent, ClientError, Proves, causes};
 use identity::fetch_x509_svid;
 use reqwest::{Certificate, Client, Identity};
 use serde_json::Value;
@@ -19,16 +19,17 @@ pub(crate) struct Endpoint {
 }
 
 impl Agent {
-    /// The client for this URL: for `https` the one that shows the X.509-SVID.
-    /// It is made once, so that the certificate of the exchange is that of the
-    /// request.
+    /// The client for this URL: for `https` the one that shows the X.509-SVID, where
+    /// there is one. It is made once, so that the certificate of the exchange is that of
+    /// the request.
     pub(super) async fn client_for(&self, url: &str) -> Result<&Client, ClientError> {
-        if !url.starts_with("https://") {
-            return Ok(&self.http);
-        }
+        let workload_api = match &self.proves {
+            Proves::WorkloadApi(socket) if url.starts_with("https://") => socket,
+            _ => return Ok(&self.http),
+        };
         self.secure
             .get_or_try_init(|| async {
-                let svid = fetch_x509_svid(&self.workload_api).await?;
+                let svid = fetch_x509_svid(workload_api).await?;
                 let unusable = |error: reqwest::Error| {
                     ClientError::Usage(format!("the X.509-SVID can't be used: {}", causes(&error)))
                 };
@@ -63,7 +64,8 @@ impl Agent {
     /// section 5), so that the token is bound to the certificate.
     pub(super) async fn token_endpoint(&self, url: &str) -> Result<String, ClientError> {
         let plain = format!("{}/oauth2/token", self.issuer);
-        if !url.starts_with("https://") {
+        let shows = matches!(self.proves, Proves::WorkloadApi(_));
+        if !(shows && url.starts_with("https://")) {
             return Ok(plain);
         }
         let metadata = format!("{}/.well-known/oauth-authorization-server", self.issuer);

@@ -6,13 +6,12 @@ use super::ahead::Ahead;
 use super::problem::Problem;
 use super::retry::{self, TRIES, WAIT_MAX};
 use super::rules;
-use crate::client::{Agent, ClientError, DpopKey, OUTCOME_WAITS, Shown};
+use crate::client::{Agent, ClientError, DpopKey, OUTCOME_WAITS, Proves, Shown};
 use bytes::Bytes;
 use capability::reason::Reason;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -34,8 +33,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(60);
 pub struct Issuer {
     /// Its URL.
     pub url: String,
-    /// The Workload API's socket.
-    pub workload_api: PathBuf,
+    /// What shows it which agent this is.
+    pub proves: Proves,
     /// Tokens that are fetched ahead.
     pub ahead: Arc<Ahead>,
     key: Arc<DpopKey>,
@@ -47,10 +46,10 @@ impl Issuer {
     ///
     /// # Errors
     /// When there can be no key, or identities would cross the network in clear.
-    pub fn new(url: String, workload_api: PathBuf, ahead: Ahead) -> Result<Self, ClientError> {
+    pub fn new(url: String, proves: Proves, ahead: Ahead) -> Result<Self, ClientError> {
         let it = Self {
             url,
-            workload_api,
+            proves,
             ahead: Arc::new(ahead),
             key: Arc::new(DpopKey::generate()?),
             agent: Mutex::new(None),
@@ -66,7 +65,7 @@ impl Issuer {
         {
             return Ok(Arc::clone(agent));
         }
-        let agent = Agent::with_key(&self.url, &self.workload_api, EXCHANGE_WITHIN, || {
+        let agent = Agent::with_key(&self.url, self.proves.clone(), EXCHANGE_WITHIN, || {
             Ok(Arc::clone(&self.key))
         })?;
         let agent = Arc::new(agent);
@@ -368,8 +367,9 @@ fn failed(error: &ClientError) -> Problem {
         ClientError::NotSent(why) => Problem::not_sent(why),
         ClientError::Unknown(why) => Problem::unknown(why),
         ClientError::Usage(why) => Problem::request(why),
-        ClientError::Key(_) | ClientError::Identity(_) | ClientError::Issuer(..) => {
-            Problem::unavailable(&error.to_string())
-        }
+        ClientError::Key(_)
+        | ClientError::Identity(_)
+        | ClientError::TokenFile { .. }
+        | ClientError::Issuer(..) => Problem::unavailable(&error.to_string()),
     }
 }

@@ -67,6 +67,11 @@ impl Foreign {
         let over = asked["claims"].as_object().unwrap().clone();
         claims.as_object_mut().unwrap().extend(over);
         asked["claims"] = claims;
+        self.exact(asked).await
+    }
+
+    /// A token with these claims, beside those of its time, and no others.
+    pub async fn exact(&mut self, asked: Value) -> String {
         let line = format!("{asked}\n");
         self.asks.write_all(line.as_bytes()).await.unwrap();
         self.said().await["token"].as_str().unwrap().to_owned()

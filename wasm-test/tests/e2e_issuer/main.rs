@@ -49,6 +49,7 @@ mod owned;
 mod page_contents;
 mod pages;
 mod plane;
+mod platforms;
 mod programs;
 mod rates;
 mod refreshing;
