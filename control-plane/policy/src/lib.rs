@@ -143,6 +143,38 @@ pub enum Verdict {
     Error(Vec<String>),
 }
 
+impl Verdict {
+    /// What two verdicts on one request come to: the stricter of them. A request that waits
+    /// needs what both demand, each rule once.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let united = |mut all: Vec<String>, more: Vec<String>| {
+            more.into_iter().for_each(|id| {
+                if !all.contains(&id) {
+                    all.push(id);
+                }
+            });
+            all
+        };
+        match (self, other) {
+            (Self::Error(one), Self::Error(two)) => Self::Error(united(one, two)),
+            (Self::Error(problems), _) | (_, Self::Error(problems)) => Self::Error(problems),
+            (Self::Deny(one), Self::Deny(two)) => Self::Deny(united(one, two)),
+            (Self::Deny(ids), _) | (_, Self::Deny(ids)) => Self::Deny(ids),
+            (Self::Hold(mut all), Self::Hold(more)) => {
+                more.into_iter().for_each(|demand| {
+                    if !all.iter().any(|known| known.rule == demand.rule) {
+                        all.push(demand);
+                    }
+                });
+                Self::Hold(all)
+            }
+            (Self::Hold(demands), _) | (_, Self::Hold(demands)) => Self::Hold(demands),
+            (Self::Allow(one), Self::Allow(two)) => Self::Allow(united(one, two)),
+        }
+    }
+}
+
 /// A loaded, validated policy set.
 #[derive(Debug)]
 pub struct Policies {

@@ -529,3 +529,38 @@ when { context has a2a && context.a2a has skill && context.a2a.skill != "transla
         assert_eq!(load(&text).is_ok(), misspelt, "{missing}");
     }
 }
+
+#[test]
+fn of_two_verdicts_the_stricter_counts() {
+    let ids = |all: &[&str]| all.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let allow = |all: &[&str]| Verdict::Allow(ids(all));
+    let deny = |all: &[&str]| Verdict::Deny(ids(all));
+    let error = |all: &[&str]| Verdict::Error(ids(all));
+    let hold = |all: &[&str]| {
+        let demand = |rule: &&str| Demand {
+            rule: (*rule).to_owned(),
+            approvers: vec!["platform".into()],
+            reason: String::new(),
+            ttl_s: None,
+        };
+        Verdict::Hold(all.iter().map(demand).collect())
+    };
+    let table = [
+        (allow(&["a"]), allow(&["b", "a"]), allow(&["a", "b"])),
+        (allow(&["a"]), hold(&["h"]), hold(&["h"])),
+        (hold(&["h", "i"]), hold(&["i", "j"]), hold(&["h", "i", "j"])),
+        (hold(&["h"]), deny(&[]), deny(&[])),
+        (allow(&["a"]), deny(&["d"]), deny(&["d"])),
+        (deny(&["d"]), deny(&["e"]), deny(&["d", "e"])),
+        (deny(&["d"]), error(&["x"]), error(&["x"])),
+        (error(&["x"]), error(&["y"]), error(&["x", "y"])),
+        (hold(&["h"]), error(&["x"]), error(&["x"])),
+    ];
+    for (one, two, wanted) in table {
+        assert_eq!(one.clone().and(two.clone()), wanted, "{one:?} {two:?}");
+        // The order is that of the agents; which is stricter does not depend on it.
+        let turned = two.clone().and(one.clone());
+        let same = std::mem::discriminant(&turned) == std::mem::discriminant(&wanted);
+        assert!(same, "{two:?} {one:?}");
+    }
+}

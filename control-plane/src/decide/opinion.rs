@@ -149,17 +149,38 @@ impl Engine {
         })
     }
 
+    /// What policy says of the agent, and of each one that it acts for: nobody has another
+    /// do what they may not, or may only with a person's yes.
     fn ask(&self, token: &TokenRecord, body: &Told, approved: &BTreeSet<String>) -> Verdict {
+        let own = self.ask_of(token, &token.agent, &token.chain, body, approved);
+        let before = token.chain.iter().enumerate().skip(1);
+        before.fold(own, |said, (at, agent)| {
+            let chain = token.chain.get(at..).unwrap_or_default();
+            // Who stands first acts for nobody but the user.
+            let alone = chain.len() == 1 && token.user.is_none();
+            let chain = if alone { &[] } else { chain };
+            said.and(self.ask_of(token, agent, chain, body, approved))
+        })
+    }
+
+    fn ask_of(
+        &self,
+        token: &TokenRecord,
+        agent: &str,
+        chain: &[String],
+        body: &Told,
+        approved: &BTreeSet<String>,
+    ) -> Verdict {
         let (origin, path, query) = split_location(&token.action.location);
         let (method, message) = asked(&token.action);
         self.core.policies.may_pass(
             &policy::Question {
-                agent: &token.agent,
+                agent,
                 user: token
                     .user
                     .as_ref()
                     .map(|user| (user.issuer.as_str(), user.subject.as_str())),
-                chain: &token.chain,
+                chain,
                 method,
                 message,
                 location: &token.action.location,

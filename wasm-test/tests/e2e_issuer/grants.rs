@@ -11,7 +11,7 @@ use crate::plane::Prepared;
 use crate::rights::{done, sign_in};
 use crate::sessions::for_session;
 
-const DELEGATION: &str = "urn:writ:params:oauth:token-type:delegation";
+pub const DELEGATION: &str = "urn:writ:params:oauth:token-type:delegation";
 pub const CHILD: &str = "spiffe://writ.example/agent/child";
 const GRANDCHILD: &str = "spiffe://writ.example/agent/grandchild";
 const STRANGER: &str = "spiffe://writ.example/agent/stranger";
