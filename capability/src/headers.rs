@@ -6,6 +6,10 @@
 /// What begins so is set by this side of the proxy alone.
 pub const OURS: [&str; 2] = ["x-envoy-", "x-writ-"];
 
+/// The reason of a refusal that is the proxy's own. An upstream's answer comes without it,
+/// whatever its body says.
+pub const REASON: &str = "x-writ-reason";
+
 /// The approver's session: an upstream that gets one decides in a person's name.
 /// Over https it has the first name, else the second.
 pub const SESSION_COOKIES: [&str; 2] = ["__Host-writ_session", "writ_session"];
@@ -16,16 +20,21 @@ pub const CREDENTIALS: [&str; 2] = ["authorization", "dpop"];
 /// By these some servers take a request for another one than its method, path and
 /// authority say, which is what was signed and approved, or exempt by name; or for
 /// one about a second resource as well.
-pub const REINTERPRETING: [&str; 30] = [
+pub const REINTERPRETING: [&str; 42] = [
     "destination",
     "forwarded",
     "request-uri",
+    "x-accel-mapping",
     "x-amz-copy-source",
+    "x-bce-copy-source",
+    "x-copy-from",
+    "x-cos-copy-source",
     "x-forwarded-host",
     "x-forwarded-method",
     "x-forwarded-path",
     "x-forwarded-prefix",
     "x-forwarded-uri",
+    "x-goog-copy-source",
     "x-host",
     "x-http-host-override",
     "x-http-method",
@@ -36,15 +45,22 @@ pub const REINTERPRETING: [&str; 30] = [
     "x-method-override",
     "x-middleware-rewrite",
     "x-middleware-subrequest",
+    "x-ms-copy-source",
+    "x-ms-rename-source",
+    "x-obs-copy-source",
     "x-original-host",
     "x-original-method",
     "x-original-path",
     "x-original-uri",
     "x-original-url",
+    "x-oss-copy-source",
     "x-override-url",
     "x-restli-method",
     "x-rewrite-uri",
     "x-rewrite-url",
+    "x-script-name",
+    "x-sendfile-type",
+    "x-tos-copy-source",
     "x-tunneled-method",
     "x-waws-unencoded-url",
 ];

@@ -16,6 +16,7 @@ pub(crate) use show::Shown;
 
 use crate::keys::KeyError;
 use base64ct::{Base64UrlUnpadded, Encoding};
+use capability::headers;
 use nonces::Nonces;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -323,6 +324,7 @@ impl Agent {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned();
+        let is_the_edges = response.headers().contains_key(headers::REASON);
         let mut body = Vec::new();
         let mut response = response;
         while let Some(chunk) = response
@@ -337,8 +339,8 @@ impl Agent {
             }
             body.extend_from_slice(&chunk);
         }
-        // The upstream may send problem documents of its own; ours name a reason.
-        let refusal = (content_type.starts_with("application/problem+json"))
+        // The upstream may send problem documents of its own.
+        let refusal = is_the_edges
             .then(|| serde_json::from_slice::<Value>(&body).ok())
             .flatten()
             .filter(|problem| problem.get("reason").is_some_and(Value::is_string));

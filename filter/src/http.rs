@@ -155,14 +155,9 @@ impl HttpContext for Request {
 
     fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
         traps::at("response");
-        let allowed = self
-            .passage
-            .as_ref()
-            .is_some_and(|passage| passage.is_permitted());
-        // The proxy's own replies pass here too; they are no upstream's answer.
-        if allowed
-            && host::text_property(&["response", "code_details"]).as_deref() == Some(FROM_UPSTREAM)
-        {
+        // The proxy's own replies pass here too; they are no upstream's answer. What was
+        // let through where a route observes has one as well.
+        if host::text_property(&["response", "code_details"]).as_deref() == Some(FROM_UPSTREAM) {
             match arrival::strip_response() {
                 Ok(status) => self.upstream_status = status,
                 Err(HostFault) => {

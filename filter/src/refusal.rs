@@ -3,6 +3,7 @@
 
 use crate::host::{self, HostFault};
 use crate::questions::Awaited;
+use capability::headers;
 use capability::reason::Reason;
 use decision_api::{Deny, FirstUse};
 use serde_json::{Map, Value};
@@ -141,23 +142,24 @@ impl Refusal {
         host::set_reason(self.reason.as_str())?;
         let challenge = self.challenge(metadata);
         let retry_after = self.retry_after_s.map(|seconds| seconds.to_string());
-        let mut headers = vec![
+        let mut with = vec![
             ("content-type", "application/problem+json"),
             ("cache-control", "no-store"),
+            (headers::REASON, self.reason.as_str()),
         ];
         if let Some(challenge) = &challenge {
-            headers.push(("www-authenticate", challenge));
+            with.push(("www-authenticate", challenge));
         }
         if let Some(seconds) = &retry_after {
-            headers.push(("retry-after", seconds));
+            with.push(("retry-after", seconds));
         }
         if let Some(nonce) = &self.nonce {
-            headers.push(("dpop-nonce", nonce));
-            headers.push(("access-control-expose-headers", EXPOSED));
+            with.push(("dpop-nonce", nonce));
+            with.push(("access-control-expose-headers", EXPOSED));
         }
         host::reply(
             self.status,
-            headers,
+            with,
             self.problem(request_id).to_string().as_bytes(),
         )
     }

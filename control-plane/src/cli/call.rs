@@ -267,6 +267,7 @@ impl Call {
         // A held request is answered after the proxy's own wait, 55 s at most.
         let agent = self.places.agent(Duration::from_secs(90))?;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait);
+        let mut approved = String::new();
         loop {
             let granted = match &self.details {
                 Some(details) => agent.token_of(element(details)?).await?,
@@ -294,14 +295,22 @@ impl Call {
                     .and_then(Value::as_str)
                     .unwrap_or_default()
             };
+            let id = member("approval_id").to_owned();
+            // One yes is for one request.
+            if approved == id {
+                return Ok(answer);
+            }
             eprintln!(
                 "writ: held: a human has to say yes (approval {}); waiting",
-                plain(member("approval_id"))
+                plain(&id)
             );
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             match agent.approval(member("status_url"), left).await?.as_deref() {
                 // The same exchange and request again; the approval is found by what it covers.
-                Some("approved") => eprintln!("writ: approved"),
+                Some("approved") if tokio::time::Instant::now() < deadline => {
+                    eprintln!("writ: approved");
+                    approved = id;
+                }
                 _ => return Ok(answer),
             }
         }

@@ -8,6 +8,7 @@ use super::retry::{self, TRIES, WAIT_MAX};
 use super::rules;
 use crate::client::{Agent, ClientError, DpopKey, OUTCOME_WAITS, Proves, Shown};
 use bytes::Bytes;
+use capability::headers;
 use capability::reason::Reason;
 use http::{HeaderMap, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -98,12 +99,11 @@ enum Answered {
 }
 
 impl Answered {
-    /// The upstream may send problem documents of its own; the edge's name a reason.
+    /// The upstream may send problem documents of its own: it can't say that they are the
+    /// edge's.
     async fn read(response: reqwest::Response) -> Result<Self, ClientError> {
-        let text = |name| response.headers().get(name)?.to_str().ok();
-        let is_problem = text(header::CONTENT_TYPE)
-            .is_some_and(|kind: &str| kind.starts_with("application/problem+json"));
-        if !is_problem
+        let is_the_edges = response.headers().contains_key(headers::REASON);
+        if !is_the_edges
             || response
                 .content_length()
                 .is_none_or(|len| len > PROBLEM_MAX)
@@ -134,7 +134,7 @@ impl Answered {
 
     /// Whether a token that was shown for the first time is over without having been
     /// used: its time is over, or who issued it has forgotten it, or its certificate is not
-    /// the one of now. An upstream could say so too: what is read is read once more then.
+    /// the one of now.
     fn is_over(&self) -> bool {
         let over = [
             Reason::TokenExpired,
@@ -220,6 +220,7 @@ async fn until_decided(
     stop: &CancellationToken,
 ) -> Result<Reply, Problem> {
     let deadline = Instant::now() + wait;
+    let mut approved: Option<String> = None;
     let mut ahead = issuer.ahead.take(wanted);
     loop {
         let agent = issuer.agent().map_err(|error| failed(&error))?;
@@ -238,7 +239,11 @@ async fn until_decided(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let status_url = answer.member("status_url").unwrap_or_default().to_owned();
-        let id = answer.member("approval_id").unwrap_or_default();
+        let id = answer.member("approval_id").unwrap_or_default().to_owned();
+        // One yes is for one request.
+        if approved.as_ref() == Some(&id) {
+            return Ok(answer.reply());
+        }
         tracing::info!(approval = ?id, "held: a person has to say yes");
         let decided = tokio::select! {
             () = stop.cancelled() => return Ok(answer.reply()),
@@ -250,7 +255,7 @@ async fn until_decided(
         };
         match decided.ok().flatten().as_deref() {
             // The same exchange and request again; the approval is found by what it covers.
-            Some("approved") if Instant::now() < deadline => {}
+            Some("approved") if Instant::now() < deadline => approved = Some(id),
             Some("denied") => return Err(Problem::not_approved(Reason::ApprovalDenied, held)),
             Some("expired") => return Err(Problem::not_approved(Reason::ApprovalExpired, held)),
             // Nobody has decided, or it can't be asked: the document says where to look.

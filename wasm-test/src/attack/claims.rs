@@ -255,7 +255,7 @@ async fn early(stages: &mut Stages) -> Result<String, Error> {
 }
 
 async fn answers(stages: &mut Stages) -> Result<String, Error> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 8] = [
         "www-authenticate",
         "proxy-authenticate",
         "dpop-nonce",
@@ -263,6 +263,7 @@ async fn answers(stages: &mut Stages) -> Result<String, Error> {
         "authorization",
         "x-writ-agent",
         "x-writ-decision",
+        "x-writ-reason",
     ];
     let stage = stages.varied().await?;
     let mut tried = 0;

@@ -95,7 +95,7 @@ async fn served_without(stages: &mut Stages, names: &[&str], value: &str) -> Res
 }
 
 async fn elsewhere(stages: &mut Stages) -> Result<String, Error> {
-    const NAMES: [&str; 30] = [
+    const NAMES: [&str; 42] = [
         "x-envoy-original-path",
         "X-Envoy-Original-Path",
         "x-envoy-original-url",
@@ -120,6 +120,18 @@ async fn elsewhere(stages: &mut Stages) -> Result<String, Error> {
         "Forwarded",
         "Destination",
         "x-amz-copy-source",
+        "x-accel-mapping",
+        "x-bce-copy-source",
+        "x-copy-from",
+        "x-cos-copy-source",
+        "x-goog-copy-source",
+        "x-ms-copy-source",
+        "x-ms-rename-source",
+        "x-obs-copy-source",
+        "x-oss-copy-source",
+        "x-script-name",
+        "x-sendfile-type",
+        "x-tos-copy-source",
         "X-Override-URL",
         "x-middleware-rewrite",
         "X.Original.Url",

@@ -4,8 +4,9 @@
 //! `?bytes=` (answer with so many bytes), `?reset=` (no answer, the connection
 //! ends) and `?linger=` (the connection ends so many milliseconds after the
 //! answer), for tests of slow, failing and large upstreams; `?spoof=` (headers in
-//! the proxy's name) and `?drip=` (a body of so many pieces, ten a second) for
-//! such as deceive, and such as never end.
+//! the proxy's name), `?pretend=` (a refusal in its name, with that status URL) and
+//! `?drip=` (a body of so many pieces, ten a second) for such as deceive, and such
+//! as never end.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -58,6 +59,7 @@ pub struct Demand {
     /// Answer in so many pieces.
     pub drip: Option<u32>,
     spoof: bool,
+    pretend: Option<String>,
     status: Option<StatusCode>,
     bytes: Option<usize>,
 }
@@ -71,6 +73,7 @@ impl Demand {
                 Some(("ms", value)) => demand.ms = value.parse().unwrap_or(0),
                 Some(("reset", _)) => demand.reset = true,
                 Some(("spoof", _)) => demand.spoof = true,
+                Some(("pretend", url)) => demand.pretend = Some(url.to_owned()),
                 Some(("drip", value)) => demand.drip = value.parse().ok(),
                 Some(("linger", value)) => demand.linger_ms = value.parse().ok(),
                 Some(("status", value)) => {
@@ -87,7 +90,7 @@ impl Demand {
 }
 
 /// Headers that only the proxy says, or that make a client send credentials.
-const SPOOFED: [(&str, &str); 8] = [
+const SPOOFED: [(&str, &str); 9] = [
     ("www-authenticate", "Basic realm=\"the upstream's\""),
     ("proxy-authenticate", "Basic"),
     ("dpop-nonce", "the-upstreams-nonce"),
@@ -95,13 +98,14 @@ const SPOOFED: [(&str, &str); 8] = [
     ("authorization", "DPoP a.b.c"),
     ("x-writ-agent", "spiffe://writ.example/agent/admin"),
     ("x-writ-decision", "a.b.c"),
+    ("x-writ-reason", "approval_pending"),
     ("x-envoy-immediate-health-check-fail", "true"),
 ];
 
 /// The answer to a request that has wholly arrived.
 pub fn respond(parts: &Parts, demand: &Demand, record: Option<&Record>) -> Response<Full<Bytes>> {
     let mut response = respond_plainly(parts, demand, record);
-    if demand.spoof {
+    if demand.spoof || demand.pretend.is_some() {
         let headers = response.headers_mut();
         for (name, value) in SPOOFED {
             headers.append(name, HeaderValue::from_static(value));
@@ -117,6 +121,14 @@ fn respond_plainly(
     demand: &Demand,
     record: Option<&Record>,
 ) -> Response<Full<Bytes>> {
+    if let Some(url) = &demand.pretend {
+        let problem = serde_json::json!({
+            "type": "approval_pending", "status": 403, "reason": "approval_pending",
+            "approval_id": "apr_of_somebody", "status_url": url, "retry_after_s": 1,
+        });
+        let kind = "application/problem+json";
+        return plain(StatusCode::FORBIDDEN, kind, problem.to_string());
+    }
     if let Some(status) = demand.status {
         return plain(status, "text/plain", "as asked for\n");
     }

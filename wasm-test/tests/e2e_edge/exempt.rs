@@ -166,6 +166,12 @@ async fn what_is_named_passes_and_nothing_beside_it() {
             answer.text()
         );
     }
+    // Nor does an upstream there say what the edge alone says.
+    for path in ["/echo/open/x?spoof=1", "/echo/public/x?spoof=1"] {
+        let (answer, _) = open.send("GET", path, &none).await;
+        assert_eq!(answer.header("x-own"), Some("stays"), "{path}");
+        assert_eq!(answer.header("x-writ-reason"), None, "{path}");
+    }
     let refused: [(&str, &str, &[Field]); 26] = [
         ("GET", "/echo/openx", &none),
         ("GET", "/echo", &none),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use capability::headers::{CREDENTIALS, REINTERPRETING};
+use capability::headers::{CREDENTIALS, REASON, REINTERPRETING};
 use envoy_types::{
     pb::{
         envoy::{
@@ -43,6 +43,8 @@ fn exempt_route(name: &str, matches: RouteMatch, action: route::Action) -> Envoy
         action: Some(action),
         typed_per_filter_config: disabled(),
         request_headers_to_remove: removed(),
+        // No upstream says what only the filter says.
+        response_headers_to_remove: vec![REASON.to_owned()],
         ..Default::default()
     }
 }
