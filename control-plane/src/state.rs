@@ -12,6 +12,7 @@ use crate::seen::Seen;
 use crate::warnings::Warnings;
 use capability::action::Action;
 use capability::rpc::{Call, Protocol};
+use identity::oidc::SKEW_MS;
 use ledger::model::{ActionRecord, Hash, TokenRecord};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -72,12 +73,11 @@ pub struct Core {
     pub clock: Clock,
     /// When this process started, in ms: evidence of replay from before is gone.
     pub started_ms: u64,
-    /// The first second whose proofs nobody can have used before this start:
-    /// the record of used ones is in memory.
-    pub proofs_from_s: u64,
-    /// The same of clients' assertions, in ms: a client's clock may be ahead of ours,
-    /// and files begin each epoch without a record of those that were used.
-    pub assertions_from_ms: u64,
+    /// The journal was begun by this start: there was nobody to use anything.
+    pub is_first: bool,
+    /// What was made from then on, in ms, nobody can have used before this start, or there
+    /// is a record of it. A client's clock may be ahead of ours.
+    pub once_from_ms: u64,
 }
 
 /// Whether an agent may act.
@@ -103,8 +103,7 @@ impl Core {
     /// unused: an epoch begins without the record of those that were used.
     #[must_use]
     pub fn once_from_ms(&self) -> u64 {
-        let began_ms = self.ledger.epoch_since().unwrap_or_default();
-        began_ms.max(self.assertions_from_ms)
+        self.remembers_from_ms().max(self.once_from_ms)
     }
 
     /// This agent has authenticated just now, whatever comes of it.
@@ -113,11 +112,27 @@ impl Core {
     }
 
     /// The first second whose proofs are remembered when they are used: by this process, and
-    /// by the ledger, which forgets them all when an epoch begins.
+    /// by the ledger, which forgets them all when an epoch begins. By a proof's own clock,
+    /// and by ours.
     #[must_use]
-    pub fn proofs_from_s(&self) -> u64 {
+    pub fn proofs_from_s(&self) -> (u64, u64) {
         let began_ms = self.ledger.epoch_since().unwrap_or_default();
-        began_ms.div_ceil(1000).max(self.proofs_from_s)
+        let ours_ms = match self.is_first {
+            true => self.once_from_ms,
+            false => self.started_ms,
+        };
+        let ours_s = ours_ms.max(began_ms).div_ceil(1000);
+        (self.once_from_ms().div_ceil(1000), ours_s)
+    }
+
+    /// Since when the ledger remembers what was used: an epoch begins without that record,
+    /// and what was used before may say that it was made later, by a clock ahead of ours.
+    fn remembers_from_ms(&self) -> u64 {
+        let began_ms = self.ledger.epoch_since().unwrap_or_default();
+        if self.is_first && began_ms <= self.started_ms {
+            return 0;
+        }
+        began_ms.saturating_add(SKEW_MS)
     }
 
     /// What the registry says of this agent.

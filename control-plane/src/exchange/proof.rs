@@ -8,6 +8,7 @@ use capability::proof::{Expected, UnverifiedProof, VerifiedProof};
 use capability::reason::Reason;
 use capability::url::Target;
 use identity::mtls::Peer;
+use identity::oidc::SKEW_MS;
 use sha2::{Digest, Sha256};
 
 /// A proof that was checked, and the last second in which it could be shown again.
@@ -57,7 +58,7 @@ impl Exchange {
     ) -> Result<Shown, ExchangeError> {
         let parsed = UnverifiedProof::parse(proof.as_bytes(), &self.core.config.limits.read)
             .map_err(ExchangeError::Proof)?;
-        let from_s = self.core.proofs_from_s();
+        let (from_s, nonces_from_s) = self.core.proofs_from_s();
         let window_s = self.core.config.token.proof_window_s;
         // A good nonce tells the time better than `iat`, which may be anything then.
         // One that was good once must not be judged by `iat` afterwards: the proof
@@ -85,11 +86,15 @@ impl Exchange {
                 reason => ExchangeError::Proof(reason),
             })?;
         // One made before the record of used ones began may have been used before it.
-        let (since_s, lasts_s) = match made_s {
-            Some(made_s) => (made_s, self.nonces.lifetime_s()),
-            None => (proof.iat_s(), window_s),
+        let (since_s, lasts_s, from_s) = match made_s {
+            Some(made_s) => (made_s, self.nonces.lifetime_s(), nonces_from_s),
+            None => (proof.iat_s(), window_s, from_s),
         };
-        if since_s < from_s {
+        // So far ahead no clock is that keeps time; and what is remembered of a restart
+        // ends with that.
+        let ahead =
+            made_s.is_none() && since_s.saturating_mul(1000) > now_ms.saturating_add(SKEW_MS);
+        if since_s < from_s || ahead {
             return Err(ExchangeError::Nonce);
         }
         let until_s = since_s.saturating_add(lasts_s);

@@ -182,21 +182,20 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         crate::federated::federation(&config, source.clone()).map_err(ServeError::Edge)?;
     let started_ms = clock();
     // With a journal that was just begun there was nobody to use a proof.
-    let proofs_from_s = if begun {
-        started_ms / 1000
-    } else {
-        started_ms.div_ceil(1000)
+    let second_s = match begun {
+        true => started_ms / 1000,
+        false => started_ms.div_ceil(1000),
     };
-    let kept = begun || config.ledger.store.url.is_some();
-    let assertions_from_ms = if kept {
-        proofs_from_s.saturating_mul(1000)
-    } else {
-        started_ms.saturating_add(identity::oidc::SKEW_MS)
+    // Files begin each start without the record of what was used, also by a clock ahead.
+    let is_kept = begun || config.ledger.store.url.is_some();
+    let once_from_ms = match is_kept {
+        true => second_s.saturating_mul(1000),
+        false => started_ms.saturating_add(identity::oidc::SKEW_MS),
     };
     let core = Arc::new(Core {
         started_ms,
-        proofs_from_s,
-        assertions_from_ms,
+        is_first: begun,
+        once_from_ms,
         ledger,
         policies,
         keys,
@@ -233,11 +232,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let desk: Arc<dyn web::Desk> = Arc::new(ApprovalDesk::new(core.clone(), ads.clone()));
     let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);
 
-    // A fresh proof of this very second would be refused: let the second pass.
-    let early_ms = core
-        .proofs_from_s
-        .saturating_mul(1000)
-        .saturating_sub((core.clock)());
+    // A fresh proof, or nonce, of this very second would be refused: let the second pass.
+    let early_ms = second_s.saturating_mul(1000);
+    let early_ms = early_ms.saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     crate::federated::fetch_bundles(&core).await;
     let http = listen(http, core.config.server.listen)?;

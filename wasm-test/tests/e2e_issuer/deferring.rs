@@ -660,7 +660,7 @@ async fn what_waits_ends_in_time_and_what_is_judged_again_is_judged_by_what_is_n
 
     // In files a start begins anew: the code is gone, and the approval is not.
     let bench = Bench::over(bench.plane.restart().await);
-    let answer = bench.send(waiting(&bench, "/files/restricted/f")).await;
+    let answer = bench.healed(waiting(&bench, "/files/restricted/f")).await;
     let code = answer.json()["deferral_code"].as_str().unwrap().to_owned();
     let id = answer.json()["approval_id"].as_str().unwrap().to_owned();
     approve(&bench, &id, "approve").await;
@@ -668,9 +668,13 @@ async fn what_waits_ends_in_time_and_what_is_judged_again_is_judged_by_what_is_n
     let mut bench = Bench::over(bench.plane.restart().await);
     bench.key = key;
     let gone = no("invalid_grant", "token_unknown");
-    refused("of before", &bench.send(polling(&bench, &code)).await, gone);
+    refused(
+        "of before",
+        &bench.healed(polling(&bench, &code)).await,
+        gone,
+    );
     issued(
         "anew",
-        &bench.send(waiting(&bench, "/files/restricted/f")).await,
+        &bench.healed(waiting(&bench, "/files/restricted/f")).await,
     );
 }

@@ -21,6 +21,7 @@ pub struct Bench {
 }
 
 /// One POST to the token endpoint, good until it is spoilt.
+#[derive(Clone)]
 pub struct Attempt {
     pub url: String,
     pub content_type: Option<String>,
@@ -110,6 +111,19 @@ impl Bench {
         self.try_send(attempt).await.expect("no answer")
     }
 
+    /// Sends one as a client does that takes a nonce where it is asked for (RFC 9449, section
+    /// 8), such as right after a start.
+    pub async fn healed(&self, mut attempt: Attempt) -> Answer {
+        let answer = self.send(attempt.clone()).await;
+        match answer.header("dpop-nonce") {
+            Some(nonce) if answer.oauth_error() == "use_dpop_nonce" => {
+                attempt.prove(self.proof_with(&json!({ "nonce": nonce })));
+                self.send(attempt).await
+            }
+            _ => answer,
+        }
+    }
+
     /// None when the server hangs up instead of answering.
     pub async fn try_send(&self, attempt: Attempt) -> Option<Answer> {
         let body = attempt.body.unwrap_or_else(|| form(&attempt.params));
@@ -130,7 +144,7 @@ impl Bench {
 
     /// Sends a good one and takes the token.
     pub async fn token(&self) -> Value {
-        issued("a good exchange", &self.send(self.attempt()).await)
+        issued("a good exchange", &self.healed(self.attempt()).await)
     }
 }
 

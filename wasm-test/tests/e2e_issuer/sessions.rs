@@ -103,7 +103,7 @@ async fn a_session_stands_in_for_evidence_under_its_key_and_grants_nothing() {
     let bench = Bench::over(bench.plane.restart().await);
     refused(
         "after a start",
-        &bench.send(within(&bench, &session)).await,
+        &bench.healed(within(&bench, &session)).await,
         evidence("token_unknown"),
     );
 }
