@@ -95,7 +95,8 @@ impl AgentRecord {
     /// Whether it may act at `now`.
     #[must_use]
     pub fn is_active(&self, now: Millis) -> bool {
-        self.state == AgentState::Active && self.expires_ms.is_none_or(|ends| now < ends)
+        let goes_on = |ends| now < ends || planted!(EndUnchecked);
+        self.state == AgentState::Active && self.expires_ms.is_none_or(goes_on)
     }
 }
 
@@ -280,11 +281,16 @@ impl Rights {
             targets.extend(actors().map(|agent| Target::Agent(agent.to_owned())));
             targets.extend(actors().filter_map(owner));
             if let Some(user) = given.user {
-                targets.push(Target::User(user.clone()));
-                targets.extend(actors().map(|agent| Target::Delegation {
+                if !planted!(UserUnchecked) {
+                    targets.push(Target::User(user.clone()));
+                }
+                let pair = |agent: &str| Target::Delegation {
                     user: user.clone(),
                     agent: agent.to_owned(),
-                }));
+                };
+                if !planted!(DelegationUnchecked) {
+                    targets.extend(actors().map(pair));
+                }
             }
             targets.extend(given.jkt.map(|jkt| Target::Key(jkt.to_owned())));
             targets.extend(given.token.map(|hash| Target::Token(*hash)));

@@ -2,7 +2,7 @@
 
 use crate::{
     model::{Deferred, GrantKind, GrantTerms, Hash, TokenRecord},
-    sim::rng::Rng,
+    sim::{rng::Rng, whom},
 };
 
 /// A token that is asked for, and what it is got with.
@@ -58,24 +58,10 @@ pub(crate) fn ask(
     }
     let at = rng.below(known.len());
     let grant = known.swap_remove(at);
-    asked.under = Some(grant.token_hash);
     let terms = grant.grant.clone().unwrap();
-    let token = &mut asked.token;
-    token.lineage = grant.heirs();
-    token.expires_ms = token.expires_ms.min(grant.expires_ms);
+    take(&grant, asked);
     if terms.kind == GrantKind::Deferral && rng.percent(90) {
-        token.action.clone_from(&grant.action);
-    }
-    match &terms.holder {
-        Some(holder) => {
-            token.agent.clone_from(holder);
-            token.chain = grant.delegated_chain(holder);
-        }
-        None => {
-            token.agent.clone_from(&grant.agent);
-            token.chain.clone_from(&grant.chain);
-            token.jkt.clone_from(&grant.jkt);
-        }
+        asked.token.action.clone_from(&grant.action);
     }
     if terms.kind == GrantKind::Refresh && rng.percent(70) {
         *names += 1;
@@ -91,6 +77,27 @@ pub(crate) fn ask(
         });
     }
     spoil(rng, &grant, asked);
+    whom::spoil(asked);
+}
+
+/// What is asked for is got with this grant, by whom it is for.
+pub(super) fn take(grant: &TokenRecord, asked: &mut Asked) {
+    asked.under = Some(grant.token_hash);
+    let token = &mut asked.token;
+    token.lineage = grant.heirs();
+    token.user.clone_from(&grant.user);
+    token.expires_ms = token.expires_ms.min(grant.expires_ms);
+    match grant.grant.as_ref().and_then(|terms| terms.holder.as_ref()) {
+        Some(holder) => {
+            token.agent.clone_from(holder);
+            token.chain = grant.delegated_chain(holder);
+        }
+        None => {
+            token.agent.clone_from(&grant.agent);
+            token.chain.clone_from(&grant.chain);
+            token.jkt.clone_from(&grant.jkt);
+        }
+    }
 }
 
 /// Some of it is not what the grant is for.

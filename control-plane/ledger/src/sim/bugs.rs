@@ -45,15 +45,27 @@ bugs! {
     OnceTwice: Once,
     /// A proof is used by two exchanges.
     ProofTwice: Once,
+    /// An agent acts after the end of its registration.
+    EndUnchecked: Stopped,
+    /// What an agent had at its registration's end comes back when that is renewed.
+    EndForgotten: Stopped,
+    /// What is done for a user who is stopped goes on.
+    UserUnchecked: Stopped,
+    /// What an agent does for a user goes on when that is stopped.
+    DelegationUnchecked: Stopped,
     // Grants.
     /// What was got with a grant that is stopped goes on.
     LineageUnchecked: Stopped,
+    /// What was passed on goes on when the key is stopped of whom it came from.
+    AncestorsUnchecked: Stopped,
     /// An agent gets grants while half of its room is taken.
     GrantsOverrun: Limit,
     /// A delegation brings more than its uses.
     UsesOverrun: Grant,
     /// A delegation is used by another agent than its holder.
     HolderUnchecked: Grant,
+    /// What is got with a grant is for another user.
+    GrantUserUnchecked: Grant,
     /// A deferral brings a token for another action.
     DeferralWidened: Grant,
     /// What is got with a grant outlives it.

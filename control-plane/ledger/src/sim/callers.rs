@@ -6,10 +6,16 @@ use crate::{
         Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse, RESERVED_NOTE_KINDS,
         RequestFacts, Target, TokenRecord,
     },
-    sim::{asking as grants, history::Brief, rng::Rng},
+    sim::{
+        asking as grants,
+        history::Brief,
+        kinds::{Kind, Turns},
+        rng::Rng,
+        whom,
+    },
 };
 
-const AGENTS: [&str; 2] = [
+pub(super) const AGENTS: [&str; 2] = [
     "spiffe://sim.example/agent/a",
     "spiffe://sim.example/agent/b",
 ];
@@ -41,6 +47,8 @@ pub(crate) struct Callers {
     grants: Vec<(u64, TokenRecord)>,
     /// What is asked for before anything else.
     first: Vec<Command>,
+    /// What its kind of world is about.
+    turns: Turns,
 }
 
 fn hash(name: &str) -> Hash {
@@ -128,7 +136,10 @@ pub(crate) fn is_essential(command: &Command) -> bool {
 }
 
 impl Callers {
-    pub(crate) fn new(rng: Rng) -> Self {
+    pub(crate) fn new(rng: Rng, kind: Kind) -> Self {
+        let all = AGENTS.iter().filter(|_| kind.registers());
+        let all =
+            all.map(|agent| owned(agent, "owner 0".into(), AgentState::Active, "alice".into()));
         Self {
             rng,
             names: 0,
@@ -138,16 +149,9 @@ impl Callers {
             again: Vec::new(),
             stopped: Vec::new(),
             grants: Vec::new(),
-            first: Vec::new(),
+            first: all.collect(),
+            turns: Turns::new(kind),
         }
-    }
-
-    /// The agents are somebody's before they ask for anything.
-    pub(crate) fn owned(&mut self) {
-        let all = AGENTS
-            .iter()
-            .map(|agent| owned(agent, "owner 0".into(), AgentState::Active, "alice".into()));
-        self.first = all.collect();
     }
 
     fn name(&mut self, of: &str) -> String {
@@ -222,6 +226,9 @@ impl Callers {
         if let Some(first) = self.first.pop() {
             return first;
         }
+        if let Some(command) = self.turns.instead(&self.grants, now, epoch) {
+            return command;
+        }
         match self.rng.below(100) {
             0..28 => self.issue(now, epoch),
             28..46 => self.allow(epoch),
@@ -286,7 +293,7 @@ impl Callers {
         }
         let target = match self.rng.below(8) {
             0 => Target::Everything,
-            1..4 => Target::Agent(agent),
+            1..4 => whom::stopped(agent, self.names),
             4 => Target::Owner(format!("owner {}", self.rng.below(2))),
             5 => Target::Key(format!("key {}", self.rng.below(4))),
             _ => Target::Token(self.stoppable()),
@@ -334,7 +341,7 @@ impl Callers {
             token_hash,
             jti: format!("j{}", self.names),
             agent: self.rng.one(&AGENTS).into(),
-            user: None,
+            user: whom::user(&format!("j{}", self.names)),
             chain: Vec::new(),
             jkt: format!("key {}", self.rng.below(4)),
             x5t: None,
@@ -358,6 +365,7 @@ impl Callers {
             epoch,
             &mut self.names,
         );
+        self.turns.ask(&self.grants, epoch, &mut asked);
         let grants::Asked { token, under, next } = asked;
         Command::Issue {
             token,
@@ -486,11 +494,12 @@ impl Callers {
     fn wanted(&mut self, now: Millis) -> Approval {
         let digest = [self.rng.below(3) as u8; 32];
         let rule = self.rng.one(&RULES);
+        let id = self.name("apr_");
         Approval {
-            id: self.name("apr_"),
+            user: whom::user(&id),
+            id,
             digest,
             agent: self.rng.one(&AGENTS).into(),
-            user: None,
             chain: Vec::new(),
             lineage: Vec::new(),
             action: self.action(&[3, 3, 3, 1_500, 3_900]),

@@ -9,6 +9,7 @@ use crate::sim::{Broken, Invariant};
 #[derive(Clone)]
 struct Grant {
     agent: String,
+    user: Value,
     chain: Vec<Value>,
     jkt: String,
     kind: String,
@@ -70,7 +71,7 @@ impl Judge {
     fn issue(&mut self, body: &Value, decided: u64) -> Result<(), Broken> {
         let token = &body["token"];
         match body["under"].as_str() {
-            Some(under) => self.used(under, token, decided)?,
+            Some(under) => self.used(under, (token, &body["next"]), decided)?,
             None => must(list(token, "/lineage").is_empty(), || {
                 format!("{token} has grants that nobody showed")
             })?,
@@ -80,7 +81,12 @@ impl Judge {
         Ok(())
     }
 
-    fn used(&mut self, under: &str, token: &Value, decided: u64) -> Result<(), Broken> {
+    fn used(
+        &mut self,
+        under: &str,
+        (token, next): (&Value, &Value),
+        decided: u64,
+    ) -> Result<(), Broken> {
         let Some(grant) = self.grants.get(under).cloned() else {
             return must(false, || format!("{token} is got with no grant"));
         };
@@ -103,6 +109,9 @@ impl Judge {
             same && text(token, "/jkt") == grant.jkt
         };
         must(is_its, || what("it is another's"))?;
+        let users = [token, next].into_iter().filter(|it| it.is_object());
+        let same = users.map(|it| &it["user"]).all(|user| *user == grant.user);
+        must(same, || what("it is for another user"))?;
         let same = grant.kind != "deferral" || grant.action == token["action"];
         must(same, || what("it is for another action"))?;
         let mut lineage = grant.lineage.clone();
@@ -139,6 +148,7 @@ impl Judge {
         }
         let grant = Grant {
             agent: text(token, "/agent").to_owned(),
+            user: token["user"].clone(),
             chain: list(token, "/chain"),
             jkt: text(token, "/jkt").to_owned(),
             kind: text(terms, "/kind").to_owned(),

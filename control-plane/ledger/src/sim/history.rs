@@ -185,7 +185,7 @@ impl History {
                 *self.brought.entry(owner.to_owned()).or_default() += has;
             }
         }
-        self.rights.entry(kind, body)?;
+        self.rights.entry(kind, body, decided_ms)?;
         self.grants.entry(kind, body, decided_ms)?;
         match kind {
             "torn" => {

@@ -16,12 +16,14 @@ mod exhaustive;
 pub(crate) mod grants;
 mod history;
 mod judging;
+mod kinds;
 mod machine;
 pub(crate) mod postgres;
 mod process;
 pub(crate) mod rights;
 mod rng;
 mod tests;
+mod whom;
 mod world;
 
 /// What must always be true.

@@ -9,19 +9,38 @@ use crate::sim::{Broken, Invariant};
 #[derive(Clone)]
 struct Token {
     agents: Vec<String>,
+    user: Value,
     jkt: String,
     at: u64,
     lineage: Vec<String>,
 }
 
+#[derive(Clone, Debug)]
+struct Agent {
+    state: String,
+    owner: String,
+    /// Up to when what it was given is void.
+    void: u64,
+    ends: Option<u64>,
+}
+
+impl Agent {
+    fn acts(&self, at: u64) -> bool {
+        self.state == "active" && self.ends.is_none_or(|ends| at < ends)
+    }
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct Judge {
+    /// When the last entry was decided.
+    decided: u64,
     /// By target: up to when what was given is void, and whether it stands.
     stops: BTreeMap<String, (u64, bool)>,
     asked: Option<(String, u64)>,
-    agents: BTreeMap<String, (String, String, u64)>,
+    agents: BTreeMap<String, Agent>,
     tokens: HashMap<String, Token>,
-    approvals: HashMap<String, (String, u64)>,
+    /// Whose, for whom, and of when.
+    approvals: HashMap<String, (String, Value, u64)>,
     once: HashSet<String>,
     /// Which exchange used a proof.
     proofs: HashMap<String, String>,
@@ -35,20 +54,32 @@ fn number(body: &Value, at: &str) -> u64 {
     body.pointer(at).and_then(Value::as_u64).unwrap_or_default()
 }
 
+/// The stops that cover what an agent does for a user, if it does it for one. Members are
+/// in the order of lines.
+fn for_user(agent: &str, user: &Value) -> Vec<String> {
+    if user.is_null() {
+        return Vec::new();
+    }
+    let of_agent = serde_json::json!({ "delegation": { "agent": agent, "user": user } });
+    let of_all = serde_json::json!({ "user": user });
+    vec![of_agent.to_string(), of_all.to_string()]
+}
+
 impl Judge {
     /// Whose an agent is.
     pub(crate) fn owner(&self, agent: &str) -> Option<&str> {
-        self.agents.get(agent).map(|it| it.1.as_str())
+        self.agents.get(agent).map(|it| it.owner.as_str())
     }
 
     /// The agents of an owner.
     pub(crate) fn agents_of<'j>(&'j self, owner: &'j str) -> impl Iterator<Item = &'j str> {
-        let all = self.agents.iter().filter(move |(_, it)| it.1 == owner);
+        let all = self.agents.iter().filter(move |(_, it)| it.owner == owner);
         all.map(|(agent, _)| agent.as_str())
     }
 
-    /// Takes in an entry, in the log's order.
-    pub(crate) fn entry(&mut self, kind: &str, body: &Value) -> Result<(), Broken> {
+    /// Takes in an entry, in the log's order, that was decided then.
+    pub(crate) fn entry(&mut self, kind: &str, body: &Value, decided: u64) -> Result<(), Broken> {
+        self.decided = decided;
         match kind {
             "epoch" => {
                 self.once.clear();
@@ -63,12 +94,7 @@ impl Judge {
             }
             "lift" => self.lift(body),
             "agent" => {
-                let known = (
-                    text(body, "/state").to_owned(),
-                    text(body, "/owner").to_owned(),
-                    number(body, "/void_ms"),
-                );
-                self.agents.insert(text(body, "/agent").to_owned(), known);
+                self.registered(body);
                 Ok(())
             }
             "issue" => {
@@ -114,9 +140,33 @@ impl Judge {
         }
     }
 
+    /// What an agent has when it ceases to act is void, however it does, and also when it
+    /// acts again.
+    fn registered(&mut self, body: &Value) {
+        let mut now = Agent {
+            state: text(body, "/state").to_owned(),
+            owner: text(body, "/owner").to_owned(),
+            void: number(body, "/void_ms"),
+            ends: body["expires_ms"].as_u64(),
+        };
+        let agent = text(body, "/agent");
+        if let Some(was) = self.agents.get(agent) {
+            let (before, after) = (was.acts(self.decided), now.acts(self.decided));
+            let left = was.state == "active" && now.state != "active";
+            let again = was.state != "discovered" && !before && after;
+            now.void = now.void.max(was.void);
+            if left || again {
+                // What was given in the same millisecond may have come after it.
+                now.void = now.void.max(self.decided.saturating_sub(1));
+            }
+        }
+        self.agents.insert(agent.to_owned(), now);
+    }
+
     fn opened(&mut self, opened: &Value) {
         let approval = (
             text(opened, "/agent").to_owned(),
+            opened["user"].clone(),
             number(opened, "/created_ms"),
         );
         let id = text(opened, "/id").to_owned();
@@ -159,6 +209,7 @@ impl Judge {
         agents.push(text(token, "/agent").to_owned());
         let known = Token {
             agents,
+            user: token["user"].clone(),
             jkt: text(token, "/jkt").to_owned(),
             at: number(token, "/issued_ms"),
             lineage: texts("/lineage"),
@@ -201,12 +252,15 @@ impl Judge {
         targets.extend(token.lineage.iter().map(|hash| of(hash)));
         let what = format!("{kind} of {hash}");
         let mut agents = token.agents.iter();
-        agents.try_for_each(|agent| self.agent(&what, agent, &targets, token.at))
+        agents.try_for_each(|agent| {
+            let covers = [&targets[..], &for_user(agent, &token.user)].concat();
+            self.agent(&what, agent, &covers, token.at)
+        })
     }
 
     fn approval(&self, id: &str) -> Result<(), Broken> {
         match self.approvals.get(id) {
-            Some((agent, at)) => self.agent(id, agent, &[], *at),
+            Some((agent, user, at)) => self.agent(id, agent, &for_user(agent, user), *at),
             None => Ok(()),
         }
     }
@@ -216,12 +270,13 @@ impl Judge {
         let mut targets = more.to_vec();
         targets.push("\"everything\"".into());
         targets.push(serde_json::json!({ "agent": agent }).to_string());
-        targets.extend(known.map(|it| serde_json::json!({ "owner": it.1 }).to_string()));
+        targets.extend(known.map(|it| serde_json::json!({ "owner": it.owner }).to_string()));
         let stops = || targets.iter().filter_map(|target| self.stops.get(target));
         let stopped = stops().any(|(until, stands)| *stands || at <= *until);
-        let inactive = known.is_some_and(|it| it.0 != "active" || at <= it.2);
+        let inactive = known.is_some_and(|it| !it.acts(self.decided) || at <= it.void);
         if stopped || inactive {
-            let what = format!("{what}, given at {at}: {targets:?} {known:?}");
+            let now = self.decided;
+            let what = format!("{what} at {now}, given at {at}: {targets:?} {known:?}");
             return Err(Broken(Invariant::Stopped, what));
         }
         Ok(())

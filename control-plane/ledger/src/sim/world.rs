@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::{
     Options,
     embedded::{disk::Disk, recovery::OpenError, snapshot::SnapshotEvery, spare::RESERVE},
-    model::{Command, Limits, Refused},
+    model::{Command, Refused},
     sim::{
         Broken, Invariant,
         callers::Callers,
         durable::Durable,
+        kinds::Kind,
         machine::{Fault, Machine},
         process::{Answered, Clocks, Process},
         rng::Rng,
@@ -18,33 +19,6 @@ use crate::{
 };
 
 pub(crate) const START_MS: u64 = 1_790_000_000_000;
-
-/// Limits that are reached within a few dozen commands.
-pub(crate) fn small_limits() -> Limits {
-    Limits {
-        outstanding_per_agent: 4,
-        outstanding_per_owner: usize::MAX,
-        held_per_agent: 2,
-        held_total: 3,
-        keys_per_evidence: 2,
-        evidence_per_agent: 2,
-        evidence_total: 3,
-        discovered: 3,
-        agents: 3,
-        stops: 6,
-        approvals_open_per_agent: 3,
-        approvals_open: 4,
-    }
-}
-
-/// In one of four worlds the agents are one owner's, who has a limit that they reach
-/// before their own.
-pub(crate) fn of_owner(seed: u64, most: usize) -> Option<Limits> {
-    (seed % 4 == 3).then(|| Limits {
-        outstanding_per_owner: most,
-        ..small_limits()
-    })
-}
 
 /// What a run did, to see that a simulation is worth its time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,9 +96,9 @@ impl World {
         let clocks = Clocks::new(START_MS);
         let wall = Arc::clone(&clocks.wall);
         let clock = Arc::new(move || wall.load(std::sync::atomic::Ordering::SeqCst));
-        let owned = of_owner(seed, 3);
+        let kind = Kind::of(seed);
         let options = Options {
-            limits: owned.clone().unwrap_or_else(small_limits),
+            limits: kind.limits(3),
             segment_len: rng.one(&[16, 16, 20]) * 1024,
             queue_entries: 12,
             snapshots: SnapshotEvery {
@@ -137,10 +111,7 @@ impl World {
         let mut machine = Machine::new(rng.fork());
         machine.exchanges = rng.percent(85);
         let machine = Arc::new(Mutex::new(machine));
-        let mut callers = Callers::new(rng.fork());
-        if owned.is_some() {
-            callers.owned();
-        }
+        let callers = Callers::new(rng.fork(), kind);
         Self {
             callers,
             durable: Durable::new(options.limits.clone(), options.segment_len),

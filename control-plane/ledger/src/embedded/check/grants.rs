@@ -32,7 +32,8 @@ impl State {
         self.may_use(&Given::from(grant), now)?;
         // What was passed on is bound to other keys than what it came from.
         for HexHash(hash) in &token.lineage {
-            if let Some(before) = self.token(hash).filter(|_| !planted!(LineageUnchecked)) {
+            let unchecked = planted!(LineageUnchecked) || planted!(AncestorsUnchecked);
+            if let Some(before) = self.token(hash).filter(|_| !unchecked) {
                 self.may_use(&Given::from(&*before.record), now)?;
             }
         }
@@ -72,7 +73,8 @@ fn covers(grant: &TokenRecord, terms: &GrantTerms, token: &TokenRecord) -> bool 
         GrantKind::Delegation => terms.holder.as_deref().is_some_and(held),
         GrantKind::Deferral => own() && (token.action == grant.action || planted!(DeferralWidened)),
     };
-    whose && token.user == grant.user && token.lineage == grant.heirs()
+    let same_user = token.user == grant.user || planted!(GrantUserUnchecked);
+    whose && same_user && token.lineage == grant.heirs()
 }
 
 /// Whether what comes of it beside a capability is less than the grant.

@@ -76,7 +76,7 @@ impl State {
         record.why = change.why;
         record.changed_ms = now;
         record.changed_by = by;
-        if leaves || returns || (had_ended && record.is_active(now)) {
+        if leaves || returns || (had_ended && record.is_active(now) && !planted!(EndForgotten)) {
             record.void_ms = now;
         }
         Ok(Draft::plain(Event::Agent(record)))

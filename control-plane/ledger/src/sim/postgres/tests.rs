@@ -5,7 +5,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::sim::{
-    bugs::POSTGRES_BUGS,
+    Invariant,
+    bugs::{Bug, POSTGRES_BUGS},
     postgres::world::{Counts, World},
     tests::{Ran, Simulation, every_one_is_found, explain, report, search, setting},
 };
@@ -88,4 +89,19 @@ fn the_same_seed_is_the_same_run() {
 fn every_planted_bug_of_replicas_is_found() {
     every_one_is_found(&REPLICAS, POSTGRES_BUGS, "replicas_bugs_by_first_seed");
     assert!(POSTGRES_BUGS.len() >= 12);
+}
+
+/// Bugs of what both stores decide by that are about rights.
+const OF_BOTH: &[(Bug, &[Invariant])] = &[
+    (Bug::UserUnchecked, &[Invariant::Stopped]),
+    (Bug::DelegationUnchecked, &[Invariant::Stopped]),
+    (Bug::AncestorsUnchecked, &[Invariant::Stopped]),
+    (Bug::EndUnchecked, &[Invariant::Stopped]),
+    (Bug::EndForgotten, &[Invariant::Stopped]),
+    (Bug::GrantUserUnchecked, &[Invariant::Grant]),
+];
+
+#[test]
+fn what_is_taken_away_is_judged_in_replicas_too() {
+    every_one_is_found(&REPLICAS, OF_BOTH, "replicas_bugs_of_both_by_first_seed");
 }

@@ -15,6 +15,7 @@ use crate::{
     sim::{
         Broken, Invariant,
         callers::Callers,
+        kinds::Kind,
         postgres::{
             conn::{Client, Shared, lock},
             core::{Core, Weather},
@@ -22,7 +23,7 @@ use crate::{
             run::{self, Group, NATURE, Run},
         },
         rng::Rng,
-        world::{START_MS, of_owner, small_limits},
+        world::START_MS,
     },
 };
 
@@ -128,11 +129,11 @@ impl World {
         let core = Core::new(rng.fork(), replicated, trace);
         let core: Shared = Arc::new(Mutex::new(core));
         // So few that several replicas together come past what they may.
-        let owned = of_owner(seed, 1);
-        let limits = owned.clone().unwrap_or_else(small_limits);
+        let kind = Kind::of(seed);
+        let limits = kind.limits(1);
         let mut world = Self {
             judge: Judge::new(&core, limits.clone()),
-            callers: Callers::new(rng.fork()),
+            callers: Callers::new(rng.fork(), kind),
             limits,
             run,
             core,
@@ -145,9 +146,6 @@ impl World {
             down_until: None,
             rng,
         };
-        if owned.is_some() {
-            world.callers.owned();
-        }
         let count = world.rng.one(&[2, 2, 3]);
         world.judge.counts_for(count);
         for _ in 0..count {
