@@ -337,6 +337,7 @@ impl System {
                 "WRIT_WORKLOAD_API".to_owned(),
                 display(&self.workload_api()),
             ),
+            ("WRIT_CONFIG".to_owned(), display(&self.dir.config())),
             (
                 "WRIT_ADMIN_SOCKET".to_owned(),
                 display(&self.admin_socket()),

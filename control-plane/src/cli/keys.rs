@@ -38,7 +38,7 @@ pub enum Keys {
     },
     /// Revoke a key: no token of it is good any more, anywhere
     #[command(
-        after_help = "When it is the key that signs, another is made and signs at once.\n\nExit codes: 0 revoked, 1 refused, there is no such key or it is revoked already, 2 it could not be done, or it is revoked and no other could be made."
+        after_help = "When it is the key that signs, the newest of the others signs again, or else one that is made.\n\nExit codes: 0 revoked, 1 refused, there is no such key or it is revoked already, 2 it could not be done, or it is revoked and no other could be made."
     )]
     Revoke {
         /// The key's id, as `list` prints it
