@@ -287,7 +287,21 @@ impl Desk for ApprovalDesk {
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.core.warnings.all()
+        let mut all = self.core.warnings.all();
+        let rights = self.core.ledger.rights();
+        let everything = rights.stops.get(&Target::Everything);
+        if let Some(stop) = everything.filter(|stop| stop.lifted.is_none()) {
+            let why = if stop.why.is_empty() {
+                "no reason was given"
+            } else {
+                &stop.why
+            };
+            all.push(format!(
+                "everything is stopped, by {} ({why}): nothing is issued, allowed or approved until two of `server.admins` have lifted it (`writ revoke --lift --everything`)",
+                stop.by
+            ));
+        }
+        all
     }
 
     fn activity(&self, limit: usize) -> Vec<Activity> {

@@ -16,6 +16,7 @@ mod local;
 mod policy;
 mod rights;
 mod sidecar;
+mod stops;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -93,6 +94,8 @@ enum Command {
     },
     /// Take rights away at once: an agent's, an owner's, a user's, a key's, everybody's
     Revoke(rights::Revoke),
+    /// What is stopped
+    Stops(stops::Stops),
     /// Policy
     Policy {
         #[command(subcommand)]
@@ -187,6 +190,7 @@ async fn run(command: Command) -> ExitCode {
         Command::Keys { command } => command.run().await,
         Command::Agents { command } => command.run().await,
         Command::Revoke(revoke) => revoke.run().await,
+        Command::Stops(stops) => stops.run().await,
         Command::Policy { command } => command.run(),
         Command::Edge { command } => command.run(),
         Command::Completion(completion) => completion.run(),

@@ -2,6 +2,7 @@
 //! over the admin socket; changing takes a human's session.
 
 use super::approvals::{Issuer, Socket, ask, with_session};
+use super::stops::{of_agent, standing, target};
 use super::{fail, plain, refuse};
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
@@ -134,9 +135,14 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
     if all.is_empty() {
         println!("No agent is registered, and none has asked.");
     }
+    let stops = match standing(socket, false).await {
+        Ok(stops) => stops,
+        Err(code) => return code,
+    };
     for agent in all {
+        let stopped = of_agent(&stops, agent).map(|stop| format!("  STOPPED: {}", target(stop)));
         println!(
-            "{:<15}{}  owner {}{}  seen {}{}",
+            "{:<15}{}  owner {}{}  seen {}{}{}",
             text(agent, "state"),
             text(agent, "agent"),
             text(agent, "owner"),
@@ -145,7 +151,8 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
             match text(agent, "why").as_str() {
                 "" | "-" => String::new(),
                 why => format!("  ({why})"),
-            }
+            },
+            stopped.unwrap_or_default()
         );
     }
     ExitCode::SUCCESS
@@ -190,6 +197,13 @@ async fn show(socket: &Socket, agent: &str, json: bool) -> ExitCode {
         let gone = if name == "owner" { gone(&value) } else { "" };
         println!("{name:<13}{}{gone}", plain(text));
     }
+    match standing(socket, false).await {
+        Ok(stops) => {
+            let stopped = of_agent(&stops, &value).map(target);
+            println!("{:<13}{}", "stopped", stopped.as_deref().unwrap_or("-"));
+        }
+        Err(code) => return code,
+    }
     ExitCode::SUCCESS
 }
 
@@ -233,7 +247,7 @@ impl Set {
 /// Takes rights away, or lets them be given again.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  writ revoke --agent spiffe://example.org/agent/a --why 'it runs wild'\n  writ revoke --everything\n  writ revoke --lift --agent spiffe://example.org/agent/a\n\nWhat was given before a stop stays void when it is lifted. Lifting the stop of everything takes two people."
+    after_help = "Examples:\n  writ revoke --agent spiffe://example.org/agent/a --why 'it runs wild'\n  writ revoke --everything\n  writ revoke --lift --agent spiffe://example.org/agent/a\n\nWhat was given before a stop stays void when it is lifted. Lifting the stop of everything takes two people of `server.admins`: see that there are two.\n\n`writ stops` lists what is stopped."
 )]
 pub struct Revoke {
     #[command(flatten)]
@@ -282,9 +296,9 @@ struct What {
 impl Revoke {
     /// Stops or lifts.
     pub async fn run(self) -> ExitCode {
-        let mut target = Map::new();
+        let mut whose = Map::new();
         if self.what.everything {
-            target.insert("everything".into(), true.into());
+            whose.insert("everything".into(), true.into());
         }
         let texts = [
             ("agent", self.what.agent),
@@ -293,22 +307,19 @@ impl Revoke {
             ("token", self.what.token),
         ];
         for (name, text) in texts {
-            target.extend(text.map(|text| (name.to_owned(), text.into())));
+            whose.extend(text.map(|text| (name.to_owned(), text.into())));
         }
         if let (Some(issuer), Some(subject)) = (self.what.user, self.subject) {
             let user = json!({ "issuer": issuer, "subject": subject });
-            target.insert("user".into(), user);
+            whose.insert("user".into(), user);
         }
         let (path, body) = if self.lift {
-            ("/api/v1/stops/lift", json!({ "target": target }))
+            ("/api/v1/stops/lift", json!({ "target": whose }))
         } else {
-            (
-                "/api/v1/stops",
-                json!({ "target": target, "why": self.why }),
-            )
+            ("/api/v1/stops", json!({ "target": whose, "why": self.why }))
         };
         let said = |stop: &Value| {
-            let kind = plain(stop.get("kind").and_then(Value::as_str).unwrap_or("it"));
+            let kind = target(stop);
             match (stop.get("stands"), stop.get("lift_asked")) {
                 (Some(Value::Bool(false)), _) => format!("{kind}: rights may be given again"),
                 (_, Some(Value::Object(_))) => format!(

@@ -116,6 +116,8 @@ async fn what_is_stopped_gets_nothing_and_what_it_had_is_void_for_good() {
         let token = agent.token("GET", FREE).await.unwrap();
         let stop = [&["revoke", "--why", "a test"], &*target].concat();
         done(&system, &stop, "stopped").await;
+        let named = format!("{} {}", target[0].trim_start_matches("--"), target[1]);
+        done(&system, &["stops"], &named).await;
         no_pass(&system, &agent, &token, "token_revoked").await;
         no_token(&agent, "token_revoked").await;
         let lift = [&["revoke", "--lift"], &*target].concat();
@@ -222,7 +224,15 @@ async fn ends_held(system: &System, agent: &Agent, target: &[&str], reason: &str
 async fn everything_stops_and_one_person_does_not_undo_it() {
     let (mut system, agent, _) = signed_in().await;
     let token = agent.token("GET", FREE).await.unwrap();
-    done(&system, &["revoke", "--everything"], "stopped").await;
+    done(&system, &["stops"], "Nothing is stopped.").await;
+    done(&system, &["revoke", "--everything"], "everything: stopped").await;
+    for (command, says) in [
+        ("stops", "everything  since "),
+        ("status", "everything is stopped, by operator"),
+    ] {
+        done(&system, &[command], says).await;
+    }
+    done(&system, &["agents", "list"], "STOPPED: everything").await;
     no_pass(&system, &agent, &token, "token_revoked").await;
     for _ in 0..2 {
         done(
