@@ -326,6 +326,22 @@ fn no_target() -> Response {
     problem(StatusCode::BAD_REQUEST, "bad_target", detail)
 }
 
+/// A stop of what no agent is called would be believed, and stop nothing. What is stopped
+/// already can be lifted by whatever name it has.
+fn matches_nothing(target: &Target) -> Option<Response> {
+    let (Target::Agent(agent) | Target::Delegation { agent, .. }) = target else {
+        return None;
+    };
+    if capability::spiffe::is_workload(agent) {
+        return None;
+    }
+    let shown: String = agent.chars().filter(char::is_ascii_graphic).collect();
+    let detail = format!(
+        "`target.agent` is no workload's SPIFFE ID as one is written (spiffe://trust-domain/path, the trust domain in lower case), so that this stops nothing: {shown}"
+    );
+    Some(problem(StatusCode::BAD_REQUEST, "bad_target", &detail))
+}
+
 /// Whether the session is new enough for what can't be undone by one person.
 pub(super) fn stepped_up(site: &Site, session: &Session) -> bool {
     site.desk.now_ms() < session.began_ms.saturating_add(STEP_UP_MS)
@@ -352,6 +368,9 @@ async fn stop(State(site): State<Site>, headers: HeaderMap, body: Asked<Stopping
     let Some(target) = target.target() else {
         return no_target();
     };
+    if let Some(refusal) = matches_nothing(&target) {
+        return refusal;
+    }
     if target == Target::Everything && !stepped_up(&site, &session) {
         let detail = "stopping everything needs a session of the last five minutes: sign in with a link of `writ login-link`, and repeat it";
         return problem(StatusCode::FORBIDDEN, "step_up_needed", detail);

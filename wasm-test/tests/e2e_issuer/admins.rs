@@ -227,6 +227,38 @@ async fn stopping_everything_takes_a_session_of_just_now() {
     no(&ann.stop(everything()).await, 403, "step_up_needed");
 }
 
+/// A stop of what no agent can be called would stop nothing: it is refused, and says of what.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_that_can_match_nothing_is_refused() {
+    let plane = two().start().await;
+    let ann = Person::of(&plane, ANN).await;
+    let user = json!({ "issuer": "https://idp.example", "subject": "ann" });
+    for name in [
+        "spiffe://WRIT.example/agent/demo",
+        "SPIFFE://writ.example/agent/demo",
+        "spiffe://writ.example/agent/demo/",
+        "spiffe://writ.example/agent//demo",
+        "spiffe://writ.example/agent/d%65mo",
+        "spiffe://writ.example",
+        "agent/demo",
+    ] {
+        for target in [
+            json!({ "agent": name }),
+            json!({ "agent": name, "user": user }),
+        ] {
+            let answer = ann.stop(target.clone()).await;
+            no(&answer, 400, "bad_target");
+            let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+            let said = detail.contains("`target.agent`") && detail.ends_with(name);
+            assert!(said, "{target}: {detail}");
+        }
+    }
+    let stops = ann.ask(reqwest::Method::GET, "/api/v1/stops", None).await;
+    assert_eq!(stops.json()["stops"], json!([]));
+    let right = json!({ "agent": "spiffe://writ.example/agent/demo" });
+    assert_eq!(ann.stop(right).await.status, 200);
+}
+
 /// Who is signed in by the start's link is an administrator only where the list says so.
 #[tokio::test]
 async fn the_list_is_all_who_administer() {
