@@ -136,6 +136,7 @@ impl Client {
                 agent,
                 expires_ms: verified.expires_ms(),
                 evidence_id: verified.evidence_id(),
+                claims: verified.claims().clone(),
             },
             told: serde_json::json!({ "client": verified.issuer(), "assertion": jti }),
             issued_ms: verified.issued_ms(),

@@ -1,9 +1,11 @@
 //! JWT-SVIDs as evidence of who asks (JWT-SVID.md).
 
 use base64ct::{Base64UrlUnpadded, Encoding};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use spiffe::{BundleSource, JwtBundle, JwtSvid, JwtSvidError, JwtVerificationErrorKind as Kind};
 
+use crate::oidc::SKEW_MS;
 use crate::{Millis, SpiffeId};
 
 /// The longest JWT-SVID that is looked at, in bytes.
@@ -19,6 +21,8 @@ pub struct JwtEvidence {
     /// SHA-256 over the signed bytes, `HEADER.PAYLOAD`. The signature is left
     /// out because ECDSA lets anybody make a second valid one.
     pub evidence_id: [u8; 32],
+    /// All that it says: what holds it to a key, or to somebody, is for who asks.
+    pub claims: Map<String, Value>,
 }
 
 /// Why a JWT-SVID proves nothing.
@@ -83,9 +87,14 @@ where
     if svid.audience() != [audience] {
         return Err(wrong_audience());
     }
-    let agent =
-        SpiffeId::parse(&svid.spiffe_id().to_string()).map_err(|_| EvidenceError::Subject)?;
-    if !agent.is_workload() {
+    let (signed, _) = token
+        .rsplit_once('.')
+        .ok_or_else(|| EvidenceError::Malformed("three parts are needed".to_owned()))?;
+    let claims = claims(signed)?;
+    let agent = subject(&claims)?;
+    // The keys were chosen by the name as it was read above, which takes other spellings
+    // of a trust domain for it (SPIFFE-ID.md, section 2.1: lower case).
+    if agent.as_str() != svid.spiffe_id().to_string() {
         return Err(EvidenceError::Subject);
     }
     let expires_ms = u64::try_from(svid.claims().exp())
@@ -95,34 +104,59 @@ where
     if now >= expires_ms {
         return Err(EvidenceError::Expired);
     }
-    let (signed, _) = token
-        .rsplit_once('.')
-        .ok_or_else(|| EvidenceError::Malformed("three parts are needed".to_owned()))?;
-    not_from_the_future(signed, now)?;
+    // RFC 8417, section 2.2: it tells of something that has happened, as a logout token does.
+    if claims.contains_key("events") {
+        let what = "it is a security event (`events`), and no statement of who somebody is";
+        return Err(EvidenceError::Malformed(what.to_owned()));
+    }
+    not_from_the_future(&claims, now)?;
     Ok(JwtEvidence {
         agent,
         expires_ms,
         evidence_id: Sha256::digest(signed).into(),
+        claims,
     })
 }
 
-/// The verification above reads the system's clock; `nbf` must hold by the
-/// caller's as well.
-fn not_from_the_future(signed: &str, now: Millis) -> Result<(), EvidenceError> {
-    let malformed = || EvidenceError::Malformed("the claims can't be read".to_owned());
-    let payload = signed
-        .split_once('.')
-        .and_then(|(_, payload)| Base64UrlUnpadded::decode_vec(payload).ok())
-        .ok_or_else(malformed)?;
-    let claims: serde_json::Value = serde_json::from_slice(&payload).map_err(|_| malformed())?;
-    match claims.get("nbf") {
-        None => Ok(()),
-        Some(nbf) => match nbf.as_f64() {
-            Some(nbf) if nbf * 1000.0 <= now as f64 => Ok(()),
-            Some(_) => Err(EvidenceError::NotYetValid),
-            None => Err(malformed()),
-        },
+fn unreadable() -> EvidenceError {
+    EvidenceError::Malformed("the claims can't be read".to_owned())
+}
+
+/// What was signed, each member of it once.
+fn claims(signed: &str) -> Result<Map<String, Value>, EvidenceError> {
+    let payload = signed.split_once('.').map(|(_, payload)| payload);
+    let payload = payload.and_then(|it| Base64UrlUnpadded::decode_vec(it).ok());
+    let payload = payload.ok_or_else(unreadable)?;
+    let limits = capability::Limits::default();
+    capability::json::parse_object(&payload, &limits).map_err(|_| unreadable())
+}
+
+/// The workload that it names, to the letter.
+fn subject(claims: &Map<String, Value>) -> Result<SpiffeId, EvidenceError> {
+    let name = claims.get("sub").and_then(Value::as_str);
+    let name = name.ok_or(EvidenceError::Subject)?;
+    let id = SpiffeId::parse(name).map_err(|_| EvidenceError::Subject)?;
+    match id.is_workload() {
+        true => Ok(id),
+        false => Err(EvidenceError::Subject),
     }
+}
+
+/// The verification above reads the system's clock, and of `iat` nothing; `nbf` must hold
+/// by the caller's as well.
+fn not_from_the_future(claims: &Map<String, Value>, now: Millis) -> Result<(), EvidenceError> {
+    let latest = [("nbf", now), ("iat", now.saturating_add(SKEW_MS))];
+    for (name, latest) in latest {
+        let Some(time) = claims.get(name) else {
+            continue;
+        };
+        match time.as_f64() {
+            Some(time) if time * 1000.0 <= latest as f64 => {}
+            Some(_) => return Err(EvidenceError::NotYetValid),
+            None => return Err(unreadable()),
+        }
+    }
+    Ok(())
 }
 
 fn classify(error: JwtSvidError, wrong_audience: &dyn Fn() -> EvidenceError) -> EvidenceError {

@@ -269,6 +269,8 @@ async fn well_signed_tokens_that_are_no_jwt_svids_are_refused() {
         ("alg", json!("ES384")),
         ("alg", json!("EdDSA")),
         ("typ", json!("at+jwt")),
+        ("typ", json!("secevent+jwt")),
+        ("typ", json!("logout+jwt")),
         ("kid", json!("other")),
         ("kid", Value::Null),
         ("jku", json!("http://evil.example")),
@@ -298,6 +300,29 @@ async fn well_signed_tokens_that_are_no_jwt_svids_are_refused() {
         let changed = with(&claims, name, value);
         assert!(verify(&header, &changed).is_err(), "claims {changed}");
     }
+    // What is told apart: the name to the letter, the time, and what it is no statement of.
+    let (now_s, shouted) = (now / 1000, id("a").as_str().replace("writ", "WRIT"));
+    let told = [
+        ("sub", json!(shouted), "not a workload's spiffe id"),
+        (
+            "sub",
+            json!("SPIFFE://writ.example/a"),
+            "not a workload's spiffe id",
+        ),
+        ("iat", json!(now_s + 12), "not valid yet"),
+        ("iat", json!(now_s + 3_600), "not valid yet"),
+        ("iat", json!("soon"), "can't be read"),
+        ("iat", Value::Null, "can't be read"),
+        ("events", json!({ "x": {} }), "security event"),
+        ("events", Value::Null, "security event"),
+    ];
+    for (name, value, wanted) in told {
+        let changed = with(&claims, name, value);
+        let refusal = verify(&header, &changed).unwrap_err().to_string();
+        assert!(refusal.contains(wanted), "{changed}: {refusal}");
+    }
+    let ahead = with(&claims, "iat", json!(now_s + 9));
+    assert_eq!(verify(&header, &ahead).unwrap().claims["iat"], now_s + 9);
     for name in ["sub", "aud", "exp"] {
         let mut cut = claims.clone();
         cut.as_object_mut().unwrap().remove(name);

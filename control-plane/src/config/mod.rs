@@ -26,7 +26,7 @@ pub use types::{
     ApprovalTimes, BodyRead, Canary, Config, Edge, Group, Identity, Issuer, Ledger, Limits,
     Mapping, Rollout, Route, Server, Site, Store, Token, Workload,
 };
-pub use users::Users;
+pub use users::{UserClient, Users};
 
 use beside::Whose;
 use reader::{Reader, Table};

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 /// Clients of one issuer that agents are.
 const CLIENTS_MAX: usize = 10_000;
-/// Scopes of ID-JAGs that are taken.
+/// Scopes of users' tokens that are taken.
 const SCOPES_MAX: usize = 64;
 
 /// The users of an issuer.
@@ -18,8 +18,9 @@ pub struct Users {
     pub clients: Vec<UserClient>,
     /// Whether its identity assertion authorization grants are taken.
     pub id_jag: bool,
-    /// What `scope` of those may have; here no scope narrows anything.
-    pub scopes: Vec<String>,
+    /// What `scope` of those, and of users' tokens, may have; here no scope narrows anything.
+    /// None: it is not looked at in users' tokens, and ID-JAGs may not have it.
+    pub scopes: Option<Vec<String>>,
     /// The line of the config that names them.
     pub line: usize,
 }
@@ -67,7 +68,7 @@ pub(super) fn read(issuer: &Table<'_>) -> Option<Users> {
         audience: audience.unwrap_or_default(),
         clients: clients.iter().map(client).collect(),
         id_jag,
-        scopes,
+        scopes: table.has("scopes").then_some(scopes),
         line: issuer.line_of("users"),
     };
     table.finish();

@@ -3,6 +3,7 @@
 //! It is never more than the delegation that it comes from, and what is more is refused
 //! rather than cut.
 
+use super::form::Params;
 use super::{Asking, Exchange, ExchangeError, TYPE_DELEGATION};
 use capability::action::Action;
 use ledger::model::{GrantKind, GrantTerms, Scope, TokenRecord};
@@ -93,6 +94,7 @@ impl Exchange {
         &self,
         element: &Value,
         asking: Asking<'_>,
+        params: &Params,
     ) -> Result<Delegation, ExchangeError> {
         const MEMBERS: [&str; 7] = [
             "type",
@@ -151,7 +153,7 @@ impl Exchange {
         if uses == 0 || lifetime_s == 0 {
             return details("a delegation has at least one use and one second; there may be none left, or none allowed here".into());
         }
-        let scope = self.scope(element, under)?;
+        let scope = self.scope(element, under, params)?;
         let element = json!({
             "type": TYPE, "delegate": delegate, "actions": scope.methods,
             "locations": scope.locations, "depth": depth, "uses": uses, "lifetime_s": lifetime_s,
@@ -172,7 +174,13 @@ impl Exchange {
 
     /// What it covers, normalised: each location at one of the sites, and none of it more
     /// than `under` covers.
-    fn scope(&self, element: &Value, under: Option<&TokenRecord>) -> Result<Scope, ExchangeError> {
+    fn scope(
+        &self,
+        element: &Value,
+        under: Option<&TokenRecord>,
+        params: &Params,
+    ) -> Result<Scope, ExchangeError> {
+        let issuer = &self.core.config.server.issuer;
         let methods = texts(element, "actions", 7)?;
         let wanted = texts(element, "locations", LOCATIONS_MAX)?;
         let mut locations = BTreeSet::new();
@@ -181,7 +189,8 @@ impl Exchange {
             for method in &methods {
                 let action = Action::http(method, base.unwrap_or(location))
                     .map_err(|error| ExchangeError::Details(error.to_string()))?;
-                self.site(&action)?;
+                let site = self.site(&action)?;
+                params.check_delegation_target(issuer, &site.resource)?;
                 let mut normal = action.location();
                 if base.is_some() {
                     if normal.contains('?') {

@@ -109,6 +109,9 @@ pub enum ExchangeError {
     ApprovalExpired,
     /// The code, and in words what is wrong with it.
     Deferral(Reason, String),
+    /// The user's word is this agent's alone, by this claim or by what a session rests on, and
+    /// was to be passed on.
+    UserAlone(&'static str),
     /// The subject token has been shown under too many DPoP keys.
     EvidenceKeys,
     /// A named limit of the caller's.
@@ -227,6 +230,7 @@ impl ExchangeError {
             | Self::CertificateUnproven
             | Self::CertificateLifetime(_)
             | Self::GrantEnded
+            | Self::UserAlone(_)
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
             Self::Client(..) | Self::AssertionReplayed => "invalid_client",
@@ -276,6 +280,7 @@ impl ExchangeError {
                 Reason::TokenSpent
             }
             Self::GrantEnded => Reason::TokenUnknown,
+            Self::UserAlone(_) => Reason::TokenAudience,
             Self::TooLarge => Reason::TooLarge,
             Self::Nonce => Reason::ProofNonce,
             Self::ProofReplayed => Reason::ProofReplayed,
@@ -412,6 +417,12 @@ impl ExchangeError {
             Self::PolicyError(_) => {
                 "policy could not be evaluated; nothing is allowed until it can".into()
             }
+            Self::UserAlone("session") => {
+                "the session was got by a user's token that names this agent alone, so that nothing of it can be passed on".into()
+            }
+            Self::UserAlone(claim) => format!(
+                "the user's token is this agent's alone (`{claim}`), so that nothing of it can be passed on"
+            ),
             Self::EvidenceKeys => {
                 "the subject_token has been shown under too many DPoP keys; keep one key, or fetch a fresh token".into()
             }

@@ -1,6 +1,7 @@
 //! What callers show: of themselves a certificate, a JWT-SVID, another issuer's token or an
 //! assertion; of whom they act for a user's token or an ID-JAG.
 
+use super::claims::{self, ProvenKeys};
 use super::form::{Asked, Client, Grant, Params};
 use super::grants::{is_delegation, is_delegation_text, is_session};
 use super::users::{Acting, ForUser};
@@ -67,6 +68,7 @@ fn certified(peer: &Peer) -> Mapped {
             agent: peer.id.clone(),
             expires_ms: peer.until_ms,
             evidence_id: peer.evidence_id,
+            claims: serde_json::Map::new(),
         },
         told: serde_json::Value::Null,
         once: None,
@@ -82,7 +84,53 @@ impl Exchange {
         asked: Asked,
         params: &Params,
         peer: Option<&Peer>,
-        (jkt, x5t): (&str, Option<&str>),
+        keys: ProvenKeys<'_>,
+        now_ms: u64,
+    ) -> Result<Proven, ExchangeError> {
+        let proven = self.shown(asked, params, peer, keys, now_ms).await?;
+        self.check_own(&proven.agent, params, keys)?;
+        Ok(proven)
+    }
+
+    /// What the agent's own evidence says of who may use it, and what it is called.
+    fn check_own(
+        &self,
+        agent: &Mapped,
+        params: &Params,
+        keys: ProvenKeys<'_>,
+    ) -> Result<(), ExchangeError> {
+        let JwtEvidence { agent, claims, .. } = &agent.evidence;
+        let (id, issuers) = (agent.as_str(), &self.core.issuers);
+        let issuer = claims.get("iss").and_then(serde_json::Value::as_str);
+        let named = |name: &str| {
+            name == id || issuer.is_some_and(|issuer| issuers.knows(Some(issuer), name, id))
+        };
+        claims::own(claims, &named, keys).map_err(|error| {
+            if params.actor_token().is_some() {
+                error.of_actor()
+            } else if params.asserts() {
+                error.of_client()
+            } else {
+                error
+            }
+        })?;
+        let known = |client: &str| {
+            client == id || self.names_of(id).contains(&client) || issuers.knows(None, client, id)
+        };
+        if params.client_id().is_some_and(|client| !known(client)) {
+            return Err(ExchangeError::Request(
+                "`client_id` is another than the agent whose evidence is shown: it is its SPIFFE ID, or a client that it is here, or is left out".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn shown(
+        &self,
+        asked: Asked,
+        params: &Params,
+        peer: Option<&Peer>,
+        (jkt, x5t): ProvenKeys<'_>,
         now_ms: u64,
     ) -> Result<Proven, ExchangeError> {
         self.check_peer(peer, now_ms)?;

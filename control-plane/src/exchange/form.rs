@@ -359,13 +359,43 @@ impl Params {
         }
     }
 
+    /// What is asked for is for, by each name that it may be said by (RFC 8707; RFC 8693,
+    /// section 2.1).
+    fn targets(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = ["resource", "audience"].into_iter();
+        all.filter_map(|name| Some((name, self.get(name)?)))
+    }
+
+    /// A session is for the issuer, by either name.
+    pub(super) fn check_session_target(&self, issuer: &str) -> Result<(), ExchangeError> {
+        match self.targets().find(|(_, target)| *target != issuer) {
+            None => Ok(()),
+            Some((name, _)) => Err(ExchangeError::Target(format!(
+                "`{name}` is another than {issuer}, which alone a session is for"
+            ))),
+        }
+    }
+
+    /// A delegation is shown to the issuer, for what is at a protected resource.
+    pub(super) fn check_delegation_target(
+        &self,
+        issuer: &str,
+        resource: &str,
+    ) -> Result<(), ExchangeError> {
+        self.check_targets(resource, Some(issuer))
+    }
+
     /// `resource` and `audience`, where given, are the protected resource or a
     /// URL under it (RFC 8707).
     pub(super) fn check_target(&self, resource: &str) -> Result<(), ExchangeError> {
-        for name in ["resource", "audience"] {
-            let Some(target) = self.get(name) else {
+        self.check_targets(resource, None)
+    }
+
+    fn check_targets(&self, resource: &str, also: Option<&str>) -> Result<(), ExchangeError> {
+        for (name, target) in self.targets() {
+            if also == Some(target) {
                 continue;
-            };
+            }
             let base = resource.trim_end_matches('/');
             let under = target == resource
                 || target

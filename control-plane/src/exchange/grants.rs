@@ -108,6 +108,8 @@ fn itself(grant: &Arc<TokenRecord>) -> Result<Proven, ExchangeError> {
                 agent,
                 expires_ms: grant.expires_ms,
                 evidence_id: family(grant),
+                // What it was got by was held to them then, and it is bound itself.
+                claims: serde_json::Map::new(),
             },
             told: serde_json::Value::Null,
             once: None,

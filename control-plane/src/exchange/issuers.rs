@@ -77,6 +77,16 @@ impl Issuers {
         )
     }
 
+    /// Whether an issuer knows an agent by this name: the one that it names, or any.
+    pub(super) fn knows(&self, issuer: Option<&str>, name: &str, agent: &str) -> bool {
+        let mut all = self.0.iter();
+        all.any(|known| {
+            let is_it = issuer.is_none_or(|it| it == known.config.issuer);
+            let users = known.config.users.as_ref().filter(|_| is_it);
+            users.is_some_and(|users| users.is_client(name, agent))
+        })
+    }
+
     /// Keeps each one's keys fresh, and says so where that fails.
     pub async fn keep_fresh(core: Arc<Core>) {
         let all = core.issuers.0.iter().map(|known| {
@@ -110,6 +120,7 @@ impl Known {
                 agent,
                 expires_ms: verified.expires_ms(),
                 evidence_id: verified.evidence_id(),
+                claims: verified.claims().clone(),
             },
             told: serde_json::json!({
                 "issuer": verified.issuer(),

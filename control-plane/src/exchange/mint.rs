@@ -1,17 +1,15 @@
 //! Tokens: minted in memory, recorded, and only then handed out.
 
-use super::delegation::Delegation;
-use super::form::{Grant, Params, Wanted};
+use super::form::Grant;
 use super::naming::named;
-use super::users::ForUser;
-use super::{Asking, Caller, Exchange, ExchangeError, Issued, grants};
-use super::{TYPE_ACCESS_TOKEN, TYPE_DELEGATION};
+use super::{Asking, Caller, Exchange, ExchangeError, Issued, TYPE_ACCESS_TOKEN};
+use super::{grants, refreshing};
 use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
 use capability::reason::Reason;
 use ledger::model::{
-    ActionRecord, Command, Committed, EVIDENCE_KEYS, Evidence, GrantKind, GrantTerms, Hash,
-    PolicyFacts, Refused, TokenRecord, User,
+    ActionRecord, Command, Committed, EVIDENCE_KEYS, Evidence, GrantTerms, Hash, PolicyFacts,
+    Refused, TokenRecord, User,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -38,17 +36,13 @@ pub(super) struct Signed {
     expires_in: u64,
     element: serde_json::Value,
     refresh_token: Option<String>,
+    /// What counts once is used up already.
+    used_up: bool,
     told: Told,
 }
 
 /// What a refusal's entry says of what was asked for.
-type Told = (Option<ActionRecord>, Option<PolicyFacts>);
-
-/// A grant that may be made.
-pub(super) enum Given {
-    Session,
-    Delegation(Delegation),
-}
+pub(super) type Told = (Option<ActionRecord>, Option<PolicyFacts>);
 
 impl Exchange {
     /// Mints and records a token for an action that was judged. `first`: what counts once
@@ -106,16 +100,30 @@ impl Exchange {
             expires_ms: expires_s.saturating_mul(1000),
             ..self.record(asking, None)
         };
-        let next = self.next_refresh(asking);
+        let told = (Some(token.action.clone()), Some(policy.clone()));
+        let family = self.family(asking, &told, first).await?;
+        let used_up = family.is_some();
+        let (begun, ends_ms) = family.unzip();
+        let before = begun.as_ref().or(asking.proven.under.as_deref());
+        let token = TokenRecord {
+            lineage: before.map(TokenRecord::heirs).unwrap_or_default(),
+            ..token
+        };
+        let next = before.and_then(|it| refreshing::next(it, ends_ms.unwrap_or(u64::MAX)));
         let (refresh_token, next) = next.unzip();
         let signed = Signed {
             access_token,
             expires_in: expires_s.saturating_sub(issued_s),
             element,
             refresh_token,
-            told: (Some(token.action.clone()), Some(policy.clone())),
+            used_up,
+            told,
         };
-        let command = self.command(asking, token, next, policy, first);
+        let got_with = before.map(|it| it.token_hash);
+        let mut command = self.command(asking, token, next, policy, first && !used_up);
+        if let Command::Issue { under, .. } = &mut command {
+            *under = got_with;
+        }
         Ok((signed, command))
     }
 
@@ -126,18 +134,18 @@ impl Exchange {
         signed: Signed,
         outcome: Result<Committed, Refused>,
     ) -> Result<Issued, Failed> {
-        self.committed(asking, outcome, signed.told).await?;
-        let refresh_token = match signed.refresh_token {
-            Some(text) => Some(text),
-            None => self.first_refresh(asking).await,
-        };
+        let committed = self.committed(asking, outcome, signed.told).await;
+        committed.map_err(|failed| Failed {
+            nothing_happened: failed.nothing_happened && !signed.used_up,
+            ..failed
+        })?;
         Ok(Issued {
             access_token: signed.access_token,
             expires_in: signed.expires_in,
             element: Some(signed.element),
             issued_type: is_exchange(asking).then_some(TYPE_ACCESS_TOKEN),
             token_type: "DPoP",
-            refresh_token,
+            refresh_token: signed.refresh_token,
         })
     }
 
@@ -221,99 +229,6 @@ impl Exchange {
         }
     }
 
-    /// What is wanted, if it may be: a grant says nothing of what policy allows.
-    pub(super) async fn grant_wanted(
-        &self,
-        asking: Asking<'_>,
-        wanted: Wanted,
-        params: &Params,
-    ) -> Result<Given, ExchangeError> {
-        let caller = asking.caller;
-        let token = &self.core.config.token;
-        let made = match wanted {
-            Wanted::Capability => Err(ExchangeError::Internal),
-            // A grant would not be held to it.
-            _ if asking.proven.user.as_ref().is_some_and(ForUser::is_narrowed) => {
-                Err(ExchangeError::Request(
-                    "the assertion is for a `resource`, or for actions, alone: only capabilities are got by it".into(),
-                ))
-            }
-            Wanted::Session if token.session_s == 0 => Err(ExchangeError::Target(
-                "there are no sessions here (token.session_s)".into(),
-            )),
-            Wanted::Session if asking.proven.under.is_some() => Err(ExchangeError::Request(
-                "a session is got by evidence, and not by another grant".into(),
-            )),
-            Wanted::Session => Ok(Given::Session),
-            Wanted::Delegation if token.delegation_s == 0 => Err(ExchangeError::Request(
-                "nothing can be delegated here (token.delegation_s)".into(),
-            )),
-            Wanted::Delegation => params
-                .one_element(&self.core.config.limits.read)
-                .and_then(|element| {
-                    self.delegation(&element, asking)
-                })
-                .map(Given::Delegation),
-        };
-        let error = match made {
-            Ok(made) => match self.standing(caller.agent).await {
-                None => match self.rated(caller.agent, asking.now_ms) {
-                    Ok(()) => return Ok(made),
-                    Err(error) => error,
-                },
-                Some(error) => error,
-            },
-            Err(error) => error,
-        };
-        Err(self.refused(caller, None, None, error).await)
-    }
-
-    /// Records a grant, and hands it out.
-    pub(super) async fn give(&self, asking: Asking<'_>, given: Given) -> Result<Issued, Failed> {
-        let issued_s = asking.now_ms / 1000;
-        let (terms, expires_s, element, name) = match given {
-            Given::Session => {
-                let terms = grants::own(GrantKind::Session, None);
-                let lives = self.core.config.token.session_s;
-                (terms, issued_s.saturating_add(lives), None, "session")
-            }
-            Given::Delegation(it) => (it.terms, it.expires_s, Some(it.element), "delegation"),
-        };
-        // Nobody gets longer by it than what they showed lasts.
-        let shown = asking.proven.agent.evidence.expires_ms;
-        let users = asking.proven.user.as_ref().map(|it| it.evidence.expires_ms);
-        let ends_s = users.map_or(shown, |ms| shown.min(ms)) / 1000;
-        let session = terms.kind == GrantKind::Session;
-        let expires_s = if session {
-            expires_s.min(ends_s)
-        } else {
-            expires_s
-        };
-        let (text, hash) = grants::fresh(terms.kind);
-        let mut token = TokenRecord {
-            token_hash: hash,
-            jti: random_id::<16>(""),
-            txn: random_id::<16>(""),
-            expires_ms: expires_s.saturating_mul(1000),
-            ..self.record(asking, Some(terms))
-        };
-        name.clone_into(&mut token.action.kind);
-        let command = self.command(asking, token, None, PolicyFacts::default(), true);
-        self.commit(asking, command, (None, None)).await?;
-        let exchanged = asking.caller.grant == Grant::Exchange;
-        Ok(Issued {
-            access_token: text,
-            expires_in: expires_s.saturating_sub(issued_s),
-            element,
-            issued_type: match session {
-                true => exchanged.then_some(TYPE_ACCESS_TOKEN),
-                false => Some(TYPE_DELEGATION),
-            },
-            token_type: if session { "DPoP" } else { "N_A" },
-            refresh_token: None,
-        })
-    }
-
     pub(super) fn command(
         &self,
         asking: Asking<'_>,
@@ -360,21 +275,30 @@ impl Exchange {
         &self,
         asking: Asking<'_>,
         outcome: Result<Committed, Refused>,
-        (action, policy): Told,
+        told: Told,
     ) -> Result<(), Failed> {
-        let refused = match outcome {
-            Ok(_) => return Ok(()),
-            Err(refused) => refused,
-        };
+        match outcome {
+            Ok(_) => Ok(()),
+            Err(refused) => Err(self.not_committed(asking, refused, told).await),
+        }
+    }
+
+    /// What becomes of a commit that was refused.
+    pub(super) async fn not_committed(
+        &self,
+        asking: Asking<'_>,
+        refused: Refused,
+        (action, policy): Told,
+    ) -> Failed {
         let nothing_happened = refused != Refused::Unknown;
         let error = match self.of_commit(asking, refused).await {
             Ok(error) => self.refused(asking.caller, action, policy, error).await,
             Err(error) => error,
         };
-        Err(Failed {
+        Failed {
             error,
             nothing_happened,
-        })
+        }
     }
 
     /// What the caller is told of a commit that was refused; the error is what is not an

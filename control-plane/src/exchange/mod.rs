@@ -6,12 +6,14 @@
 mod authzen;
 mod batch;
 mod cache;
+mod claims;
 mod deferral;
 mod delegation;
 mod described;
 mod error;
 mod evidence;
 mod form;
+mod giving;
 mod grants;
 mod http;
 mod issuers;
@@ -24,6 +26,7 @@ mod proof;
 mod proofs;
 mod rates;
 mod refreshing;
+mod terms;
 mod tokens;
 mod users;
 

@@ -6,12 +6,13 @@
 //! given to this agent.
 
 use super::ExchangeError;
+use super::claims::{self, Claims};
 use super::issuers::{Issuers, Known};
+use super::terms::Terms;
 use crate::config::Users;
 use crate::state::Core;
 use capability::action::Action;
 use capability::reason::Reason;
-use capability::url::Target;
 use identity::oidc::{ForeignEvidence, Types, Wanted, claimed_audience};
 use ledger::model::{EvidenceOf, User};
 use serde_json::Value;
@@ -48,43 +49,22 @@ pub(super) struct ForUser {
     pub(super) told: Value,
     /// An ID-JAG counts once.
     pub(super) once: Option<EvidenceOf>,
+    /// The claim by which it is this agent's alone, where one is.
+    pub(super) alone: Option<&'static str>,
     /// What it is for, where it says.
     terms: Terms,
-}
-
-/// What an ID-JAG narrows.
-#[derive(Default)]
-struct Terms {
-    resources: Option<Vec<String>>,
-    elements: Option<Vec<Action>>,
 }
 
 impl ForUser {
     /// Whether it is for less than policy allows: what comes of it has to be looked at
     /// each time.
     pub(super) fn is_narrowed(&self) -> bool {
-        self.terms.resources.is_some() || self.terms.elements.is_some()
+        self.terms.is_narrowed()
     }
 
     /// Whether the user's word covers this action.
     pub(super) fn check(&self, action: &Action) -> Result<(), ExchangeError> {
-        let under = |resource: &String| {
-            let resource = Target::location(resource);
-            resource.is_ok_and(|it| action.target().is_within(&it))
-        };
-        let Terms {
-            resources,
-            elements,
-        } = &self.terms;
-        if resources.as_ref().is_some_and(|all| !all.iter().any(under)) {
-            let what = "`locations` is not under the `resource` of the assertion";
-            return Err(ExchangeError::Target(what.into()));
-        }
-        if elements.as_ref().is_some_and(|all| !all.contains(action)) {
-            let what = "it is none of the actions in the `authorization_details` of the assertion";
-            return Err(ExchangeError::Details(what.into()));
-        }
-        Ok(())
+        self.terms.check(action)
     }
 }
 
@@ -132,13 +112,12 @@ impl Issuers {
         if !for_us && !users.is_client(verified.audience(), acting.agent) {
             return no(Reason::TokenAudience, "it was made for another agent");
         }
-        // OpenID Connect Core 1.0, section 2: who asked for it.
-        let party = verified.claim("azp").and_then(Value::as_str);
-        if !for_us && party.is_some_and(|azp| azp != verified.audience()) {
-            return no(Reason::TokenAudience, "its `azp` is another client");
-        }
-        may_act(&verified, users, acting)?;
-        for_user(&verified, acting, None, Terms::default())
+        let (said, audience) = (verified.claims(), verified.audience());
+        claims::issued_to(said, audience, users, acting.agent)?;
+        may_act(said, users, acting)?;
+        let terms = Terms::of(said, users.scopes.as_deref())?;
+        let alone = claims::alone(said, audience, users, acting.agent);
+        for_user(&verified, acting, None, (alone, terms))
     }
 
     /// The user whom an ID-JAG lets this agent act for.
@@ -182,15 +161,16 @@ impl Issuers {
                 "it was made before the server's start, or seconds after it, and may have been used: get a new one",
             );
         }
-        let terms = terms(&verified, users)?;
-        may_act(&verified, users, acting)?;
+        let scopes = users.scopes.as_deref().unwrap_or_default();
+        let terms = Terms::of(verified.claims(), Some(scopes))?;
+        may_act(verified.claims(), users, acting)?;
         // JSON keeps the two apart, whatever is in them.
         let named = serde_json::json!(["id-jag", verified.issuer(), jti]).to_string();
         let once = EvidenceOf {
             id: Sha256::digest(named).into(),
             expires_ms: verified.expires_ms(),
         };
-        for_user(&verified, acting, Some(once), terms)
+        for_user(&verified, acting, Some(once), (Some("client_id"), terms))
     }
 }
 
@@ -198,112 +178,19 @@ fn with_users(known: &Known) -> Option<(&Known, &Users)> {
     Some((known, known.config.users.as_ref()?))
 }
 
-/// What the token says of who may act on it (RFC 8693, sections 4.1 and 4.4).
-fn may_act(
-    verified: &ForeignEvidence,
-    users: &Users,
-    acting: &Acting<'_>,
-) -> Result<(), ExchangeError> {
-    let client = |name: &str| name == acting.agent || users.is_client(name, acting.agent);
-    let is_it = |actor: &Value| {
-        let Some(actor) = actor.as_object() else {
-            return false;
-        };
-        // Each of them has to be this agent, and there is at least one.
-        let named = actor.contains_key("sub") || actor.contains_key("client_id");
-        named
-            && actor.iter().all(|(name, value)| match name.as_str() {
-                "sub" | "client_id" => value.as_str().is_some_and(client),
-                "iss" => value.as_str() == Some(verified.issuer()),
-                // Who acted before is told, and decides nothing.
-                "act" => true,
-                _ => false,
-            })
-    };
-    if verified.claim("may_act").is_some_and(|it| !is_it(it)) {
-        return no(Reason::AgentInactive, "its `may_act` is not this agent");
-    }
-    if verified.claim("act").is_some_and(|it| !is_it(it)) {
-        return no(
-            Reason::AgentInactive,
-            "another than this agent acts for its user already (`act`)",
-        );
-    }
-    Ok(())
-}
-
-/// What a token is bound to is what was proven (RFC 7800, section 3.1).
-fn bound(verified: &ForeignEvidence, acting: &Acting<'_>) -> Result<(), ExchangeError> {
-    let Some(cnf) = verified.claim("cnf") else {
-        return Ok(());
-    };
-    let proven = |(name, value): (&String, &Value)| match name.as_str() {
-        "jkt" => value.as_str() == Some(acting.jkt),
-        "x5t#S256" => acting.x5t.is_some() && value.as_str() == acting.x5t,
-        _ => false,
-    };
-    let all = cnf.as_object().filter(|it| !it.is_empty());
-    if !all.is_some_and(|all| all.iter().all(proven)) {
-        return no(
-            Reason::ProofKeyMismatch,
-            "it is bound to a key (`cnf`), and the DPoP proof or the client certificate is not that key's",
-        );
-    }
-    Ok(())
-}
-
-fn terms(verified: &ForeignEvidence, users: &Users) -> Result<Terms, ExchangeError> {
-    let wrong = |what| no(Reason::TokenMalformed, what);
-    match verified.claim("scope") {
-        None => {}
-        Some(Value::String(scope)) => {
-            let mut words = scope.split(' ').filter(|it| !it.is_empty());
-            // What it narrows nobody here would hold the agent to.
-            if words.any(|it| !users.scopes.iter().any(|taken| taken == it)) {
-                return no(
-                    Reason::ActionMismatch,
-                    "its `scope` narrows it in a way that is not known here; the operator says which scopes do not (identity.issuer.users.scopes)",
-                );
-            }
-        }
-        Some(_) => return wrong("its `scope` is no string"),
-    }
-    let resources = match verified.claim("resource") {
-        None => None,
-        Some(Value::String(one)) => Some(vec![one.clone()]),
-        Some(Value::Array(all)) => {
-            let all = all.iter().map(|it| it.as_str().map(str::to_owned));
-            let Some(all) = all.collect() else {
-                return wrong("its `resource` is no URL, and no list of URLs");
-            };
-            Some(all)
-        }
-        Some(_) => return wrong("its `resource` is no URL, and no list of URLs"),
-    };
-    let elements = match verified.claim("authorization_details") {
-        None => None,
-        Some(Value::Array(all)) => {
-            let all = all.iter().map(Action::from_details);
-            let Ok(all) = all.collect() else {
-                return wrong("its `authorization_details` are not actions that are known here");
-            };
-            Some(all)
-        }
-        Some(_) => return wrong("its `authorization_details` is no list"),
-    };
-    Ok(Terms {
-        resources,
-        elements,
-    })
+/// Whether what a token says of who may act on it is this agent, by one of its names.
+fn may_act(said: &Claims, users: &Users, acting: &Acting<'_>) -> Result<(), ExchangeError> {
+    let agent = acting.agent;
+    claims::may_act(said, &|name| name == agent || users.is_client(name, agent))
 }
 
 fn for_user(
     verified: &ForeignEvidence,
     acting: &Acting<'_>,
     once: Option<EvidenceOf>,
-    terms: Terms,
+    (alone, terms): (Option<&'static str>, Terms),
 ) -> Result<ForUser, ExchangeError> {
-    bound(verified, acting)?;
+    claims::bound(verified.claims(), (acting.jkt, acting.x5t))?;
     let subject = verified.text("sub").unwrap_or_default();
     let plain = subject.bytes().all(|byte| byte.is_ascii_graphic());
     if subject.is_empty() || subject.len() > SUBJECT_MAX || !plain {
@@ -327,6 +214,7 @@ fn for_user(
             "audience": verified.audience(),
         }),
         once,
+        alone,
         terms,
     })
 }

@@ -235,6 +235,24 @@ async fn may_act(stages: &mut Stages) -> Result<String, Error> {
             .proven(desk.proof());
         desk.refused(&claims.to_string(), &ask, no).await?;
     }
+    // Nor does the agent that it names pass it on to another.
+    let element = json!([{
+        "type": "delegation", "delegate": OTHER, "actions": ["GET"],
+        "locations": [desk.url("/files/*")],
+    }])
+    .to_string();
+    let passing = |claims: &Value| {
+        desk.acting(&desk.signers.user(claims), ID_TOKEN)
+            .with("requested_token_type", DELEGATION)
+            .with("authorization_details", &element)
+    };
+    let alone = (400, "invalid_request", "token_audience");
+    for claims in good.iter().skip(1).chain([&json!({"aud": APP})]) {
+        desk.refused(&claims.to_string(), &passing(claims), alone)
+            .await?;
+    }
+    desk.token("for whoever has it", &passing(&json!({})))
+        .await?;
     // One that names the other agent is the other's, and not this one's.
     let others = desk.signers.user(&json!({"may_act": {"sub": OTHER}}));
     let ask = desk

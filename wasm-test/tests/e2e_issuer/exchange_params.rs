@@ -1,6 +1,7 @@
 //! The token endpoint's parameters, one thing wrong at a time.
 
 use serde_json::{Value, json};
+use wasm_test::system::AGENT;
 
 use crate::judging::{ACCESS, Attempt, Bench, Case, GRANT, JWT, Verdict, form, issued, judge, no};
 
@@ -265,8 +266,8 @@ async fn what_the_rfcs_allow_is_allowed() {
             a.add("resource", &format!("{o}/files"))
         }),
         ("the audience", |o, a| a.add("audience", o)),
-        ("a client_id, which is a label", |_, a| {
-            a.add("client_id", "me")
+        ("the agent's own client_id", |_, a| {
+            a.add("client_id", AGENT)
         }),
         ("requested_token_type", |_, a| {
             a.add("requested_token_type", ACCESS)

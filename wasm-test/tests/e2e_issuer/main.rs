@@ -36,6 +36,7 @@ mod federated;
 mod foreign;
 mod full_disk;
 mod grants;
+mod held;
 mod id_jag;
 mod identities;
 mod interop;

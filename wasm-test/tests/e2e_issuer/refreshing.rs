@@ -129,6 +129,7 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
 async fn a_revoked_refresh_token_takes_its_family_with_it() {
     let (_dir, key, bench) = refreshing().await;
     let body = issued("first", &bench.send(authenticating(&bench, &key)).await);
+    let began = token_of(&body);
     let body = issued(
         "second",
         &bench
@@ -145,9 +146,12 @@ async fn a_revoked_refresh_token_takes_its_family_with_it() {
     assert_eq!(known["aud"], bench.plane.issuer());
     assert!(known.get("authorization_details").is_none(), "{known}");
     assert!(known.get("token_type").is_none(), "{known}");
-    assert_eq!(asked("introspect", &brought).await.json()["active"], true);
+    for token in [&began, &brought] {
+        let known = asked("introspect", token).await.json();
+        assert_eq!(known["active"], true, "{known}");
+    }
     assert_eq!(asked("revoke", &refresh).await.status, 200);
-    for token in [&refresh, &brought] {
+    for token in [&refresh, &began, &brought] {
         let known = asked("introspect", token).await.json();
         assert_eq!(known, json!({ "active": false }));
     }
@@ -178,6 +182,19 @@ fn sha256(text: &str) -> String {
     hex::encode(Sha256::digest(text))
 }
 
+/// The hash that the log has of the family that this refresh token is the first to be handed
+/// out of.
+fn begun(bench: &Bench, refresh: &str) -> Value {
+    let hash = sha256(refresh);
+    let issued = bench.plane.entries().into_iter();
+    let mut with_it = issued.filter(|it| it["body"]["next"]["token_hash"] == hash.as_str());
+    let body = with_it.next().unwrap()["body"].clone();
+    // The token that it came with is of the family, too.
+    assert_eq!(body["token"]["lineage"], json!([body["under"]]));
+    assert_eq!(body["next"]["lineage"], json!([body["under"]]));
+    body["under"].clone()
+}
+
 /// A person has whichever hash the log shows them: it ends the family, for as long as that
 /// would have lasted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +207,7 @@ async fn a_stop_of_a_refresh_token_ends_its_family_also_when_it_was_used() {
         let family = family(&bench, &key).await;
         let named = json!({ "token": sha256(&family[at]) });
         let stopped = person.stop(&named).await.unwrap().json();
-        let first = json!({ "token": sha256(&family[0]) });
+        let first = json!({ "token": begun(&bench, &family[0]) });
         assert_eq!(stopped["target"], first, "{at}: {stopped}");
         refused(
             "the last",

@@ -20,7 +20,7 @@ pub const US: &str = "https://writ.example/users";
 pub const APP: &str = "crm-app";
 pub const OTHER: &str = "spiffe://writ.example/agent/other";
 pub const CLIENT: &str = "crm";
-const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
+pub const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
 pub const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 pub const MALLORY: &str = "mallory@example.com";
 
@@ -77,7 +77,7 @@ pub fn user(idp: &Authority, claims: &Value) -> String {
     user_with(idp, claims, &json!({}))
 }
 
-fn user_with(idp: &Authority, claims: &Value, header: &Value) -> String {
+pub fn user_with(idp: &Authority, claims: &Value, header: &Value) -> String {
     let mut all = json!({ "iss": IDP, "sub": "ann@example.com", "aud": US });
     let over = claims.as_object().unwrap().clone();
     all.as_object_mut().unwrap().extend(over);

@@ -152,6 +152,12 @@ impl ForeignEvidence {
         self.claims.get(name)
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn claims(&self) -> &Map<String, Value> {
+        &self.claims
+    }
+
     /// The one audience that it is for.
     #[must_use]
     pub fn audience(&self) -> &str {

@@ -133,6 +133,17 @@ impl<'t> Unverified<'t> {
         };
         let header = object(header).ok_or(Malformed("its header is no JSON object"))?;
         let claims = object(claims).ok_or(Malformed("its claims are no JSON object"))?;
+        // RFC 8417, section 2.2; OpenID Connect Back-Channel Logout 1.0, section 2.4: it tells
+        // of something that has happened, and is no statement of who somebody is.
+        if claims.contains_key("events") {
+            return Err(Malformed(
+                "it is a security event or a logout token (`events`)",
+            ));
+        }
+        // What can't be compared with anybody is nobody's.
+        if claims.get("azp").is_some_and(|party| !party.is_string()) {
+            return Err(Malformed("its `azp` is no text"));
+        }
         // RFC 7515, section 4.1.11: what must be understood is not.
         if header.contains_key("crit") {
             return Err(Malformed("it has a `crit`"));

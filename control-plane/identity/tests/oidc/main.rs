@@ -114,6 +114,9 @@ async fn a_token_of_each_algorithm_proves_its_claims() {
     }
 }
 
+/// What a logout token has in its `events` (OpenID Connect Back-Channel Logout 1.0, section 2.4).
+const LOGOUT: &str = "http://schemas.openid.net/event/backchannel-logout";
+
 #[tokio::test]
 async fn what_proves_nothing_is_told_apart() {
     use ForeignError as E;
@@ -232,6 +235,36 @@ async fn what_proves_nothing_is_told_apart() {
             "a proof",
             header("typ", Some(json!("dpop+jwt"))),
             E::Malformed("its `typ` is not JWT"),
+        ),
+        (
+            "a security event",
+            header("typ", Some(json!("secevent+jwt"))),
+            E::Malformed("its `typ` is not JWT"),
+        ),
+        (
+            "a logout token",
+            header("typ", Some(json!("logout+jwt"))),
+            E::Malformed("its `typ` is not JWT"),
+        ),
+        (
+            "a logout token that does not say so",
+            claim("events", Some(json!({ LOGOUT: {} }))),
+            E::Malformed("it is a security event or a logout token (`events`)"),
+        ),
+        (
+            "events of nothing",
+            claim("events", Some(Value::Null)),
+            E::Malformed("it is a security event or a logout token (`events`)"),
+        ),
+        (
+            "a party that is a number",
+            claim("azp", Some(json!(5))),
+            E::Malformed("its `azp` is no text"),
+        ),
+        (
+            "several parties",
+            claim("azp", Some(json!(["app"]))),
+            E::Malformed("its `azp` is no text"),
         ),
         (
             "another key",

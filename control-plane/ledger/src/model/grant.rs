@@ -56,7 +56,8 @@ pub struct Scope {
 pub struct GrantTerms {
     /// Its kind.
     pub kind: GrantKind,
-    /// Who may use a delegation; the others are their agent's own.
+    /// Who may use a delegation; the others are their agent's own. A session names its
+    /// agent where what it rests on is for that agent alone, so that it is not passed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
     /// What a delegation covers; the others cover what policy allows.
@@ -72,6 +73,14 @@ pub struct GrantTerms {
     /// What a deferral waits for; the others wait for nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deferred: Option<Box<Deferred>>,
+}
+
+impl GrantTerms {
+    /// Whether it is a session of which nothing may be delegated.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.kind == GrantKind::Session && self.holder.is_some()
+    }
 }
 
 fn is_zero(depth: &u8) -> bool {

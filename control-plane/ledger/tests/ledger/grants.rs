@@ -10,6 +10,7 @@ on_both_stores! {
     a_grant_allows_no_request_and_is_shown_as_one,
     a_delegation_brings_as_many_tokens_as_it_says,
     a_refresh_token_is_spent_by_what_follows,
+    of_a_session_that_is_its_agents_alone_nothing_is_passed_on,
     a_deferral_brings_its_one_action_once,
     a_person_is_asked_ahead_and_equal_questions_are_one,
     a_stop_of_a_grant_covers_all_that_came_of_it,
@@ -177,6 +178,35 @@ async fn a_refresh_token_is_spent_by_what_follows(rig: Rig) {
     ledger.commit(under(&second, "u", None)).await.unwrap();
     let again = ledger.commit(under(&second, "v", None)).await;
     assert_eq!(again, Err(Refused::Shown));
+}
+
+async fn of_a_session_that_is_its_agents_alone_nothing_is_passed_on(rig: Rig) {
+    let ledger = rig.open().await;
+    for alone in [false, true] {
+        let mut session = grant(&format!("session {alone}"), GrantKind::Session);
+        let agent = session.agent.clone();
+        session.grant.as_mut().unwrap().holder = alone.then_some(agent);
+        ledger.commit(issue(session.clone())).await.unwrap();
+        let on = |kind| {
+            let mut command = under(&session, &format!("passed on {alone}"), None);
+            if let Command::Issue { token, .. } = &mut command {
+                token.agent.clone_from(&session.agent);
+                token.chain.clear();
+                token.grant = Some(terms(kind));
+            }
+            command
+        };
+        let passed_on = ledger.commit(on(GrantKind::Delegation)).await.map(drop);
+        let wanted = if alone { Err(Refused::NoGrant) } else { Ok(()) };
+        assert_eq!(passed_on, wanted);
+        // Its agent goes on by it.
+        let mut own = under(&session, &format!("its own {alone}"), None);
+        if let Command::Issue { token, .. } = &mut own {
+            token.agent.clone_from(&session.agent);
+            token.chain.clear();
+        }
+        ledger.commit(own).await.unwrap();
+    }
 }
 
 async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {

@@ -128,7 +128,7 @@ fn an_issuer_may_have_users_whose_tokens_are_told_apart_from_agents() {
     let config = with(USERS).unwrap();
     let users = config.identity.issuers[0].users.as_ref().unwrap();
     assert_eq!(users.audience, "http://127.0.0.1:8480", "server.issuer");
-    assert!(users.id_jag && users.scopes.is_empty());
+    assert!(users.id_jag && users.scopes.is_none());
     assert!(users.is_client("app", "spiffe://writ.example/agent/demo"));
     assert!(!users.is_client("app", "spiffe://writ.example/agent/other"));
     let agents = "[[identity.issuer.agent]]\nspiffe_id = \"spiffe://writ.example/agent/demo\"\nclaims = { sub = \"a\" }\n";

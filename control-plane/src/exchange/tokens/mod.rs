@@ -11,7 +11,7 @@ pub use http::routes;
 
 use super::form::{Asked, Grant, Params, Wanted};
 use super::grants::Family;
-use super::{Exchange, ExchangeError};
+use super::{Exchange, ExchangeError, x5t_of};
 use crate::config::TOKEN_LIFETIME_MAX_S;
 use crate::state::{Core, element};
 use error::TokensError;
@@ -153,8 +153,9 @@ impl Exchange {
     ) -> Result<String, TokensError> {
         let asked = params.authentication(peer)?;
         // There is no proof, and nobody acts for anybody.
-        let unbound = ("", None);
-        let proven = self.proven(asked, params, peer, unbound, self.core.now());
+        let x5t = x5t_of(peer);
+        let keys = ("", x5t.as_deref());
+        let proven = self.proven(asked, params, peer, keys, self.core.now());
         let proven = proven.await.map_err(ExchangeError::of_client)?.agent;
         let agent = proven.evidence.agent;
         if peer.is_some_and(|peer| peer.id != agent) {

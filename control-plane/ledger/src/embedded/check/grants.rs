@@ -90,8 +90,8 @@ fn follows(
         .as_ref()
         .is_none_or(|made| match (made.kind, terms.kind) {
             (GrantKind::Delegation, GrantKind::Delegation) => made.depth < terms.depth,
-            (GrantKind::Delegation | GrantKind::Deferral, GrantKind::Session)
-            | (GrantKind::Deferral, GrantKind::Delegation) => true,
+            (GrantKind::Delegation, GrantKind::Session) => !terms.is_alone(),
+            (GrantKind::Deferral, GrantKind::Session | GrantKind::Delegation) => true,
             _ => false,
         });
     let same = |next: &TokenRecord| {
