@@ -114,16 +114,24 @@ claims = {{ sub = "{SUBJECT}" }}
     system.await.unwrap()
 }
 
-async fn exchange(agent: &Agent, token: &str) -> Answer {
+async fn exchange(issuer: &str, agent: &Agent, token: &str) -> Answer {
     let details = agent.details("GET", REPORT).to_string();
     let proof = agent.token_proof();
+    let answer = agent.post_token(token, &details, &proof).await.unwrap();
+    let Some(nonce) = answer.header("dpop-nonce") else {
+        return answer;
+    };
+    // Right after a start.
+    let endpoint = format!("{issuer}/oauth2/token");
+    let claims = json!({ "nonce": nonce });
+    let proof = agent.key().proof_with("POST", &endpoint, None, &claims);
     agent.post_token(token, &details, &proof).await.unwrap()
 }
 
 /// Exchanges a token, and acts with what it brought.
 async fn acts(system: &System, agent: &Agent, token: &str) {
     let before = system.upstream().unwrap().arrived();
-    let answer = exchange(agent, token).await;
+    let answer = exchange(&system.issuer(), agent, token).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     let capability = answer.json()["access_token"].as_str().unwrap().to_owned();
     let acted = agent.present("GET", REPORT, &capability).await.unwrap();
@@ -209,7 +217,7 @@ async fn a_job_with_its_issuers_token_acts_once_as_the_agent_that_it_is_mapped_t
         (writ, "the subject_token is refused"),
     ];
     for (token, wanted) in table {
-        let answer = exchange(&agent, &token).await;
+        let answer = exchange(&system.issuer(), &agent, &token).await;
         assert_eq!(answer.status, 400, "{wanted}: {}", answer.text());
         assert_eq!(answer.oauth_error(), "invalid_request", "{}", answer.text());
         let text = answer.json()["error_description"]
@@ -226,7 +234,7 @@ async fn a_job_with_its_issuers_token_acts_once_as_the_agent_that_it_is_mapped_t
     acts(&system, &second, &shown[0]).await;
     acts(&system, &agent, &shown[0]).await;
     let third = agent.with_fresh_key().unwrap();
-    let answer = exchange(&third, &shown[0]).await;
+    let answer = exchange(&system.issuer(), &third, &shown[0]).await;
     assert_eq!(answer.status, 400, "{}", answer.text());
     assert!(
         answer.text().contains("under too many DPoP keys"),
@@ -238,7 +246,7 @@ async fn a_job_with_its_issuers_token_acts_once_as_the_agent_that_it_is_mapped_t
     let asked = json!({ "alg": "RS256", "claims": {}, "lives_s": 300, "new": true });
     let token = foreign.signed(asked).await;
     eventually("the new key is known", async || {
-        exchange(&agent, &token).await.status == 200
+        exchange(&system.issuer(), &agent, &token).await.status == 200
     })
     .await
     .unwrap();
@@ -271,7 +279,7 @@ async fn a_job_with_its_issuers_token_acts_once_as_the_agent_that_it_is_mapped_t
     .await
     .unwrap();
     let agent = system.agent().await.unwrap();
-    let answer = exchange(&agent, &token).await;
+    let answer = exchange(&system.issuer(), &agent, &token).await;
     assert_eq!(answer.status, 503, "{}", answer.text());
     let answer = agent.exchange("GET", REPORT).await.unwrap();
     assert_eq!(answer.status, 200, "SVIDs go on: {}", answer.text());

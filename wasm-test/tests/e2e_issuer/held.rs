@@ -478,7 +478,8 @@ async fn a_client_id_beside_evidence_is_that_agents() {
         attempt.set("audience", bench.plane.issuer());
         token_of(&issued("a session", &bench.send(attempt).await))
     };
-    let ways: Vec<(&str, Box<dyn Fn() -> Attempt + '_>)> = vec![
+    type Way<'w> = Box<dyn Fn() -> Attempt + 'w>;
+    let ways: Vec<(&str, Way<'_>)> = vec![
         ("an SVID", Box::new(|| bench.attempt())),
         (
             "for a user",

@@ -52,7 +52,10 @@ impl Side {
         }
         let places = std::fs::read_to_string(&ready).unwrap();
         let places: Vec<String> = places.lines().map(ToOwned::to_owned).collect();
-        assert!(text(&std::fs::read(child.log()).unwrap()).contains(&places[0]));
+        while !text(&std::fs::read(child.log()).unwrap()).contains(&places[0]) {
+            assert!(Instant::now() < deadline, "it does not say where");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         Side { child, places, dir }
     }
 

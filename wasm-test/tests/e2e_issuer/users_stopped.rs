@@ -99,10 +99,10 @@ impl World {
 
     /// Stops it: those pairs and no others get nothing, nothing that they had passes; and
     /// when it is lifted they get new ones, and what they had stays void.
-    async fn stop(&self, target: &[&str], kind: &str, stopped: &[Pair]) {
+    async fn stop(&self, target: &[&str], whose: &str, stopped: &[Pair]) {
         let (during, after) = (self.tokens().await, self.tokens().await);
         let stop = [&["revoke", "--why", "a test"], target].concat();
-        done(&self.system, &stop, &format!("{kind}: stopped")).await;
+        done(&self.system, &stop, &format!("{whose}: stopped")).await;
         self.judge_edge(during, stopped).await;
         let revoked = no("access_denied", "token_revoked");
         for pair in PAIRS {
@@ -126,15 +126,19 @@ impl World {
 async fn what_one_agent_does_for_one_user_is_stopped_alone() {
     let world = World::start().await;
     let target = ["--user", IDP, "--subject", ANN, "--agent", AGENT];
-    world.stop(&target, "delegation", &[(AGENT, ANN)]).await;
+    world.stop(&target, "does for them", &[(AGENT, ANN)]).await;
     let all = [(AGENT, ANN), (OTHER, ANN)];
     let target = ["--user", IDP, "--subject", ANN];
-    world.stop(&target, "user", &all).await;
+    world
+        .stop(&target, &format!("user {ANN} of {IDP}"), &all)
+        .await;
     // The same subject of another issuer is somebody else.
     let elsewhere = "https://elsewhere.example";
     let target = ["--user", elsewhere, "--subject", ANN, "--agent", AGENT];
-    world.stop(&target, "delegation", &[]).await;
+    world.stop(&target, "does for them", &[]).await;
     let target = ["--user", elsewhere, "--subject", ANN];
-    world.stop(&target, "user", &[]).await;
+    world
+        .stop(&target, &format!("user {ANN} of {elsewhere}"), &[])
+        .await;
     world.system.stop().await;
 }
