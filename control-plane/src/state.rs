@@ -129,10 +129,11 @@ impl Core {
     /// and what was used before may say that it was made later, by a clock ahead of ours.
     fn remembers_from_ms(&self) -> u64 {
         let began_ms = self.ledger.epoch_since().unwrap_or_default();
-        if self.is_first && began_ms <= self.started_ms {
-            return 0;
+        match self.ledger.epoch() {
+            // There was none before it.
+            0 | 1 => began_ms,
+            _ => began_ms.saturating_add(SKEW_MS),
         }
-        began_ms.saturating_add(SKEW_MS)
     }
 
     /// What the registry says of this agent.
