@@ -101,20 +101,35 @@ async fn a_body_is_one_object_with_each_member_once() {
         world.post("/api/v1/stops", with).await.status.as_u16()
     };
     let json = "application/json";
-    assert_eq!(post(json, "{\"target\":{\"agent\":\"a\"}}").await, 204);
+    assert_eq!(
+        post(json, "{\"target\":{\"agent\":\"spiffe://x/a\"}}").await,
+        204
+    );
     for (status, kind, body) in [
-        (422, json, "[{\"agent\":\"a\"},\"why\"]"),
+        (422, json, "[{\"agent\":\"spiffe://x/a\"},\"why\"]"),
         (422, json, "null"),
-        (422, json, "{\"target\":{\"agent\":\"a\"},\"more\":1}"),
+        (
+            422,
+            json,
+            "{\"target\":{\"agent\":\"spiffe://x/a\"},\"more\":1}",
+        ),
         (
             400,
             json,
-            "{\"target\":{\"agent\":\"a\"},\"target\":{\"agent\":\"b\"}}",
+            "{\"target\":{\"agent\":\"spiffe://x/a\"},\"target\":{\"agent\":\"spiffe://x/b\"}}",
         ),
-        (400, json, "{\"target\":{\"agent\":\"a\",\"agent\":\"b\"}}"),
+        (
+            400,
+            json,
+            "{\"target\":{\"agent\":\"spiffe://x/a\",\"agent\":\"spiffe://x/b\"}}",
+        ),
         (400, json, "{\"target\""),
-        (415, "text/json", "{\"target\":{\"agent\":\"a\"}}"),
-        (415, "", "{\"target\":{\"agent\":\"a\"}}"),
+        (
+            415,
+            "text/json",
+            "{\"target\":{\"agent\":\"spiffe://x/a\"}}",
+        ),
+        (415, "", "{\"target\":{\"agent\":\"spiffe://x/a\"}}"),
     ] {
         assert_eq!(post(kind, body).await, status, "{kind}: {body}");
     }
