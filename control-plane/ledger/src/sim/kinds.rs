@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     model::{
-        AgentChange, AgentState, Command, GrantKind, GrantTerms, Limits, Millis, Target,
+        AgentChange, AgentState, Command, GrantKind, GrantTerms, Limits, Millis, Stopper, Target,
         TokenRecord,
     },
     sim::{
@@ -44,6 +44,7 @@ fn small_limits() -> Limits {
         stops: 6,
         approvals_open_per_agent: 3,
         approvals_open: 4,
+        denied_ms: 1_000,
     }
 }
 
@@ -142,6 +143,7 @@ impl Turns {
             by,
             why: "why".into(),
             until_ms: None,
+            stopper: Stopper::Person,
         })
     }
 
