@@ -3,7 +3,7 @@
 //! Nothing here can be read back: secrets and session ids are kept as SHA-256
 //! only, in memory, so a restart signs everybody out. Time is passed in.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
@@ -17,10 +17,16 @@ pub const LINK_MS: Millis = 10 * 60 * 1000;
 pub const SESSION_MS: Millis = 12 * 60 * 60 * 1000;
 /// How long a session lives without being used: 1 hour, in ms.
 pub const IDLE_MS: Millis = 60 * 60 * 1000;
-/// Unused one-time secrets at a time; past it, the one that ends first is dropped.
-pub const LINKS_MAX: usize = 256;
-/// Sessions at a time; past it, the one unused for longest is dropped.
-pub const SESSIONS_MAX: usize = 1024;
+/// Unused one-time secrets of one person at a time; past it, theirs that ends first is dropped.
+pub const LINKS_PER_PERSON: usize = 16;
+/// The same of everybody; past it, one of who asks or, while they have less than their share,
+/// of who has most. Those that sessions made and those of the admin socket are counted apart.
+pub const LINKS_MAX: usize = 1024;
+/// Sessions of one person at a time; past it, theirs that was unused for longest is dropped,
+/// those first that a link opened which was made in another.
+pub const SESSIONS_PER_PERSON: usize = 32;
+/// The same of everybody, as with links.
+pub const SESSIONS_MAX: usize = 4096;
 /// Sessions that one is known to come from; of what comes later the first of them count.
 const LINE_MAX: usize = 8;
 /// Wrong secrets per minute, in all, before the answer is 429.
@@ -174,15 +180,12 @@ impl Logins {
             return Err(inner.count_wrong(now));
         };
         inner.sessions.retain(|_, session| session.alive(now));
-        if inner.sessions.len() >= SESSIONS_MAX {
-            let idlest = inner
-                .sessions
-                .iter()
-                .min_by_key(|(_, session)| session.seen_ms)
-                .map(|(key, _)| *key);
-            if let Some(key) = idlest {
-                inner.sessions.remove(&key);
-            }
+        let all = inner.sessions.iter().map(|(key, session)| {
+            let made_here = session.line.is_empty();
+            (*key, session.who.as_str(), (made_here, session.seen_ms))
+        });
+        if let Some(key) = gives_way(all, &link.who, (SESSIONS_PER_PERSON, SESSIONS_MAX)) {
+            inner.sessions.remove(&key);
         }
         let id = random();
         let ends_ms = now.saturating_add(SESSION_MS);
@@ -258,15 +261,12 @@ impl Inner {
     fn mint(&mut self, who: &str, under: Option<Under>, now: Millis) -> String {
         let secret = random();
         self.links.retain(|_, link| now < link.ends_ms);
-        if self.links.len() >= LINKS_MAX {
-            let first = self
-                .links
-                .iter()
-                .min_by_key(|(_, link)| link.ends_ms)
-                .map(|(key, _)| *key);
-            if let Some(key) = first {
-                self.links.remove(&key);
-            }
+        // What a session can make puts out nothing that the admin socket made.
+        let alike = |link: &Link| link.under.is_some() == under.is_some();
+        let all = self.links.iter().filter(|(_, link)| alike(link));
+        let all = all.map(|(key, link)| (*key, link.who.as_str(), link.ends_ms));
+        if let Some(key) = gives_way(all, who, (LINKS_PER_PERSON, LINKS_MAX)) {
+            self.links.remove(&key);
         }
         let link = Link {
             who: who.to_owned(),
@@ -287,6 +287,32 @@ impl Inner {
     }
 }
 
+/// Which of all goes so that this person may have one more, if one has to: their own of the
+/// lowest rank while they have their share, else one of whoever has most.
+fn gives_way<'a, R: Ord>(
+    all: impl Iterator<Item = (Hash, &'a str, R)>,
+    who: &str,
+    (each, most): (usize, usize),
+) -> Option<Hash> {
+    let mut by_person: BTreeMap<&str, BTreeSet<(R, Hash)>> = BTreeMap::new();
+    let mut count = 0;
+    for (key, whose, rank) in all {
+        by_person.entry(whose).or_default().insert((rank, key));
+        count += 1;
+    }
+    let own = by_person.get(who);
+    let has = own.map_or(0, BTreeSet::len);
+    let people = by_person.len() + usize::from(own.is_none());
+    let share = most.checked_div(people).unwrap_or(each).clamp(1, each);
+    let of = match (count >= most, has >= share) {
+        _ if has >= each => own,
+        (false, _) => None,
+        (true, true) => own,
+        (true, false) => by_person.values().max_by_key(|it| it.len()),
+    };
+    of.and_then(BTreeSet::first).map(|(_, key)| *key)
+}
+
 fn random() -> String {
     let mut bytes = [0_u8; 32];
     rand::rng().fill_bytes(&mut bytes);
@@ -299,105 +325,4 @@ fn digest(secret: &str) -> Hash {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_works_once_and_for_ten_minutes() {
-        let logins = Logins::new();
-        let secret = logins.mint(0);
-        assert_eq!(Base64UrlUnpadded::decode_vec(&secret).unwrap().len(), 32);
-        assert!(logins.open(&secret, Kind::Browser, LINK_MS - 1).is_ok());
-        assert_eq!(
-            logins.open(&secret, Kind::Browser, LINK_MS - 1),
-            Err(LoginError::Wrong)
-        );
-        let late = logins.mint(0);
-        assert_eq!(
-            logins.open(&late, Kind::Browser, LINK_MS),
-            Err(LoginError::Wrong)
-        );
-    }
-
-    #[test]
-    fn sessions_end_when_idle_when_old_and_at_logout() {
-        let logins = Logins::new();
-        let open = |now| {
-            logins
-                .open(&logins.mint(now), Kind::Browser, now)
-                .unwrap()
-                .0
-        };
-        let idle = open(0);
-        assert!(
-            logins
-                .session(&idle, Kind::Browser, false, IDLE_MS - 1)
-                .is_some()
-        );
-        assert!(
-            logins
-                .session(&idle, Kind::Browser, true, IDLE_MS)
-                .is_none(),
-            "a look does not keep it alive"
-        );
-        let busy = open(0);
-        let mut now = 0;
-        while now < SESSION_MS - 1 {
-            assert!(
-                logins.session(&busy, Kind::Browser, true, now).is_some(),
-                "at {now}"
-            );
-            now += IDLE_MS / 2;
-        }
-        assert!(
-            logins
-                .session(&busy, Kind::Browser, true, SESSION_MS)
-                .is_none()
-        );
-        let left = open(0);
-        logins.close(&left);
-        assert!(logins.session(&left, Kind::Browser, true, 1).is_none());
-    }
-
-    #[test]
-    fn one_kind_of_session_is_never_the_other() {
-        let logins = Logins::new();
-        let (id, _) = logins.open(&logins.mint(0), Kind::CommandLine, 0).unwrap();
-        assert!(logins.session(&id, Kind::Browser, true, 1).is_none());
-        assert!(logins.session(&id, Kind::CommandLine, true, 1).is_some());
-    }
-
-    #[test]
-    fn wrong_secrets_are_counted_and_right_ones_still_work() {
-        let logins = Logins::new();
-        for _ in 0..WRONG_PER_MINUTE {
-            assert_eq!(
-                logins.open("guess", Kind::Browser, 5),
-                Err(LoginError::Wrong)
-            );
-        }
-        assert_eq!(
-            logins.open("guess", Kind::Browser, 6),
-            Err(LoginError::TooMany)
-        );
-        let secret = logins.mint(6);
-        assert!(logins.open(&secret, Kind::Browser, 6).is_ok());
-        assert_eq!(
-            logins.open("guess", Kind::Browser, 5 + MINUTE_MS),
-            Err(LoginError::Wrong)
-        );
-    }
-
-    #[test]
-    fn counts_are_bounded() {
-        let logins = Logins::new();
-        for at in 0..2_000 {
-            let secret = logins.mint(at);
-            logins.mint(at);
-            logins.open(&secret, Kind::Browser, at).unwrap();
-        }
-        let inner = logins.lock();
-        assert!(inner.links.len() <= LINKS_MAX);
-        assert!(inner.sessions.len() <= SESSIONS_MAX);
-    }
-}
+mod tests;

@@ -42,8 +42,8 @@ use tokio_util::sync::CancellationToken;
 pub use admin::{AdminSettings, PeerUid, admin};
 pub use keys::{KeyChange, KeyRefusal, KeyView, KeysChanged};
 pub use logins::{
-    IDLE_MS, Kind, LINK_MS, LINKS_MAX, LoginError, Logins, OPERATOR, SESSION_MS, SESSIONS_MAX,
-    Session, WRONG_PER_MINUTE,
+    IDLE_MS, Kind, LINK_MS, LINKS_MAX, LINKS_PER_PERSON, LoginError, Logins, OPERATOR, SESSION_MS,
+    SESSIONS_MAX, SESSIONS_PER_PERSON, Session, WRONG_PER_MINUTE,
 };
 pub use site::{BODY_MAX, STREAMS_MAX};
 
