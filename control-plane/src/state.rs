@@ -13,7 +13,7 @@ use crate::warnings::Warnings;
 use capability::action::Action;
 use capability::rpc::{Call, Protocol};
 use identity::oidc::SKEW_MS;
-use ledger::model::{ActionRecord, Hash, TokenRecord};
+use ledger::model::{ActionRecord, Given, Hash, TokenRecord};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -145,6 +145,14 @@ impl Core {
             Some(_) => Standing::Inactive,
             None => Standing::Unknown,
         }
+    }
+
+    /// Whether this agent may do anything: it is active, and nobody has stopped it.
+    #[must_use]
+    pub fn may_act(&self, agent: &str) -> bool {
+        let now = self.now();
+        let bar = || self.ledger.rights().bar(&Given::to(agent, now), now);
+        self.standing(agent) == Standing::Active && bar().is_none()
     }
 
     /// SHA-256 of what an approval covers: design's action digest. The body is

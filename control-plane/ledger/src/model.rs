@@ -23,7 +23,7 @@ pub use request::RequestFacts;
 pub(crate) use rights::Right;
 pub use rights::{
     AgentChange, AgentRecord, AgentState, Bar, Given, LIFT_WAITS_MS, LIFTED_KEPT_MS, Rights, Stop,
-    Target,
+    Stopper, Target,
 };
 use serde::{Deserialize, Serialize};
 pub use spent::{FirstUse, SpentGrant, SpentRecord};

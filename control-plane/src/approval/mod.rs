@@ -16,7 +16,7 @@ use crate::web::{
 };
 use futures::future::BoxFuture;
 use ledger::model::{
-    Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Suspension, Target,
+    Approval, ApprovalState, Command, Given, Hash, Refused, Rights, Stopper, Suspension, Target,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,6 +145,7 @@ impl ApprovalDesk {
                     by,
                     why,
                     until_ms,
+                    stopper: Stopper::Person,
                 };
                 (Some(target), stop)
             }

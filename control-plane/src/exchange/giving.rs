@@ -25,12 +25,12 @@ impl Exchange {
     ) -> Result<Given, ExchangeError> {
         let caller = asking.caller;
         let error = match self.may_be_given(asking, wanted, params) {
-            Ok(made) => match self.standing(caller.agent).await {
-                None => match self.rated(caller.agent, asking.now_ms) {
-                    Ok(()) => return Ok(made),
-                    Err(error) => error,
+            Ok(made) => match self.rated(caller.agent, asking.now_ms) {
+                Ok(()) => match self.standing(caller.agent).await {
+                    None => return Ok(made),
+                    Some(error) => error,
                 },
-                Some(error) => error,
+                Err(error) => error,
             },
             Err(error) => error,
         };

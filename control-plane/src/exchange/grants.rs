@@ -12,7 +12,8 @@ use capability::same_bytes;
 use identity::{JwtEvidence, SpiffeId};
 use ledger::Ledger;
 use ledger::model::{
-    Command, GrantKind, GrantTerms, Hash, HexHash, Refused, SpentRecord, Target, TokenRecord,
+    Command, GrantKind, GrantTerms, Hash, HexHash, Refused, SpentRecord, Stopper, Target,
+    TokenRecord,
 };
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -300,12 +301,13 @@ impl Exchange {
         if family.agent.is_some_and(|it| it != agent) {
             return anothers();
         }
-        self.stop(family.first).await?;
+        self.stop(family.first, agent).await?;
         Err(ExchangeError::RefreshReplayed)
     }
 
-    /// Stops a family of refresh tokens, and what was got with them.
-    pub(super) async fn stop(&self, family: Hash) -> Result<(), ExchangeError> {
+    /// Stops a family of this agent's refresh tokens, and what was got with them. Nothing
+    /// waits before that: where there is no room for it, the agent is stopped.
+    pub(super) async fn stop(&self, family: Hash, agent: &str) -> Result<(), ExchangeError> {
         let target = Target::Token(family);
         let known = self.core.ledger.rights();
         let stands = known.stops.get(&target);
@@ -314,17 +316,35 @@ impl Exchange {
         }
         tracing::error!(
             family = family_name(&family),
+            agent,
             "ALARM: a refresh token was used twice: somebody else may have it; its family is revoked"
         );
-        let stop = Command::Stop {
+        let now_ms = self.core.now();
+        let stop = |target, why: &str, until_ms| Command::Stop {
             target,
             by: "the token endpoint".into(),
-            why: "a refresh token was used twice".into(),
-            until_ms: Some(self.core.now().saturating_add(STOPPED_MS)),
+            why: why.into(),
+            until_ms,
+            stopper: Stopper::Family,
         };
-        let done = self.core.ledger.commit(stop).await;
-        done.map(drop)
-            .map_err(|refused| ExchangeError::not_recorded(&refused))
+        let until_ms = now_ms.saturating_add(STOPPED_MS);
+        let one = stop(target, "a refresh token was used twice", Some(until_ms));
+        let done = match self.core.ledger.commit(one).await {
+            Err(Refused::Limit(what)) => {
+                tracing::error!(
+                    agent,
+                    what,
+                    "ALARM: there is no room to revoke a family of refresh tokens; its agent is stopped"
+                );
+                let why = "a refresh token was used twice, and there are too many stops for one of its family";
+                let whole = stop(Target::Agent(agent.to_owned()), why, None);
+                self.core.ledger.commit(whole).await
+            }
+            done => done,
+        };
+        done.map_err(|refused| ExchangeError::not_recorded(&refused))?;
+        self.core.refusals.ended_family(agent, now_ms);
+        Ok(())
     }
 }
 

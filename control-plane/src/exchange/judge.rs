@@ -32,10 +32,11 @@ impl Exchange {
             Ok(action) => action,
             Err(error) => return Err(self.refused(caller, None, None, error).await),
         };
-        if let Some(error) = self.standing(caller.agent).await {
+        // First, so that who may do nothing has no more of it than who may.
+        if let Err(error) = self.rated(caller.agent, asking.now_ms) {
             return Err(self.refused(caller, Some(action), None, error).await);
         }
-        if let Err(error) = self.rated(caller.agent, asking.now_ms) {
+        if let Some(error) = self.standing(caller.agent).await {
             return Err(self.refused(caller, Some(action), None, error).await);
         }
         let (policy, verdict) = self.ask(caller, &action, asking.now_ms);
@@ -105,10 +106,13 @@ impl Exchange {
         })
     }
 
-    /// Takes one of what the agent may ask for in a second, and all agents of its owner.
+    /// Takes one of what the agent may ask for in a second, and all agents of its owner: of
+    /// those one that may do nothing takes none.
     pub(super) fn rated(&self, agent: &str, now_ms: u64) -> Result<(), ExchangeError> {
         let rights = self.core.ledger.rights();
-        let owner = rights.agent(agent).map(|it| it.owner.as_str());
+        let known = rights.agent(agent);
+        let owner = known.filter(|it| it.is_active(now_ms));
+        let owner = owner.map(|it| it.owner.as_str());
         self.rates.take(agent, owner, now_ms)
     }
 

@@ -336,7 +336,7 @@ impl Exchange {
                     if used.is_none() {
                         return Ok(ExchangeError::AssertionReplayed);
                     }
-                    self.stop(grants::family(shown)).await?;
+                    self.stop(grants::family(shown), agent).await?;
                     Ok(ExchangeError::RefreshReplayed)
                 }
                 Grant::Deferred => Ok(ExchangeError::Deferral(

@@ -295,11 +295,13 @@ impl Exchange {
         policy: Option<PolicyFacts>,
         error: ExchangeError,
     ) -> ExchangeError {
-        if !self
-            .core
-            .refusals
-            .may_have_line(caller.agent, error.reason(), self.core.now())
-        {
+        let (refusals, now_ms) = (&self.core.refusals, self.core.now());
+        // Who may do nothing has lines enough to be seen by, and none to fill the log with.
+        let may = match self.core.may_act(caller.agent) {
+            true => refusals.may_have_line(caller.agent, error.reason(), now_ms),
+            false => refusals.may_have_line_barred(caller.agent, error.reason(), now_ms),
+        };
+        if !may {
             return error;
         }
         let command = Command::ExchangeRefused {

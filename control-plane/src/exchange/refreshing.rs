@@ -43,6 +43,14 @@ impl Exchange {
         if lives_s == 0 || asking.caller.grant != Grant::Client {
             return Ok(None);
         }
+        let (agent, refusals) = (asking.caller.agent, &self.core.refusals);
+        if !refusals.may_begin_family(agent, asking.now_ms) {
+            tracing::warn!(
+                agent,
+                "no refresh token is given: many of this agent's were used twice just now"
+            );
+            return Ok(None);
+        }
         let (_, hash) = grants::fresh(GrantKind::Refresh);
         // It is spent at once by what it brings.
         let terms = grants::own(GrantKind::Refresh, Some(grants::REFRESHES_MAX + 1));
@@ -64,11 +72,7 @@ impl Exchange {
         match self.core.ledger.commit(made).await {
             Ok(_) => Ok(Some((token, ends_ms(lives_s)))),
             Err(Refused::Limit(what)) => {
-                tracing::warn!(
-                    agent = asking.caller.agent,
-                    what,
-                    "no refresh token is given"
-                );
+                tracing::warn!(agent, what, "no refresh token is given");
                 Ok(None)
             }
             Err(refused) => Err(self.not_committed(asking, refused, told.clone()).await),

@@ -126,6 +126,7 @@ pub async fn code_and_stop(ledger: &Ledger, name: &str) -> Vec<Told> {
         by: "crash".into(),
         why: String::new(),
         until_ms: Some(now() + 30_000),
+        stopper: ledger::model::Stopper::Person,
     };
     let attempt = format!("{stopped}.0");
     for (kind, command) in [

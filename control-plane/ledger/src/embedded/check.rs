@@ -242,7 +242,8 @@ impl State {
                 by,
                 why,
                 until_ms,
-            } => self.check_stop(target, by, why, until_ms, now, limits),
+                stopper,
+            } => self.check_stop((target, stopper), by, why, until_ms, now, limits),
             Command::Lift { target, by } => self.check_lift(&target, by, now),
             Command::CancelApprovals => self.check_cancel(now),
             Command::ConfirmRestore { restored, by } => match &self.suspended {

@@ -2,7 +2,7 @@
 
 use super::{
     ActionRecord, AgentChange, Approval, Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse,
-    RequestFacts, Target, TokenRecord, User,
+    RequestFacts, Stopper, Target, TokenRecord, User,
 };
 
 /// One change, proposed by a caller that has verified everything it can.
@@ -182,6 +182,8 @@ pub enum Command {
         why: String,
         /// When it is forgotten, where nothing that it covers lives longer.
         until_ms: Option<Millis>,
+        /// Whose it is.
+        stopper: Stopper,
     },
     /// A stop ends: what is given from now on counts, what was given before does
     /// not. Of [`Target::Everything`] it takes two people: the first one's word is

@@ -158,6 +158,18 @@ impl Target {
     }
 }
 
+/// Who makes a stop, and so how much of the room for stops it may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopper {
+    /// A person: all of it.
+    Person,
+    /// A refresh token that was used twice, which ends its family: what is left to people
+    /// is not for that.
+    Family,
+    /// An agent, which revokes what is its own: half of it.
+    Agent,
+}
+
 /// A stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

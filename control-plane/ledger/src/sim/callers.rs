@@ -4,7 +4,7 @@ use crate::{
     model::{
         ActionRecord, AgentChange, AgentState, Approval, ApprovalState, Command, Committed,
         Evidence, EvidenceOf, Hash, Millis, PolicyFacts, ProofUse, RESERVED_NOTE_KINDS,
-        RequestFacts, Target, TokenRecord,
+        RequestFacts, Stopper, Target, TokenRecord,
     },
     sim::{
         asking as grants,
@@ -299,12 +299,16 @@ impl Callers {
             _ => Target::Token(self.stoppable()),
         };
         self.stopped.push(target.clone());
-        let until_ms = matches!(target, Target::Token(_)).then_some(now + 60_000);
+        let (until_ms, stopper) = match target {
+            Target::Token(_) => (Some(now + 60_000), Stopper::Agent),
+            _ => (None, Stopper::Person),
+        };
         Command::Stop {
             target,
             by,
             why: "why".into(),
             until_ms,
+            stopper,
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     model::{
-        AgentChange, AgentState, Command, GrantKind, GrantTerms, Limits, Millis, Target,
+        AgentChange, AgentState, Command, GrantKind, GrantTerms, Limits, Millis, Stopper, Target,
         TokenRecord,
     },
     sim::{
@@ -142,6 +142,7 @@ impl Turns {
             by,
             why: "why".into(),
             until_ms: None,
+            stopper: Stopper::Person,
         })
     }
 

@@ -650,6 +650,7 @@ async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {
         by: AGENT.into(),
         why: String::new(),
         until_ms: Some(START + 60_000),
+        stopper: Stopper::Agent,
     };
     let one = |n: u8| stop(Target::Token([n; 32]));
     ledger.commit(one(1)).await.unwrap();
@@ -665,6 +666,7 @@ async fn what_agents_stop_leaves_room_for_what_people_stop(rig: Rig) {
             by: "somebody else".into(),
             why: String::new(),
             until_ms: Some(START + asked),
+            stopper: Stopper::Agent,
         };
         ledger.commit(again).await.unwrap();
         let stop = ledger.rights().stops.get(&two).cloned();

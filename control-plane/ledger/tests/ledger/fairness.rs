@@ -142,6 +142,7 @@ async fn questions_take_no_more_than_a_share_and_none_of_who_is_stopped(rig: Rig
         by: "alice".into(),
         why: String::new(),
         until_ms: None,
+        stopper: Stopper::Person,
     };
     let put = |state| Command::PutAgent {
         agent: "four".into(),

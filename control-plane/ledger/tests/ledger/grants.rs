@@ -233,6 +233,7 @@ async fn a_stop_of_a_grant_covers_all_that_came_of_it(rig: Rig) {
         by: "ann".into(),
         why: String::new(),
         until_ms: None,
+        stopper: Stopper::Person,
     };
     ledger.commit(stop).await.unwrap();
     let stopped = Err(Refused::Stopped("token"));
@@ -289,6 +290,7 @@ async fn a_stop_of_a_key_covers_what_was_passed_on_to_other_keys(rig: Rig) {
         by: "ann".into(),
         why: String::new(),
         until_ms: None,
+        stopper: Stopper::Person,
     };
     ledger.commit(stop).await.unwrap();
     let stopped = Err(Refused::Stopped("key"));
@@ -476,6 +478,7 @@ async fn a_person_is_asked_ahead_and_equal_questions_are_one(rig: Rig) {
         by: "alice".into(),
         why: "why".into(),
         until_ms: None,
+        stopper: Stopper::Person,
     };
     ledger.commit(stop).await.unwrap();
     let refused = ledger.commit(ask("apr_e", [9; 32])).await;

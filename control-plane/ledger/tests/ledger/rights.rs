@@ -10,6 +10,7 @@ on_both_stores! {
     a_user_is_stopped_and_what_one_agent_does_for_one,
     whoevers_registration_ends_gets_nothing_from_then_on,
     what_was_given_before_a_stop_is_void_when_that_is_lifted,
+    families_are_ended_when_agents_have_no_room_left_and_people_have_the_last,
 }
 
 const CHILD: &str = "spiffe://writ.example/agent/child";
@@ -38,6 +39,7 @@ fn stop(target: &Target) -> Command {
         by: "ann".into(),
         why: "a test".into(),
         until_ms: None,
+        stopper: Stopper::Person,
     }
 }
 
@@ -296,4 +298,39 @@ async fn what_was_given_before_a_stop_is_void_when_that_is_lifted(rig: Rig) {
             assert_eq!(state, ApprovalState::Cancelled, "{id}");
         }
     }
+}
+
+async fn families_are_ended_when_agents_have_no_room_left_and_people_have_the_last(rig: Rig) {
+    let limits = Limits {
+        stops: 8,
+        ..Limits::default()
+    };
+    let ledger = rig.open_with(limits).await;
+    let stop = |n: u8, stopper| Command::Stop {
+        target: Target::Token([n; 32]),
+        by: AGENT.into(),
+        why: String::new(),
+        until_ms: Some(START + 60_000),
+        stopper,
+    };
+    let full = Err(Refused::Limit("stops"));
+    let mut n = 0;
+    for (stopper, room) in [
+        (Stopper::Agent, 4),
+        (Stopper::Family, 2),
+        (Stopper::Person, 2),
+    ] {
+        for _ in 0..room {
+            n += 1;
+            ledger.commit(stop(n, stopper)).await.unwrap();
+        }
+        let more = ledger.commit(stop(n + 1, stopper)).await;
+        assert_eq!(more, full, "{stopper:?} at {n}");
+    }
+    // What is stopped already may be stopped again, and everything at any time.
+    for stopper in [Stopper::Agent, Stopper::Family] {
+        ledger.commit(stop(1, stopper)).await.unwrap();
+    }
+    let everything = self::stop(&Target::Everything);
+    ledger.commit(everything).await.unwrap();
 }

@@ -143,6 +143,7 @@ async fn a_persons_stop_of_a_token_is_known_when_a_proxy_comes_back_hours_later(
         by: "alice".to_owned(),
         why: String::new(),
         until_ms: Some(crate::approval::kept_until(0, began_ms)),
+        stopper: ledger::model::Stopper::Person,
     };
     ledger.commit(stop).await.unwrap();
     for (after_s, is_known) in [(0, true), (601, true), (86_399, true), (86_401, false)] {

@@ -17,7 +17,8 @@ use crate::state::{Core, element};
 use error::TokensError;
 use identity::mtls::Peer;
 use ledger::model::{
-    Bar, Command, FirstUse, Given, GrantKind, Hash, Refused, Target, TokenRecord, TokenState,
+    Bar, Command, FirstUse, Given, GrantKind, Hash, Refused, Stopper, Target, TokenRecord,
+    TokenState,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -132,6 +133,7 @@ impl Exchange {
             by: caller,
             why: "revoked by the agent that it was issued to".to_owned(),
             until_ms: Some(over_ms.saturating_add(STOP_LINGERS_MS)),
+            stopper: Stopper::Agent,
         };
         core.ledger.commit(stop).await.map_err(|refused| {
             tracing::warn!(%refused, "a token was not revoked");

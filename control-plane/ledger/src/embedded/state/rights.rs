@@ -8,12 +8,14 @@ use crate::{
     event::Event,
     model::{
         AgentChange, AgentRecord, AgentState, ApprovalState, Bar, EXPIRED_PER_ENTRY, Given,
-        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Stop, Target,
+        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Stop, Stopper, Target,
     },
 };
 
-/// Of the room for stops, one part in so many is for those of tokens.
+/// Of the room for stops, agents have one part in so many for what they revoke.
 const TOKEN_PART: usize = 2;
+/// Of it, one part in so many is for people alone, and not for families of refresh tokens.
+const PEOPLE_PART: usize = 4;
 
 impl State {
     /// Whether whom something was given to may still use it.
@@ -84,7 +86,7 @@ impl State {
 
     pub(crate) fn check_stop(
         &self,
-        target: Target,
+        (target, stopper): (Target, Stopper),
         by: String,
         why: String,
         until_ms: Option<Millis>,
@@ -99,9 +101,10 @@ impl State {
             Some(standing) => standing.and_then(|at| until_ms.map(|until| until.max(at))),
             None => until_ms,
         };
-        // Agents may stop tokens: half of the room is left for what people stop.
-        let most = match target {
-            Target::Token(_) => limits.stops / TOKEN_PART,
+        // What agents stop, or provoke, leaves room: for families, and for people.
+        let most = match (&target, stopper) {
+            (Target::Token(_), Stopper::Agent) => limits.stops / TOKEN_PART,
+            (Target::Token(_), Stopper::Family) => limits.stops - limits.stops / PEOPLE_PART,
             _ => limits.stops,
         };
         // Everything can always be stopped.
