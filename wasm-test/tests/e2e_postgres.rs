@@ -153,9 +153,10 @@ async fn an_equal_request_at_the_other_replica_waits_for_the_same_yes() {
     let before = first.arrived().unwrap();
     let mut known = Vec::new();
     for round in 0..5 {
+        let path = format!("{RESTRICTED}/{round}");
         let ask = async |side: &Stage| {
-            let token = first.agent.token("GET", RESTRICTED).await.unwrap();
-            let bytes = first.signed("GET", RESTRICTED, &token);
+            let token = first.agent.token("GET", &path).await.unwrap();
+            let bytes = first.signed("GET", &path, &token);
             side.exchange(&bytes).await.unwrap()
         };
         let decide = async {
@@ -172,6 +173,10 @@ async fn an_equal_request_at_the_other_replica_waits_for_the_same_yes() {
             let got = (answer.status, answer.reason());
             let denied = (403, "approval_denied".to_owned());
             assert_eq!(got, denied, "{which}, {round}: {}", answer.text());
+        }
+        // Whichever is asked next: nobody is asked again so soon.
+        for side in [second, first] {
+            expect(&ask(side).await, 403, "approval_denied");
         }
         known.push(id);
     }

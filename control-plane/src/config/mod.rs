@@ -322,6 +322,7 @@ fn approval(table: &Table<'_>) -> ApprovalTimes {
         pending_s: table.number("pending_s", 15 * 60, 1, 24 * 3600),
         approved_s: table.number("approved_s", 10 * 60, 1, 24 * 3600),
         poll_s: table.number("poll_s", 5, 1, 60),
+        denied_s: table.number("denied_s", 300, 0, 24 * 3600),
     };
     table.finish();
     times

@@ -230,6 +230,8 @@ pub struct ApprovalTimes {
     pub approved_s: u64,
     /// Seconds between two questions about a token that waits.
     pub poll_s: u64,
+    /// Seconds for which nobody is asked again what a person has said no to; 0: no time.
+    pub denied_s: u64,
 }
 
 /// What Envoy serves. A start keeps the one that was good, with all but what

@@ -57,39 +57,35 @@ impl Engine {
             Ok(hash) => hash,
             Err(reason) => return Ruling::Refused(reason, None),
         };
-        let mut unusable = false;
+        let mut settled = None;
         for _ in 0..EVALUATIONS_MAX {
             let token = match self.outstanding(&hash, facts).await {
                 Ok(token) => token,
                 Err((reason, first)) => return Ruling::Refused(reason, first),
             };
             self.core.saw(&token.agent);
-            let (command, ruling) = match self.opinion(&token, facts) {
-                Opinion::Allow(policy, approval) => (
+            let (command, ruling) = match (self.opinion(&token, facts), settled) {
+                (Opinion::Allow(policy, approval), _) => (
                     self.allow(hash, facts, policy, approval.as_deref()),
                     Ruling::Allow(token),
                 ),
-                Opinion::Deny(policy, reason) => {
+                // An equal approval was given that does not lift the rules, since who gave it
+                // may not any more, or refused: asking again would not help.
+                (Opinion::Deny(policy, reason), _) | (Opinion::Hold(policy, _), Some(reason)) => {
                     (self.deny(hash, facts, policy, reason), Ruling::Deny(reason))
                 }
-                // An equal approval was given, and it does not lift the rules: who
-                // gave it may not any more. Asking again would not help.
-                Opinion::Hold(policy, _) if unusable => (
-                    self.deny(hash, facts, policy, Reason::PolicyDenied),
-                    Ruling::Deny(Reason::PolicyDenied),
-                ),
                 // It goes on whatever is said: nobody is asked about what has passed.
-                Opinion::Hold(policy, _) if facts.question.observed => (
+                (Opinion::Hold(policy, _), _) if facts.question.observed => (
                     self.deny(hash, facts, policy, Reason::ApprovalPending),
                     Ruling::Deny(Reason::ApprovalPending),
                 ),
-                Opinion::Hold(..) if body_len(facts) > HELD_BODY_MAX => {
+                (Opinion::Hold(..), _) if body_len(facts) > HELD_BODY_MAX => {
                     return Ruling::Refused(Reason::TooLarge, None);
                 }
-                Opinion::Hold(..) if body_len(facts) > 0 && facts.body.is_none() => {
+                (Opinion::Hold(..), _) if body_len(facts) > 0 && facts.body.is_none() => {
                     return Ruling::NeedsBody;
                 }
-                Opinion::Hold(policy, demands) => {
+                (Opinion::Hold(policy, demands), None) => {
                     let approval = self.approval(&token, facts, &policy, &demands);
                     (
                         self.hold(hash, facts, policy, approval.clone()),
@@ -101,7 +97,10 @@ impl Engine {
                 Ok(committed) => return joined(ruling, committed),
                 // Somebody else consumed, ended or gave the approval: look again.
                 Err(Refused::ApprovalState(Some(ApprovalState::Approved))) => {
-                    unusable = true;
+                    settled = Some(Reason::PolicyDenied);
+                }
+                Err(Refused::ApprovalState(Some(ApprovalState::Denied))) => {
+                    settled = Some(Reason::ApprovalDenied);
                 }
                 Err(Refused::ApprovalState(_) | Refused::ApprovalDigest) => {}
                 Err(refused) => return self.not_committed(&refused),

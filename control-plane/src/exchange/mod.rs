@@ -233,11 +233,18 @@ impl Exchange {
         self.is_peers(asking, peer).await?;
         let made = match asked.wanted {
             Wanted::Capability => {
+                let take = || self.proofs.take(&who.agent, &proof, until_s, now_ms);
+                // A question about a code uses its proof up, whatever comes of it: the same
+                // bytes would bring the token later, when a person has said yes.
+                let is_poll = asked.grant == Grant::Deferred;
+                if is_poll && let Err(error) = take() {
+                    return Err(self.refused(asking.caller, None, None, error).await);
+                }
                 let element = self.element(asking, params).await?;
                 let judged = self.judge(asking, (0, &element), Some(params)).await?;
                 let asks = self.asks(asking, &judged, params).await?;
                 // Last before the mint: what was refused above has used up no proof.
-                if let Err(error) = self.proofs.take(&who.agent, &proof, until_s, now_ms) {
+                if !is_poll && let Err(error) = take() {
                     let (action, policy) = judged;
                     let (action, policy) = (Some(action), Some(policy));
                     return Err(self.refused(asking.caller, action, policy, error).await);

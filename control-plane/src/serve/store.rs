@@ -68,6 +68,7 @@ fn ledger_limits(config: &Config) -> ledger::model::Limits {
         discovered: config.limits.discovered_agents,
         approvals_open: config.limits.open_approvals,
         approvals_open_per_agent: config.limits.open_approvals_per_agent,
+        denied_ms: config.approval.denied_s.saturating_mul(1000),
         ..ledger::model::Limits::default()
     }
 }

@@ -18,7 +18,7 @@ use crate::sessions::for_session;
 use crate::visitor::Browser;
 
 pub const DEFERRED: &str = "urn:ietf:params:oauth:grant-type:deferred";
-const PENDING: Verdict = no("authorization_pending", "approval_pending");
+pub const PENDING: Verdict = no("authorization_pending", "approval_pending");
 const SVID: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe";
 /// Seconds between two questions, in these tests.
 const POLL_S: u64 = 3;
@@ -102,10 +102,14 @@ body_facts = { "/amount" = "long", "/to" = "string" }
     }
 
     pub async fn post(&self, params: Params) -> Answer {
+        self.post_with(params, &self.agent.token_proof()).await
+    }
+
+    pub async fn post_with(&self, params: Params, proof: &str) -> Answer {
         let url = format!("{}/oauth2/token", self.system.issuer());
         let request = reqwest::Client::new()
             .post(&url)
-            .header("dpop", self.agent.token_proof())
+            .header("dpop", proof)
             .header("content-type", "application/x-www-form-urlencoded")
             .body(form(&params));
         Answer::read(request.send().await.unwrap()).await.unwrap()
@@ -208,6 +212,14 @@ async fn a_token_waits_for_a_person_and_its_request_passes_at_once() {
     approver.decide(&next, Says::Deny).await.unwrap();
     let denied = no("access_denied", "approval_denied");
     refused("denied", &stage.poll(&code).await, denied);
+    // Nobody is asked again what they have just said no to: neither here nor at the edge.
+    let denied = no("access_denied", "approval_denied");
+    refused("again", &stage.first(&details, &[]).await, denied);
+    let held = stage.agent.call("GET", "/echo/restricted/x").await.unwrap();
+    assert_eq!(held.summary(), "403 approval_denied");
+    let asked = stage.of_kind("ask");
+    let opened = asked.iter().filter(|it| it["body"]["opened"].is_object());
+    assert_eq!((opened.count(), stage.of_kind("hold").len()), (2, 0));
     let details = stage.agent.details("GET", "/files/report.txt");
     issued("nobody is asked", &stage.first(&details, &[]).await);
     stage.system.stop().await;

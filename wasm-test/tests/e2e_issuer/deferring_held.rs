@@ -3,7 +3,7 @@
 use serde_json::Value;
 use wasm_test::client::{Answer, Call, Verdict as Says};
 
-use crate::deferring::{DEFERRED, Stage, code_of, interval, params};
+use crate::deferring::{DEFERRED, PENDING, Stage, code_of, interval, params};
 use crate::judging::{ACCESS, GRANT, JWT, issued, no, refused};
 use crate::plane::run;
 use crate::rights::{done, sign_in};
@@ -143,5 +143,42 @@ async fn a_stop_of_a_code_lasts_as_long_as_the_code() {
         &stage.poll(&code).await,
         no("access_denied", "token_revoked"),
     );
+    stage.system.stop().await;
+}
+
+/// A poll is shown once, also one that was told to wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_that_was_told_to_wait_brings_no_token_when_it_is_shown_again() {
+    let stage = Stage::start().await;
+    let approver = stage.system.approver().await.unwrap();
+    let details = stage.agent.details("GET", "/echo/restricted/again");
+    let answer = stage.first(&details, &[]).await;
+    let code = code_of(&answer);
+    let id = answer.json()["approval_id"].as_str().unwrap().to_owned();
+    let svid = stage.agent.svid().await.unwrap();
+    let poll = || {
+        params(&[
+            ("grant_type", DEFERRED),
+            ("deferral_code", &code),
+            ("subject_token", &svid),
+            ("subject_token_type", JWT),
+        ])
+    };
+    let (waits, hurries) = (stage.agent.token_proof(), stage.agent.token_proof());
+    refused("undecided", &stage.post_with(poll(), &waits).await, PENDING);
+    let too_soon = no("slow_down", "limit_exceeded");
+    refused(
+        "at once",
+        &stage.post_with(poll(), &hurries).await,
+        too_soon,
+    );
+    let done = approver.decide(&id, Says::Approve).await.unwrap();
+    assert!(done.status < 400, "{}", done.text());
+    interval().await;
+    let replayed = no("invalid_dpop_proof", "proof_replayed");
+    for (what, proof) in [("who waited", &waits), ("who hurried", &hurries)] {
+        refused(what, &stage.post_with(poll(), proof).await, replayed);
+    }
+    issued("its own next", &stage.post(poll()).await);
     stage.system.stop().await;
 }

@@ -156,11 +156,12 @@ async fn a_held_request_of_what_is_stopped_ends_within_a_second() {
     let jkt = agent.key().thumbprint();
     for (target, reason) in [
         (vec!["revoke", "--agent", &id], "token_revoked"),
-        (vec!["revoke", "--key", &jkt], "token_revoked"),
         (
             vec!["agents", "set", &id, "--state", "suspended"],
             "agent_inactive",
         ),
+        // Last: it ends with a no, after which nobody is asked the same.
+        (vec!["revoke", "--key", &jkt], "token_revoked"),
     ] {
         ends_held(&system, &agent, &target, reason).await;
     }

@@ -349,7 +349,12 @@ async fn what_a_page_or_a_foreign_name_sends_is_refused() {
 #[tokio::test]
 async fn a_held_request_waits_for_the_person() {
     let dir = tempfile::tempdir().unwrap();
-    let system = System::for_test(options(dir.path())).await.unwrap();
+    // The same is asked again after a no.
+    let asks_again = Options {
+        extra_config: "[approval]\ndenied_s = 0\n".to_owned(),
+        ..options(dir.path())
+    };
+    let system = System::for_test(asks_again).await.unwrap();
     let approver = system.approver().await.unwrap();
     let upstream = system.upstream().unwrap();
     let side = Side::start(&system, &["--wait", "30"]).await;

@@ -218,6 +218,12 @@ impl State {
             .filter_map(|id| self.approval(id))
     }
 
+    /// Those of a digest that ended, as long as they are remembered.
+    pub(crate) fn ended_with(&self, digest: &Hash) -> impl Iterator<Item = &Approval> {
+        let ended = self.ended.iter().filter_map(|id| self.approval(id));
+        ended.filter(move |approval| approval.digest == *digest)
+    }
+
     /// How many approvals are pending or approved.
     pub(crate) fn open_approvals(&self) -> usize {
         self.approvals.len().saturating_sub(self.ended.len())

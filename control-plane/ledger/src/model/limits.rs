@@ -1,5 +1,7 @@
 //! What the ledger refuses to exceed.
 
+use super::Millis;
+
 /// Named limits. The defaults are the design's.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -30,6 +32,8 @@ pub struct Limits {
     pub approvals_open_per_agent: usize,
     /// Approvals that are pending or approved, in all.
     pub approvals_open: usize,
+    /// How long nobody is asked again what a person has said no to.
+    pub denied_ms: Millis,
 }
 
 impl Limits {
@@ -56,6 +60,7 @@ impl Default for Limits {
             stops: 65_536,
             approvals_open_per_agent: 32,
             approvals_open: 1024,
+            denied_ms: 300_000,
         }
     }
 }

@@ -234,7 +234,7 @@ statements! {
     fn uses(hashes: &[Hash], attempts: &[&str]) -> Vec<UseRow>;
     /// The same, locked.
     fn lock_uses(hashes: &[Hash], attempts: &[&str]) -> Vec<UseRow>;
-    /// Approvals by id, open ones by digest, and those open ones that end first.
+    /// Approvals by id, by digest, and those open ones that end first.
     fn approvals(ids: &[&str], digests: &[Hash], expiring: i64) -> Vec<Approval>;
     /// Held tokens.
     fn count_held() -> i64;

@@ -172,6 +172,8 @@ bugs! {
     ApprovalDigestUnchecked: Approval,
     /// An approval can be used after its end.
     ApprovalExpiryUnchecked: Approval,
+    /// People are asked again what one has just said no to.
+    DeniedAskedAgain: Approval,
     /// One more key per piece of evidence than the limit.
     KeysOverrun: Limit,
     /// One more outstanding token per agent than the limit.

@@ -40,8 +40,11 @@ struct Token {
 struct Approval {
     agent: String,
     digest: String,
+    rules: Value,
     state: &'static str,
     expires_ms: u64,
+    /// When a person said no.
+    denied_ms: Option<u64>,
 }
 
 /// Everything that was durable, in order, and what follows from it.
@@ -480,9 +483,18 @@ impl History {
         let approval = Approval {
             agent: text(opened, "/agent").to_owned(),
             digest: text(opened, "/digest").to_owned(),
+            rules: opened.pointer("/rules").cloned().unwrap_or_default(),
             state: "pending",
             expires_ms: number(opened, "/expires_ms"),
+            denied_ms: None,
         };
+        let denied = self.approvals.values().any(|a| {
+            let since = a.denied_ms.is_some_and(|at| now < at + limits.denied_ms);
+            since && a.digest == approval.digest && a.rules == approval.rules
+        });
+        must(!denied, Invariant::Approval, || {
+            format!("{id} asks again what a person has just said no to")
+        })?;
         let pending = text(opened, "/state") == "pending" && number(opened, "/created_ms") == now;
         let new = self.approvals.insert(id.clone(), approval).is_none();
         must(new && pending, Invariant::Approval, || {
@@ -535,6 +547,7 @@ impl History {
             {
                 a.state = state;
                 a.expires_ms = number(body, "/expires_ms");
+                a.denied_ms = (state == "denied").then_some(now);
                 Ok(())
             }
             _ => broken(

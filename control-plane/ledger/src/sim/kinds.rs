@@ -44,6 +44,7 @@ fn small_limits() -> Limits {
         stops: 6,
         approvals_open_per_agent: 3,
         approvals_open: 4,
+        denied_ms: 1_000,
     }
 }
 

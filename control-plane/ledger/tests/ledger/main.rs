@@ -9,6 +9,7 @@
 mod commands;
 mod common;
 mod concurrency;
+mod denied;
 mod fairness;
 mod grants;
 mod owners;

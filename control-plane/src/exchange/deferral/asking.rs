@@ -63,6 +63,9 @@ impl Exchange {
                 Err(why) => why,
             };
             match why {
+                Refused::ApprovalState(Some(ApprovalState::Denied)) => {
+                    return Err(refused(ExchangeError::ApprovalDenied).await);
+                }
                 // Somebody gave, or ended, an equal one: look again.
                 Refused::ApprovalState(state) => {
                     given = state == Some(ApprovalState::Approved);

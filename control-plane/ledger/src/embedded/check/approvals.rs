@@ -85,6 +85,16 @@ impl State {
         match found {
             Some(id) => Ok((id, None)),
             None => {
+                // Who was told no does not have people asked until one says yes.
+                let denied = self.ended_with(&approval.digest).any(|other| {
+                    let until = other.decided_ms.unwrap_or_default();
+                    let until = until.saturating_add(limits.denied_ms);
+                    let denied = other.state == ApprovalState::Denied && now < until;
+                    denied && other.rules == approval.rules
+                });
+                if denied && !planted!(DeniedAskedAgain) {
+                    return Err(Refused::ApprovalState(Some(ApprovalState::Denied)));
+                }
                 // An agent's own share ends first: it cannot take what others need.
                 if self.open_approvals_of(&approval.agent) >= limits.approvals_open_per_agent {
                     return Err(Refused::Limit("open approvals per agent"));

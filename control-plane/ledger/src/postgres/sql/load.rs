@@ -271,7 +271,7 @@ pub(crate) async fn approvals(
 ) -> Done<Vec<Approval>> {
     let found: Vec<Vec<u8>> = sqlx::query_scalar(
         "SELECT record FROM approvals WHERE id = ANY($1) \
-         OR (ended IS NULL AND digest = ANY($2)) \
+         OR digest = ANY($2) \
          OR id IN (SELECT id FROM approvals WHERE ended IS NULL \
                    ORDER BY expires_ms, id LIMIT $3) \
          ORDER BY opened",

@@ -316,7 +316,7 @@ impl Conn {
             .values()
             .filter(|row| {
                 ids.contains(&row.record.id.as_str())
-                    || (row.ended.is_none() && digests.contains(&row.record.digest))
+                    || digests.contains(&row.record.digest)
                     || ending.contains(row.record.id.as_str())
             })
             .collect();

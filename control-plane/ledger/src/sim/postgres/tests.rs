@@ -99,6 +99,7 @@ const OF_BOTH: &[(Bug, &[Invariant])] = &[
     (Bug::EndUnchecked, &[Invariant::Stopped]),
     (Bug::EndForgotten, &[Invariant::Stopped]),
     (Bug::GrantUserUnchecked, &[Invariant::Grant]),
+    (Bug::DeniedAskedAgain, &[Invariant::Approval]),
 ];
 
 #[test]
