@@ -1,7 +1,7 @@
 //! `writ login`, `writ approvals` and `writ status`: reading comes in over the
 //! admin socket as this uid; deciding takes a human's session.
 
-use super::local::{admin_get, session_file, write_secret};
+use super::local::{admin_as, admin_get, admin_send, session_file, write_secret};
 use super::{fail, plain, refuse};
 use crate::client::may_carry_secrets;
 use clap::{Args, Subcommand};
@@ -36,6 +36,14 @@ pub struct Issuer {
         default_value = "http://127.0.0.1:8480"
     )]
     pub(super) issuer: String,
+}
+
+/// By which door.
+#[derive(Args, Default)]
+pub struct Door {
+    /// Go by the admin socket on this machine, which serves whatever keeps the issuer's address busy
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) admin_socket: Option<PathBuf>,
 }
 
 /// Approvals.
@@ -76,8 +84,10 @@ pub struct Decide {
 pub struct Login {
     #[command(flatten)]
     issuer: Issuer,
+    #[command(flatten)]
+    door: Door,
     /// End the session instead
-    #[arg(long)]
+    #[arg(long, conflicts_with = "admin_socket")]
     logout: bool,
 }
 
@@ -173,6 +183,28 @@ fn http() -> Result<reqwest::Client, String> {
         .map_err(|error| format!("the HTTP client can't be set up: {error}"))
 }
 
+/// This user's session with an issuer.
+fn session_with(issuer: &str) -> Result<String, String> {
+    let session = std::fs::read_to_string(session_file(issuer)?)
+        .map_err(|_| "no session: run `writ login` with a one-time link first".to_owned())?;
+    Ok(session.trim().to_owned())
+}
+
+/// The same path at the admin socket, where that is the door.
+pub(super) async fn by_door(
+    (issuer, door): (&Issuer, &Door),
+    method: reqwest::Method,
+    path: &str,
+    body: Option<Value>,
+) -> Result<(StatusCode, Value), String> {
+    let issuer = issuer.issuer.trim_end_matches('/');
+    let Some(socket) = &door.admin_socket else {
+        return with_session(issuer, method, path, body).await;
+    };
+    let session = session_with(issuer)?;
+    admin_as(socket, (method, path), body, Some(&session)).await
+}
+
 /// A path of the issuer's, spoken to with this user's session.
 pub(super) async fn with_session(
     issuer: &str,
@@ -181,11 +213,10 @@ pub(super) async fn with_session(
     body: Option<Value>,
 ) -> Result<(StatusCode, Value), String> {
     let issuer = issuer.trim_end_matches('/');
-    let session = std::fs::read_to_string(session_file(issuer)?)
-        .map_err(|_| "no session: run `writ login` with a one-time link first".to_owned())?;
+    let session = session_with(issuer)?;
     let mut request = http()?
         .request(method, format!("{issuer}{path}"))
-        .header("authorization", format!("Session {}", session.trim()));
+        .header("authorization", format!("Session {session}"));
     if let Some(body) = body {
         request = request.json(&body);
     }
@@ -300,7 +331,7 @@ impl Login {
     }
 
     async fn login(&self, issuer: &str) -> Result<String, String> {
-        if !may_carry_secrets(issuer) {
+        if self.door.admin_socket.is_none() && !may_carry_secrets(issuer) {
             return Err(format!(
                 "{issuer} is not https: the session would cross the network in the clear"
             ));
@@ -316,14 +347,19 @@ impl Login {
         if secret.is_empty() {
             return Err("no secret was given".into());
         }
-        let response = http()?
-            .post(format!("{issuer}/api/v1/session"))
-            .json(&json!({ "secret": secret }))
-            .send()
-            .await
-            .map_err(|error| format!("{issuer} can't be reached: {error}"))?;
-        let ok = response.status().is_success();
-        let value: Value = response.json().await.unwrap_or(Value::Null);
+        let (path, body) = ("/api/v1/session", json!({ "secret": secret }));
+        let (status, value) = match &self.door.admin_socket {
+            Some(socket) => admin_send(socket, reqwest::Method::POST, path, Some(body)).await?,
+            None => {
+                let response = http()?.post(format!("{issuer}{path}")).json(&body).send();
+                let response = response
+                    .await
+                    .map_err(|error| format!("{issuer} can't be reached: {error}"))?;
+                let status = response.status();
+                (status, response.json().await.unwrap_or(Value::Null))
+            }
+        };
+        let ok = status.is_success();
         let text = |name: &str| value.get(name).and_then(Value::as_str).map(plain);
         match (ok, value.get("session").and_then(Value::as_str)) {
             (true, Some(session)) => {

@@ -61,6 +61,16 @@ pub(crate) async fn admin_send(
     path: &str,
     body: Option<Value>,
 ) -> Result<(StatusCode, Value), String> {
+    admin_as(socket, (method, path), body, None).await
+}
+
+/// The same with a person's session, where there is one.
+pub(crate) async fn admin_as(
+    socket: &Path,
+    (method, path): (Method, &str),
+    body: Option<Value>,
+    session: Option<&str>,
+) -> Result<(StatusCode, Value), String> {
     let gone = |error: &dyn std::fmt::Display| {
         format!(
             "the control plane at `{}` can't be asked: {error}; is `writ serve` running? name its socket with --admin-socket",
@@ -77,11 +87,15 @@ pub(crate) async fn admin_send(
         .await
         .map_err(|error| gone(&error))?;
     tokio::spawn(connection);
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "localhost")
-        .header("content-type", "application/json")
+        .header("content-type", "application/json");
+    if let Some(session) = session {
+        request = request.header("authorization", format!("Session {session}"));
+    }
+    let request = request
         .body(Full::<Bytes>::from(
             body.map_or_else(String::new, |it| it.to_string()),
         ))

@@ -1,7 +1,7 @@
 //! `writ agents` and `writ revoke`: who may act, and taking that away. Looking goes
 //! over the admin socket; changing takes a human's session.
 
-use super::approvals::{Issuer, Socket, ask, with_session};
+use super::approvals::{Door, Issuer, Socket, ask, by_door};
 use super::stops::{of_agent, standing, target};
 use super::{fail, plain, refuse};
 use clap::{Args, Subcommand, ValueEnum};
@@ -232,15 +232,8 @@ impl Set {
                 text("owner")
             )
         };
-        change(
-            &self.issuer,
-            Method::PUT,
-            path,
-            body.into(),
-            self.json,
-            said,
-        )
-        .await
+        let whom = (&self.issuer, &Door::default());
+        change(whom, (Method::PUT, path), body.into(), self.json, said).await
     }
 }
 
@@ -253,12 +246,14 @@ pub struct Revoke {
     #[command(flatten)]
     issuer: Issuer,
     #[command(flatten)]
+    door: Door,
+    #[command(flatten)]
     what: What,
     /// With --user: its subject at that issuer
     #[arg(long, requires = "user", allow_hyphen_values = true)]
     subject: Option<String>,
     /// Let it be given again, instead
-    #[arg(long)]
+    #[arg(long, conflicts_with = "admin_socket")]
     lift: bool,
     /// Why, for the log
     #[arg(long, default_value = "", conflicts_with = "lift")]
@@ -328,19 +323,19 @@ impl Revoke {
                 _ => format!("{kind}: stopped"),
             }
         };
-        change(&self.issuer, Method::POST, path, body, self.json, said).await
+        let whom = (&self.issuer, &self.door);
+        change(whom, (Method::POST, path), body, self.json, said).await
     }
 }
 
 async fn change(
-    issuer: &Issuer,
-    method: Method,
-    path: &str,
+    whom: (&Issuer, &Door),
+    (method, path): (Method, &str),
     body: Value,
     json: bool,
     said: impl Fn(&Value) -> String,
 ) -> ExitCode {
-    match with_session(&issuer.issuer, method, path, Some(body)).await {
+    match by_door(whom, method, path, Some(body)).await {
         Ok((status, value)) if status.is_success() => {
             if json {
                 println!("{value}");

@@ -2,17 +2,19 @@
 
 use super::ServeError;
 use super::http::{self, Patience};
+use super::places::{Peer, Place, Places};
 use crate::state::Core;
 use crate::web::{self, AdminSettings, Desk, Logins, PeerUid};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Connections at one time; further ones wait in the kernel's backlog.
+/// Connections at one time, of one uid half as many at most; for a further one that is closed
+/// which has waited for longest.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Listens on the admin socket; who calls is what the kernel says.
@@ -48,20 +50,22 @@ pub fn open(
     let router = web::admin(desk, logins, settings);
     let (stop, handlers) = (stop.clone(), tasks.clone());
     tasks.spawn(async move {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        while let Some(place) = http::place(&places, &stop).await {
+        let places = Places::new(MAX_CONNECTIONS);
+        loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, _)) => {
+                    let Some(peer) = caller(&stream) else {
+                        continue;
+                    };
+                    let Some(place) = places.take(Peer::Uid(peer.uid), &stop).await else {
+                        continue;
+                    };
                     let (router, stop) = (router.clone(), stop.clone());
-                    handlers.spawn(async move {
-                        handle(stream, router, stop).await;
-                        // Only now is the file closed.
-                        drop(place);
-                    });
+                    handlers.spawn(handle(stream, (peer, place), router, stop));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin socket could not accept");
@@ -105,17 +109,26 @@ pub(crate) fn bind(path: &Path, mode: u32) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn handle(stream: UnixStream, router: axum::Router, stop: CancellationToken) {
-    let peer = match stream.peer_cred() {
-        Ok(peer) => PeerUid {
+/// Who calls, as the kernel says.
+fn caller(stream: &UnixStream) -> Option<PeerUid> {
+    match stream.peer_cred() {
+        Ok(peer) => Some(PeerUid {
             uid: peer.uid(),
             pid: peer.pid().unwrap_or(0),
-        },
+        }),
         Err(error) => {
             tracing::warn!(%error, "a caller without credentials was turned away");
-            return;
+            None
         }
-    };
+    }
+}
+
+async fn handle(
+    stream: UnixStream,
+    (peer, place): (PeerUid, Place),
+    router: axum::Router,
+    stop: CancellationToken,
+) {
     let router = router.layer(axum::Extension(axum::extract::ConnectInfo(peer)));
-    http::connection(stream, router, stop, Patience::default()).await;
+    http::connection(stream, router, stop, (Patience::default(), Some(place))).await;
 }

@@ -1,7 +1,9 @@
 //! The HTTP listener: as many connections as there are files for, and no time
 //! for those who don't say what they want.
 
+use super::places::{Peer, Place, Places};
 use axum::body::Body;
+use axum::response::Response;
 use axum::{Extension, Router};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming as Received, SizeHint};
@@ -18,15 +20,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 /// Connections at one time, and never more than half of the files that may be
-/// open; further ones wait in the kernel's backlog.
+/// open; for a further one that is closed which has waited for its client for longest.
 const MAX_CONNECTIONS: usize = 4096;
+/// So many that are closed for others may still be on their way out.
+const LEAVING: usize = 64;
 /// Of them, connections with client certificates have one part in so many.
 const MTLS_PART: usize = 4;
 /// A request's head arrives within this time, or the connection is closed; the
@@ -34,6 +38,10 @@ const MTLS_PART: usize = 4;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request's body arrives whole within this time, or is refused.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// So long there may be nothing of it.
+const BODY_GRACE: Duration = Duration::from_secs(5);
+/// And so many bytes of it come in each second after that, on the whole.
+const BODY_RATE: u64 = 1024;
 /// How long what is under way may take once we are asked to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After a failed accept (usually: too many open files).
@@ -46,6 +54,8 @@ pub struct Patience {
     pub head: Duration,
     /// For its body.
     pub body: Duration,
+    /// For the first byte of that.
+    pub grace: Duration,
     /// For everything, once we stop.
     pub drain: Duration,
 }
@@ -55,6 +65,7 @@ impl Default for Patience {
         Self {
             head: HEAD_TIMEOUT,
             body: BODY_TIMEOUT,
+            grace: BODY_GRACE,
             drain: DRAIN,
         }
     }
@@ -98,22 +109,27 @@ async fn serve_most(
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     tracing::debug!(%address, most, "the HTTP listener is open");
-    let (places, tasks) = (Arc::new(Semaphore::new(most)), TaskTracker::new());
-    while let Some(place) = place(&places, &stop).await {
+    let (places, tasks) = (Places::new(most), TaskTracker::new());
+    // Files that are open, those of connections that are being closed among them.
+    let files = Arc::new(Semaphore::new(most.saturating_add(LEAVING)));
+    while let Some(file) = place(&files, &stop).await {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, remote)) => {
+                let Some(place) = places.take(Peer::from(remote.ip()), &stop).await else {
+                    continue;
+                };
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, %remote, "TCP_NODELAY could not be set");
                 }
                 let (router, stop) = (router.clone(), stop.clone());
                 tasks.spawn(async move {
-                    connection(stream, router, stop, patience).await;
+                    connection(stream, router, stop, (patience, Some(place))).await;
                     // Only now is the file closed.
-                    drop(place);
+                    drop(file);
                 });
             }
             Err(error) => {
@@ -148,7 +164,7 @@ pub async fn serve_workloads(mut incoming: Incoming, router: Router, stop: Cance
         let router = router.clone().layer(Extension(stream.peer().clone()));
         let stop = stop.clone();
         tasks.spawn(async move {
-            connection(stream, router, stop, Patience::default()).await;
+            connection(stream, router, stop, (Patience::default(), None)).await;
             drop(place);
         });
     }
@@ -168,22 +184,40 @@ pub async fn place(
     }
 }
 
-/// One connection, HTTP/1, until its end or the stop.
-pub async fn connection<S>(stream: S, router: Router, stop: CancellationToken, patience: Patience)
-where
+/// One connection, HTTP/1, until its end, the stop, or until its place is another's.
+pub async fn connection<S>(
+    stream: S,
+    router: Router,
+    stop: CancellationToken,
+    (patience, place): (Patience, Option<Place>),
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let router = router.map_request(move |request: http::Request<Received>| {
-        request.map(|body| Timed::within(patience.body, body))
-    });
+    let place = place.map(Arc::new);
+    let (asked, answered) = (place.clone(), place.clone());
+    let router = router
+        .map_request(move |request: http::Request<Received>| {
+            request.map(|body| Timed::within(patience, body, asked.clone()))
+        })
+        .map_response(move |response: Response| {
+            let place = answered.clone();
+            response.map(|body| Body::new(Answering { body, place }))
+        });
     let connection = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience.head)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
+    let taken = async {
+        match &place {
+            Some(place) => place.ended().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         // Clients leave as they like; that is nothing to tell.
         _ = connection.as_mut() => {}
+        () = taken => {}
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(patience.drain, connection).await;
@@ -191,21 +225,83 @@ where
     }
 }
 
-/// A body that fails when it isn't whole by its deadline.
+/// An answer, after which its connection waits for its client again.
+struct Answering {
+    body: Body,
+    place: Option<Arc<Place>>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        if let Some(place) = &self.place {
+            place.waits();
+        }
+    }
+}
+
+impl HttpBody for Answering {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A body that fails when it comes too slowly, or isn't whole by its deadline.
 struct Timed {
     body: Received,
+    began: Instant,
+    patience: Patience,
+    bytes: u64,
     deadline: Pin<Box<Sleep>>,
+    place: Option<Arc<Place>>,
 }
 
 impl Timed {
-    fn within(time: Duration, body: Received) -> Body {
+    fn within(patience: Patience, body: Received, place: Option<Arc<Place>>) -> Body {
         if body.is_end_stream() {
+            if let Some(place) = &place {
+                place.answers();
+            }
             return Body::empty();
         }
+        let began = Instant::now();
         Body::new(Self {
             body,
-            deadline: Box::pin(tokio::time::sleep(time)),
+            began,
+            patience,
+            bytes: 0,
+            deadline: Box::pin(sleep_until(began + patience.grace.min(patience.body))),
+            place,
         })
+    }
+
+    /// What came of it moves its deadline.
+    fn took(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(bytes);
+        let for_these = Duration::from_millis(self.bytes.saturating_mul(1000) / BODY_RATE);
+        let within = self.patience.grace.saturating_add(for_these);
+        let deadline = self.began + within.min(self.patience.body);
+        self.deadline.as_mut().reset(deadline);
+        if let Some(place) = &self.place {
+            match self.body.is_end_stream() {
+                true => place.answers(),
+                false => place.waits(),
+            }
+        }
     }
 }
 
@@ -218,6 +314,15 @@ impl HttpBody for Timed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            match &frame {
+                Some(Ok(frame)) => self.took(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(_)) => {}
+                None => {
+                    if let Some(place) = &self.place {
+                        place.answers();
+                    }
+                }
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(axum::Error::new)));
         }
         ready!(self.deadline.as_mut().poll(cx));
@@ -236,132 +341,4 @@ impl HttpBody for Timed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::response::sse::{Event, Sse};
-    use axum::routing::{get, post};
-    use std::convert::Infallible;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-    use tokio::task::JoinHandle;
-
-    const SOON: Duration = Duration::from_secs(5);
-
-    struct Server {
-        address: std::net::SocketAddr,
-        stop: CancellationToken,
-        task: JoinHandle<io::Result<()>>,
-    }
-
-    impl Server {
-        async fn start(most: usize) -> Self {
-            let endless = || async {
-                let ticks = futures::stream::unfold((), |()| async {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    Some((Ok::<_, Infallible>(Event::default().data("tick")), ()))
-                });
-                Sse::new(ticks)
-            };
-            let said = |body: Result<String, axum::extract::rejection::StringRejection>| async move {
-                body.unwrap_or_else(|_| "no body".to_owned())
-            };
-            let router = Router::new()
-                .route("/", get(|| async { "hello" }))
-                .route("/events", get(endless))
-                .route("/said", post(said));
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            let stop = CancellationToken::new();
-            let patience = Patience {
-                head: Duration::from_millis(300),
-                body: Duration::from_millis(300),
-                drain: Duration::from_millis(300),
-            };
-            let task = tokio::spawn(serve_most(listener, router, stop.clone(), most, patience));
-            Self {
-                address,
-                stop,
-                task,
-            }
-        }
-
-        async fn open(&self, text: &str) -> TcpStream {
-            let mut stream = TcpStream::connect(self.address).await.unwrap();
-            stream.write_all(text.as_bytes()).await.unwrap();
-            stream
-        }
-    }
-
-    /// Everything until the server closes.
-    async fn rest(mut stream: TcpStream) -> String {
-        let mut text = Vec::new();
-        tokio::time::timeout(SOON, stream.read_to_end(&mut text))
-            .await
-            .unwrap()
-            .unwrap();
-        String::from_utf8(text).unwrap()
-    }
-
-    #[tokio::test]
-    async fn silent_and_slow_connections_are_closed_and_make_room() {
-        let server = Server::start(2).await;
-        let idle = [
-            server.open("").await,
-            server.open("GET / HTTP/1.1\r\nhost: a\r\n").await,
-        ];
-        let asked = server.open("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        // Kept alive, until nothing more is asked.
-        let answer = rest(asked).await;
-        assert!(answer.ends_with("hello"), "{answer}");
-        for stream in idle {
-            assert!(!rest(stream).await.contains("200"));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_body_that_does_not_come_is_refused_and_one_that_does_is_read() {
-        let server = Server::start(8).await;
-        let head =
-            "POST /said HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
-        let whole = rest(server.open(&format!("{head}word")).await).await;
-        assert!(whole.ends_with("word"), "{whole}");
-        let mut slow = server.open(head).await;
-        for _ in 0..2 {
-            slow.write_all(b"x").await.unwrap();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let slow = rest(slow).await;
-        assert!(slow.ends_with("no body"), "{slow}");
-    }
-
-    #[tokio::test]
-    async fn streams_of_events_outlive_every_patience_but_the_stop() {
-        let server = Server::start(8).await;
-        let mut events = server.open("GET /events HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        let mut text = String::new();
-        while text.matches("tick").count() < 10 {
-            let mut bytes = [0; 1024];
-            let read = tokio::time::timeout(SOON, events.read(&mut bytes))
-                .await
-                .unwrap()
-                .unwrap();
-            assert_ne!(read, 0, "{text}");
-            text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
-        }
-        server.stop.cancel();
-        tokio::time::timeout(SOON, server.task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-        assert!(TcpStream::connect(server.address).await.is_err());
-    }
-
-    #[test]
-    fn half_of_the_files_are_left() {
-        assert_eq!(connections(Some(1024)), 512);
-        assert_eq!(connections(Some(1)), 1);
-        assert_eq!(connections(Some(1 << 20)), MAX_CONNECTIONS);
-        assert_eq!(connections(None), MAX_CONNECTIONS);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ mod edge;
 mod hardening;
 pub(crate) mod http;
 mod identities;
+pub(crate) mod places;
 pub(crate) mod probe;
 mod ready;
 mod rollout;

@@ -3,7 +3,8 @@
 //! It tells and never decides: any process of a uid could be an agent, so a
 //! uid is no human. The uids that a workload can have get nothing at all. Root and
 //! the control plane's own user, who could read every secret here anyhow, may have
-//! a person let in.
+//! a person let in. Only taking rights away has a door here as well, for a person with a
+//! session: nobody who fills the other one can keep that shut.
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use ledger::model::ApprovalState;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::answers::LinkAnswer;
 use super::api::{Asked, Object, problem, suspension};
@@ -26,9 +28,9 @@ use super::keys::keys_json;
 use super::logins::LINK_MS;
 use super::models::{all_json, standing};
 use super::rights::{agents_json, no_agent, one_json, stops_json};
-use super::site::BODY_MAX;
+use super::site::{BODY_MAX, Site};
 use super::text::time_for_programs;
-use super::{Desk, Logins};
+use super::{Desk, Logins, WebSettings};
 
 /// The process at the other end of the socket, as the kernel named it when it
 /// connected (`SO_PEERCRED`).
@@ -62,37 +64,53 @@ struct Office {
     settings: Arc<AdminSettings>,
 }
 
-/// The admin socket's routes: those that tell, and sign-in links for root and the
-/// control plane's own user; whatever would decide answers 403.
+/// The admin socket's routes: those that tell, sign-in links for root and the control
+/// plane's own user, and with a person's session stops; whatever else would decide answers
+/// 403.
 ///
 /// Every request must carry [`ConnectInfo`] of a [`PeerUid`]; one without is
 /// refused.
 pub fn admin(desk: Arc<dyn Desk>, logins: Logins, settings: AdminSettings) -> Router {
+    let site = Site::new(
+        desk.clone(),
+        logins.clone(),
+        WebSettings {
+            secure_cookies: true,
+            dev_single_uid: settings.dev_single_uid,
+            issuer: settings.issuer.clone(),
+            module_sha256: settings.module_sha256.clone(),
+            stop: CancellationToken::new(),
+        },
+    );
     let office = Office {
         desk,
         logins,
         settings: Arc::new(settings),
     };
+    let by_session = Router::new()
+        .route("/api/v1/session", post(super::api::open))
+        .route("/api/v1/stops", post(super::rights::stop))
+        .with_state(site);
     Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/approvals", get(list))
         .route("/api/v1/agents", get(agents).put(needs_a_human))
         .route("/api/v1/agents/{id}", get(agent))
-        .route("/api/v1/stops", get(stops).post(needs_a_human))
+        .route("/api/v1/stops", get(stops))
         .route("/api/v1/stops/lift", post(needs_a_human))
         .route("/api/v1/keys", get(keys))
         .route("/api/v1/keys/rotate", post(needs_a_human))
         .route("/api/v1/keys/revoke", post(needs_a_human))
         .route("/api/v1/approvals/{id}/approve", post(needs_a_human))
         .route("/api/v1/approvals/{id}/deny", post(needs_a_human))
-        .route("/api/v1/session", post(needs_a_human))
         .route("/api/v1/login-links", post(new_link))
         .route("/api/v1/ledger/confirm", post(needs_a_human))
+        .with_state(office.clone())
+        .merge(by_session)
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(middleware::from_fn_with_state(office.clone(), gate))
-        .with_state(office)
+        .layer(middleware::from_fn_with_state(office, gate))
 }
 
 async fn gate(State(office): State<Office>, request: Request, next: Next) -> Response {

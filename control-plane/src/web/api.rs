@@ -138,7 +138,7 @@ fn session_json(session: &Session, id: Option<String>) -> SessionAnswer {
         (status = 401, description = "`wrong_secret`", body = Problem, content_type = PROBLEM),
         (status = 429, description = "`limit_exceeded`: too many wrong ones", body = Problem, content_type = PROBLEM),
         NotAsked))]
-async fn open(State(site): State<Site>, body: Asked<Secret>) -> Response {
+pub(super) async fn open(State(site): State<Site>, body: Asked<Secret>) -> Response {
     let Object(Secret { secret }) = match body {
         Ok(body) => body,
         Err(refusal) => return refusal,

@@ -315,7 +315,7 @@ impl Named {
 /// What is to be stopped, and why.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Stopping {
+pub(super) struct Stopping {
     target: Named,
     #[serde(default)]
     why: String,
@@ -354,7 +354,11 @@ pub(super) fn stepped_up(site: &Site, session: &Session) -> bool {
         (status = 204, description = "It is recorded, and not shown here yet"),
         (status = 507, description = "`limit_exceeded`", body = Problem, content_type = PROBLEM),
         NotSignedIn, NotAllowed, NotAsked, NotNow))]
-async fn stop(State(site): State<Site>, headers: HeaderMap, body: Asked<Stopping>) -> Response {
+pub(super) async fn stop(
+    State(site): State<Site>,
+    headers: HeaderMap,
+    body: Asked<Stopping>,
+) -> Response {
     let Some((_, session)) = site.command_line(&headers) else {
         return unauthenticated();
     };

@@ -7,14 +7,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::plane::{Plane, Prepared};
 
+const DIGEST: &str = r#"{"digest":"x"}"#;
+
 /// One request on the admin socket: status and JSON.
-async fn admin(socket: &Path, method: &str, path: &str) -> (u16, Value) {
+pub async fn admin(socket: &Path, method: &str, path: &str, body: &str) -> (u16, Value) {
     let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
-    let body = if method == "GET" {
-        ""
-    } else {
-        r#"{"digest":"x"}"#
-    };
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -33,15 +30,15 @@ async fn the_admin_socket_shows_and_never_decides() {
     let plane = Plane::start().await;
     let socket = plane.path("admin.sock");
     for path in ["/api/v1/status", "/api/v1/approvals"] {
-        assert_eq!(admin(&socket, "GET", path).await.0, 200, "{path}");
+        assert_eq!(admin(&socket, "GET", path, "").await.0, 200, "{path}");
     }
     for path in [
         "/api/v1/approvals/apr_x/approve",
         "/api/v1/approvals/apr_x/deny",
-        "/api/v1/session",
+        "/api/v1/stops/lift",
         "/api/v1/login-links",
     ] {
-        let (status, body) = admin(&socket, "POST", path).await;
+        let (status, body) = admin(&socket, "POST", path, DIGEST).await;
         assert_eq!(
             (status, &body["reason"]),
             (403, &Value::from("needs_a_human")),
@@ -54,7 +51,7 @@ async fn the_admin_socket_shows_and_never_decides() {
         "/oauth2/token",
         "/login-links",
     ] {
-        let (status, _) = admin(&socket, "POST", path).await;
+        let (status, _) = admin(&socket, "POST", path, DIGEST).await;
         assert_eq!(status, 404, "{path}");
     }
 }
@@ -71,7 +68,7 @@ async fn a_workloads_uid_is_refused_on_the_admin_socket() {
         ("POST", "/api/v1/login-links"),
         ("GET", "/nothing"),
     ] {
-        let (status, body) = admin(&socket, method, path).await;
+        let (status, body) = admin(&socket, method, path, DIGEST).await;
         assert_eq!(
             (status, &body["reason"]),
             (403, &Value::from("workload_uid")),

@@ -4,7 +4,7 @@ use axum::extract::connect_info::ConnectInfo;
 use serde_json::json;
 
 use super::*;
-use crate::web::{AdminSettings, Kind, PeerUid, admin};
+use crate::web::{AdminSettings, Kind, OPERATOR, PeerUid, admin};
 
 struct Socket {
     world: World,
@@ -92,7 +92,7 @@ async fn nobody_decides_or_lets_anybody_in() {
             &format!("/api/v1/approvals/{ID}/approve"),
             &format!("/api/v1/approvals/{ID}/deny"),
             "/api/v1/ledger/confirm",
-            "/api/v1/session",
+            "/api/v1/stops/lift",
         ] {
             let answer = socket.ask(Some(uid), Method::POST, path).await;
             assert_eq!(answer.status, StatusCode::FORBIDDEN, "{uid} {dev} {path}");
@@ -106,6 +106,53 @@ async fn nobody_decides_or_lets_anybody_in() {
         drop(session);
         assert_eq!(socket.world.state(), ApprovalState::Pending);
     }
+}
+
+/// What can be taken away is taken away here too, by a person, and nothing else is done.
+#[tokio::test]
+async fn a_person_with_a_session_takes_rights_away_here_too() {
+    let socket = Socket::new(false);
+    let secret = socket.world.logins.mint(NOW);
+    let opened = json!({ "secret": secret });
+    let path = "/api/v1/session";
+    let workload = socket.send(Some(1000), Method::POST, path, opened.clone());
+    assert_eq!(workload.await.json()["reason"], "workload_uid");
+    let answer = socket.send(Some(999), Method::POST, path, opened.clone());
+    let answer = answer.await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+    assert_eq!(answer.json()["who"], OPERATOR);
+    let session = format!("Session {}", answer.json()["session"].as_str().unwrap());
+    let again = socket.send(Some(999), Method::POST, path, opened).await;
+    assert_eq!(again.json()["reason"], "wrong_secret");
+    let target = json!({ "target": { "agent": "spiffe://writ.example/a" } });
+    for (uid, session, path, status) in [
+        (999, Some(&session), "/api/v1/stops", StatusCode::NO_CONTENT),
+        (999, None, "/api/v1/stops", StatusCode::UNAUTHORIZED),
+        (0, None, "/api/v1/stops", StatusCode::UNAUTHORIZED),
+        (1000, Some(&session), "/api/v1/stops", StatusCode::FORBIDDEN),
+        (
+            999,
+            Some(&session),
+            "/api/v1/stops/lift",
+            StatusCode::FORBIDDEN,
+        ),
+    ] {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header("content-type", "application/json")
+            .extension(ConnectInfo(PeerUid { uid, pid: 7 }));
+        if let Some(session) = session {
+            request = request.header("authorization", session);
+        }
+        let request = request.body(Body::from(target.to_string())).unwrap();
+        let answer = answer_of(&socket, request).await;
+        assert_eq!(answer.status, status, "{uid} {path}: {}", answer.body);
+    }
+}
+
+async fn answer_of(socket: &Socket, request: Request<Body>) -> Answer {
+    answer(socket.router.clone(), request).await
 }
 
 /// Who could read every secret here may have a person let in, and no other may.
