@@ -34,7 +34,7 @@ uid = {other}
 }
 
 /// `writ login-link --as WHO`, as the user of the control plane.
-async fn link(plane: &Plane, who: &str) -> (Option<i32>, String) {
+pub async fn link(plane: &Plane, who: &str) -> (Option<i32>, String) {
     let mut command = plane.writ();
     command.args(["login-link", "--as", who]);
     let output = run(command).await;

@@ -33,6 +33,7 @@ mod exchange_proofs;
 mod exchange_tokens;
 mod expiring;
 mod federated;
+mod floods;
 mod foreign;
 mod full_disk;
 mod grants;

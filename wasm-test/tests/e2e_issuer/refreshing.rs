@@ -13,7 +13,7 @@ const ASSERTION: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 const CLIENT: &str = "billing";
 
 /// A client with a key of its own, which may go on by refresh tokens.
-async fn refreshing() -> (tempfile::TempDir, Authority, Bench) {
+pub async fn refreshing() -> (tempfile::TempDir, Authority, Bench) {
     let dir = tempfile::tempdir().unwrap();
     let key = Authority::fresh();
     let keys = dir.path().join("client.json");
@@ -32,7 +32,7 @@ fn assertion(bench: &Bench, key: &Authority) -> String {
     key.svid_with("", &us, &own, &json!({}))
 }
 
-fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
+pub fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
     let mut attempt = bench.attempt();
     attempt.set("grant_type", "client_credentials".to_owned());
     attempt.set("subject_token", None);
@@ -42,14 +42,14 @@ fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
     attempt
 }
 
-fn with_refresh(bench: &Bench, key: &Authority, refresh: &str) -> Attempt {
+pub fn with_refresh(bench: &Bench, key: &Authority, refresh: &str) -> Attempt {
     let mut attempt = authenticating(bench, key);
     attempt.set("grant_type", "refresh_token".to_owned());
     attempt.set("refresh_token", refresh.to_owned());
     attempt
 }
 
-fn refresh_of(body: &Value) -> String {
+pub fn refresh_of(body: &Value) -> String {
     body["refresh_token"].as_str().unwrap().to_owned()
 }
 

@@ -1,0 +1,236 @@
+//! Who asks and asks: what one caller may fill, and what stays with the others.
+
+use std::io::{Seek as _, Write as _};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use wasm_test::client::Operator;
+use wasm_test::system::AGENT;
+
+use crate::admins::{ANN, BOB, CAROL, Person, link, two};
+use crate::grants::{CHILD, start};
+use crate::judging::{Attempt, Bench, issued, no, refused};
+use crate::plane::{run, text};
+use crate::refreshing::{authenticating, refresh_of, refreshing, with_refresh};
+
+fn of(bench: &Bench, agent: &str) -> Attempt {
+    let mut attempt = bench.attempt();
+    let svid = bench
+        .authority
+        .svid(agent, &bench.plane.issuer(), &json!({}));
+    attempt.set("subject_token", svid);
+    attempt
+}
+
+/// Entries of this kind about this agent.
+fn lines(bench: &Bench, kind: &str, agent: &str) -> usize {
+    let entries = bench.plane.entries();
+    let is_it = |it: &&Value| it["kind"] == kind && it["body"]["agent"] == agent;
+    entries.iter().filter(is_it).count()
+}
+
+/// Asks often, and is told the same each time.
+async fn asks(bench: &Bench, agent: &str, times: usize, reason: &'static str) {
+    for at in 0..times {
+        let answer = bench.send(of(bench, agent)).await;
+        refused(
+            &format!("{agent} {at}"),
+            &answer,
+            no("access_denied", reason),
+        );
+    }
+}
+
+/// It is seen in the log, and can't fill it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_may_do_nothing_has_few_lines_for_its_refusals() {
+    let bench = start("").await;
+    let link = bench.plane.login_link().to_owned();
+    let person = Operator::login_at(&link, &bench.plane.issuer())
+        .await
+        .unwrap();
+    let unknown = "spiffe://writ.example/agent/nobody";
+    let stopped = person.stop(&json!({ "agent": CHILD })).await.unwrap();
+    assert_eq!(stopped.status, 200, "{}", stopped.text());
+    // Time brings one more each 20 seconds.
+    let few = 3..=6;
+    for (agent, reason) in [(unknown, "agent_inactive"), (CHILD, "token_revoked")] {
+        asks(&bench, agent, 40, reason).await;
+        let lines = lines(&bench, "exchange_refused", agent);
+        assert!(few.contains(&lines), "{lines} lines of {agent}");
+    }
+    assert_eq!(lines(&bench, "discover", unknown), 1);
+    // All of those together have as many as twenty.
+    for n in 0..40 {
+        asks(&bench, &format!("{unknown}/{n}"), 3, "agent_inactive").await;
+    }
+    let all = bench.plane.entries();
+    let all = all.iter().filter(|it| it["kind"] == "exchange_refused");
+    let all = all.count();
+    assert!((60..=110).contains(&all), "{all} lines of all of them");
+    // Whoever may act has its own.
+    let mut denied = bench.attempt();
+    denied.set(
+        "authorization_details",
+        bench.details("/secret").to_string(),
+    );
+    let answer = bench.send(denied).await;
+    refused("denied", &answer, no("access_denied", "policy_denied"));
+    assert_eq!(lines(&bench, "exchange_refused", AGENT), 1);
+    issued("allowed", &bench.send(bench.attempt()).await);
+}
+
+/// Each family ends at once, however many there are; what waits is the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_replays_its_refresh_tokens_gets_no_further_ones_for_a_while() {
+    let (_dir, key, bench) = refreshing().await;
+    let spent = no("invalid_grant", "token_spent");
+    let mut families = Vec::new();
+    for _ in 0..45 {
+        let first = issued("first", &bench.send(authenticating(&bench, &key)).await);
+        let first = refresh_of(&first);
+        let next = bench.send(with_refresh(&bench, &key, &first)).await;
+        families.push((first, refresh_of(&issued("second", &next))));
+    }
+    for (first, second) in &families {
+        refused(
+            "reuse",
+            &bench.send(with_refresh(&bench, &key, first)).await,
+            spent,
+        );
+        refused(
+            "its family",
+            &bench.send(with_refresh(&bench, &key, second)).await,
+            no("access_denied", "token_revoked"),
+        );
+    }
+    let stops = |bench: &Bench| {
+        let entries = bench.plane.entries();
+        entries.iter().filter(|it| it["kind"] == "stop").count()
+    };
+    assert_eq!(stops(&bench), families.len(), "one for each family");
+    // The token that was asked for is given, and nothing to go on with.
+    let body = issued(
+        "afterwards",
+        &bench.send(authenticating(&bench, &key)).await,
+    );
+    assert_eq!(body.get("refresh_token"), None, "{body}");
+    // The same again changes nothing.
+    let (first, _) = &families[0];
+    refused(
+        "again",
+        &bench.send(with_refresh(&bench, &key, first)).await,
+        spent,
+    );
+    assert_eq!(stops(&bench), families.len());
+}
+
+/// An approver is no administrator, and signs none of them out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approver_who_makes_links_and_sessions_puts_out_nobody_else() {
+    let plane = two().start().await;
+    let (ann, carol) = (
+        Person::of(&plane, ANN).await,
+        Person::of(&plane, CAROL).await,
+    );
+    // Made, and not used yet.
+    let (_, said) = link(&plane, BOB).await;
+    let of_bob = said.trim().rsplit('#').next().unwrap().to_owned();
+    let (_, said) = link(&plane, CAROL).await;
+    let of_carol = said.trim().rsplit('#').next().unwrap().to_owned();
+    for at in 0..300 {
+        let made = carol.post("/api/v1/login-links", json!({})).await;
+        assert_eq!(made.status, 201, "{at}: {}", made.text());
+        if at % 3 > 0 {
+            continue;
+        }
+        let url = made.json()["url"].as_str().unwrap().to_owned();
+        let secret = url.rsplit('#').next().unwrap();
+        let body = json!({ "secret": secret });
+        let opened = carol.post("/api/v1/session", body).await;
+        assert_eq!(opened.status, 201, "{at}: {}", opened.text());
+    }
+    for (who, person) in [
+        ("the administrator", &ann),
+        ("the one it began with", &carol),
+    ] {
+        let told = person
+            .ask(reqwest::Method::GET, "/api/v1/session", None)
+            .await;
+        assert_eq!(told.status, 200, "{who}: {}", told.text());
+    }
+    for (who, secret) in [(BOB, of_bob), (CAROL, of_carol)] {
+        let opened = ann
+            .post("/api/v1/session", json!({ "secret": secret }))
+            .await;
+        assert_eq!(opened.json()["who"], who, "{}", opened.text());
+    }
+}
+
+/// Who holds what connections there may be keeps nobody out, and stopping has a door of its
+/// own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn held_connections_make_room_and_a_person_stops_by_the_admin_socket_too() {
+    let plane = two().start().await;
+    let address = plane.issuer().replace("http://", "");
+    let slow = "POST /oauth2/token HTTP/1.1\r\nhost: x\r\ndpop: a\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: 30000\r\n\r\na";
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        stream.write_all(slow.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    let began = Instant::now();
+    for stream in &mut held {
+        // Refused, or closed for others; nobody waits for the rest of it for 30 seconds.
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+
+    let (_, link) = link(&plane, ANN).await;
+    let socket = plane.path("admin.sock");
+    let by_socket = |args: &[&str]| {
+        let mut command = plane.writ();
+        // Nobody answers there.
+        command.env("WRIT_ISSUER", "http://127.0.0.1:9");
+        command.args(args).arg("--admin-socket").arg(&socket);
+        command
+    };
+    let mut file = tempfile::tempfile().unwrap();
+    writeln!(file, "{link}").unwrap();
+    file.rewind().unwrap();
+    let mut login = by_socket(&["login"]);
+    login.stdin(file);
+    let login = run(login).await;
+    assert!(login.status.success(), "{}", text(&login.stderr));
+    let revoke = run(by_socket(&["revoke", "--everything"])).await;
+    assert_eq!(
+        text(&revoke.stdout),
+        "everything: stopped\n",
+        "{}",
+        text(&revoke.stderr)
+    );
+    let entries = plane.entries();
+    let stop = entries.iter().rfind(|it| it["kind"] == "stop").unwrap();
+    assert_eq!(stop["body"]["by"], ANN);
+    // A uid alone stops nothing, and nobody lifts anything here.
+    let body = json!({ "target": { "everything": true } }).to_string();
+    for (path, status, reason) in [
+        ("/api/v1/stops", 401, "not_signed_in"),
+        ("/api/v1/stops/lift", 403, "needs_a_human"),
+    ] {
+        let (got, answer) = crate::admin_socket::admin(&socket, "POST", path, &body).await;
+        assert_eq!(
+            (got, answer["reason"].as_str()),
+            (status, Some(reason)),
+            "{answer}"
+        );
+    }
+}
