@@ -9,7 +9,7 @@ use crate::config::Pkcs11;
 use module::Module;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What may wait for the token; more are refused at once.
@@ -41,10 +41,44 @@ enum Job {
 
 /// The token, as the rest of us knows it.
 pub struct Hsm {
+    // Before `_thread`: it ends when there is nobody left to ask it.
     jobs: SyncSender<Job>,
+    _thread: Thread,
     failing: AtomicBool,
     /// Why it was never opened.
     never: Option<String>,
+}
+
+/// The thread that speaks with the module. Dropping it waits until the module is
+/// closed, since a process that ends meanwhile pulls away what the module stands on,
+/// and crashes with its work done.
+#[derive(Default)]
+struct Thread(Option<std::thread::JoinHandle<()>>);
+
+impl Thread {
+    fn spawn(run: impl FnOnce() + Send + 'static) -> Result<Self, KeyError> {
+        let thread = std::thread::Builder::new().name("pkcs11".to_owned());
+        let spawned = thread.spawn(run);
+        let handle = spawned.map_err(|error| KeyError::TokenAway(error.to_string()))?;
+        Ok(Self(Some(handle)))
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let Some(handle) = self.0.take() else {
+            return;
+        };
+        let start = Instant::now();
+        while !handle.is_finished() {
+            // A token that hangs keeps no process alive.
+            if start.elapsed() > LOOK_WITHIN {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ended = handle.join();
+    }
 }
 
 impl Hsm {
@@ -59,22 +93,20 @@ impl Hsm {
         let (jobs, todo) = sync_channel(QUEUE_MAX);
         let (reply, loaded) = sync_channel(1);
         let settings = config.clone();
-        let thread = std::thread::Builder::new().name("pkcs11".to_owned());
-        thread
-            .spawn(move || match Module::load(&settings) {
-                Ok(module) => {
-                    let _left = reply.try_send(Ok(()));
-                    work(module, &todo);
-                }
-                Err(error) => drop(reply.try_send(Err(error))),
-            })
-            .map_err(|error| KeyError::TokenAway(error.to_string()))?;
+        let thread = Thread::spawn(move || match Module::load(&settings) {
+            Ok(module) => {
+                let _left = reply.try_send(Ok(()));
+                work(module, &todo);
+            }
+            Err(error) => drop(reply.try_send(Err(error))),
+        })?;
         let late = || away("its module was not loaded in time");
         loaded
             .recv_timeout(MAKE_WITHIN)
             .unwrap_or_else(|_| Err(late()))?;
         let hsm = Self {
             jobs,
+            _thread: thread,
             failing: AtomicBool::new(false),
             never: None,
         };
@@ -92,6 +124,7 @@ impl Hsm {
     pub fn never(why: &KeyError) -> Self {
         Self {
             jobs: sync_channel(0).0,
+            _thread: Thread::default(),
             failing: AtomicBool::new(true),
             never: Some(why.to_string()),
         }
@@ -254,12 +287,47 @@ mod tests {
         assert_eq!(*heard, ["sign [2]", "make [3]", "destroy [3]", "make [4]"]);
     }
 
+    #[test]
+    fn who_lets_go_of_a_token_waits_until_it_is_closed() {
+        struct Slow(Arc<AtomicBool>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                std::thread::sleep(Duration::from_millis(200));
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let closed = Arc::new(AtomicBool::new(false));
+        let (jobs, todo) = sync_channel::<Job>(QUEUE_MAX);
+        let module = Slow(closed.clone());
+        let thread = Thread::spawn(move || {
+            let _module = module;
+            while todo.recv().is_ok() {}
+        });
+        drop(Hsm {
+            jobs,
+            _thread: thread.unwrap(),
+            failing: AtomicBool::new(false),
+            never: None,
+        });
+        assert!(closed.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_token_that_hangs_keeps_nobody_from_leaving() {
+        let (_never, waits) = sync_channel::<()>(0);
+        let thread = Thread::spawn(move || drop(waits.recv())).unwrap();
+        let start = Instant::now();
+        drop(thread);
+        assert!(start.elapsed() >= LOOK_WITHIN);
+    }
+
     #[tokio::test]
     async fn nobody_waits_for_ever_and_no_queue_is_endless() {
         // One that never does anything.
         let (jobs, _todo) = sync_channel(QUEUE_MAX);
         let hsm = Arc::new(Hsm {
             jobs,
+            _thread: Thread::default(),
             failing: AtomicBool::new(false),
             never: None,
         });
@@ -271,7 +339,7 @@ mod tests {
                 .all(|it| why(it).contains("did not sign in time"))
         );
         assert!(hsm.is_failing());
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         assert!(why(&hsm.sign(wanted(1)).await).contains("too many wait for it"));
         assert!(start.elapsed() < SIGN_WITHIN, "at once");
         assert!(hsm.look().unwrap_err().to_string().contains("too many"));
