@@ -477,7 +477,8 @@ impl Engine {
             | Refused::Shown
             | Refused::ProofUsed
             | Refused::NoGrant
-            | Refused::Unregistered
+            | Refused::NoOwner
+            | Refused::NotStopped
             | Refused::Transition(_) => {
                 tracing::error!(%refused, "a decision could not be committed");
                 Ruling::Refused(Reason::InternalError, None)

@@ -76,6 +76,8 @@ pub enum ExchangeError {
     RefreshReplayed,
     /// The session or the delegation ended, or was used up, while it was used.
     GrantEnded,
+    /// The delegation has no uses left.
+    GrantUsed,
     /// The client assertion, and in words what is wrong with it.
     Client(Reason, String),
     /// The client assertion was used before.
@@ -230,6 +232,7 @@ impl ExchangeError {
             | Self::CertificateUnproven
             | Self::CertificateLifetime(_)
             | Self::GrantEnded
+            | Self::GrantUsed
             | Self::UserAlone(_)
             | Self::EvidenceKeys => "invalid_request",
             // RFC 6749, section 5.2.
@@ -292,7 +295,7 @@ impl ExchangeError {
             Self::Stopped => Reason::TokenRevoked,
             Self::Denied(_) => Reason::PolicyDenied,
             Self::PolicyError(_) => Reason::PolicyError,
-            Self::Limit(_) | Self::EvidenceKeys => Reason::LimitExceeded,
+            Self::Limit(_) | Self::EvidenceKeys | Self::GrantUsed => Reason::LimitExceeded,
             Self::Unavailable | Self::Full => Reason::ControlPlaneUnavailable,
             Self::Internal => Reason::InternalError,
         }
@@ -387,6 +390,7 @@ impl ExchangeError {
             Self::GrantEnded => {
                 "the session or the delegation has ended, or does not cover this".into()
             }
+            Self::GrantUsed => "the delegation has no uses left; ask for another one".into(),
             Self::BearerReplayed => {
                 "the assertion, or the client_assertion, was used before; get a new one for each request".into()
             }

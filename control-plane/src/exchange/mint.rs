@@ -8,8 +8,8 @@ use crate::keys::{CapabilityClaims, KeyError, Mint};
 use crate::state::{element, random_id, split_location};
 use capability::reason::Reason;
 use ledger::model::{
-    ActionRecord, Command, Committed, EVIDENCE_KEYS, Evidence, GrantTerms, Hash, PolicyFacts,
-    Refused, TokenRecord, User,
+    ActionRecord, Command, Committed, EVIDENCE_KEYS, Evidence, GRANT_USES, GrantTerms, Hash,
+    PolicyFacts, Refused, TokenRecord, User,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -317,6 +317,8 @@ impl Exchange {
                 );
                 Ok(ExchangeError::EvidenceKeys)
             }
+            // Nothing that waiting would mend.
+            Refused::Limit(GRANT_USES) => Ok(ExchangeError::GrantUsed),
             Refused::Limit(what) => {
                 tracing::warn!(agent, what, "the exchange is refused at a limit");
                 Ok(ExchangeError::Limit(what))

@@ -426,7 +426,8 @@ async fn changed(site: &Site, session: &Session, change: RightsChange) -> Respon
 /// What a person is told of a change that was not made.
 pub(super) fn told(error: &Refused) -> (StatusCode, &'static str) {
     match error {
-        Refused::Unregistered => (StatusCode::NOT_FOUND, "not_found"),
+        Refused::NoOwner => (StatusCode::BAD_REQUEST, "owner_missing"),
+        Refused::NotStopped => (StatusCode::NOT_FOUND, "not_found"),
         Refused::Transition(_) => (StatusCode::CONFLICT, "bad_transition"),
         Refused::Limit(_) => (StatusCode::INSUFFICIENT_STORAGE, "limit_exceeded"),
         // What is named has its own limits; all of it together is too long for a line.

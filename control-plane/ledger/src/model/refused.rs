@@ -54,9 +54,12 @@ pub enum Refused {
     /// No such grant, or it does not cover this, or has ended.
     #[error("there is no such grant, or it does not cover this")]
     NoGrant,
-    /// The registry knows no such agent, or there is no such stop.
-    #[error("there is no such agent, or nothing to lift")]
-    Unregistered,
+    /// The registry knows no such agent, and nobody was named who answers for it.
+    #[error("this agent is not registered yet, so that it needs an owner too")]
+    NoOwner,
+    /// There is no such stop.
+    #[error("nothing to lift: this is not stopped")]
+    NotStopped,
     /// An agent can't go to that state from where it stands.
     #[error("an agent that is {} does not become that", .0.as_str())]
     Transition(AgentState),

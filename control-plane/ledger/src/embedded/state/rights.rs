@@ -49,7 +49,7 @@ impl State {
             Some(known) => known.clone(),
             None => AgentRecord {
                 agent,
-                owner: change.owner.clone().ok_or(Refused::Unregistered)?,
+                owner: change.owner.clone().ok_or(Refused::NoOwner)?,
                 purpose: String::new(),
                 environment: String::new(),
                 state: AgentState::Discovered,
@@ -130,7 +130,7 @@ impl State {
     ) -> Result<Draft, Refused> {
         let known = self.rights.stops.get(target);
         let known = known.filter(|stop| stop.lifted.is_none());
-        let mut stop = Stop::clone(known.ok_or(Refused::Unregistered)?);
+        let mut stop = Stop::clone(known.ok_or(Refused::NotStopped)?);
         let first = stop.lift_asked.take();
         let second = first.is_some_and(|(other, at)| {
             (other != by || planted!(OneLifts)) && now <= at.saturating_add(LIFT_WAITS_MS)
