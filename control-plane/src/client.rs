@@ -70,6 +70,8 @@ pub enum ClientError {
         description: String,
         /// What the endpoint calls this exchange; its journal entry has it.
         request_id: String,
+        /// What rules let the agent know of why.
+        why: Vec<String>,
     },
     /// The request could not be sent, so nothing happened.
     #[error("the proxy can't be reached: {0}; nothing was sent")]

@@ -2,7 +2,7 @@
 //! admin socket as this uid; deciding takes a human's session.
 
 use super::local::{admin_as, admin_get, admin_send, session_file, write_secret};
-use super::{fail, plain, refuse};
+use super::{approval, fail, plain, refuse};
 use crate::client::may_carry_secrets;
 use clap::{Args, Subcommand};
 use reqwest::StatusCode;
@@ -53,6 +53,9 @@ pub enum Approvals {
     List {
         #[command(flatten)]
         socket: Socket,
+        /// Only those that stand there: pending, approved, denied, expired, consumed, cancelled
+        #[arg(long, value_name = "STATE", value_parser = ["pending", "approved", "denied", "expired", "consumed", "cancelled"])]
+        state: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -105,18 +108,26 @@ impl Approvals {
     /// Lists or decides.
     pub async fn run(self) -> ExitCode {
         match self {
-            Self::List { socket, json } => list(&socket, json).await,
+            Self::List {
+                socket,
+                state,
+                json,
+            } => list(&socket, state.as_deref(), json).await,
             Self::Approve(decide) => decide.run("approve").await,
             Self::Deny(decide) => decide.run("deny").await,
         }
     }
 }
 
-async fn list(socket: &Socket, json: bool) -> ExitCode {
-    let value = match ask(socket, "/api/v1/approvals").await {
+async fn list(socket: &Socket, state: Option<&str>, json: bool) -> ExitCode {
+    let mut value = match ask(socket, "/api/v1/approvals").await {
         Ok(value) => value,
         Err(code) => return code,
     };
+    let all = value.get_mut("approvals").and_then(Value::as_array_mut);
+    if let (Some(all), Some(state)) = (all, state) {
+        all.retain(|it| it.get("status").and_then(Value::as_str) == Some(state));
+    }
     if json {
         println!("{value}");
         return ExitCode::SUCCESS;
@@ -127,37 +138,15 @@ async fn list(socket: &Socket, json: bool) -> ExitCode {
         .and_then(Value::as_array)
         .unwrap_or(&none);
     if approvals.is_empty() {
-        println!("Nothing has been held yet.");
+        match state {
+            Some(state) => println!("Nothing is {state}."),
+            None => println!("Nothing has been held yet."),
+        }
     }
     for approval in approvals {
-        print_approval(approval);
+        println!("{}", approval::lines(approval));
     }
     ExitCode::SUCCESS
-}
-
-/// Method, on what it acts where that has a name, and location.
-fn action(approval: &Value) -> String {
-    let members = ["method", "name", "skill", "location"]
-        .iter()
-        .filter_map(|name| {
-            let text = approval.get("action")?.get(name)?.as_str()?;
-            Some(plain(text))
-        });
-    members.collect::<Vec<_>>().join(" ")
-}
-
-fn print_approval(approval: &Value) {
-    let text = |pointer: &str| {
-        approval
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .map(plain)
-            .unwrap_or_default()
-    };
-    println!("{}  {}", text("/status"), text("/id"));
-    println!("    {}", action(approval));
-    println!("    agent {}", text("/agent"));
-    println!("    digest {}", text("/digest"));
 }
 
 pub(super) async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
@@ -235,7 +224,7 @@ impl Decide {
                 if self.json {
                     println!("{value}");
                 } else {
-                    print_approval(&value);
+                    println!("{}", approval::lines(&value));
                 }
                 ExitCode::SUCCESS
             }
@@ -268,16 +257,10 @@ impl Decide {
                     return Ok((status, shown));
                 }
                 eprintln!("deciding exactly this:");
-                let text = |pointer: &str| {
-                    shown
-                        .pointer(pointer)
-                        .and_then(Value::as_str)
-                        .map(plain)
-                        .unwrap_or_default()
-                };
-                eprintln!("    {} for {}", action(&shown), text("/agent"));
+                eprintln!("{}", approval::lines(&shown));
                 show_body(&shown);
-                text("/digest")
+                let digest = shown.get("digest").and_then(Value::as_str);
+                digest.map(plain).unwrap_or_default()
             }
         };
         let body = json!({ "digest": digest });

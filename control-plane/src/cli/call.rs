@@ -1,7 +1,7 @@
-//! `writ call` and `writ token`.
+//! `writ call`, and what `writ token` shares with it.
 
 use super::{REFUSED, fail, plain, refuse};
-use crate::client::{Agent, Answer, Asked, Behind, ClientError, Granted, Proves};
+use crate::client::{Agent, Answer, ClientError, Proves};
 use clap::Args;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
@@ -45,7 +45,7 @@ impl Issued {
 
 /// Where an agent finds things.
 #[derive(Args)]
-struct Where {
+pub(super) struct Where {
     #[command(flatten)]
     from: Issued,
     /// The DPoP key's file, made when it is not there [default: writ/dpop-es256.pem in the state directory]
@@ -54,7 +54,7 @@ struct Where {
 }
 
 impl Where {
-    fn agent(&self, timeout: Duration) -> Result<Agent, ClientError> {
+    pub(super) fn agent(&self, timeout: Duration) -> Result<Agent, ClientError> {
         let key = match &self.key {
             Some(key) => key.clone(),
             None => super::local::state_dir()
@@ -104,44 +104,8 @@ pub struct Call {
     url: String,
 }
 
-/// Get a token for one action.
-#[derive(Args)]
-pub struct Token {
-    /// The method
-    #[arg(
-        short = 'X',
-        long = "request",
-        value_name = "METHOD",
-        default_value = "GET"
-    )]
-    method: String,
-    /// The one authorization_details element that the token is for, such as an mcp_request; `@FILE` reads a file
-    #[arg(long, value_name = "JSON", conflicts_with_all = ["method", "url"])]
-    details: Option<String>,
-    /// Print the whole reply and a proof as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// Act for a user: the file that has the user's token; `-` is standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "delegation")]
-    user_token: Option<PathBuf>,
-    /// What kind of token the user's is
-    #[arg(long, value_name = "KIND", default_value = "access_token", value_parser = ["access_token", "id_token", "jwt"])]
-    user_token_type: String,
-    /// Act for another agent: the file that has the delegation that it gave; `-` is standard input
-    #[arg(long, value_name = "FILE")]
-    delegation: Option<PathBuf>,
-    /// Get a broker session in place of a token for an action
-    #[arg(long, conflicts_with_all = ["url", "method", "details"])]
-    session: bool,
-    #[command(flatten)]
-    places: Where,
-    /// The URL that the token is for
-    #[arg(required_unless_present_any = ["details", "session"])]
-    url: Option<String>,
-}
-
 /// An element as the command line has it.
-fn element(text: &str) -> Result<Value, ClientError> {
+pub(super) fn element(text: &str) -> Result<Value, ClientError> {
     let bad = |what: String| ClientError::Usage(format!("--details: {what}"));
     let text = match text.strip_prefix('@') {
         Some(path) => std::fs::read_to_string(path)
@@ -156,94 +120,6 @@ fn element(text: &str) -> Result<Value, ClientError> {
             "one element with `type`, `actions` and `locations` is wanted, as an object".into(),
         )),
     }
-}
-
-impl Token {
-    async fn granted(&self, agent: &Agent) -> Result<Granted, ClientError> {
-        if self.session {
-            let endpoint = format!("{}/oauth2/token", agent.issuer);
-            return agent.exchange(&endpoint, &Asked::Session).await;
-        }
-        match (&self.details, &self.url) {
-            (Some(details), _) => agent.token_of(element(details)?).await,
-            (None, Some(url)) => agent.token(&self.method, url).await,
-            (None, None) => Err(ClientError::Usage("a URL is wanted".into())),
-        }
-    }
-
-    /// Prints the token, or as JSON the reply and a proof for the request.
-    pub async fn run(self) -> ExitCode {
-        let mut agent = match self.places.agent(Duration::from_secs(30)) {
-            Ok(agent) => agent,
-            Err(error) => return fail(&error.to_string()),
-        };
-        agent.behind = match self.behind() {
-            Ok(behind) => behind,
-            Err(problem) => return fail(&problem),
-        };
-        let granted = match self.granted(&agent).await {
-            Ok(granted) => granted,
-            Err(error) => return failed(&error, self.json),
-        };
-        // The element as the issuer has it.
-        let said = granted.reply.pointer("/authorization_details/0");
-        let said = said.unwrap_or(&Value::Null);
-        let method = match said.get("type").and_then(Value::as_str) {
-            Some("http_request") => said.pointer("/actions/0").and_then(Value::as_str),
-            _ => Some("POST"),
-        };
-        let method = method.unwrap_or(&self.method).to_owned();
-        let url = match &self.url {
-            Some(url) => url.clone(),
-            None => crate::client::location(said).unwrap_or_default().to_owned(),
-        };
-        if self.json {
-            let proof = (!self.session).then(|| {
-                let now_s = (agent.clock)() / 1000;
-                let token = Some(granted.access_token.as_str());
-                agent.key.proof(&method, &url, token, now_s)
-            });
-            let mut reply = granted.reply;
-            if let (Some(members), Some(proof)) = (reply.as_object_mut(), proof) {
-                members.insert("proof".into(), proof.into());
-            }
-            println!("{reply}");
-        } else {
-            println!("{}", granted.access_token);
-        }
-        ExitCode::SUCCESS
-    }
-}
-
-impl Token {
-    /// Whom it is asked for, if not for the agent itself.
-    fn behind(&self) -> Result<Option<Behind>, String> {
-        Ok(match (&self.user_token, &self.delegation) {
-            (Some(file), _) => Some(Behind::User {
-                token: secret(file)?,
-                kind: self.user_token_type.clone(),
-            }),
-            (None, Some(file)) => Some(Behind::Delegator(secret(file)?)),
-            (None, None) => None,
-        })
-    }
-}
-
-/// One line of a file, or of standard input: on the command line all could read it.
-fn secret(file: &std::path::Path) -> Result<String, String> {
-    let read = match file.to_str() {
-        Some("-") => std::io::read_to_string(std::io::stdin()),
-        _ => std::fs::read_to_string(file),
-    };
-    let text = read.map_err(|error| format!("can't read `{}`: {error}", file.display()))?;
-    let text = text.trim();
-    if text.is_empty() || text.contains(char::is_whitespace) {
-        return Err(format!(
-            "`{}` has to hold one token, and nothing else",
-            file.display()
-        ));
-    }
-    Ok(text.to_owned())
 }
 
 impl Call {
@@ -409,23 +285,32 @@ fn refusal(status: u16, problem: &Value) -> String {
     text
 }
 
-fn failed(error: &ClientError, json: bool) -> ExitCode {
+pub(super) fn failed(error: &ClientError, json: bool) -> ExitCode {
     if json
         && let ClientError::Exchange {
             error,
             reason,
             description,
             request_id,
+            why,
         } = error
     {
-        println!(
-            "{}",
-            serde_json::json!({ "status": null, "error": error, "reason": reason, "detail": description, "request_id": request_id })
-        );
+        let mut said = serde_json::json!({ "status": null, "error": error, "reason": reason,
+            "detail": description, "request_id": request_id });
+        // As in the answer: left out where there is none.
+        if let Some(said) = said.as_object_mut().filter(|_| !why.is_empty()) {
+            said.insert("why".into(), why.as_slice().into());
+        }
+        println!("{said}");
     }
     match error {
-        ClientError::Exchange { request_id, .. } => {
+        ClientError::Exchange {
+            request_id, why, ..
+        } => {
             let mut text = plain(&error.to_string());
+            for why in why {
+                text.push_str(&format!("\n  why: {}", plain(why)));
+            }
             if !request_id.is_empty() {
                 text.push_str(&format!("\n  request: {}", plain(request_id)));
             }

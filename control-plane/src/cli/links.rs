@@ -1,6 +1,7 @@
-//! `writ login-link`: a one-time link for somebody by name, made by who runs the machine.
+//! `writ login-link`: a one-time link, for somebody by name, made by who runs the machine;
+//! or for oneself, made by one's session.
 
-use super::approvals::Socket;
+use super::approvals::{Issuer, Socket, with_session};
 use super::local::admin_send;
 use super::{fail, plain, refuse};
 use clap::Args;
@@ -11,11 +12,13 @@ use std::process::ExitCode;
 /// For whom.
 #[derive(Args)]
 pub struct LoginLink {
-    /// The person, as `server.admins` or an `[[approver]]` names them
+    /// The person, as `server.admins` or an `[[approver]]` names them; without it, yourself, by the session of `writ login`
     #[arg(long = "as", value_name = "PERSON")]
-    who: String,
+    who: Option<String>,
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    issuer: Issuer,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -24,10 +27,18 @@ pub struct LoginLink {
 impl LoginLink {
     /// Makes and prints it.
     pub async fn run(self) -> ExitCode {
-        let body = json!({ "as": self.who });
-        let socket = &self.socket.admin_socket;
         let path = "/api/v1/login-links";
-        let (status, value) = match admin_send(socket, Method::POST, path, Some(body)).await {
+        let asked = match &self.who {
+            Some(who) => {
+                let body = json!({ "as": who });
+                admin_send(&self.socket.admin_socket, Method::POST, path, Some(body)).await
+            }
+            None => {
+                let body = json!({});
+                with_session(&self.issuer.issuer, Method::POST, path, Some(body)).await
+            }
+        };
+        let (status, value) = match asked {
             Ok(answered) => answered,
             Err(error) => return fail(&error),
         };
@@ -37,7 +48,7 @@ impl LoginLink {
             (StatusCode::CREATED, Some(url)) => {
                 eprintln!(
                     "writ: for {}, once, until {}; hand it to nobody else",
-                    plain(&self.who),
+                    plain(self.who.as_deref().unwrap_or("yourself")),
                     text("expires_at").unwrap_or_default()
                 );
                 println!("{url}");

@@ -4,6 +4,7 @@
 #[macro_use]
 mod print;
 
+mod approval;
 mod approvals;
 mod audit;
 mod call;
@@ -17,6 +18,7 @@ mod policy;
 mod rights;
 mod sidecar;
 mod stops;
+mod token;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
@@ -46,7 +48,7 @@ enum Command {
     )]
     Call(call::Call),
     /// Get a token for one action, and a proof to show with it
-    Token(call::Token),
+    Token(token::Token),
     /// Be a proxy on this machine for an agent that knows nothing of Writ
     #[command(
         after_help = "Example:\n  writ sidecar --listen 127.0.0.1:8401 --target http://127.0.0.1:8400\n  curl http://127.0.0.1:8401/files/report.txt\n\nA request to http://127.0.0.1:8401/PATH goes to TARGET/PATH with a token of its own. Exit codes: 0 stopped by a signal, 2 it could not start."
@@ -59,7 +61,7 @@ enum Command {
     },
     /// Sign in with a login link, read from standard input, so that this terminal may approve
     Login(approvals::Login),
-    /// Make a login link for an administrator or an approver, as root or the control plane's user
+    /// Make a login link for an administrator or an approver, as root or the control plane's user; or one for yourself
     #[command(
         after_help = "Example:\n  writ login-link --as bob@example.com\n\nHand it to that person and to nobody else: it signs in once, within ten minutes."
     )]

@@ -223,10 +223,13 @@ impl Set {
         }
         body.extend(self.expires.map(|at| ("expires".to_owned(), at.into())));
         let path = "/api/v1/agents";
+        let now_s = (crate::state::system_clock())() / 1000;
+        let over = self.expires.is_some_and(|at| (1..=now_s).contains(&at));
+        let over = if over { ", expired already" } else { "" };
         let said = |agent: &Value| {
             let text = |name: &str| plain(agent.get(name).and_then(Value::as_str).unwrap_or("-"));
             format!(
-                "{} is {}, owner {}",
+                "{} is {}, owner {}{over}",
                 text("agent"),
                 text("state"),
                 text("owner")

@@ -13,6 +13,8 @@ pub enum Asked {
     Action(Value),
     /// A broker session.
     Session,
+    /// A delegation: the `authorization_details` element.
+    Delegation(Value),
 }
 
 /// Whom an agent acts for, as it shows that.
@@ -79,9 +81,14 @@ impl Agent {
             ]),
         }
         form.push(match asked {
-            Asked::Action(element) => ("authorization_details", json!([element]).to_string()),
+            Asked::Action(element) | Asked::Delegation(element) => {
+                ("authorization_details", json!([element]).to_string())
+            }
             Asked::Session => ("audience", self.issuer.clone()),
         });
+        if let Asked::Delegation(_) = asked {
+            form.push(("requested_token_type", TYPE_DELEGATION.to_owned()));
+        }
         let reply = self.proven(endpoint, None, |it| it.form(&form)).await?;
         let token = reply.get("access_token").and_then(Value::as_str);
         match token.filter(|token| !token.is_empty()) {
@@ -163,10 +170,13 @@ fn refused(reply: &Value) -> ClientError {
         let text = reply.get(name).and_then(Value::as_str);
         text.unwrap_or_default().to_owned()
     };
+    let why = reply.get("why").and_then(Value::as_array);
+    let why = why.into_iter().flatten();
     ClientError::Exchange {
         error: text("error"),
         reason: text("reason"),
         description: text("error_description"),
         request_id: text("request_id"),
+        why: (why.filter_map(Value::as_str).map(str::to_owned)).collect(),
     }
 }

@@ -9,6 +9,7 @@ use super::{Exchange, ExchangeError, TYPE_ACCESS_TOKEN, TYPE_DELEGATION, TYPE_ID
 use capability::reason::Reason;
 use identity::JwtEvidence;
 use identity::mtls::Peer;
+use identity::oidc::is_foreign;
 use ledger::model::{EvidenceOf, TokenRecord, User};
 use std::sync::Arc;
 
@@ -279,7 +280,15 @@ impl Exchange {
             return mapped;
         }
         params.check_svid(role)?;
-        self.svid(token, now_ms)
+        // One of an issuer that nobody has configured is no bad SVID.
+        self.svid(token, now_ms).map_err(|error| {
+            let what =
+                "its `iss` is no issuer that is believed here, and its `sub` is no SPIFFE ID";
+            match is_foreign(token) {
+                true => ExchangeError::Evidence(Reason::TokenIssuer, what.to_owned()),
+                false => error,
+            }
+        })
     }
 
     fn svid(&self, token: &str, now_ms: u64) -> Result<Mapped, ExchangeError> {

@@ -93,6 +93,14 @@ impl Problem {
         problem
     }
 
+    /// With what rules let the agent know of why.
+    pub fn because(self, why: &[String]) -> Self {
+        match why {
+            [] => self,
+            _ => self.with("why", why),
+        }
+    }
+
     /// The issuer or the Workload API can't be asked. Nothing was sent.
     pub fn unavailable(detail: &str) -> Self {
         let reason = Reason::ControlPlaneUnavailable.as_str();

@@ -185,7 +185,7 @@ async fn new_link(
     let settings = &office.settings;
     let is_trusted = peer.uid == 0 || peer.uid == settings.own_uid;
     if !is_trusted || settings.dev_single_uid {
-        let detail = "a link for somebody is made by root or the control plane's own user, and by nobody under dev_single_uid; one for oneself with the session of `writ login`";
+        let detail = "a link for somebody is made by root or the control plane's own user, and by nobody under dev_single_uid; one for yourself, without --as, by the session of `writ login`";
         return problem(StatusCode::FORBIDDEN, "needs_a_human", detail);
     }
     let Object(LinkFor { who }) = match body {

@@ -3,6 +3,7 @@
 use axum::extract::{Json, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use base64ct::{Base64UrlUnpadded, Encoding as _};
 use ledger::model::{AgentChange, AgentRecord, AgentState, Refused, Rights, Stop, Target, User};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -326,20 +327,34 @@ fn no_target() -> Response {
     problem(StatusCode::BAD_REQUEST, "bad_target", detail)
 }
 
-/// A stop of what no agent is called would be believed, and stop nothing. What is stopped
+/// A stop of what nothing is called would be believed, and stop nothing. What is stopped
 /// already can be lifted by whatever name it has.
-fn matches_nothing(target: &Target) -> Option<Response> {
-    let (Target::Agent(agent) | Target::Delegation { agent, .. }) = target else {
-        return None;
-    };
-    if capability::spiffe::is_workload(agent) {
-        return None;
-    }
-    let shown: String = agent.chars().filter(char::is_ascii_graphic).collect();
-    let detail = format!(
-        "`target.agent` is no workload's SPIFFE ID as one is written (spiffe://trust-domain/path, the trust domain in lower case), so that this stops nothing: {shown}"
-    );
+fn matches_nothing(desk: &dyn Desk, target: &Target) -> Option<Response> {
+    let (named, what) = match target {
+        Target::Agent(agent) | Target::Delegation { agent, .. } => {
+            let what = "`target.agent` is no workload's SPIFFE ID as one is written (spiffe://trust-domain/path, the trust domain in lower case)";
+            (!capability::spiffe::is_workload(agent)).then_some((agent, what))
+        }
+        Target::Owner(owner) => {
+            let owns = || desk.rights().agents.values().any(|it| it.owner == *owner);
+            let known = desk.owners().contains_key(owner) || owns();
+            let what = "`target.owner` is nobody whom the config knows, or who has an agent";
+            (!known).then_some((owner, what))
+        }
+        Target::Key(key) => {
+            let what = "`target.key` is no thumbprint (RFC 7638, SHA-256, base64url: 43 letters)";
+            (!is_thumbprint(key)).then_some((key, what))
+        }
+        Target::Everything | Target::User(_) | Target::Token(_) => None,
+    }?;
+    let shown: String = named.chars().filter(char::is_ascii_graphic).collect();
+    let detail = format!("{what}, so that this stops nothing: {shown}");
     Some(problem(StatusCode::BAD_REQUEST, "bad_target", &detail))
+}
+
+fn is_thumbprint(text: &str) -> bool {
+    let mut bytes = [0; 32];
+    Base64UrlUnpadded::decode(text, &mut bytes).is_ok_and(|it| it.len() == 32)
 }
 
 /// Whether the session is new enough for what can't be undone by one person.
@@ -372,7 +387,7 @@ pub(super) async fn stop(
     let Some(target) = target.target() else {
         return no_target();
     };
-    if let Some(refusal) = matches_nothing(&target) {
+    if let Some(refusal) = matches_nothing(&*site.desk, &target) {
         return refusal;
     }
     if target == Target::Everything && !stepped_up(&site, &session) {

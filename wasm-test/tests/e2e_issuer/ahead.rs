@@ -150,7 +150,35 @@ async fn writ_token_acts_for_whom_it_is_told_and_gets_sessions() {
         let refused = run(token(&["--user-token", path, &url])).await;
         assert!(text(&refused.stderr).contains(why), "{refused:?}");
     }
-    let both = run(token(&["--session", url.as_str()])).await;
-    assert_eq!(both.status.code(), Some(2), "{both:?}");
+    // A delegation for another agent, which is of no use to who gave it.
+    let under = format!("{}/files/*", system.proxy_url());
+    let child = "spiffe://writ.example/agent/child";
+    let mut given = vec!["--delegate", child, "--uses", "2", "--lifetime", "60"];
+    given.extend(["--json", under.as_str()]);
+    let got = run(token(&given)).await;
+    let reply: Value = serde_json::from_slice(&got.stdout).unwrap_or_else(|_| panic!("{got:?}"));
+    let element = &reply["authorization_details"][0];
+    assert_eq!(
+        (&element["delegate"], &element["uses"], &element["depth"]),
+        (&child.into(), &2.into(), &0.into()),
+        "{reply}"
+    );
+    assert_eq!(
+        (&reply["expires_in"], &reply["proof"]),
+        (&60.into(), &Value::Null)
+    );
+    std::fs::write(&file, reply["access_token"].as_str().unwrap()).unwrap();
+    let own = run(token(&["--delegation", path, url.as_str()])).await;
+    assert_eq!(own.status.code(), Some(1), "{own:?}");
+    assert!(text(&own.stderr).contains("token_audience"), "{own:?}");
+    for both in [
+        &["--session", url.as_str()][..],
+        &["--session", "--delegate", child],
+        &["--delegate", child],
+        &["--uses", "2", url.as_str()],
+    ] {
+        let both = run(token(both)).await;
+        assert_eq!(both.status.code(), Some(2), "{both:?}");
+    }
     system.stop().await;
 }

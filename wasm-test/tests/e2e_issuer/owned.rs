@@ -131,9 +131,20 @@ async fn an_agent_whose_owner_is_gone_goes_on_and_is_shown_so() {
         "{}",
         gone.text()
     );
+    // What they are all stopped by is the owner's name, in the config or not.
+    let target = json!({ "target": { "owner": "board" } });
+    let stop = ann.post("/api/v1/stops", target.clone()).await;
+    assert_eq!(stop.status, 200, "{}", stop.text());
+    let lift = ann.post("/api/v1/stops/lift", target.clone()).await;
+    assert_eq!(lift.status, 200, "{}", lift.text());
     let moved = put(&ann, json!({ "agent": OTHER, "owner": "ops" })).await;
     assert_eq!(moved.json()["owner_exists"], true, "{}", moved.text());
-    // What they are all stopped by is the owner's name, there or not.
-    let stop = json!({ "target": { "owner": "board" }, "why": "a test" });
-    assert_eq!(ann.post("/api/v1/stops", stop).await.status, 200);
+    // Now it stops nobody, and says so.
+    let stop = ann.post("/api/v1/stops", target).await;
+    no(&stop, 400, "bad_target");
+    assert!(
+        stop.text().contains("stops nothing: board"),
+        "{}",
+        stop.text()
+    );
 }

@@ -131,6 +131,14 @@ async fn what_is_stopped_gets_nothing_and_what_it_had_is_void_for_good() {
         "nothing to lift",
     )
     .await;
+    // A stop that would stop nothing is none.
+    for [kind, named] in [
+        ["--owner", "who?"],
+        ["--key", "abc"],
+        ["--agent", "spiffe://Writ.example/x"],
+    ] {
+        refused(&system, &["revoke", kind, named], "stops nothing").await;
+    }
     // One token, and no other.
     let (gone, other) = (
         agent.token("GET", FREE).await.unwrap(),

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Response};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wasm_test::child::Child;
 use wasm_test::client::{Approver, Verdict};
 use wasm_test::system::{AGENT, Options, System};
@@ -114,6 +114,11 @@ permit (principal is Writ::Agent, action, resource) when { resource.path like "/
 forbid (principal, action, resource)
 when { resource.path like "/files/restricted/*" }
 unless { context.approvals.contains("restricted-needs-approval") };
+@id("closed")
+@tell("agent")
+@reason("Closed until Friday.")
+forbid (principal, action, resource)
+when { resource.path like "/files/closed/*" };
 "#;
     std::fs::write(&path, text).unwrap();
     Options {
@@ -185,6 +190,24 @@ async fn a_plain_client_gets_answers_and_the_upstream_each_request_once() {
     assert_eq!((status, reason.as_str()), (403, "policy_denied"));
     assert!(problem["request_id"].as_str().unwrap().starts_with("req_"));
     assert_eq!(problem["error"], "access_denied");
+    assert_eq!(problem["why"], Value::Null);
+    let (_, reason, problem) = refusal(side.get("/files/closed/a.txt").await).await;
+    assert_eq!(reason, "policy_denied");
+    assert_eq!(problem["why"], json!(["Closed until Friday."]));
+    for (more, stdout) in [(None, false), (Some("--json"), true)] {
+        let mut call = system.writ();
+        call.env_remove("XDG_STATE_HOME").arg("call").args(more);
+        call.arg(format!("{}/files/closed/a.txt", system.proxy_url()));
+        let said = run(call).await;
+        assert_eq!(said.status.code(), Some(1));
+        if stdout {
+            let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+            assert_eq!(said["why"], json!(["Closed until Friday."]));
+        } else {
+            let said = text(&said.stderr);
+            assert!(said.contains("  why: Closed until Friday."), "{said}");
+        }
+    }
     // Refused before a token is asked for.
     let big = vec![b'x'; 8 * 1024 * 1024 + 1];
     let big = client()

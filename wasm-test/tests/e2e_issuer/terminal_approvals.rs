@@ -66,6 +66,20 @@ async fn approving_takes_a_login_and_goes_through() {
         held["id"].as_str().unwrap(),
         held["digest"].as_str().unwrap(),
     );
+    // What the page shows is here too.
+    for (more, there) in [
+        (&[][..], true),
+        (&["--state", "pending"], true),
+        (&["--state", "denied"], false),
+    ] {
+        let list = [&["approvals", "list"], more].concat();
+        let (code, out, err) = said(&run(writ(&system, &list)).await);
+        assert_eq!(code, Some(0), "{err}");
+        for shown in ["rule ", "reason ", "approvers ", "until ", digest, PAYROLL] {
+            assert_eq!(out.contains(shown), there, "{shown}: {out}");
+        }
+        assert_eq!(out.contains("Nothing is denied."), !there, "{out}");
+    }
 
     let (code, _, err) = said(&run(writ(&system, &["approvals", "approve", id])).await);
     assert_eq!(code, Some(2), "{err}");
@@ -80,6 +94,13 @@ async fn approving_takes_a_login_and_goes_through() {
     assert!(err.contains("operator"), "{err}");
     let (code, _, _) = said(&login(&system, &link).await);
     assert_eq!(code, Some(2), "a link works once");
+    let (code, out, err) = said(&run(writ(&system, &["login-link"])).await);
+    assert_eq!(code, Some(0), "{err}");
+    let own = format!("{}/login#", system.issuer());
+    assert!(
+        out.starts_with(&own) && err.contains("yourself"),
+        "{out}{err}"
+    );
     let state = system.state_dir().join(".local/state/writ");
     for entry in std::fs::read_dir(&state).unwrap().flatten() {
         let mode = entry.metadata().unwrap().permissions().mode();

@@ -12,7 +12,7 @@ pub use fetch::{FetchError, KeysFrom, may_have_keys};
 pub use keys::check_keys;
 pub use token::{
     ALGORITHMS, ForeignError, MAX_FOREIGN_TOKEN_BYTES, SKEW_MS, Types, claimed_audience,
-    claimed_issuer,
+    claimed_issuer, is_foreign,
 };
 
 use std::sync::{Arc, PoisonError, RwLock};

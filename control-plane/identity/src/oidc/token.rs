@@ -64,12 +64,24 @@ pub enum ForeignError {
 /// nothing else.
 #[must_use]
 pub fn claimed_issuer(token: &str) -> Option<String> {
+    claimed(token, "iss")
+}
+
+/// Whether a token says that it is an OIDC issuer's: it names one, and a subject that is
+/// no SPIFFE ID. Nothing of that is believed.
+#[must_use]
+pub fn is_foreign(token: &str) -> bool {
+    let subject = claimed(token, "sub");
+    claimed_issuer(token).is_some() && subject.is_some_and(|it| !it.starts_with("spiffe://"))
+}
+
+fn claimed(token: &str, name: &str) -> Option<String> {
     if token.len() > MAX_FOREIGN_TOKEN_BYTES {
         return None;
     }
     // Whatever is wrong with the rest of it is for the verifier to say.
     let claims = object(token.split('.').nth(1)?)?;
-    claims.get("iss")?.as_str().map(str::to_owned)
+    claims.get(name)?.as_str().map(str::to_owned)
 }
 
 /// What a token's `typ` may be (RFC 8725, section 3.11).
