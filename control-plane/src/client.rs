@@ -123,11 +123,22 @@ pub struct Answer {
     pub refusal: Option<Value>,
 }
 
+/// Whether this content type is a problem document's (RFC 9457).
+pub(crate) fn is_problem(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/problem+json")
+}
+
 impl Answer {
     /// The refusal's reason, one of the closed list.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.refusal.as_ref()?.get("reason")?.as_str()
+    }
+
+    /// Whether it is a problem document (RFC 9457), whoever's.
+    fn is_problem(&self) -> bool {
+        is_problem(&self.content_type)
     }
 
     /// What became of a spent token's first use, as far as the proxy says.
@@ -282,7 +293,9 @@ impl Agent {
             // first use, says what became of it; any other refusal is about
             // this showing alone, such as that the token has ended since.
             let answer = match self.send(token, method, url, body, content_type).await {
-                Ok(answer) if matches!(answer.reason(), None | Some("token_spent")) => answer,
+                Ok(answer) if answer.reason() == Some("token_spent") => answer,
+                // A filter of before does not say that a refusal is the edge's.
+                Ok(answer) if answer.reason().is_none() && !answer.is_problem() => answer,
                 _ => return Err(ClientError::Unknown(lost)),
             };
             // The outcome is reported when the first use ends, which may be now.

@@ -91,6 +91,34 @@ pub enum Standing {
     Unknown,
 }
 
+/// When the control plane started.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// By the ledger's time, as all that is judged by it: a clock that was set back while
+    /// nothing ran has not made anything unused again. ms.
+    pub ms: u64,
+    /// The first moment, in ms, of which this process knows what was used.
+    pub once_from_ms: u64,
+}
+
+impl Start {
+    /// A start at this time of the clock, with a ledger that stands at that; `begun`: it was
+    /// made just now, and `in_files`: it begins each start without the record of what was
+    /// used.
+    #[must_use]
+    pub fn at(clock_ms: u64, ledger_ms: u64, begun: bool, in_files: bool) -> Self {
+        let ms = clock_ms.max(ledger_ms);
+        let once_from_ms = match (begun, in_files) {
+            // There was nobody to use anything.
+            (true, _) => (ms / 1000).saturating_mul(1000),
+            (false, false) => ms.div_ceil(1000).saturating_mul(1000),
+            // What was used may be of a clock ahead.
+            (false, true) => ms.saturating_add(SKEW_MS),
+        };
+        Self { ms, once_from_ms }
+    }
+}
+
 impl Core {
     /// Now, in ms: the ledger's time where the clock has stepped back, so that
     /// nothing that ended comes back.
@@ -256,4 +284,27 @@ pub fn random_id<const N: usize>(prefix: &str) -> String {
     use base64ct::{Base64UrlUnpadded, Encoding};
     let bytes: [u8; N] = rand::random();
     format!("{prefix}{}", Base64UrlUnpadded::encode_string(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_unused() {
+        // The clock, the ledger, whether it was made just now and is in files; the start,
+        // and from when on it is known what was used.
+        let table = [
+            ((5_500, 0, true, true), (5_500, 5_000)),
+            ((5_500, 0, true, false), (5_500, 5_000)),
+            ((5_500, 4_000, false, false), (5_500, 6_000)),
+            ((5_500, 4_000, false, true), (5_500, 5_500 + SKEW_MS)),
+            ((5_500, 65_500, false, false), (65_500, 66_000)),
+            ((5_500, 65_500, false, true), (65_500, 65_500 + SKEW_MS)),
+        ];
+        for ((clock, ledger, begun, in_files), wanted) in table {
+            let start = Start::at(clock, ledger, begun, in_files);
+            assert_eq!((start.ms, start.once_from_ms), wanted, "{clock} {ledger}");
+        }
+    }
 }

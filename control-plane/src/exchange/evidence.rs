@@ -144,6 +144,8 @@ impl Exchange {
             Grant::Refresh => {
                 // A key that was withdrawn ends what was got by it (RFC 6749, section 6).
                 let client = self.client(asked.client, params, peer, now_ms).await?;
+                // What is proven of the agent is the refresh token's; this is only shown.
+                self.check_own(&client, params, (jkt, x5t))?;
                 let refresh = params.refresh_token()?;
                 return self.refreshed(refresh, client, (jkt, x5t)).await;
             }

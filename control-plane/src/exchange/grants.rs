@@ -6,6 +6,7 @@
 
 use super::evidence::{Mapped, Proven};
 use super::form::Params;
+use super::tokens::revoked_until;
 use super::{Exchange, ExchangeError};
 use capability::reason::Reason;
 use capability::same_bytes;
@@ -301,13 +302,17 @@ impl Exchange {
         if family.agent.is_some_and(|it| it != agent) {
             return anothers();
         }
-        self.stop(family.first, agent).await?;
+        self.stop((family.first, family.ends_ms), agent).await?;
         Err(ExchangeError::RefreshReplayed)
     }
 
-    /// Stops a family of this agent's refresh tokens, and what was got with them. Nothing
-    /// waits before that: where there is no room for it, the agent is stopped.
-    pub(super) async fn stop(&self, family: Hash, agent: &str) -> Result<(), ExchangeError> {
+    /// Stops a family of this agent's refresh tokens, which ends then, and what was got with
+    /// them. Nothing waits before that: where there is no room for it, the agent is stopped.
+    pub(super) async fn stop(
+        &self,
+        (family, ends_ms): (Hash, u64),
+        agent: &str,
+    ) -> Result<(), ExchangeError> {
         let target = Target::Token(family);
         let known = self.core.ledger.rights();
         let stands = known.stops.get(&target);
@@ -327,7 +332,7 @@ impl Exchange {
             until_ms,
             stopper: Stopper::Family,
         };
-        let until_ms = now_ms.saturating_add(STOPPED_MS);
+        let until_ms = revoked_until(&self.core, ends_ms, true);
         let one = stop(target, "a refresh token was used twice", Some(until_ms));
         let done = match self.core.ledger.commit(one).await {
             Err(Refused::Limit(what)) => {
@@ -347,9 +352,6 @@ impl Exchange {
         Ok(())
     }
 }
-
-/// Longer than a family lasts, and then what was got with its last token, in ms.
-const STOPPED_MS: u64 = (86_400 + crate::config::TOKEN_LIFETIME_MAX_S) * 1000;
 
 /// What a family of refresh tokens is called.
 pub(super) fn family_name(first: &Hash) -> String {

@@ -338,7 +338,8 @@ impl Exchange {
                     if used.is_none() {
                         return Ok(ExchangeError::AssertionReplayed);
                     }
-                    self.stop(grants::family(shown), agent).await?;
+                    let family = (grants::family(shown), shown.expires_ms);
+                    self.stop(family, agent).await?;
                     Ok(ExchangeError::RefreshReplayed)
                 }
                 Grant::Deferred => Ok(ExchangeError::Deferral(

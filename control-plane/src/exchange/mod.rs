@@ -263,7 +263,8 @@ impl Exchange {
             }
         };
         made.map_err(|failed| {
-            if failed.nothing_happened {
+            // What asks about a code has used its proof up, whatever came of it.
+            if failed.nothing_happened && asked.grant != Grant::Deferred {
                 self.proofs.give_back(&proof);
             }
             failed.error

@@ -29,7 +29,7 @@ use crate::keys::{self, KeyError, KeyRing};
 use crate::metrics::Metrics;
 use crate::nonces::EdgeNonces;
 use crate::refusals::Refusals;
-use crate::state::{Core, system_clock};
+use crate::state::{Core, Start, system_clock};
 use crate::warnings::Warnings;
 use crate::web::{self, Logins, WebSettings};
 use axum::Router;
@@ -181,22 +181,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let source = identities_from(&config, &clock, &identities).await?;
     let federation =
         crate::federated::federation(&config, source.clone()).map_err(ServeError::Edge)?;
-    let started_ms = clock();
-    // With a journal that was just begun there was nobody to use a proof.
-    let second_s = match begun {
-        true => started_ms / 1000,
-        false => started_ms.div_ceil(1000),
-    };
-    // Files begin each start without the record of what was used, also by a clock ahead.
-    let is_kept = begun || config.ledger.store.url.is_some();
-    let once_from_ms = match is_kept {
-        true => second_s.saturating_mul(1000),
-        false => started_ms.saturating_add(identity::oidc::SKEW_MS),
-    };
+    let in_files = config.ledger.store.url.is_none();
+    let start = Start::at(clock(), ledger.now(), begun, in_files);
     let core = Arc::new(Core {
-        started_ms,
+        started_ms: start.ms,
         is_first: begun,
-        once_from_ms,
+        once_from_ms: start.once_from_ms,
         ledger,
         policies,
         keys,

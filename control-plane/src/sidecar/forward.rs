@@ -6,7 +6,7 @@ use super::ahead::Ahead;
 use super::problem::Problem;
 use super::retry::{self, TRIES, WAIT_MAX};
 use super::rules;
-use crate::client::{Agent, ClientError, DpopKey, OUTCOME_WAITS, Proves, Shown};
+use crate::client::{Agent, ClientError, DpopKey, OUTCOME_WAITS, Proves, Shown, is_problem};
 use bytes::Bytes;
 use capability::headers;
 use capability::reason::Reason;
@@ -130,6 +130,19 @@ impl Answered {
 
     fn reason(&self) -> Option<&str> {
         self.member("reason")
+    }
+
+    /// Whether this is a problem document that may be the edge's all the same: a filter of
+    /// before does not say so.
+    fn may_be_refusal(&self) -> bool {
+        match self {
+            Self::Streamed(response) => {
+                let kind = response.headers().get(header::CONTENT_TYPE);
+                let kind = kind.and_then(|it| it.to_str().ok());
+                kind.is_some_and(is_problem)
+            }
+            Self::Refused { .. } => true,
+        }
     }
 
     /// Whether a token that was shown for the first time is over without having been
@@ -343,6 +356,7 @@ async fn outcome(
         let answer = show(agent, wanted, token).await;
         let answer = answer.map_err(|_| Problem::unknown(lost))?;
         match (answer.reason(), answer.first_use()) {
+            (None, _) if answer.may_be_refusal() => return Err(Problem::unknown(lost)),
             (None, _) => return Ok(answer),
             (Some("token_spent"), Some(first)) => {
                 // It is reported when the first use ends, which may be now.

@@ -371,6 +371,15 @@ async fn a_lost_answer_is_never_paid_for_twice() {
     assert!(err.contains("not known"), "{err}");
     assert_eq!(cutter.seen() - seen, 2);
     assert_eq!(upstream.arrived() - before.0, 3);
+
+    // A filter of before, which does not say what is its own: its refusal of the second
+    // showing is no answer.
+    cutter.hide_whose();
+    cutter.cut_next(1);
+    let (code, out, err) = said(&run(call(&[])).await);
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+    assert!(err.contains("not known"), "{err}");
+    assert_eq!(upstream.arrived() - before.0, 4);
     drop(cutter);
     system.stop().await;
 }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// Listens until it is dropped.
 pub struct Cutter {
     cuts: Arc<AtomicU32>,
+    hides: Arc<AtomicBool>,
     seen: Arc<AtomicU32>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -22,6 +23,8 @@ impl Cutter {
         let listener = TcpListener::from_std(listener).unwrap();
         let (cuts, seen) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (left, counted) = (Arc::clone(&cuts), Arc::clone(&seen));
+        let hides = Arc::new(AtomicBool::new(false));
+        let hiding = Arc::clone(&hides);
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
@@ -31,15 +34,26 @@ impl Cutter {
                         left.checked_sub(1)
                     })
                     .is_ok();
-                tokio::spawn(pass(client, target, cut));
+                tokio::spawn(pass(client, target, cut, hiding.load(Ordering::SeqCst)));
             }
         });
-        Cutter { cuts, seen, task }
+        Cutter {
+            cuts,
+            hides,
+            seen,
+            task,
+        }
     }
 
     /// Loses the answers of the next `count` connections.
     pub fn cut_next(&self, count: u32) {
         self.cuts.store(count, Ordering::SeqCst);
+    }
+
+    /// From the next connection on, answers don't say that they are the edge's, as those of
+    /// a filter of before.
+    pub fn hide_whose(&self) {
+        self.hides.store(true, Ordering::SeqCst);
     }
 
     /// Connections so far.
@@ -54,8 +68,11 @@ impl Drop for Cutter {
     }
 }
 
-async fn pass(mut client: TcpStream, target: SocketAddr, cut: bool) {
+async fn pass(mut client: TcpStream, target: SocketAddr, cut: bool, hide: bool) {
     let mut server = TcpStream::connect(target).await.unwrap();
+    if !cut && hide {
+        return hidden(client, server).await;
+    }
     if !cut {
         // A side that hangs up is no fault of ours.
         drop(copy_bidirectional(&mut client, &mut server).await);
@@ -73,5 +90,23 @@ async fn pass(mut client: TcpStream, target: SocketAddr, cut: bool) {
     tokio::select! {
         () = forward => {}
         answer = from_server.read(&mut begun) => { answer.unwrap(); }
+    }
+}
+
+/// Passes all on, and the header `x-writ-reason` under another name.
+async fn hidden(client: TcpStream, server: TcpStream) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await.ok() });
+    let (name, other) = (b"x-writ-reason:", b"x-some-reason:");
+    let mut buffer = vec![0; 65_536];
+    while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+        let answer = &mut buffer[..count];
+        if let Some(at) = answer.windows(name.len()).position(|it| it == name) {
+            answer[at..at + other.len()].copy_from_slice(other);
+        }
+        if to_client.write_all(answer).await.is_err() {
+            return;
+        }
     }
 }

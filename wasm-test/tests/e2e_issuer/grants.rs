@@ -265,11 +265,7 @@ async fn a_delegation_is_for_one_agent_and_only_shrinks() {
     );
 
     // All that is got below counts above: two of four are used, one of the third's.
-    let used = no("temporarily_unavailable", "limit_exceeded");
-    let used = Verdict {
-        status: 429,
-        ..used
-    };
+    let used = no("invalid_request", "limit_exceeded");
     issued(
         "by the third",
         &bench

@@ -26,9 +26,11 @@ pub async fn refreshing() -> (tempfile::TempDir, Authority, Bench) {
     (dir, key, bench)
 }
 
-fn assertion(bench: &Bench, key: &Authority) -> String {
+fn assertion(bench: &Bench, key: &Authority, more: &Value) -> String {
     let us = bench.plane.issuer();
-    let own = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
+    let mut own = json!({ "iss": CLIENT, "sub": CLIENT, "aud": us });
+    let members = own.as_object_mut().unwrap();
+    members.extend(more.as_object().unwrap().clone());
     key.svid_with("", &us, &own, &json!({}))
 }
 
@@ -38,7 +40,7 @@ pub fn authenticating(bench: &Bench, key: &Authority) -> Attempt {
     attempt.set("subject_token", None);
     attempt.set("subject_token_type", None);
     attempt.set("client_assertion_type", ASSERTION.to_owned());
-    attempt.set("client_assertion", assertion(bench, key));
+    attempt.set("client_assertion", assertion(bench, key, &json!({})));
     attempt
 }
 
@@ -83,6 +85,36 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
             &bench.send(with_refresh(&bench, &key, other)).await,
             grant("token_unknown"),
         );
+    }
+    // Who a client is it shows here as it does without: by what is its own alone.
+    for (what, claim, reason) in [
+        (
+            "by another",
+            json!({ "act": { "sub": CHILD } }),
+            "agent_inactive",
+        ),
+        (
+            "for another",
+            json!({ "may_act": { "sub": CHILD } }),
+            "agent_inactive",
+        ),
+        (
+            "another key's",
+            json!({ "cnf": { "jkt": thief.thumbprint() } }),
+            "proof_key_mismatch",
+        ),
+    ] {
+        for mut attempt in [
+            with_refresh(&bench, &key, &second),
+            authenticating(&bench, &key),
+        ] {
+            attempt.set("client_assertion", assertion(&bench, &key, &claim));
+            refused(
+                what,
+                &bench.send(attempt).await,
+                no("invalid_client", reason),
+            );
+        }
     }
     let request = no("invalid_request", "malformed_credentials");
     let mut session = with_refresh(&bench, &key, &second);

@@ -514,6 +514,13 @@ async fn an_unknown_outcome_is_said_and_never_sent_again() {
     );
     assert_eq!(cutter.seen() - seen, 2, "shown once more, and no more");
     assert_eq!(upstream.arrived() - before, 1);
+
+    // A filter of before does not say that its refusal of the second showing is its own.
+    cutter.hide_whose();
+    cutter.cut_next(1);
+    let (status, reason, _) = refusal(side.get(REPORT).await).await;
+    assert_eq!((status, reason.as_str()), (502, "outcome_unknown"));
+    assert_eq!(upstream.arrived() - before, 2);
     system.stop().await;
     drop(cutter);
 }

@@ -325,10 +325,13 @@ impl State {
         if of_owner >= most.saturating_add(usize::from(planted!(OwnerOverrun))) {
             return Err(Refused::Limit("outstanding tokens per owner"));
         }
-        let full = outstanding >= limits.outstanding_with_grants();
+        // A grant takes nobody's last place: nothing could be got with it.
+        let full = outstanding >= limits.outstanding_with_grants()
+            || outstanding.saturating_add(1) >= limits.outstanding_per_agent
+            || of_owner.saturating_add(1) >= limits.outstanding_per_owner;
         if token.grant.is_some() && full && !planted!(GrantsOverrun) {
             return Err(Refused::Limit(
-                "grants per agent: half of its outstanding tokens",
+                "grants: half of an agent's outstanding tokens, and no last one",
             ));
         }
         let shown: Vec<EvidenceOf> = std::iter::once(evidence).chain(also).copied().collect();

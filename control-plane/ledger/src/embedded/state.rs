@@ -39,7 +39,8 @@ const LINGER_MS: Millis = 5_000;
 /// How long the keys of a piece of evidence are counted past its end, in
 /// milliseconds: longer than any clock skew that a caller accepts.
 const EVIDENCE_LINGER_MS: Millis = 60_000;
-/// Approvals that ended (denied, expired, consumed) and are still shown.
+/// Approvals that ended and are still shown: so many that people said no to, and of all
+/// others (expired, consumed, cancelled) as many.
 const ENDED_APPROVALS: usize = 1024;
 
 #[derive(Clone)]
@@ -106,7 +107,7 @@ pub(crate) struct State {
     /// Pending and approved ones by digest, oldest first.
     open: ByHash<Vec<String>>,
     open_agents: Tally,
-    ended: VecDeque<String>,
+    ended: approvals::Ended,
     discovered: BTreeMap<String, Millis>,
     /// Set while agents wait for an admin, after a restore.
     pub(crate) suspended: Option<Suspension>,
@@ -216,12 +217,6 @@ impl State {
             .into_iter()
             .flatten()
             .filter_map(|id| self.approval(id))
-    }
-
-    /// Those of a digest that ended, as long as they are remembered.
-    pub(crate) fn ended_with(&self, digest: &Hash) -> impl Iterator<Item = &Approval> {
-        let ended = self.ended.iter().filter_map(|id| self.approval(id));
-        ended.filter(move |approval| approval.digest == *digest)
     }
 
     /// How many approvals are pending or approved.

@@ -164,7 +164,7 @@ pub enum Stopper {
     /// A person: all of it.
     Person,
     /// A refresh token that was used twice, which ends its family: what is left to people
-    /// is not for that.
+    /// is not for that, but where there is no room, for the whole agent.
     Family,
     /// An agent, which revokes what is its own: half of it.
     Agent,
@@ -192,6 +192,12 @@ pub struct Stop {
     /// Who lifted it, and when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifted: Option<(String, Millis)>,
+}
+
+impl Stop {
+    fn ends_ms(&self) -> Millis {
+        self.until_ms.unwrap_or(Millis::MAX)
+    }
 }
 
 /// Whom something was given to, and when: what rights are asked about.
@@ -273,7 +279,34 @@ pub struct Rights {
     pub agents: BTreeMap<String, Arc<AgentRecord>>,
     /// By what they cover.
     pub stops: BTreeMap<Target, Arc<Stop>>,
+    soonest: Soonest,
 }
+
+/// No stop is over before this, in ms, so that not each entry looks at all of them. Nothing
+/// else rests on it.
+#[derive(Clone, Copy, Debug)]
+struct Soonest(Millis);
+
+impl Soonest {
+    fn of(stops: &BTreeMap<Target, Arc<Stop>>) -> Self {
+        let ends = stops.values().map(|stop| stop.ends_ms());
+        Self(ends.min().unwrap_or(Millis::MAX))
+    }
+}
+
+impl Default for Soonest {
+    fn default() -> Self {
+        Self(Millis::MAX)
+    }
+}
+
+impl PartialEq for Soonest {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Soonest {}
 
 impl Rights {
     /// The record of an agent.
@@ -328,11 +361,29 @@ impl Rights {
         None
     }
 
-    /// Forgets stops whose time is over. What is shared is copied only where there is one.
+    /// Forgets stops whose time is over. What is shared is copied only where there may be one.
     pub(crate) fn sweep(shared: &mut Arc<Self>, now: Millis) {
-        let over = |stop: &Arc<Stop>| stop.until_ms.is_some_and(|until| until <= now);
-        if shared.stops.values().any(over) {
-            Arc::make_mut(shared).stops.retain(|_, stop| !over(stop));
+        if now < shared.soonest.0 {
+            return;
+        }
+        if shared.stops.values().any(|stop| stop.ends_ms() <= now) {
+            let rights = Arc::make_mut(shared);
+            rights.stops.retain(|_, stop| stop.ends_ms() > now);
+        }
+        if let Some(rights) = Arc::get_mut(shared) {
+            rights.soonest = Soonest::of(&rights.stops);
+        }
+    }
+
+    /// These, as they were kept.
+    pub(crate) fn of(
+        agents: BTreeMap<String, Arc<AgentRecord>>,
+        stops: BTreeMap<Target, Arc<Stop>>,
+    ) -> Self {
+        Self {
+            soonest: Soonest::of(&stops),
+            agents,
+            stops,
         }
     }
 }
@@ -374,6 +425,7 @@ impl Rights {
                 self.agents.insert(record.agent.clone(), Arc::new(record));
             }
             Right::Stop(stop) => {
+                self.soonest = Soonest(self.soonest.0.min(stop.ends_ms()));
                 self.stops.insert(stop.target.clone(), Arc::new(stop));
             }
         }

@@ -365,8 +365,8 @@ statements! {
     fn sweep_evidence(now: i64, most: i64) -> ();
     /// Stops that ended by then.
     fn sweep_rights(now: i64, most: i64) -> ();
-    /// Approvals that ended, all but the newest `kept`.
-    fn sweep_approvals(kept: i64, most: i64) -> ();
+    /// Approvals that ended, by a no or otherwise, all but the newest `kept`.
+    fn sweep_approvals(denied: bool, kept: i64, most: i64) -> ();
 }
 
 impl Conn {

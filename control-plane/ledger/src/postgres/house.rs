@@ -210,7 +210,9 @@ async fn sweep(conn: &mut Conn, time_ms: Millis) -> Result<bool, PostgresError> 
     conn.sweep_awaited(ended, awaited, SWEPT * 8).await?;
     conn.sweep_evidence(to_i64(time_ms), SWEPT).await?;
     conn.sweep_rights(to_i64(time_ms), SWEPT).await?;
-    conn.sweep_approvals(ENDED_APPROVALS, SWEPT).await?;
+    for denied in [true, false] {
+        conn.sweep_approvals(denied, ENDED_APPROVALS, SWEPT).await?;
+    }
     Ok(all)
 }
 

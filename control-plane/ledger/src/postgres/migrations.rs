@@ -34,6 +34,11 @@ pub(crate) fn migrations() -> Vec<Migration> {
             "format",
             include_str!("../../migrations/0006_format.sql"),
         ),
+        (
+            7,
+            "denied",
+            include_str!("../../migrations/0007_denied.sql"),
+        ),
     ]
     .into_iter()
     .map(|(version, name, sql)| {

@@ -10,6 +10,7 @@ on_both_stores! {
     nobody_is_asked_again_what_one_has_just_said_no_to,
     without_a_time_for_that_people_are_asked_at_once,
     a_no_is_not_forgotten_by_a_restart,
+    a_no_is_not_forgotten_for_what_else_ends,
 }
 
 const COOL: Millis = 5_000;
@@ -96,4 +97,37 @@ async fn a_no_is_not_forgotten_by_a_restart(rig: Rig) {
     assert_eq!(ledger.commit(ask("again", digest, "ask")).await, no_yet());
     rig.clock.set(START + COOL);
     ledger.commit(ask("again", digest, "ask")).await.unwrap();
+}
+
+async fn a_no_is_not_forgotten_for_what_else_ends(rig: Rig) {
+    let day = limits(86_400_000);
+    let many = Limits {
+        approvals_open: 2_000,
+        approvals_open_per_agent: 2_000,
+        ..day
+    };
+    let ledger = rig.open_with(many).await;
+    let digest = [0xd1; 32];
+    ledger.commit(ask("first", digest, "ask")).await.unwrap();
+    ledger.commit(answer("first", digest, false)).await.unwrap();
+    // More than are remembered of those that ended.
+    let others = (0..1_100_u64).map(|number| {
+        let mut other = [0; 32];
+        other[..8].copy_from_slice(&number.to_be_bytes());
+        ledger.commit(ask(&format!("other {number}"), other, "ask"))
+    });
+    for asked in futures::future::join_all(others).await {
+        asked.unwrap();
+    }
+    rig.clock.set(START + 900_000);
+    while ledger.commit(Command::ExpireApprovals).await.is_ok() {}
+    // A database forgets a while later.
+    for _ in 0..300 {
+        if ledger.approval("other 0").is_none() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(ledger.approval("other 0").is_none());
+    assert_eq!(ledger.commit(ask("again", digest, "ask")).await, no_yet());
 }

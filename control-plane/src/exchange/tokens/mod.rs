@@ -27,6 +27,19 @@ use std::sync::Arc;
 /// How long the stop of a token is kept after what it stops can be used, in ms.
 const STOP_LINGERS_MS: u64 = 10_000;
 
+/// Until when the stop of what ends then is kept, in ms: a request that it let through may
+/// be held, and what a grant `brings` at its last moment is stopped with it.
+pub(super) fn revoked_until(core: &Core, ends_ms: u64, brings: bool) -> u64 {
+    let held_ms = core.edges.hold_max_s().saturating_mul(1000);
+    let brought_ms = match brings {
+        true => TOKEN_LIFETIME_MAX_S.saturating_mul(1000),
+        false => 0,
+    };
+    let over_ms = ends_ms.max(core.now()).saturating_add(held_ms);
+    let over_ms = over_ms.saturating_add(brought_ms);
+    over_ms.saturating_add(STOP_LINGERS_MS)
+}
+
 /// Where a token stands that is known, and not to be used.
 #[derive(Clone, Copy)]
 enum Ended {
@@ -120,19 +133,11 @@ impl Exchange {
         if !core.refusals.may_revoke(&caller, now_ms) {
             return Err(TokensError::Busy);
         }
-        let held_ms = core.edges.hold_max_s().saturating_mul(1000);
-        // What a grant brought at its last moment is stopped with it.
-        let brought_ms = match family.brings {
-            true => TOKEN_LIFETIME_MAX_S.saturating_mul(1000),
-            false => 0,
-        };
-        let over_ms = family.ends_ms.max(now_ms).saturating_add(held_ms);
-        let over_ms = over_ms.saturating_add(brought_ms);
         let stop = Command::Stop {
             target: Target::Token(family.first),
             by: caller,
             why: "revoked by the agent that it was issued to".to_owned(),
-            until_ms: Some(over_ms.saturating_add(STOP_LINGERS_MS)),
+            until_ms: Some(revoked_until(core, family.ends_ms, family.brings)),
             stopper: Stopper::Agent,
         };
         core.ledger.commit(stop).await.map_err(|refused| {

@@ -44,7 +44,7 @@ const TOKENS: usize = 3;
 
 const DETAILS: (u16, &str, &str) = (400, "invalid_authorization_details", "action_mismatch");
 const DENIED: (u16, &str, &str) = (400, "access_denied", "policy_denied");
-const USED_UP: (u16, &str, &str) = (429, "temporarily_unavailable", "limit_exceeded");
+const USED_UP: (u16, &str, &str) = (400, "invalid_request", "limit_exceeded");
 
 /// Numbers that a seed gives again.
 struct Dice(u64);

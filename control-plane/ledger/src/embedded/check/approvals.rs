@@ -86,11 +86,9 @@ impl State {
             Some(id) => Ok((id, None)),
             None => {
                 // Who was told no does not have people asked until one says yes.
-                let denied = self.ended_with(&approval.digest).any(|other| {
+                let denied = self.denied_with(&approval.digest).any(|other| {
                     let until = other.decided_ms.unwrap_or_default();
-                    let until = until.saturating_add(limits.denied_ms);
-                    let denied = other.state == ApprovalState::Denied && now < until;
-                    denied && other.rules == approval.rules
+                    now < until.saturating_add(limits.denied_ms) && other.rules == approval.rules
                 });
                 if denied && !planted!(DeniedAskedAgain) {
                     return Err(Refused::ApprovalState(Some(ApprovalState::Denied)));

@@ -1,12 +1,48 @@
 //! An approval's life in the state, and what a restore does to all of them.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{ENDED_APPROVALS, State};
 use crate::{
     event::{Answer, Restored},
-    model::{Approval, ApprovalState, Millis, Suspension},
+    model::{Approval, ApprovalState, Hash, Millis, Suspension},
 };
+
+/// Approvals that ended and are still shown, those that ended first before. What a person
+/// said no to is apart: it is not forgotten for the ends of others.
+#[derive(Clone, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq))]
+pub(crate) struct Ended {
+    denied: VecDeque<String>,
+    others: VecDeque<String>,
+}
+
+impl Ended {
+    pub(super) fn add(&mut self, approval: &Approval) {
+        let id = approval.id.clone();
+        match approval.state {
+            ApprovalState::Denied => self.denied.push_back(id),
+            _ => self.others.push_back(id),
+        }
+    }
+
+    /// The oldest, where there are too many of its kind.
+    fn over(&mut self) -> Option<String> {
+        let mut kinds = [&mut self.denied, &mut self.others].into_iter();
+        kinds.find_map(|ids| {
+            let over = ids.len() > ENDED_APPROVALS;
+            over.then(|| ids.pop_front()).flatten()
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.denied.len() + self.others.len()
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &String> {
+        self.others.iter().chain(&self.denied)
+    }
+}
 
 impl State {
     pub(super) fn open_approval(&mut self, approval: &Approval) {
@@ -62,12 +98,16 @@ impl State {
                 self.open.remove(&approval.digest);
             }
         }
-        self.ended.push_back(id.to_owned());
-        while self.ended.len() > ENDED_APPROVALS {
-            if let Some(oldest) = self.ended.pop_front() {
-                self.approvals.remove(&oldest);
-            }
+        self.ended.add(approval);
+        while let Some(oldest) = self.ended.over() {
+            self.approvals.remove(&oldest);
         }
+    }
+
+    /// Those of a digest that a person said no to, as long as they are remembered.
+    pub(crate) fn denied_with(&self, digest: &Hash) -> impl Iterator<Item = &Approval> {
+        let denied = self.ended.denied.iter().filter_map(|id| self.approval(id));
+        denied.filter(move |approval| approval.digest == *digest)
     }
 
     /// A backup stands in for what was lost. What was decided since is not

@@ -21,7 +21,7 @@ pub(crate) struct Kept {
     pub(crate) epoch: u64,
     /// Pending and approved, by digest, those of one digest in the order of their opening.
     pub(crate) open: Vec<Shared<Approval>>,
-    /// Ended and still shown, those that ended first before.
+    /// Ended and still shown, those that ended first before; what was denied at the end.
     pub(crate) ended: Vec<Shared<Approval>>,
     /// By name.
     pub(crate) discovered: Vec<(String, Millis)>,
@@ -68,7 +68,7 @@ impl State {
                 .flatten()
                 .filter_map(shared)
                 .collect(),
-            ended: self.ended.iter().filter_map(shared).collect(),
+            ended: self.ended.ids().filter_map(shared).collect(),
             discovered: self
                 .discovered
                 .iter()
@@ -84,10 +84,10 @@ impl State {
     pub(crate) fn from_kept(kept: Kept) -> Self {
         let agents = kept.agents.into_iter();
         let stops = kept.stops.into_iter();
-        let rights = Rights {
-            agents: agents.map(|Shared(it)| (it.agent.clone(), it)).collect(),
-            stops: stops.map(|Shared(it)| (it.target.clone(), it)).collect(),
-        };
+        let rights = Rights::of(
+            agents.map(|Shared(it)| (it.agent.clone(), it)).collect(),
+            stops.map(|Shared(it)| (it.target.clone(), it)).collect(),
+        );
         let mut state = Self {
             rights: Arc::new(rights),
             entries: kept.entries,
@@ -105,7 +105,7 @@ impl State {
             state.approvals.insert(approval.id.clone(), approval);
         }
         for Shared(approval) in kept.ended {
-            state.ended.push_back(approval.id.clone());
+            state.ended.add(&approval);
             state.approvals.insert(approval.id.clone(), approval);
         }
         state

@@ -205,7 +205,7 @@ impl State {
         ) {
             self.open_approval(&approval);
         } else {
-            self.ended.push_back(approval.id.clone());
+            self.ended.add(&approval);
             self.approvals.insert(approval.id.clone(), approval.into());
         }
     }

@@ -183,13 +183,19 @@ pub(crate) async fn sweep_rights(conn: &mut PgConnection, now: i64, most: i64) -
     Ok(())
 }
 
-pub(crate) async fn sweep_approvals(conn: &mut PgConnection, kept: i64, most: i64) -> Done<()> {
+pub(crate) async fn sweep_approvals(
+    conn: &mut PgConnection,
+    denied: bool,
+    kept: i64,
+    most: i64,
+) -> Done<()> {
     sqlx::query(
         "DELETE FROM approvals WHERE id IN (SELECT id FROM approvals WHERE ended IS NOT NULL \
-           ORDER BY ended DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
+           AND denied = $3 ORDER BY ended DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED)",
     )
     .bind(kept)
     .bind(most)
+    .bind(denied)
     .execute(conn)
     .await?;
     Ok(())

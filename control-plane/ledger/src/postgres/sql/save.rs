@@ -251,12 +251,12 @@ pub(crate) async fn put_approval(conn: &mut PgConnection, approval: &Approval) -
     );
     Ok(sqlx::query_scalar(
         "INSERT INTO approvals AS a \
-           (id, digest, agent, expires_ms, record, version, opened, ended) \
-         SELECT $1, $2, $3, $4, $5, v, v, CASE WHEN $6 THEN NULL ELSE v END \
+           (id, digest, agent, expires_ms, record, version, opened, ended, denied) \
+         SELECT $1, $2, $3, $4, $5, v, v, CASE WHEN $6 THEN NULL ELSE v END, $7 \
          FROM nextval('changes') v \
          ON CONFLICT (id) DO UPDATE SET expires_ms = excluded.expires_ms, \
            record = excluded.record, version = excluded.version, \
-           ended = coalesce(a.ended, excluded.ended) \
+           ended = coalesce(a.ended, excluded.ended), denied = excluded.denied \
          RETURNING version",
     )
     .bind(&approval.id)
@@ -265,6 +265,7 @@ pub(crate) async fn put_approval(conn: &mut PgConnection, approval: &Approval) -
     .bind(to_i64(approval.expires_ms))
     .bind(serde_json::to_vec(approval)?)
     .bind(open)
+    .bind(approval.state == ApprovalState::Denied)
     .fetch_one(conn)
     .await?)
 }

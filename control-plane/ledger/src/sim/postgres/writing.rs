@@ -403,7 +403,7 @@ impl Conn {
     }
 
     /// There are never so many that some of them would go.
-    pub(crate) async fn sweep_approvals(&mut self, _: i64, _: i64) -> Done<()> {
+    pub(crate) async fn sweep_approvals(&mut self, _: bool, _: i64, _: i64) -> Done<()> {
         self.ask(&[(T::Approvals, WRITE)]).await?;
         self.told(Ok(())).await
     }
