@@ -130,5 +130,5 @@ async fn handle(
     stop: CancellationToken,
 ) {
     let router = router.layer(axum::Extension(axum::extract::ConnectInfo(peer)));
-    http::connection(stream, router, stop, (Patience::default(), Some(place))).await;
+    http::connection(stream, router, stop, (Patience::default(), place)).await;
 }

@@ -29,7 +29,8 @@ use tower::ServiceExt;
 /// Connections at one time, and never more than half of the files that may be
 /// open; for a further one that is closed which has waited for its client for longest.
 const MAX_CONNECTIONS: usize = 4096;
-/// So many that are closed for others may still be on their way out.
+/// So many that are closed for others may still be on their way out, and no more than there
+/// are places.
 const LEAVING: usize = 64;
 /// Of them, connections with client certificates have one part in so many.
 const MTLS_PART: usize = 4;
@@ -110,8 +111,7 @@ async fn serve_most(
     let address = listener.local_addr()?;
     tracing::debug!(%address, most, "the HTTP listener is open");
     let (places, tasks) = (Places::new(most), TaskTracker::new());
-    // Files that are open, those of connections that are being closed among them.
-    let files = Arc::new(Semaphore::new(most.saturating_add(LEAVING)));
+    let files = files(most);
     while let Some(file) = place(&files, &stop).await {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -127,7 +127,7 @@ async fn serve_most(
                 }
                 let (router, stop) = (router.clone(), stop.clone());
                 tasks.spawn(async move {
-                    connection(stream, router, stop, (patience, Some(place))).await;
+                    connection(stream, router, stop, (patience, place)).await;
                     // Only now is the file closed.
                     drop(file);
                 });
@@ -146,12 +146,23 @@ async fn serve_most(
 }
 
 /// Serves `router` to workloads that have shown their certificates: each request
-/// has its connection's [`Peer`] as an extension. Returns once the listener has
-/// ended, or after `stop`.
-pub async fn serve_workloads(mut incoming: Incoming, router: Router, stop: CancellationToken) {
+/// has its connection's [`identity::mtls::Peer`] as an extension. Returns once the
+/// listener has ended, or after `stop`.
+pub async fn serve_workloads(incoming: Incoming, router: Router, stop: CancellationToken) {
     let most = connections(getrlimit(Resource::Nofile).current) / MTLS_PART;
-    let (places, tasks) = (Arc::new(Semaphore::new(most.max(1))), TaskTracker::new());
-    while let Some(place) = place(&places, &stop).await {
+    serve_most_workloads(incoming, router, stop, most.max(1), Patience::default()).await;
+}
+
+async fn serve_most_workloads(
+    mut incoming: Incoming,
+    router: Router,
+    stop: CancellationToken,
+    most: usize,
+    patience: Patience,
+) {
+    let (places, tasks) = (Places::new(most), TaskTracker::new());
+    let files = files(most);
+    while let Some(file) = place(&files, &stop).await {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = incoming.next() => accepted,
@@ -161,16 +172,25 @@ pub async fn serve_workloads(mut incoming: Incoming, router: Router, stop: Cance
             Some(Err(_)) => continue,
             None => break,
         };
-        let router = router.clone().layer(Extension(stream.peer().clone()));
-        let stop = stop.clone();
+        let peer = stream.peer().clone();
+        let Some(place) = places.take(Peer::Workload(peer.id.clone()), &stop).await else {
+            continue;
+        };
+        let (router, stop) = (router.clone().layer(Extension(peer)), stop.clone());
         tasks.spawn(async move {
-            connection(stream, router, stop, (Patience::default(), None)).await;
-            drop(place);
+            connection(stream, router, stop, (patience, place)).await;
+            // Only now is the file closed.
+            drop(file);
         });
     }
     drop(incoming);
     tasks.close();
     tasks.wait().await;
+}
+
+/// For each connection an open file, those of connections that are being closed among them.
+fn files(most: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(most.saturating_add(LEAVING.min(most))))
 }
 
 /// The next free place, or nothing at the stop.
@@ -189,11 +209,11 @@ pub async fn connection<S>(
     stream: S,
     router: Router,
     stop: CancellationToken,
-    (patience, place): (Patience, Option<Place>),
+    (patience, place): (Patience, Place),
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let place = place.map(Arc::new);
+    let place = Arc::new(place);
     let (asked, answered) = (place.clone(), place.clone());
     let router = router
         .map_request(move |request: http::Request<Received>| {
@@ -208,16 +228,10 @@ pub async fn connection<S>(
         .header_read_timeout(patience.head)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
-    let taken = async {
-        match &place {
-            Some(place) => place.ended().await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         // Clients leave as they like; that is nothing to tell.
         _ = connection.as_mut() => {}
-        () = taken => {}
+        () = place.ended() => {}
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(patience.drain, connection).await;
@@ -228,14 +242,12 @@ pub async fn connection<S>(
 /// An answer, after which its connection waits for its client again.
 struct Answering {
     body: Body,
-    place: Option<Arc<Place>>,
+    place: Arc<Place>,
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if let Some(place) = &self.place {
-            place.waits();
-        }
+        self.place.waits();
     }
 }
 
@@ -266,15 +278,13 @@ struct Timed {
     patience: Patience,
     bytes: u64,
     deadline: Pin<Box<Sleep>>,
-    place: Option<Arc<Place>>,
+    place: Arc<Place>,
 }
 
 impl Timed {
-    fn within(patience: Patience, body: Received, place: Option<Arc<Place>>) -> Body {
+    fn within(patience: Patience, body: Received, place: Arc<Place>) -> Body {
         if body.is_end_stream() {
-            if let Some(place) = &place {
-                place.answers();
-            }
+            place.answers();
             return Body::empty();
         }
         let began = Instant::now();
@@ -296,11 +306,9 @@ impl Timed {
         let within = self.patience.grace.saturating_add(for_these);
         let deadline = self.began + within.min(self.patience.body);
         self.deadline.as_mut().reset(deadline);
-        if let Some(place) = &self.place {
-            match self.body.is_end_stream() {
-                true => place.answers(),
-                false => place.waits(),
-            }
+        match self.body.is_end_stream() {
+            true => self.place.answers(),
+            false => self.place.waits(),
         }
     }
 }
@@ -317,11 +325,7 @@ impl HttpBody for Timed {
             match &frame {
                 Some(Ok(frame)) => self.took(frame.data_ref().map_or(0, Bytes::len)),
                 Some(Err(_)) => {}
-                None => {
-                    if let Some(place) = &self.place {
-                        place.answers();
-                    }
-                }
+                None => self.place.answers(),
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(axum::Error::new)));
         }

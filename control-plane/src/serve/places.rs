@@ -1,16 +1,17 @@
 //! Who has a connection, and whose is closed so that another may have one.
 //!
 //! A place is never refused to somebody new for the sake of those who only wait: the
-//! connection that has waited for its client for longest makes room. One address, or one
-//! uid, has a share, and past that it is its own connections that make room.
+//! connection that has waited for its client for longest makes room. One address, one uid,
+//! or one workload, has a share, and past that it is its own connections that make room.
 
+use identity::SpiffeId;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// One address, or one uid, has one part in so many of the places.
+/// One address, one uid, or one workload, has one part in so many of the places.
 const PEER_PART: usize = 2;
 /// While all that there are do something, how often is looked for one that does not.
 const LOOK: Duration = Duration::from_millis(50);
@@ -18,12 +19,14 @@ const LOOK: Duration = Duration::from_millis(50);
 const SAID_EVERY: u64 = 1_024;
 
 /// Whom a connection is counted with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
     /// An address; of IPv6 the /64 that it is in.
     Address(u64),
     /// A local process, by its uid.
     Uid(u32),
+    /// A workload that has shown its certificate, wherever it is.
+    Workload(SpiffeId),
 }
 
 impl From<IpAddr> for Peer {
@@ -88,7 +91,7 @@ impl Places {
     /// the peer has too many.
     pub async fn take(&self, peer: Peer, stop: &CancellationToken) -> Option<Place> {
         loop {
-            match self.try_take(peer) {
+            match self.try_take(&peer) {
                 Ok(place) => return Some(place),
                 Err(NoPlace::OfPeer) => {
                     tracing::debug!(?peer, "a peer has too many connections for another one");
@@ -102,10 +105,10 @@ impl Places {
         }
     }
 
-    fn try_take(&self, peer: Peer) -> Result<Place, NoPlace> {
+    fn try_take(&self, peer: &Peer) -> Result<Place, NoPlace> {
         let mut inner = self.lock();
         let share = (self.most / PEER_PART).max(1);
-        let has = inner.by_peer.get(&peer).copied().unwrap_or_default();
+        let has = inner.by_peer.get(peer).copied().unwrap_or_default();
         if has >= share {
             inner.make_room(Some(peer)).ok_or(NoPlace::OfPeer)?;
         } else if inner.all.len() >= self.most {
@@ -114,12 +117,12 @@ impl Places {
         let id = inner.tick();
         let end = CancellationToken::new();
         let held = Held {
-            peer,
+            peer: peer.clone(),
             waits: Some(id),
             end: end.clone(),
         };
         inner.all.insert(id, held);
-        let count = inner.by_peer.entry(peer).or_default();
+        let count = inner.by_peer.entry(peer.clone()).or_default();
         *count = count.saturating_add(1);
         Ok(Place {
             places: self.clone(),
@@ -141,9 +144,9 @@ impl Inner {
     }
 
     /// Closes whichever has waited for longest: of all, or of one peer's.
-    fn make_room(&mut self, of: Option<Peer>) -> Option<()> {
+    fn make_room(&mut self, of: Option<&Peer>) -> Option<()> {
         let all = self.all.iter();
-        let all = all.filter(|(_, held)| of.is_none_or(|peer| held.peer == peer));
+        let all = all.filter(|(_, held)| of.is_none_or(|peer| held.peer == *peer));
         let waiting = all.filter_map(|(id, held)| Some((held.waits?, *id)));
         let (_, id) = waiting.min()?;
         let gone = self.remove(id)?;
@@ -215,42 +218,42 @@ mod tests {
         let places = Places::new(4);
         let all: Vec<Place> = [A, B, A, B]
             .iter()
-            .map(|peer| places.try_take(*peer).ok().unwrap())
+            .map(|peer| places.try_take(peer).ok().unwrap())
             .collect();
         // The first has said something since, and the second is being answered.
         all[0].waits();
         all[1].answers();
-        let other = places.try_take(Peer::Uid(7)).ok().unwrap();
+        let other = places.try_take(&Peer::Uid(7)).ok().unwrap();
         let ended: Vec<bool> = all.iter().map(is_ended).collect();
         assert_eq!(ended, [false, false, true, false]);
         drop(other);
-        let _free = places.try_take(Peer::Uid(8)).ok().unwrap();
+        let _free = places.try_take(&Peer::Uid(8)).ok().unwrap();
         assert!(!is_ended(&all[3]), "there was a free one");
     }
 
     #[test]
     fn a_peer_past_its_share_makes_room_itself_and_others_have_theirs() {
         let places = Places::new(8);
-        let of_b = places.try_take(B).ok().unwrap();
+        let of_b = places.try_take(&B).ok().unwrap();
         let mut of_a = Vec::new();
         for _ in 0..100 {
-            of_a.push(places.try_take(A).ok().unwrap());
+            of_a.push(places.try_take(&A).ok().unwrap());
         }
         assert!(!is_ended(&of_b), "another's waited for longer");
         assert_eq!(of_a.iter().filter(|it| !is_ended(it)).count(), 4);
         for place in &of_a {
             place.answers();
         }
-        assert_eq!(places.try_take(A).err(), Some(NoPlace::OfPeer));
+        assert_eq!(places.try_take(&A).err(), Some(NoPlace::OfPeer));
         let others: Vec<Place> = (10..13)
-            .map(|n| places.try_take(Peer::Uid(n)).ok().unwrap())
+            .map(|n| places.try_take(&Peer::Uid(n)).ok().unwrap())
             .collect();
         for place in others.iter().chain([&of_b]) {
             place.answers();
         }
-        assert_eq!(places.try_take(Peer::Uid(20)).err(), Some(NoPlace::Now));
+        assert_eq!(places.try_take(&Peer::Uid(20)).err(), Some(NoPlace::Now));
         others[0].waits();
-        assert!(places.try_take(Peer::Uid(20)).is_ok());
+        assert!(places.try_take(&Peer::Uid(20)).is_ok());
         assert!(is_ended(&others[0]));
     }
 
@@ -258,7 +261,7 @@ mod tests {
     fn what_is_dropped_is_free_and_forgotten() {
         let places = Places::new(4);
         for _ in 0..10 {
-            let both = [places.try_take(A), places.try_take(B)];
+            let both = [places.try_take(&A), places.try_take(&B)];
             assert!(both.iter().all(Result::is_ok));
         }
         let inner = places.lock();

@@ -3,15 +3,20 @@
 use super::*;
 use axum::response::sse::{Event, Sse};
 use axum::routing::{get, post};
+use identity::SpiffeId;
+use identity::mtls::{MtlsStream, plaintext_incoming};
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 
 const SOON: Duration = Duration::from_secs(5);
 
 struct Server {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<io::Result<()>>,
 }
@@ -155,6 +160,75 @@ async fn who_only_holds_connections_makes_room_for_whoever_asks() {
         assert_ne!(read, 0, "{text}");
         text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
     }
+}
+
+/// Everybody that comes to one listener is this workload.
+async fn workload(name: &str, to: mpsc::Sender<io::Result<MtlsStream>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let id = SpiffeId::parse(name).unwrap();
+    let mut incoming = plaintext_incoming(listener, id).unwrap();
+    tokio::spawn(async move {
+        while let Some(stream) = incoming.next().await {
+            if to.send(stream).await.is_err() {
+                break;
+            }
+        }
+    });
+    address
+}
+
+/// Sends this on a connection that stays, and reads until the answer has that.
+async fn told(stream: &mut TcpStream, text: &str, word: &str) {
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut said = String::new();
+    while !said.contains(word) {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(SOON / 2, stream.read(&mut bytes)).await;
+        let read = read.expect(word).unwrap();
+        assert_ne!(read, 0, "{said}");
+        said.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+}
+
+/// A workload that says nothing on all that it may have makes room itself.
+#[tokio::test]
+async fn a_workload_that_only_holds_connections_keeps_no_other_out() {
+    let patience = Patience {
+        head: SOON * 2,
+        body: SOON * 2,
+        grace: SOON * 2,
+        drain: Duration::from_millis(300),
+    };
+    let (sender, receiver) = mpsc::channel(1);
+    let (a, b) = ("spiffe://writ.example/a", "spiffe://writ.example/b");
+    let at_a = workload(a, sender.clone()).await;
+    let at_b = workload(b, sender).await;
+    let who = |Extension(peer): Extension<identity::mtls::Peer>| async move { peer.id.to_string() };
+    let router = Router::new().route("/", get(who));
+    let stop = CancellationToken::new();
+    let incoming = ReceiverStream::new(receiver);
+    let served = serve_most_workloads(incoming, router, stop.clone(), 8, patience);
+    let served = tokio::spawn(served);
+
+    let asks = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut of_b = TcpStream::connect(at_b).await.unwrap();
+    told(&mut of_b, asks, b).await;
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(at_a).await.unwrap();
+        // Those that were closed already take nothing more.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\n").await;
+        held.push(stream);
+    }
+    for (at, name) in [(at_a, a), (at_b, b)] {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        told(&mut stream, asks, name).await;
+    }
+    // The other's has waited for longest, and is there yet.
+    told(&mut of_b, asks, b).await;
+    stop.cancel();
+    tokio::time::timeout(SOON, served).await.unwrap().unwrap();
 }
 
 #[tokio::test]
