@@ -14,8 +14,11 @@ const APPROVAL_RETRY_S: u32 = 5;
 /// How long a client waits when nothing was spent and it may simply try again; seconds.
 const UNAVAILABLE_RETRY_S: u32 = 1;
 
-/// What a page's script has to read of a challenge for a nonce (RFC 9449, section 8).
-const EXPOSED: &str = "DPoP-Nonce, WWW-Authenticate";
+/// What a page's script has to read of a refusal, where it comes from another origin: whether
+/// it is one of ours, and what is demanded (RFC 9449, section 8).
+const EXPOSED: &str = "X-Writ-Reason";
+const EXPOSED_OF_A_CHALLENGE: &str = "WWW-Authenticate, X-Writ-Reason";
+const EXPOSED_OF_A_NONCE: &str = "DPoP-Nonce, WWW-Authenticate, X-Writ-Reason";
 
 /// RFC 9110, section 15.5.14 and section 15.5.9.
 const BODY_TOO_LARGE: u16 = 413;
@@ -155,8 +158,13 @@ impl Refusal {
         }
         if let Some(nonce) = &self.nonce {
             with.push(("dpop-nonce", nonce));
-            with.push(("access-control-expose-headers", EXPOSED));
         }
+        let exposed = match (&self.nonce, &challenge) {
+            (Some(_), _) => EXPOSED_OF_A_NONCE,
+            (None, Some(_)) => EXPOSED_OF_A_CHALLENGE,
+            (None, None) => EXPOSED,
+        };
+        with.push(("access-control-expose-headers", exposed));
         host::reply(
             self.status,
             with,

@@ -76,7 +76,7 @@ pub fn asked_at_edge(answer: &Answer) -> Result<String, Error> {
     let cached = answer.header("cache-control");
     same("cache-control", cached, Some("no-store"))?;
     let exposed = answer.header("access-control-expose-headers");
-    let wanted = Some("DPoP-Nonce, WWW-Authenticate");
+    let wanted = Some("DPoP-Nonce, WWW-Authenticate, X-Writ-Reason");
     same("what scripts may read", exposed, wanted)?;
     one_nonce(answer)
 }

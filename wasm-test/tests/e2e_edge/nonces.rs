@@ -64,7 +64,7 @@ fn asked(what: &str, answer: &Answer) -> String {
     assert_eq!(all("cache-control"), ["no-store"], "{what}");
     assert_eq!(
         all("access-control-expose-headers"),
-        ["DPoP-Nonce, WWW-Authenticate"],
+        ["DPoP-Nonce, WWW-Authenticate, X-Writ-Reason"],
         "{what}"
     );
     assert!(all("retry-after").is_empty(), "{what}");

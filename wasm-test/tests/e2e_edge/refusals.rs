@@ -78,6 +78,13 @@ fn judge(row: &Row, answer: &Answer) -> Result<(), String> {
             return Err(format!("the challenge {challenge}"));
         }
     }
+    let exposed = match wanted {
+        0 => "X-Writ-Reason",
+        _ => "WWW-Authenticate, X-Writ-Reason",
+    };
+    if answer.header("access-control-expose-headers") != Some(exposed) {
+        return Err(format!("what scripts may read {:?}", answer.headers));
+    }
     if answer.header("content-type") != Some("application/problem+json")
         || answer.header("cache-control") != Some("no-store")
         || json["status"] != row.status

@@ -27,7 +27,10 @@ fn assert_asks(reply: &Reply, nonce: &str) {
         challenge.starts_with("DPoP error=\"use_dpop_nonce\", "),
         "{challenge}"
     );
-    assert!(header("access-control-expose-headers").contains("DPoP-Nonce"));
+    assert_eq!(
+        header("access-control-expose-headers"),
+        "DPoP-Nonce, WWW-Authenticate, X-Writ-Reason"
+    );
 }
 
 fn passes(vm: &mut Vm, headers: &Headers) {

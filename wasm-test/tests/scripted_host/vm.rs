@@ -341,6 +341,14 @@ impl Vm {
         );
         assert_eq!(reply.body["type"], reply.body["reason"]);
         assert_eq!(reply.headers["content-type"], "application/problem+json");
+        // What is for clients is for a page's script as well.
+        let exposed = &reply.headers["access-control-expose-headers"];
+        for name in ["X-Writ-Reason", "WWW-Authenticate", "DPoP-Nonce"] {
+            let is_there = reply.headers.contains_key(&name.to_lowercase());
+            let is_exposed = exposed.split(", ").any(|it| it == name);
+            assert_eq!(is_exposed, is_there, "{name}: {reply:?}");
+        }
+        assert_eq!(reply.headers["x-writ-reason"], reason);
         assert_eq!(self.http(context).reason, reason);
         assert_eq!(self.resumed(context), 0);
         assert_eq!(self.body(context), PAUSE);
