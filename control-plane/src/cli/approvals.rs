@@ -1,7 +1,7 @@
 //! `writ login`, `writ approvals` and `writ status`: reading comes in over the
 //! admin socket as this uid; deciding takes a human's session.
 
-use super::local::{admin_as, admin_get, admin_send, session_file, write_secret};
+use super::local::{admin_as, admin_send, admin_told, session_file, write_secret};
 use super::{approval, fail, plain, refuse};
 use crate::client::may_carry_secrets;
 use clap::{Args, Subcommand};
@@ -150,17 +150,8 @@ async fn list(socket: &Socket, state: Option<&str>, json: bool) -> ExitCode {
 }
 
 pub(super) async fn ask(socket: &Socket, path: &str) -> Result<Value, ExitCode> {
-    match admin_get(&socket.admin_socket, path).await {
-        Ok((status, value)) if status.is_success() => Ok(value),
-        Ok((_, problem)) => {
-            let detail = problem
-                .get("detail")
-                .and_then(Value::as_str)
-                .unwrap_or("the control plane refused");
-            Err(refuse(&plain(detail)))
-        }
-        Err(error) => Err(fail(&error)),
-    }
+    let told = admin_told(&socket.admin_socket, path).await;
+    told.map_err(|untold| untold.end())
 }
 
 fn http() -> Result<reqwest::Client, String> {

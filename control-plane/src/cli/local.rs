@@ -1,7 +1,7 @@
 //! What the command line keeps for its user, and the admin socket's client.
 
 use base64ct::{Base64UrlUnpadded, Encoding};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -9,9 +9,47 @@ use serde_json::Value;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// An answer of the admin socket is at most this long; bytes.
 const ANSWER_MAX: usize = 16 * 1024 * 1024;
+
+/// Why the admin socket did not tell what it was asked for.
+pub(crate) struct Untold {
+    /// In words, for a terminal.
+    pub(crate) why: String,
+    /// Whether it was refused, and not lost.
+    is_refusal: bool,
+}
+
+impl Untold {
+    /// Says so, as all that the command came to.
+    pub(crate) fn end(&self) -> ExitCode {
+        if self.is_refusal {
+            super::refuse(&self.why)
+        } else {
+            super::fail(&self.why)
+        }
+    }
+}
+
+/// What a path of the admin socket tells.
+pub(crate) async fn admin_told(socket: &Path, path: &str) -> Result<Value, Untold> {
+    match admin_get(socket, path).await {
+        Ok((status, value)) if status.is_success() => Ok(value),
+        Ok((_, problem)) => {
+            let detail = problem.get("detail").and_then(Value::as_str);
+            Err(Untold {
+                why: super::plain(detail.unwrap_or("the control plane refused")),
+                is_refusal: true,
+            })
+        }
+        Err(why) => Err(Untold {
+            why,
+            is_refusal: false,
+        }),
+    }
+}
 
 /// `$XDG_STATE_HOME/writ`, or `~/.local/state/writ`; made with mode 0700.
 pub(crate) fn state_dir() -> Result<PathBuf, String> {
@@ -108,10 +146,22 @@ pub(crate) async fn admin_as(
     let body = Limited::new(response.into_body(), ANSWER_MAX)
         .collect()
         .await
-        .map_err(|error| gone(&error))?
+        .map_err(|error| match error.is::<LengthLimitError>() {
+            true => too_long(socket),
+            false => gone(&error),
+        })?
         .to_bytes();
     let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     Ok((status, value))
+}
+
+/// The control plane runs, and says more than is taken.
+fn too_long(socket: &Path) -> String {
+    format!(
+        "the answer of the control plane at `{}` is longer than {} MiB, which is all that is read of one",
+        socket.display(),
+        ANSWER_MAX / (1024 * 1024)
+    )
 }
 
 /// Who may use a socket that this user may not.
@@ -142,7 +192,38 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::group_name;
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// It is not told as if nothing ran there.
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_told_as_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("admin.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 1024];
+            let _ = stream.read(&mut asked).await.unwrap();
+            let length = ANSWER_MAX + 1;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // It is hung up on before the end.
+            let _ = stream.write_all(&vec![b' '; length]).await;
+        });
+        let untold = admin_told(&socket, "/api/v1/stops").await.err().unwrap();
+        assert!(untold.why.contains("longer than 16 MiB"), "{}", untold.why);
+        assert!(!untold.is_refusal);
+        let nobody = admin_told(&dir.path().join("none"), "/")
+            .await
+            .err()
+            .unwrap();
+        assert!(
+            nobody.why.contains("is `writ serve` running?"),
+            "{}",
+            nobody.why
+        );
+    }
 
     #[test]
     fn a_group_is_found_by_its_number() {

@@ -2,7 +2,7 @@
 //! over the admin socket; changing takes a human's session.
 
 use super::approvals::{Door, Issuer, Socket, ask, by_door};
-use super::stops::{of_agent, standing, target};
+use super::stops::{of_agents, target};
 use super::{fail, plain, refuse};
 use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
@@ -135,12 +135,10 @@ async fn list(socket: &Socket, state: Option<State>, json: bool) -> ExitCode {
     if all.is_empty() {
         println!("No agent is registered, and none has asked.");
     }
-    let stops = match standing(socket, false).await {
-        Ok(stops) => stops,
-        Err(code) => return code,
-    };
+    let stops = of_agents(socket).await;
     for agent in all {
-        let stopped = of_agent(&stops, agent).map(|stop| format!("  STOPPED: {}", target(stop)));
+        let stopped = stops.stops(agent);
+        let stopped = stopped.map(|target| format!("  STOPPED: {target}"));
         println!(
             "{:<15}{}  owner {}{}  seen {}{}{}",
             text(agent, "state"),
@@ -197,13 +195,8 @@ async fn show(socket: &Socket, agent: &str, json: bool) -> ExitCode {
         let gone = if name == "owner" { gone(&value) } else { "" };
         println!("{name:<13}{}{gone}", plain(text));
     }
-    match standing(socket, false).await {
-        Ok(stops) => {
-            let stopped = of_agent(&stops, &value).map(target);
-            println!("{:<13}{}", "stopped", stopped.as_deref().unwrap_or("-"));
-        }
-        Err(code) => return code,
-    }
+    let stops = of_agents(socket).await;
+    println!("{:<13}{}", "stopped", stops.said_of(&value));
     ExitCode::SUCCESS
 }
 

@@ -1,6 +1,7 @@
 //! `writ stops`: what is stopped.
 
-use super::approvals::{Socket, ask};
+use super::approvals::Socket;
+use super::local::{Untold, admin_told};
 use super::plain;
 use clap::Args;
 use serde_json::Value;
@@ -22,31 +23,109 @@ pub struct Stops {
 impl Stops {
     /// Lists them.
     pub async fn run(self) -> ExitCode {
-        let value = match standing(&self.socket, self.all).await {
-            Ok(value) => value,
-            Err(code) => return code,
+        let told = match told(&self.socket, "", self.all).await {
+            Ok(told) => told,
+            Err(untold) => return untold.end(),
         };
         if self.json {
-            println!("{}", serde_json::json!({ "stops": value }));
+            let Told { stops, more } = told;
+            println!("{}", serde_json::json!({ "stops": stops, "more": more }));
             return ExitCode::SUCCESS;
         }
-        if value.is_empty() {
+        if told.stops.is_empty() {
             println!("Nothing is stopped.");
         }
-        for stop in &value {
+        for stop in &told.stops {
             println!("{}", line(stop));
+        }
+        if told.more > 0 {
+            println!("{}", left_out(told.more, self.all));
         }
         ExitCode::SUCCESS
     }
 }
 
-/// The stops that stand, and with `all` those that were lifted.
-pub(super) async fn standing(socket: &Socket, all: bool) -> Result<Vec<Value>, ExitCode> {
-    let mut value = ask(socket, "/api/v1/stops").await?;
-    let stops = value.get_mut("stops").and_then(Value::as_array_mut);
-    let mut stops = stops.map(std::mem::take).unwrap_or_default();
-    stops.retain(|stop| all || stop.get("stands") != Some(&Value::Bool(false)));
-    Ok(stops)
+/// Stops that were told, and how many more there may be.
+struct Told {
+    stops: Vec<Value>,
+    more: u64,
+}
+
+impl Told {
+    /// Those of an answer that stand, and with `all` those that were lifted.
+    fn of(mut answer: Value, all: bool) -> Self {
+        let more = answer.get("more").and_then(Value::as_u64);
+        let stops = answer.get_mut("stops").and_then(Value::as_array_mut);
+        let mut stops = stops.map(std::mem::take).unwrap_or_default();
+        let told = stops.len();
+        stops.retain(|stop| all || stop.get("stands") != Some(&Value::Bool(false)));
+        // Those that stand come first: after one that was lifted there is none.
+        let is_whole = stops.len() < told;
+        Self {
+            stops,
+            more: more.filter(|_| !is_whole).unwrap_or_default(),
+        }
+    }
+}
+
+async fn told(socket: &Socket, query: &str, all: bool) -> Result<Told, Untold> {
+    let path = format!("/api/v1/stops{query}");
+    let answer = admin_told(&socket.admin_socket, &path).await?;
+    Ok(Told::of(answer, all))
+}
+
+/// What is said of stops that are not listed: they may have been lifted.
+fn left_out(more: u64, all: bool) -> String {
+    match all {
+        true => format!("and {more} more"),
+        false => format!("and up to {more} more"),
+    }
+}
+
+/// The stops that cover agents as such.
+pub(super) struct OfAgents {
+    stops: Vec<Value>,
+    /// Whether these are all that there are.
+    is_whole: bool,
+}
+
+/// Which agents are stopped. What can't be known of that is said on standard error, and
+/// keeps nobody from seeing the agents.
+pub(super) async fn of_agents(socket: &Socket) -> OfAgents {
+    match told(socket, "?kind=agent,owner,everything", false).await {
+        Ok(told) => {
+            if told.more > 0 {
+                eprintln!(
+                    "writ: up to {} stops more were not looked at: an agent may be stopped without its being said",
+                    told.more
+                );
+            }
+            OfAgents {
+                is_whole: told.more == 0,
+                stops: told.stops,
+            }
+        }
+        Err(untold) => {
+            eprintln!("writ: what is stopped is not known: {}", untold.why);
+            OfAgents {
+                stops: Vec::new(),
+                is_whole: false,
+            }
+        }
+    }
+}
+
+impl OfAgents {
+    /// What stops this agent, where that is known.
+    pub(super) fn stops(&self, agent: &Value) -> Option<String> {
+        of_agent(&self.stops, agent).map(target)
+    }
+
+    /// The same, where it is looked at alone.
+    pub(super) fn said_of(&self, agent: &Value) -> String {
+        let none = if self.is_whole { "-" } else { "not known" };
+        self.stops(agent).unwrap_or_else(|| none.to_owned())
+    }
 }
 
 /// What is stopped, by whom and why.
@@ -88,7 +167,7 @@ pub(super) fn target(stop: &Value) -> String {
 
 /// The first of these stops that covers this agent as such: by its name, by its owner's, or
 /// with everything.
-pub(super) fn of_agent<'a>(stops: &'a [Value], agent: &Value) -> Option<&'a Value> {
+fn of_agent<'a>(stops: &'a [Value], agent: &Value) -> Option<&'a Value> {
     stops.iter().find(|stop| {
         let Some(target) = stop.get("target") else {
             return false;
@@ -155,5 +234,46 @@ mod tests {
             said.contains("asked to lift it") && !said.contains('\u{1b}'),
             "{said}"
         );
+    }
+
+    #[test]
+    fn what_is_left_out_is_known_where_it_may_stand() {
+        let stop = |stands: bool| json!({ "target": { "key": "k" }, "stands": stands });
+        let table = [
+            (json!([stop(true)]), 3, (1, 3), (1, 3)),
+            (json!([stop(true), stop(false)]), 3, (1, 0), (2, 3)),
+            (json!([stop(true)]), 0, (1, 0), (1, 0)),
+            (json!([]), 0, (0, 0), (0, 0)),
+        ];
+        for (stops, more, standing, all) in table {
+            let answer = json!({ "stops": stops, "more": more });
+            let told = |all| {
+                let told = Told::of(answer.clone(), all);
+                (told.stops.len(), told.more)
+            };
+            assert_eq!((told(false), told(true)), (standing, all), "{answer}");
+        }
+        let before = Told::of(json!({ "stops": [stop(true)] }), false);
+        assert_eq!((before.stops.len(), before.more), (1, 0));
+        assert_eq!(left_out(3, false), "and up to 3 more");
+    }
+
+    #[tokio::test]
+    async fn stops_that_cannot_be_had_are_told_as_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let nobody = Socket {
+            admin_socket: dir.path().join("admin.sock"),
+        };
+        let agent = json!({ "agent": "spiffe://x/a" });
+        let unknown = of_agents(&nobody).await;
+        assert_eq!(unknown.stops(&agent), None);
+        assert_eq!(unknown.said_of(&agent), "not known");
+        let known = OfAgents {
+            stops: vec![json!({ "target": { "agent": "spiffe://x/a" } })],
+            is_whole: true,
+        };
+        assert_eq!(known.said_of(&agent), "agent spiffe://x/a");
+        let other = json!({ "agent": "spiffe://x/b" });
+        assert_eq!(known.said_of(&other), "-");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::connect_info::ConnectInfo;
-use axum::extract::{DefaultBodyLimit, Json, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Json, Path, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -27,8 +27,9 @@ use super::fence::harden;
 use super::keys::keys_json;
 use super::logins::LINK_MS;
 use super::models::{all_json, standing};
-use super::rights::{agents_json, no_agent, one_json, stops_json};
+use super::rights::{agents_json, no_agent, one_json};
 use super::site::{BODY_MAX, Site};
+use super::stops::listed;
 use super::text::time_for_programs;
 use super::{Desk, Logins, WebSettings};
 
@@ -154,8 +155,8 @@ async fn agent(State(office): State<Office>, Path(id): Path<String>) -> Response
     }
 }
 
-async fn stops(State(office): State<Office>) -> Response {
-    Json(stops_json(&office.desk.rights())).into_response()
+async fn stops(State(office): State<Office>, RawQuery(query): RawQuery) -> Response {
+    listed(&office.desk.rights(), query.as_deref())
 }
 
 async fn keys(State(office): State<Office>) -> Response {

@@ -258,8 +258,11 @@ pub(super) struct StopAnswer {
     pub(super) lifted: Option<Said>,
 }
 
-/// What is stopped, and what was.
+/// What is stopped, and what was: those that stand first, of them that of everything, and
+/// then the newest.
 #[derive(Serialize, ToSchema)]
 pub(super) struct StopsAnswer {
     pub(super) stops: Vec<StopAnswer>,
+    /// How many more there are.
+    pub(super) more: usize,
 }

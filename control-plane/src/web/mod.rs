@@ -22,6 +22,7 @@ mod refusals;
 mod registry;
 mod rights;
 mod site;
+mod stops;
 mod text;
 pub(crate) use text::time_for_programs;
 mod views;

@@ -58,6 +58,13 @@ pub(super) enum NotAsked {
 }
 
 #[derive(IntoResponses)]
+pub(super) enum OtherQuery {
+    /// `bad_query`: the query says something else than this path takes.
+    #[response(status = 400, content_type = "application/problem+json")]
+    OtherQuery(#[to_schema] Problem),
+}
+
+#[derive(IntoResponses)]
 pub(super) enum NotNow {
     /// `unavailable`, and `unknown`: whether it was recorded.
     #[response(status = 503, content_type = "application/problem+json")]

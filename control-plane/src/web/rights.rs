@@ -1,10 +1,10 @@
 //! The registry of agents and the stops, over JSON: `/api/v1/agents` and `/api/v1/stops`.
 
-use axum::extract::{Json, Path, State};
+use axum::extract::{Json, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64ct::{Base64UrlUnpadded, Encoding as _};
-use ledger::model::{AgentChange, AgentRecord, AgentState, Refused, Rights, Stop, Target, User};
+use ledger::model::{AgentChange, AgentRecord, AgentState, Refused, Stop, Target, User};
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -14,8 +14,9 @@ use super::answers::{AgentAnswer, AgentsAnswer, Named, Problem, Said, StopAnswer
 use super::api::{Asked, Object, problem, reader, refused, unauthenticated};
 use super::logins::Session;
 use super::models::named as user_json;
-use super::refusals::{NotAllowed, NotAsked, NotFound, NotNow, NotSignedIn, PROBLEM};
+use super::refusals::{NotAllowed, NotAsked, NotFound, NotNow, NotSignedIn, OtherQuery, PROBLEM};
 use super::site::Site;
+use super::stops::listed;
 use super::text::time_for_programs;
 use super::{Desk, Owners, RightsChange};
 
@@ -118,7 +119,8 @@ fn target_json(target: &Target) -> Named {
     named
 }
 
-fn stop_json(stop: &Stop) -> StopAnswer {
+/// A stop, as it is told.
+pub(super) fn stop_json(stop: &Stop) -> StopAnswer {
     let said = |said: &Option<(String, u64)>| {
         said.as_ref().map(|(by, at)| Said {
             by: by.clone(),
@@ -134,14 +136,6 @@ fn stop_json(stop: &Stop) -> StopAnswer {
         stands: stop.lifted.is_none(),
         lift_asked: said(&stop.lift_asked),
         lifted: said(&stop.lifted),
-    }
-}
-
-/// What is stopped, and what was.
-pub(super) fn stops_json(rights: &Rights) -> StopsAnswer {
-    let all = rights.stops.values().map(|stop| stop_json(stop));
-    StopsAnswer {
-        stops: all.collect(),
     }
 }
 
@@ -171,12 +165,20 @@ async fn agent(State(site): State<Site>, Path(id): Path<String>, headers: Header
 
 /// What is stopped, and what was.
 #[utoipa::path(get, path = "/api/v1/stops", tag = "agents", security(("session" = [])),
-    responses((status = 200, description = "All of them", body = StopsAnswer), NotSignedIn))]
-async fn stops(State(site): State<Site>, headers: HeaderMap) -> Response {
+    params(
+        ("kind" = Option<String>, Query, description = "Only these, with commas between them",
+            pattern = "^(agent|owner|user|delegation|key|token|everything)(,(agent|owner|user|delegation|key|token|everything))*$"),
+        ("limit" = Option<u32>, Query, description = "So many at most, 1000 where it is left out", minimum = 1, maximum = 1000)),
+    responses((status = 200, description = "Those that are asked for", body = StopsAnswer), NotSignedIn, OtherQuery))]
+async fn stops(
+    State(site): State<Site>,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Response {
     if reader(&site, &headers).is_none() {
         return unauthenticated();
     }
-    Json(stops_json(&site.desk.rights())).into_response()
+    listed(&site.desk.rights(), query.as_deref())
 }
 
 /// An agent and what changes of it: what is left out, or null, stays.

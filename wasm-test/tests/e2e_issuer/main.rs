@@ -67,6 +67,7 @@ mod sidecar_certified;
 mod speaking;
 mod standard;
 mod starting;
+mod stops_listed;
 mod terminal_approvals;
 mod tokens;
 mod users;
