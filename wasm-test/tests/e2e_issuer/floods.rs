@@ -1,6 +1,6 @@
 //! Who asks and asks: what one caller may fill, and what stays with the others.
 
-use std::io::{Seek as _, Write as _};
+use std::io::{ErrorKind, Seek as _, Write as _};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use wasm_test::system::AGENT;
 use crate::admins::{ANN, BOB, CAROL, Person, link, two};
 use crate::grants::{CHILD, start};
 use crate::judging::{Attempt, Bench, issued, no, refused};
-use crate::plane::{run, text};
+use crate::plane::{Plane, Prepared, run, text};
 use crate::refreshing::{authenticating, refresh_of, refreshing, with_refresh};
 
 fn of(bench: &Bench, agent: &str) -> Attempt {
@@ -168,10 +168,94 @@ async fn an_approver_who_makes_links_and_sessions_puts_out_nobody_else() {
     }
 }
 
-/// Who holds what connections there may be keeps nobody out, and stopping has a door of its
-/// own.
+/// Files that the control plane may have open, so that it has half as many places, and one
+/// address half of those.
+const FILES: u32 = 400;
+const PLACES: usize = 200;
+const SHARE: usize = 100;
+
+/// Connections from an address of this machine that begin a request and say no more.
+async fn hold(plane: &Plane, from: [u8; 4], count: usize) -> Vec<std::net::TcpStream> {
+    let to: std::net::SocketAddr = ([127, 0, 0, 1], plane.ports().http).into();
+    let mut held = Vec::new();
+    for _ in 0..count {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let mut stream = socket.connect(to).await.unwrap();
+        // One that was closed already takes nothing.
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\n").await;
+        held.push(stream.into_std().unwrap());
+    }
+    held
+}
+
+/// Whether the control plane has closed each of these; it said nothing on any.
+fn closed(held: &[std::net::TcpStream]) -> Vec<bool> {
+    let is_closed = |stream: &std::net::TcpStream| match stream.peek(&mut [0]) {
+        Ok(0) => true,
+        Ok(_) => panic!("who asked for nothing was answered"),
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    };
+    held.iter().map(is_closed).collect()
+}
+
+/// So many of these are closed, soon, and they are those that were held for longest.
+async fn first_closed(what: &str, held: &[std::net::TcpStream], wanted: usize) {
+    let began = Instant::now();
+    let count = || closed(held).iter().filter(|it| **it).count();
+    while count() < wanted && began.elapsed() < Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let closed = closed(held);
+    let first = closed.iter().take_while(|it| **it).count();
+    let all = closed.iter().filter(|it| **it).count();
+    assert_eq!((first, all), (wanted, wanted), "{what}");
+}
+
+/// Asks, is answered at once, and stays.
+async fn answered(stream: &mut tokio::net::TcpStream) {
+    let asks = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(asks).await.unwrap();
+    let mut said = String::new();
+    while !said.ends_with("ok\n") {
+        let mut bytes = [0; 1024];
+        // Before any of those that are held would be given up by itself.
+        let read = tokio::time::timeout(Duration::from_secs(4), stream.read(&mut bytes));
+        let read = read.await.expect("nobody is kept waiting").unwrap();
+        assert_ne!(read, 0, "closed: {said}");
+        said.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+}
+
+/// Who holds all connections that there may be keeps nobody out: those that were held for
+/// longest are closed for whoever asks, and one address has no more than its share.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn held_connections_make_room_and_a_person_stops_by_the_admin_socket_too() {
+async fn held_connections_make_room_for_whoever_asks() {
+    let plane = Prepared::new().with_files(FILES).start().await;
+    let mut held = hold(&plane, [127, 0, 0, 2], SHARE).await;
+    held.extend(hold(&plane, [127, 0, 0, 3], PLACES - SHARE).await);
+    first_closed("as many as there may be", &held, 0).await;
+    let mut asking = Vec::new();
+    for _ in 0..8 {
+        let to = ("127.0.0.1", plane.ports().http);
+        let mut stream = tokio::net::TcpStream::connect(to).await.unwrap();
+        answered(&mut stream).await;
+        asking.push(stream);
+    }
+    first_closed("for those who asked", &held, asking.len()).await;
+    // Who comes from one address gets as far as its share, and then closes its own.
+    let more = hold(&plane, [127, 0, 0, 4], SHARE + 30).await;
+    first_closed("of the one that came last", &more, 30).await;
+    first_closed("for its share", &held, asking.len() + SHARE).await;
+    for stream in &mut asking {
+        answered(stream).await;
+    }
+}
+
+/// Nobody waits for long for the rest of a body, and stopping has a door of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_bodies_are_given_up_and_a_person_stops_by_the_admin_socket_too() {
     let plane = two().start().await;
     let address = plane.issuer().replace("http://", "");
     let slow = "POST /oauth2/token HTTP/1.1\r\nhost: x\r\ndpop: a\r\n\
@@ -184,7 +268,7 @@ async fn held_connections_make_room_and_a_person_stops_by_the_admin_socket_too()
     }
     let began = Instant::now();
     for stream in &mut held {
-        // Refused, or closed for others; nobody waits for the rest of it for 30 seconds.
+        // Refused, though it has 30 seconds to come: none of it comes any more.
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
     }

@@ -48,6 +48,8 @@ pub struct Prepared {
     ports: Ports,
     config: toml::Table,
     env: Vec<(String, String)>,
+    /// How many files it may have open, where that is not this process's own limit.
+    files: Option<u32>,
     tools: Tools,
 }
 
@@ -118,6 +120,7 @@ files = ["policy.cedar"]
             dir,
             ports,
             env: Vec::new(),
+            files: None,
             tools,
         };
         prepared.write_policy(POLICY);
@@ -133,6 +136,12 @@ files = ["policy.cedar"]
     /// More environment for the control plane.
     pub fn with_env(mut self, env: Vec<(String, String)>) -> Prepared {
         self.env.extend(env);
+        self
+    }
+
+    /// The control plane may have no more files open.
+    pub fn with_files(mut self, files: u32) -> Prepared {
+        self.files = Some(files);
         self
     }
 
@@ -191,6 +200,9 @@ files = ["policy.cedar"]
         let mut command = self.serve(&config);
         command.envs(self.env.iter().cloned());
         command.arg("--ready-file").arg(&ready_file);
+        if let Some(files) = self.files {
+            command = limited(&command, files);
+        }
         let mut child =
             Child::spawn("the control plane", &mut command, &self.path("serve.log")).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -260,6 +272,24 @@ impl std::ops::Deref for Plane {
     fn deref(&self) -> &Prepared {
         &self.prepared
     }
+}
+
+/// The same command, by a shell that first says how many files may be open.
+fn limited(command: &Command, files: u32) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+    shell.arg("-c").arg(script);
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        shell.current_dir(dir);
+    }
+    shell
 }
 
 /// Every entry of a log, oldest first.
