@@ -279,7 +279,7 @@ async fn an_agent_goes_from_state_to_state_as_it_may() {
     refused(
         &system,
         &["agents", "set", other, "--state", "active"],
-        "no such agent",
+        "so that it needs an owner too",
     )
     .await;
     let nobody = ["agents", "set", other, "--owner", "nobody"];
