@@ -97,6 +97,8 @@ pub struct Start {
     /// By the ledger's time, as all that is judged by it: a clock that was set back while
     /// nothing ran has not made anything unused again. ms.
     pub ms: u64,
+    /// The first second that is no other process's, in ms.
+    pub second_ms: u64,
     /// The first moment, in ms, of which this process knows what was used.
     pub once_from_ms: u64,
 }
@@ -108,14 +110,22 @@ impl Start {
     #[must_use]
     pub fn at(clock_ms: u64, ledger_ms: u64, begun: bool, in_files: bool) -> Self {
         let ms = clock_ms.max(ledger_ms);
-        let once_from_ms = match (begun, in_files) {
-            // There was nobody to use anything.
-            (true, _) => (ms / 1000).saturating_mul(1000),
-            (false, false) => ms.div_ceil(1000).saturating_mul(1000),
-            // What was used may be of a clock ahead.
-            (false, true) => ms.saturating_add(SKEW_MS),
+        // With a ledger that was just made there was nobody to use anything.
+        let second_s = match begun {
+            true => ms / 1000,
+            false => ms.div_ceil(1000),
         };
-        Self { ms, once_from_ms }
+        let second_ms = second_s.saturating_mul(1000);
+        let once_from_ms = match begun || !in_files {
+            true => second_ms,
+            // What was used may be of a clock ahead.
+            false => ms.saturating_add(SKEW_MS),
+        };
+        Self {
+            ms,
+            second_ms,
+            once_from_ms,
+        }
     }
 }
 

@@ -224,8 +224,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let exchange = Arc::new(Exchange::new(core.clone()).map_err(ServeError::Edge)?);
 
     // A fresh proof, or nonce, of this very second would be refused: let the second pass.
-    let early_ms = second_s.saturating_mul(1000);
-    let early_ms = early_ms.saturating_sub((core.clock)());
+    let early_ms = start.second_ms.saturating_sub((core.clock)());
     tokio::time::sleep(Duration::from_millis(early_ms.min(1000))).await;
     crate::federated::fetch_bundles(&core).await;
     let http = listen(http, core.config.server.listen)?;
