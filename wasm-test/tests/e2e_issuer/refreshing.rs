@@ -304,7 +304,7 @@ async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
         attempt.set("client_assertion", shown);
         attempt
     };
-    let forged = assertion(&bench, &Authority::fresh().named_as(&key));
+    let forged = assertion(&bench, &Authority::fresh().named_as(&key), &json!({}));
     let other = bench
         .authority
         .svid(CHILD, &bench.plane.issuer(), &json!({}));
@@ -325,7 +325,7 @@ async fn a_refresh_token_is_shown_by_the_client_that_it_was_given_to() {
     ] {
         refused(what, &bench.send(attempt).await, verdict);
     }
-    let used = assertion(&bench, &key);
+    let used = assertion(&bench, &key, &json!({}));
     let shown = |refresh: &str| by(refresh, Some(ASSERTION), Some(used.clone()));
     let body = issued("second", &bench.send(shown(&first)).await);
     let second = refresh_of(&body);
