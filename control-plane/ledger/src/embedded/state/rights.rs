@@ -8,13 +8,13 @@ use crate::{
     event::Event,
     model::{
         AgentChange, AgentRecord, AgentState, ApprovalState, Bar, EXPIRED_PER_ENTRY, Given,
-        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Stop, Stopper, Target,
+        LIFT_WAITS_MS, LIFTED_KEPT_MS, Limits, Millis, Refused, Right, Stop, Stopper, Target,
     },
 };
 
 /// Of the room for stops, agents have one part in so many for what they revoke.
 const TOKEN_PART: usize = 2;
-/// Of it, one part in so many is for people alone, and not for families of refresh tokens.
+/// Of it, one part in so many is for people, and not for families of refresh tokens.
 const PEOPLE_PART: usize = 4;
 
 impl State {
@@ -168,18 +168,12 @@ impl State {
             self.owners
                 .shift(was.as_deref(), &record.owner, outstanding);
         }
-        let rights = Arc::make_mut(&mut self.rights);
-        rights
-            .agents
-            .insert(record.agent.clone(), Arc::new(record.clone()));
+        Arc::make_mut(&mut self.rights).put(Right::Agent(record.clone()));
         self.holds_changed += 1;
     }
 
     pub(super) fn put_stop(&mut self, stop: &Stop) {
-        let rights = Arc::make_mut(&mut self.rights);
-        rights
-            .stops
-            .insert(stop.target.clone(), Arc::new(stop.clone()));
+        Arc::make_mut(&mut self.rights).put(Right::Stop(stop.clone()));
         self.holds_changed += 1;
     }
 

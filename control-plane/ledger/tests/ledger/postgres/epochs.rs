@@ -373,6 +373,7 @@ async fn a_database_of_another_format_is_brought_up_to_date_or_refused() {
     ledger.shutdown().await;
     let database = database(&rig);
     let before = "DROP TABLE seen, proofs; UPDATE meta SET format = 1; \
+                  ALTER TABLE approvals DROP COLUMN denied; \
                   DELETE FROM _sqlx_migrations WHERE version > 3";
     database.run(before).await;
     let ledger = rig.open().await;
