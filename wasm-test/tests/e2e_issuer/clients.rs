@@ -271,7 +271,7 @@ async fn a_clients_assertion_is_for_us_by_its_key_and_short() {
     refused(
         "as a subject token",
         &answer,
-        no("invalid_request", "token_malformed"),
+        no("invalid_request", "token_issuer"),
     );
     let answer = bench.send(with(&bench, SVID, good())).await;
     refused("as an SVID", &answer, client("token_malformed"));
