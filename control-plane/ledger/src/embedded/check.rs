@@ -325,10 +325,7 @@ impl State {
         if of_owner >= most.saturating_add(usize::from(planted!(OwnerOverrun))) {
             return Err(Refused::Limit("outstanding tokens per owner"));
         }
-        // A grant takes nobody's last place: nothing could be got with it.
-        let full = outstanding >= limits.outstanding_with_grants()
-            || outstanding.saturating_add(1) >= limits.outstanding_per_agent
-            || of_owner.saturating_add(1) >= limits.outstanding_per_owner;
+        let full = limits.is_full_for_grants(outstanding, of_owner);
         if token.grant.is_some() && full && !planted!(GrantsOverrun) {
             return Err(Refused::Limit(
                 "grants: half of an agent's outstanding tokens, and no last one",

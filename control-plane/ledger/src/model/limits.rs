@@ -43,6 +43,16 @@ impl Limits {
     pub fn outstanding_with_grants(&self) -> usize {
         (self.outstanding_per_agent / 2).max(1)
     }
+
+    /// Whether an agent that has so many outstanding tokens, and whose owner's agents have
+    /// so many, gets no further grant. None takes anybody's last place: nothing could be got
+    /// with it.
+    #[must_use]
+    pub(crate) fn is_full_for_grants(&self, outstanding: usize, of_owner: usize) -> bool {
+        outstanding >= self.outstanding_with_grants()
+            || outstanding.saturating_add(1) >= self.outstanding_per_agent
+            || of_owner.saturating_add(1) >= self.outstanding_per_owner
+    }
 }
 
 impl Default for Limits {

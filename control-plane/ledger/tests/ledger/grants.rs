@@ -16,6 +16,7 @@ on_both_stores! {
     a_stop_of_a_grant_covers_all_that_came_of_it,
     a_stop_of_a_key_covers_what_was_passed_on_to_other_keys,
     grants_leave_room_for_what_they_bring,
+    no_grant_takes_anybodys_last_place,
 }
 
 const CHILD: &str = "spiffe://writ.example/agent/child";
@@ -332,6 +333,21 @@ async fn grants_leave_room_for_what_they_bring(rig: Rig) {
     }
     ledger.commit(under(&session, "again", None)).await.unwrap();
     assert!(ledger.commit(issue(one_more)).await.is_err());
+}
+
+/// Nothing could be got with it, and it lasts.
+async fn no_grant_takes_anybodys_last_place(rig: Rig) {
+    let limits = Limits {
+        outstanding_per_agent: 1,
+        ..Limits::default()
+    };
+    let ledger = rig.open_with(limits).await;
+    for kind in [GrantKind::Session, GrantKind::Refresh, GrantKind::Deferral] {
+        let refused = ledger.commit(issue(grant("first", kind))).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Refused::Limit(what) if what.starts_with("grants")));
+    }
+    ledger.commit(issue(token("one"))).await.unwrap();
 }
 
 /// Attack E06's kind: over two replicas so many count as there are uses, and of one refresh
