@@ -44,7 +44,9 @@ pub async fn run(json: Option<&Path>, rounds: usize) -> Result<(), Error> {
         envoys: PROXIES,
         concurrency: 1,
         token_lifetime_s: 300,
-        extra_config: "[limits]\noutstanding_per_agent = 65536\n".to_owned(),
+        extra_config: "[limits]\noutstanding_per_agent = 65536\noutstanding_per_owner = 1048576\n\
+             exchanges_per_agent = 1000000\nexchanges_per_owner = 1000000\n"
+            .to_owned(),
         ..Options::default()
     })
     .await?;
