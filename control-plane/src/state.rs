@@ -94,8 +94,8 @@ pub enum Standing {
 /// When the control plane started.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
-    /// By the ledger's time, as all that is judged by it: a clock that was set back while
-    /// nothing ran has not made anything unused again. ms.
+    /// With a ledger in files by its time, as all that is judged by it: a clock that was set
+    /// back while nothing ran has not made anything unused again. ms.
     pub ms: u64,
     /// The first second that is no other process's, in ms.
     pub second_ms: u64,
@@ -109,7 +109,11 @@ impl Start {
     /// used.
     #[must_use]
     pub fn at(clock_ms: u64, ledger_ms: u64, begun: bool, in_files: bool) -> Self {
-        let ms = clock_ms.max(ledger_ms);
+        // A database knows what was used, whatever the clock says.
+        let ms = match in_files {
+            true => clock_ms.max(ledger_ms),
+            false => clock_ms,
+        };
         // With a ledger that was just made there was nobody to use anything.
         let second_s = match begun {
             true => ms / 1000,
@@ -309,8 +313,8 @@ mod tests {
             ((5_500, 0, true, false), (5_500, 5_000)),
             ((5_500, 4_000, false, false), (5_500, 6_000)),
             ((5_500, 4_000, false, true), (5_500, 5_500 + SKEW_MS)),
-            ((5_500, 65_500, false, false), (65_500, 66_000)),
-            ((5_500, 65_500, false, true), (65_500, 65_500 + SKEW_MS)),
+            ((5_500, 66_000, false, false), (5_500, 6_000)),
+            ((5_500, 66_000, false, true), (66_000, 66_000 + SKEW_MS)),
         ];
         for ((clock, ledger, begun, in_files), wanted) in table {
             let start = Start::at(clock, ledger, begun, in_files);

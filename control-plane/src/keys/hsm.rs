@@ -100,16 +100,17 @@ impl Hsm {
             }
             Err(error) => drop(reply.try_send(Err(error))),
         })?;
-        let late = || away("its module was not loaded in time");
-        loaded
-            .recv_timeout(MAKE_WITHIN)
-            .unwrap_or_else(|_| Err(late()))?;
+        // At once, so that also one that loads too late is told that nobody waits for it.
         let hsm = Self {
             jobs,
             _thread: thread,
             failing: AtomicBool::new(false),
             never: None,
         };
+        let late = || away("its module was not loaded in time");
+        loaded
+            .recv_timeout(MAKE_WITHIN)
+            .unwrap_or_else(|_| Err(late()))?;
         match hsm.ask(Job::Look, MAKE_WITHIN) {
             Err(error @ KeyError::TokenAway(_)) => {
                 tracing::error!("{error}; nothing is issued until it is back");

@@ -62,6 +62,7 @@ mod registry_pages;
 mod revived;
 mod rights;
 mod sessions;
+mod set_back;
 mod sidecar;
 mod sidecar_certified;
 mod speaking;

@@ -407,7 +407,13 @@ fn epoch_group(
     } else {
         replay.state.epoch.saturating_add(1)
     };
-    let now: Millis = replay.state.time_ms.max(clock());
+    let (last, clock) = (replay.state.time_ms, clock());
+    // A clock that was set back stands still until it has caught up. What is told apart by
+    // seconds, such as whose nonces those are, is told apart by the next one.
+    let now: Millis = match clock < last {
+        true => (last / 1000).saturating_add(1).saturating_mul(1000),
+        false => clock,
+    };
     let torn = replay.torn.as_ref().filter(|_| !planted!(CutSilently));
     let torn = torn.map(|torn| Event::Torn {
         segment: torn.segment,

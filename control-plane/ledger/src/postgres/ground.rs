@@ -8,7 +8,7 @@ use super::{PostgresError, database::Conn, sequencer::Head, session::Session, va
 
 /// The format of the tables' contents. It is raised, with a migration that sets it, whenever
 /// records get what a replica of before can't read: such a one stops at its next look.
-pub(crate) const FORMAT: i32 = 2;
+pub(crate) const FORMAT: i32 = 3;
 
 /// Where tables are: the server, database and table; and the server's timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,8 @@ use crate::{
     model::{Approval, ApprovalState, Given, Hash, Millis, Right, Rights, Suspension},
 };
 
-/// Approvals that ended and are still shown.
+/// Approvals that ended and are still shown: so many that people said no to, and of all
+/// others as many.
 const ENDED: usize = 1024;
 /// The newest entries, which pages list.
 const LISTED: usize = 512;
@@ -207,13 +208,17 @@ impl View {
     fn forget(&mut self) {
         let open =
             |a: &Approval| matches!(a.state, ApprovalState::Pending | ApprovalState::Approved);
-        let ended = self.approvals.values().filter(|(_, a)| !open(a));
-        let mut ended: Vec<(i64, String)> = ended.map(|(v, a)| (*v, a.id.clone())).collect();
-        if ended.len() > ENDED {
-            ended.sort_unstable();
-            let over = ended.len() - ENDED;
-            for (_, id) in ended.into_iter().take(over) {
-                self.approvals.remove(&id);
+        for is_denied in [true, false] {
+            let kind = |a: &Approval| (a.state == ApprovalState::Denied) == is_denied;
+            let ended = self.approvals.values();
+            let ended = ended.filter(|(_, a)| !open(a) && kind(a));
+            let mut ended: Vec<(i64, String)> = ended.map(|(v, a)| (*v, a.id.clone())).collect();
+            if ended.len() > ENDED {
+                ended.sort_unstable();
+                let over = ended.len() - ENDED;
+                for (_, id) in ended.into_iter().take(over) {
+                    self.approvals.remove(&id);
+                }
             }
         }
     }

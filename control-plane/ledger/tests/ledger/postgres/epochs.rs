@@ -379,10 +379,10 @@ async fn a_database_of_another_format_is_brought_up_to_date_or_refused() {
     let ledger = rig.open().await;
     ledger.commit(allow("a", "1", None)).await.unwrap();
     let format = "SELECT format::int8 FROM meta";
-    assert_eq!(database.count(format).await, 2);
+    assert_eq!(database.count(format).await, 3);
     assert_eq!((ledger.epoch(), ledger.suspended()), (1, None));
     // To the one that runs, what comes next is what this one is to those of before.
-    database.run("UPDATE meta SET format = 3").await;
+    database.run("UPDATE meta SET format = 4").await;
     let mut n = 0;
     while ledger.commit(note("config", n)).await.is_ok() {
         n += 1;
@@ -399,7 +399,7 @@ async fn a_database_of_another_format_is_brought_up_to_date_or_refused() {
         .unwrap_err();
     let said = refused.to_string();
     assert!(
-        said.contains("format 3, where this version writes 2"),
+        said.contains("format 4, where this version writes 3"),
         "{said}"
     );
 }
