@@ -77,6 +77,10 @@ pub struct Stage {
 
 impl Stage {
     pub async fn start() -> Stage {
+        Self::start_with("").await
+    }
+
+    pub async fn start_with(more: &str) -> Stage {
         let policy = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(policy.path(), POLICY).unwrap();
         let routes = r#"
@@ -91,7 +95,7 @@ body_facts = { "/amount" = "long", "/to" = "string" }
             hold_s: 1,
             policy: Some(policy.path().to_owned()),
             routes: routes.to_owned(),
-            extra_config: format!("[approval]\npoll_s = {POLL_S}\n"),
+            extra_config: format!("[approval]\npoll_s = {POLL_S}\n{more}"),
             ..Options::default()
         };
         let system = System::for_test(options).await.unwrap();

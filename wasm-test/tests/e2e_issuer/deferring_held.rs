@@ -182,3 +182,44 @@ async fn a_poll_that_was_told_to_wait_brings_no_token_when_it_is_shown_again() {
     issued("its own next", &stage.post(poll()).await);
     stage.system.stop().await;
 }
+
+/// Nor does one whose token could not be recorded, once it could.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_that_found_no_room_brings_no_token_when_there_is_some() {
+    let stage = Stage::start_with("[limits]\noutstanding_per_agent = 4\n").await;
+    let approver = stage.system.approver().await.unwrap();
+    let details = stage.agent.details("GET", "/echo/restricted/full");
+    let answer = stage.first(&details, &[]).await;
+    let code = code_of(&answer);
+    let id = answer.json()["approval_id"].as_str().unwrap().to_owned();
+    let svid = stage.agent.svid().await.unwrap();
+    let poll = || {
+        params(&[
+            ("grant_type", DEFERRED),
+            ("deferral_code", &code),
+            ("subject_token", &svid),
+            ("subject_token_type", JWT),
+        ])
+    };
+    let done = approver.decide(&id, Says::Approve).await.unwrap();
+    assert!(done.status < 400, "{}", done.text());
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        tokens.push(stage.agent.token("GET", "/echo/free").await.unwrap());
+    }
+    interval().await;
+    let proof = stage.agent.token_proof();
+    let full = stage.post_with(poll(), &proof).await;
+    assert_eq!((full.status, &*full.reason()), (429, "limit_exceeded"));
+    let spent = stage.agent.present("GET", "/echo/free", &tokens[0]).await;
+    assert_eq!(spent.unwrap().status, 200);
+    interval().await;
+    let replayed = no("invalid_dpop_proof", "proof_replayed");
+    refused(
+        "its proof",
+        &stage.post_with(poll(), &proof).await,
+        replayed,
+    );
+    issued("another proof", &stage.post(poll()).await);
+    stage.system.stop().await;
+}

@@ -217,14 +217,7 @@ async fn registry_and_policy_say_no_and_the_log_says_so() {
          [[agent]]\nspiffe_id = \"{RETIRED}\"\nowner = \"b@example.com\"\nactive = false\n"
     );
     let bench = Bench::over(Prepared::new().with(&agents).start().await);
-    let as_agent = |agent: &str| {
-        let mut attempt = bench.attempt();
-        let svid = bench
-            .authority
-            .svid(agent, &bench.plane.issuer(), &json!({}));
-        attempt.set("subject_token", svid);
-        attempt
-    };
+    let as_agent = |agent: &str| bench.attempt_of(agent);
     let inactive = no("access_denied", "agent_inactive");
     for _ in 0..2 {
         refused(

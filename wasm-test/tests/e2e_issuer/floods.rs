@@ -10,18 +10,9 @@ use wasm_test::system::AGENT;
 
 use crate::admins::{ANN, BOB, CAROL, Person, link, two};
 use crate::grants::{CHILD, start};
-use crate::judging::{Attempt, Bench, issued, no, refused};
+use crate::judging::{Bench, issued, no, refused};
 use crate::plane::{Plane, Prepared, run, text};
 use crate::refreshing::{authenticating, refresh_of, refreshing, with_refresh};
-
-fn of(bench: &Bench, agent: &str) -> Attempt {
-    let mut attempt = bench.attempt();
-    let svid = bench
-        .authority
-        .svid(agent, &bench.plane.issuer(), &json!({}));
-    attempt.set("subject_token", svid);
-    attempt
-}
 
 /// Entries of this kind about this agent.
 fn lines(bench: &Bench, kind: &str, agent: &str) -> usize {
@@ -33,7 +24,7 @@ fn lines(bench: &Bench, kind: &str, agent: &str) -> usize {
 /// Asks often, and is told the same each time.
 async fn asks(bench: &Bench, agent: &str, times: usize, reason: &'static str) {
     for at in 0..times {
-        let answer = bench.send(of(bench, agent)).await;
+        let answer = bench.send(bench.attempt_of(agent)).await;
         refused(
             &format!("{agent} {at}"),
             &answer,

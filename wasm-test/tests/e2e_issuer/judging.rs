@@ -86,6 +86,14 @@ impl Bench {
         json!([{ "type": "http_request", "actions": ["GET"], "locations": [self.url(path)] }])
     }
 
+    /// As [`Bench::attempt`], by another agent.
+    pub fn attempt_of(&self, agent: &str) -> Attempt {
+        let mut attempt = self.attempt();
+        let svid = self.authority.svid(agent, &self.plane.issuer(), &json!({}));
+        attempt.set("subject_token", svid);
+        attempt
+    }
+
     /// A good one for a GET of a file that policy allows.
     pub fn attempt(&self) -> Attempt {
         let param = |name: &str, value: String| (name.to_owned(), value);

@@ -6,7 +6,7 @@ use wasm_test::client::Answer;
 use wasm_test::system::AGENT;
 
 use crate::grants::start;
-use crate::judging::{Attempt, Bench, Verdict, issued, refused};
+use crate::judging::{Bench, Verdict, issued, refused};
 
 const CHILD: &str = "spiffe://writ.example/agent/child";
 const LIMIT: Verdict = Verdict {
@@ -15,19 +15,10 @@ const LIMIT: Verdict = Verdict {
     reason: "limit_exceeded",
 };
 
-fn of(bench: &Bench, agent: &str) -> Attempt {
-    let mut attempt = bench.attempt();
-    let svid = bench
-        .authority
-        .svid(agent, &bench.plane.issuer(), &json!({}));
-    attempt.set("subject_token", svid);
-    attempt
-}
-
 /// Asks until it is refused: how many there were. Time may bring one or two more.
 async fn until_refused(bench: &Bench, agents: &[&str]) -> usize {
     for (count, agent) in agents.iter().cycle().take(30).enumerate() {
-        let answer = bench.send(of(bench, agent)).await;
+        let answer = bench.send(bench.attempt_of(agent)).await;
         if answer.status != 200 {
             refused("one too many", &answer, LIMIT);
             assert_eq!(answer.header("retry-after"), Some("1"));
@@ -42,7 +33,7 @@ async fn an_agent_that_asks_for_too_much_waits_and_others_do_not() {
     let bench = start("[limits]\nexchanges_per_agent = 1").await;
     let count = until_refused(&bench, &[AGENT]).await;
     assert!((5..10).contains(&count), "{count}");
-    issued("another", &bench.send(of(&bench, CHILD)).await);
+    issued("another", &bench.send(bench.attempt_of(CHILD)).await);
     let proof = bench.proof();
     let show = async || {
         let mut attempt = bench.attempt();
@@ -72,8 +63,12 @@ async fn the_agents_of_one_owner_have_a_share_together() {
     let count = until_refused(&bench, &[AGENT, CHILD]).await;
     assert!((5..10).contains(&count), "{count}");
     // Neither of the two has anything left.
-    refused("the one", &bench.send(of(&bench, AGENT)).await, LIMIT);
-    refused("the other", &bench.send(of(&bench, CHILD)).await, LIMIT);
+    refused("the one", &bench.send(bench.attempt_of(AGENT)).await, LIMIT);
+    refused(
+        "the other",
+        &bench.send(bench.attempt_of(CHILD)).await,
+        LIMIT,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,10 +102,14 @@ async fn a_batch_costs_as_much_as_its_actions() {
 async fn the_agents_of_one_owner_have_so_many_tokens_between_them() {
     let bench = start("[limits]\noutstanding_per_owner = 3").await;
     for agent in [AGENT, CHILD, AGENT] {
-        issued(agent, &bench.send(of(&bench, agent)).await);
+        issued(agent, &bench.send(bench.attempt_of(agent)).await);
     }
     for agent in [AGENT, CHILD] {
-        refused("one too many", &bench.send(of(&bench, agent)).await, LIMIT);
+        refused(
+            "one too many",
+            &bench.send(bench.attempt_of(agent)).await,
+            LIMIT,
+        );
     }
     let entries = bench.plane.entries();
     let refusals = entries

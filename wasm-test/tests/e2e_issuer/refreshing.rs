@@ -148,6 +148,12 @@ async fn a_refresh_token_counts_once_and_its_reuse_ends_its_family() {
         &bench.send(with_refresh(&bench, &key, &third)).await,
         no("access_denied", "token_revoked"),
     );
+    // Its stop is kept for as long as it, and what it brought last, might be used; not more.
+    let stops = bench.plane.entries();
+    let stop = stops.iter().rfind(|it| it["kind"] == "stop").unwrap();
+    let ms = |name: &str| stop["body"][name].as_u64().unwrap();
+    let kept = ms("until_ms") - ms("at_ms");
+    assert!((3_600_000..=4_000_000).contains(&kept), "{stop}");
     // Another family lives.
     let body = issued("anew", &bench.send(authenticating(&bench, &key)).await);
     let raced = refresh_of(&body);
